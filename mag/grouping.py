@@ -1,0 +1,193 @@
+import os
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+
+class Grouping:
+    r"""Groups nodes into macro nodes by k-means on their behavior embeddings, with FAISS, as in
+    the `"Macro Graph Neural Networks for Online Billion-Scale Recommender Systems"
+    <https://doi.org/10.1145/3589334.3645517>`_ paper (eq. 3 and 4)
+
+    .. math::
+        \min_{\mathcal{C}} \sum_{p=1}^{M} \sum_{v \in \mathcal{C}_p}
+        {\lVert \mathbf{b}_v - \boldsymbol{\mu}_p \rVert}^2_2.
+
+    The centroids are kept, so that nodes which were not there at the time of fitting can be
+    assigned to the nearest. All rows are used; a GPU is used if FAISS was built for one.
+
+    Args:
+        num_clusters (int): The number of macro nodes :math:`M`.
+        spherical (bool, optional): If set to :obj:`True`, centroids are projected to the unit
+            sphere after each iteration, which makes this cosine k-means. (default: :obj:`False`)
+        num_iterations (int, optional): Lloyd iterations. (default: :obj:`25`)
+        seed (int, optional): Seed of the k-means++ start. (default: :obj:`0`)
+
+    Attributes:
+        centroids (torch.Tensor or None): Shape :obj:`[num_clusters, D]` once fitted.
+    """
+
+    def __init__(
+        self,
+        num_clusters: int,
+        spherical: bool = False,
+        num_iterations: int = 25,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(num_clusters, bool) or not isinstance(num_clusters, int) or num_clusters < 1:
+            raise ValueError(
+                f"'num_clusters' must be a positive integer, but got {num_clusters!r}."
+            )
+        if num_iterations < 1:
+            raise ValueError(f"'num_iterations' must be positive, but got {num_iterations}.")
+        self.num_clusters = num_clusters
+        self.spherical = spherical
+        self.num_iterations = num_iterations
+        self.seed = seed
+        self.centroids: Tensor | None = None
+
+    def fit(self, x: Tensor) -> Tensor:
+        r"""Finds the centroids and returns the cluster of each row.
+
+        Args:
+            x (torch.Tensor): Behavior embeddings of shape :obj:`[N, D]`.
+
+        Returns:
+            Clusters in :math:`0, \ldots, M - 1`, shape :obj:`[N]`.
+
+        Raises:
+            ValueError: If there are fewer rows than clusters, or a value is not finite.
+        """
+        rows = self._check(x)
+        if len(rows) < self.num_clusters:
+            raise ValueError(
+                f"Grouping into {self.num_clusters} clusters needs at least as many nodes with "
+                f"behavior, but got {len(rows)}."
+            )
+        kmeans = faiss.Kmeans(
+            rows.shape[1],
+            self.num_clusters,
+            niter=self.num_iterations,
+            seed=self.seed,
+            spherical=self.spherical,
+            gpu=faiss.get_num_gpus() > 0,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(rows),
+            init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        )
+        kmeans.train(rows)
+        self.centroids = torch.from_numpy(kmeans.centroids.copy())
+        return self.assign(x)
+
+    def assign(self, x: Tensor) -> Tensor:
+        r"""Returns the cluster with the nearest centroid for each row of :obj:`x`, shape
+        :obj:`[N]`.
+
+        Raises:
+            RuntimeError: If the grouping has not been fitted.
+            ValueError: If :obj:`x` has another width than the rows it was fitted on.
+        """
+        if self.centroids is None:
+            raise RuntimeError(f"{self!r} has not been fitted: call 'fit' or 'load' first.")
+        rows = self._check(x)
+        if rows.shape[1] != self.centroids.size(1):
+            raise ValueError(
+                f"Grouping was fitted on embeddings of width {self.centroids.size(1)}, but got "
+                f"shape {list(x.shape)}."
+            )
+        if len(rows) == 0:
+            return torch.empty(0, dtype=torch.long)
+        _, cluster = faiss.knn(rows, self.centroids.numpy(), 1)
+        return torch.from_numpy(cluster[:, 0].astype(np.int64))
+
+    def save(self, path: str | os.PathLike) -> None:
+        r"""Writes arguments and centroids to :obj:`path`, under a temporary name first."""
+        if self.centroids is None:
+            raise RuntimeError(f"{self!r} has not been fitted: there is nothing to save.")
+        temporary = Path(f'{os.fspath(path)}.{os.getpid()}.tmp')
+        try:
+            torch.save({**self._arguments(), 'centroids': self.centroids}, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> 'Grouping':
+        r"""Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is no saved grouping.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+            centroids = state.pop('centroids')
+            grouping = cls(**state)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"'{os.fspath(path)}' is not a saved Grouping: {error}") from error
+        grouping.centroids = centroids
+        return grouping
+
+    def _arguments(self) -> dict[str, int | bool]:
+        return {
+            'num_clusters': self.num_clusters,
+            'spherical': self.spherical,
+            'num_iterations': self.num_iterations,
+            'seed': self.seed,
+        }
+
+    @staticmethod
+    def _check(x: Tensor) -> np.ndarray:
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"Grouping expects embeddings of shape [num_nodes, D], but got {got}.")
+        rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
+        if not np.isfinite(rows).all():
+            row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise ValueError(f"Grouping expects finite embeddings, but row {row} is not.")
+        return rows
+
+    def __repr__(self) -> str:
+        arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
+        return f'{self.__class__.__name__}({arguments})'
+
+
+def macro_behavior(counts: Tensor) -> Tensor:
+    r"""L2-normalized hop-1 counts over the neighbors' clusters, shape :obj:`[N, M]`: what the
+    released code clusters (its "behavior embedding" on public data). Zero rows stay zero."""
+    return torch.nn.functional.normalize(counts.float(), dim=1)
+
+
+def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
+    r"""L2-normalized rows of the click matrix, :math:`\mathbf{b}_v = \mathbf{r}_v /
+    {\lVert \mathbf{r}_v \rVert}_2` (paper, eq. 2), projected to :obj:`projection_dim` random signs
+    (Achlioptas), which keeps squared distances in expectation: users times items is never dense.
+    With at most :obj:`projection_dim` columns the rows are returned as they are.
+
+    Args:
+        clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
+        projection_dim (int): Width :math:`D` of the result.
+        seed (int): Seed of the signs. The signs of a column do not depend on how many columns
+            there are, so embeddings stay comparable when new nodes arrive.
+
+    Returns:
+        Embeddings of shape :obj:`[N, min(D, N_other)]`.
+    """
+    if projection_dim < 1:
+        raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
+    clicks = clicks.astype(np.float32)
+    norm = np.sqrt(np.asarray(clicks.multiply(clicks).sum(axis=1))).ravel()
+    if clicks.shape[1] <= projection_dim:
+        rows = clicks.toarray()
+    else:
+        bits = np.random.default_rng(seed).integers(
+            0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8
+        )
+        rows = clicks @ ((2 * bits.astype(np.float32) - 1) / np.sqrt(projection_dim))
+    rows /= np.maximum(norm, 1e-12)[:, None]
+    return torch.from_numpy(rows)

@@ -1,0 +1,69 @@
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class BatchIndexSampler(Sampler[Tensor]):
+    r"""Yields the row indices of whole batches as tensors, so that a batch is gathered by indexing
+    and never row by row.
+
+    The order of an epoch depends on :obj:`(seed, epoch)` alone. Under
+    :mod:`torch.distributed` each process gets every :obj:`world_size`-th row and all processes get
+    the same number of batches: when shuffling, the few rows left over are dropped; otherwise they
+    make the last batch of some processes one row longer, and every row is seen once.
+
+    Args:
+        num_rows (int): The number of rows.
+        batch_size (int): Rows a batch (of one process).
+        shuffle (bool, optional): If set to :obj:`True`, rows are shuffled anew each epoch.
+            (default: :obj:`False`)
+        seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
+
+    Attributes:
+        skip (int): The number of batches that the next iteration leaves out at its start; set it to
+            resume within an epoch. It goes back to zero when an iteration begins.
+    """
+
+    def __init__(
+        self, num_rows: int, batch_size: int, shuffle: bool = False, seed: int = 0
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"'batch_size' must be a positive integer, but got {batch_size!r}.")
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        r"""Sets the epoch that the next iteration shuffles for."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rank, world_size = self._process()
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            rows = torch.randperm(self.num_rows, generator=generator)
+            rows = rows[: self.num_rows - self.num_rows % world_size]
+        else:
+            rows = torch.arange(self.num_rows)
+        rows = rows[rank::world_size]
+        num_batches = len(self)
+        skip, self.skip = self.skip, 0
+        for batch in range(skip, num_batches):
+            start = batch * self.batch_size
+            yield rows[start:] if batch == num_batches - 1 else rows[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        if self.num_rows == 0:
+            return 0
+        return max(1, -(-(self.num_rows // self._process()[1]) // self.batch_size))
+
+    @staticmethod
+    def _process() -> tuple[int, int]:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1

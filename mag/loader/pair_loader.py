@@ -1,0 +1,191 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import HeteroData
+
+from mag.loader.batch_index_sampler import BatchIndexSampler
+from mag.loader.pair_batch import PairBatch
+from mag.schema import CLICKS, require
+
+
+class PairLoader(DataLoader):
+    r"""Loads the exposures of a macro graph as batches of user-item pairs with their macro rows,
+    :class:`PairBatch`.
+
+    .. code-block:: python
+
+        train_loader = PairLoader(train, batch_size=1024, shuffle=True)
+        for batch in train_loader:
+            loss = binary_cross_entropy_with_logits(model(batch), batch.label)
+
+    Macro rows are kept dense, one a node (and window), and gathered by indexing. If the data rolls
+    over windows, each exposure reads the rows as of its own window.
+    The same code makes one request's batch at serving time, see :meth:`request`.
+
+    Args:
+        data (HeteroData): A part that went through :class:`~mag.transforms.MacroCoarsen`, and
+            :class:`~mag.transforms.RecentNeighbors` (without, the recent lists are empty).
+        batch_size (int, optional): Pairs a batch. (default: :obj:`1024`)
+        shuffle (bool, optional): If set to :obj:`True`, pairs are shuffled anew each epoch.
+            (default: :obj:`False`)
+        seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
+        **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
+            :obj:`num_workers`.
+
+    Raises:
+        ValueError: If the macro edges are missing, or a label lies before its window's cutoff.
+    """
+
+    def __init__(
+        self,
+        data: HeteroData,
+        batch_size: int = 1024,
+        shuffle: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        require(data, 'PairLoader', 'edge_index')
+        taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
+        if taken:
+            raise TypeError(f"PairLoader makes its batches itself and takes no {sorted(taken)}.")
+        rows = _MacroRows(data)
+        sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
+        super().__init__(rows, batch_size=None, sampler=sampler, **kwargs)
+
+    def request(self, user: int | Tensor, items: Tensor) -> PairBatch:
+        r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff.
+
+        Args:
+            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+
+        Raises:
+            IndexError: If the user or an item does not exist.
+        """
+        items = torch.as_tensor(items)
+        users = torch.as_tensor(user).expand(items.shape)
+        return self.dataset.request(users, items)
+
+
+class _MacroRows(torch.utils.data.Dataset):
+    r"""The macro rows of all nodes, indexed by tensors of exposures."""
+
+    def __init__(self, data: HeteroData) -> None:
+        clicks = data[CLICKS]
+        cutoff = clicks.get('cutoff')
+        self.num_windows = cutoff.numel() if cutoff is not None and cutoff.dim() == 1 else 1
+        self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
+        self.hops = {
+            node_type: self._dense_hops(data, node_type) for node_type in ('user', 'item')
+        }
+        self.recent = {
+            node_type: self._recent(data, node_type) for node_type in ('user', 'item')
+        }
+        self.user, self.item = torch.empty(2, 0, dtype=torch.long)
+        self.label = torch.empty(0)
+        self.window: Tensor | None = None
+        if 'edge_label_index' in clicks:
+            require(data, 'PairLoader', 'edge_label_index', 'edge_label')
+            self.user, self.item = clicks.edge_label_index
+            self.label = clicks.edge_label.float()
+            self.window = clicks.get('edge_label_window')
+            self._check_cutoff(clicks)
+
+    def __len__(self) -> int:
+        return self.user.numel()
+
+    def __getitem__(self, index: Tensor) -> PairBatch:
+        window = None if self.window is None else self.window[index]
+        return self._gather(self.user[index], self.item[index], window, self.label[index])
+
+    def request(self, user: Tensor, item: Tensor) -> PairBatch:
+        for node_type, node in (('user', user), ('item', item)):
+            if node.numel() > 0 and not 0 <= node.min() <= node.max() < self.num_nodes[node_type]:
+                raise IndexError(
+                    f"The request names {node_type} ids from {node.min()} to {node.max()}, but "
+                    f"there are {self.num_nodes[node_type]} {node_type}s."
+                )
+        window = torch.full_like(user, self.num_windows - 1) if self.num_windows > 1 else None
+        return self._gather(user, item, window, None)
+
+    def _gather(
+        self, user: Tensor, item: Tensor, window: Tensor | None, label: Tensor | None
+    ) -> PairBatch:
+        user_row, item_row = user, item
+        if window is not None:
+            user_row = user * self.num_windows + window
+            item_row = item * self.num_windows + window
+        return PairBatch(
+            user,
+            item,
+            tuple(table.index_select(0, user_row) for table in self.hops['user']),
+            tuple(table.index_select(0, item_row) for table in self.hops['item']),
+            self.recent['user'].index_select(0, user_row),
+            self.recent['item'].index_select(0, item_row),
+            label,
+        )
+
+    def _dense_hops(self, data: HeteroData, node_type: str) -> tuple[Tensor, ...]:
+        r"""Tables of shape :obj:`[N * S, M_k]`, row :math:`v S + s` for node :math:`v` as of
+        cutoff :math:`s`."""
+        relations = sorted(
+            (int(relation[3:]), source)
+            for source, relation, target in data.edge_types
+            if target == node_type and relation.startswith('hop')
+        )
+        if not relations:
+            raise ValueError(
+                f"PairLoader found no macro edges of '{node_type}' in the data: apply "
+                f"MacroCoarsen first."
+            )
+        tables = []
+        for hop, source in relations:
+            store = data[source, f'hop{hop}', node_type]
+            macro, node = store.edge_index
+            weight = store.edge_weight.view(macro.numel(), -1)
+            if weight.size(1) != self.num_windows:
+                raise ValueError(
+                    f"PairLoader expects one weight for each of {self.num_windows} windows on "
+                    f"{(source, f'hop{hop}', node_type)}, but got shape "
+                    f"{list(store.edge_weight.shape)}."
+                )
+            table = torch.zeros(
+                self.num_nodes[node_type], self.num_windows, data[source].num_nodes
+            )
+            table[node, :, macro] = weight
+            tables.append(table.flatten(0, 1))
+        return tuple(tables)
+
+    def _recent(self, data: HeteroData, node_type: str) -> Tensor:
+        num_nodes = self.num_nodes[node_type]
+        recent = data[node_type].get('recent')
+        if recent is None:
+            return torch.empty(num_nodes * self.num_windows, 0, dtype=torch.long)
+        lead = (num_nodes, self.num_windows) if self.num_windows > 1 else (num_nodes,)
+        if recent.shape[:-1] not in (lead, (num_nodes, self.num_windows)):
+            raise ValueError(
+                f"PairLoader expects data['{node_type}'].recent of shape {[*lead, 'num']}, but got "
+                f"{list(recent.shape)}: apply RecentNeighbors to the part, not before the split."
+            )
+        return recent.reshape(num_nodes * self.num_windows, -1)
+
+    def _check_cutoff(self, clicks: Any) -> None:
+        if self.window is None and self.num_windows > 1:
+            raise ValueError(
+                f"PairLoader found {self.num_windows} cutoffs but no 'edge_label_window' that "
+                f"tells which of them belongs to each exposure."
+            )
+        cutoff = clicks.get('cutoff')
+        clock = clicks.get('edge_label_position', clicks.get('edge_label_time'))
+        if cutoff is None or clock is None or clock.numel() == 0:
+            return
+        early = clock < (cutoff if self.window is None else cutoff[self.window])
+        if bool(early.any()):
+            row = int(early.nonzero()[0])
+            raise ValueError(
+                f"PairLoader found {int(early.sum())} exposures before the cutoff of the macro "
+                f"rows they would read, such as row {row} at {clock[row].item()}: they would see "
+                f"their own future. Use the parts that TemporalSplit returns."
+            )

@@ -1,0 +1,325 @@
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, vstack
+from torch import Tensor
+
+from mag.schema import OTHER
+
+BYTES_PER_PAIR = 12
+CHUNK_PAIRS = 2**26
+
+
+class MacroEdges:
+    r"""The macro edges of every node: how often its :math:`k`-hop neighborhood reaches each
+    macro node, from the `"Macro Graph Neural Networks for Online Billion-Scale Recommender
+    Systems" <https://doi.org/10.1145/3589334.3645517>`_ paper (eq. 5)
+
+    .. math::
+        \mathbf{E}^{(k)}_v[p, q] = \sum_{a \in \mathcal{C}_p \cap \mathcal{N}^{(k-1)}_v} \;
+        \sum_{b \in \mathcal{C}_q \cap \mathcal{N}^{(k)}_v} r_{ab}, \qquad
+        \mathbf{n}^{(k)}_v[q] = \sum_p \mathbf{E}^{(k)}_v[p, q],
+
+    where :math:`\mathcal{N}^{(0)}_v = \{ v \}` and :math:`\mathcal{N}^{(k)}_v` holds the neighbors
+    of :math:`\mathcal{N}^{(k-1)}_v` (so a user is in its own :math:`\mathcal{N}^{(2)}`).
+
+    * :obj:`mode="set"` is eq. 5 as written: each node of a neighborhood counts once.
+    * :obj:`mode="walk"` counts walks, :math:`\mathbf{n}^{(k)} = \mathbf{R} \mathbf{n}^{(k-1)}`,
+      at a cost linear in the clicks for any :math:`k`.
+
+    With binary clicks both agree up to two hops, and walks are used for those.
+
+    Args:
+        user_cluster (torch.Tensor): Cluster of each user, shape :obj:`[num_users]`; :obj:`-1` for
+            a user without clicks.
+        item_cluster (torch.Tensor): Cluster of each item, shape :obj:`[num_items]`.
+        num_clusters (dict[str, int]): Number of macro nodes of :obj:`"user"` and :obj:`"item"`.
+        num_hops (int, optional): The number of hops :math:`k`. (default: :obj:`2`)
+        mode (str, optional): :obj:`"set"` or :obj:`"walk"`. (default: :obj:`"set"`)
+        binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
+            (default: :obj:`True`)
+        max_bytes (int, optional): What the neighborhood sets of three and more hops, or full
+            tensors, may take before they are refused. (default: 8 GiB)
+
+    Attributes:
+        counts (dict[str, list[np.ndarray]]): For :obj:`"user"` and :obj:`"item"`, the tables
+            :math:`\mathbf{n}^{(1)}, \ldots, \mathbf{n}^{(k)}` as float64, which is exact up to
+            :math:`2^{53}`. Shapes: a user's hop 1 (and 3, 5, ...) is
+            :obj:`[num_users, num_item_clusters]`, its hop 2 (and 4, ...)
+            :obj:`[num_users, num_user_clusters]`; mirrored for items.
+    """
+
+    def __init__(
+        self,
+        user_cluster: Tensor,
+        item_cluster: Tensor,
+        num_clusters: dict[str, int],
+        num_hops: int = 2,
+        mode: str = 'set',
+        binary: bool = True,
+        max_bytes: int = 8 * 2**30,
+    ) -> None:
+        if isinstance(num_hops, bool) or not isinstance(num_hops, int) or num_hops < 1:
+            raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
+        if mode not in ('set', 'walk'):
+            raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
+        self.num_clusters = num_clusters
+        self.num_hops = num_hops
+        self.mode = mode
+        self.binary = binary
+        self.max_bytes = max_bytes
+        self.cluster = {
+            'user': self._check_cluster('user', user_cluster),
+            'item': self._check_cluster('item', item_cluster),
+        }
+        num_users, num_items = len(user_cluster), len(item_cluster)
+        self.clicks = {
+            'user': csr_matrix((num_users, num_items), dtype=np.float64),
+            'item': csr_matrix((num_items, num_users), dtype=np.float64),
+        }
+        self.counts = {
+            node: [
+                np.zeros((len(self.cluster[node]), num_clusters[self.reached(node, hop)]))
+                for hop in range(1, num_hops + 1)
+            ]
+            for node in ('user', 'item')
+        }
+
+    @staticmethod
+    def reached(node: str, hop: int) -> str:
+        r"""The node type that :obj:`hop` steps from :obj:`node` arrive at."""
+        return node if hop % 2 == 0 else OTHER[node]
+
+    def update(
+        self,
+        edge_index: Tensor,
+        user_cluster: Tensor | None = None,
+        item_cluster: Tensor | None = None,
+    ) -> 'MacroEdges':
+        r"""Adds new clicks to the counts. The result equals counting all clicks at once.
+
+        Hop 1 is additive; hop 2 is not (a click changes the hop 2 of everybody who clicked the same
+        item), so only the rows that changed are carried on:
+        :math:`\mathbf{n}^{(k)\prime} = \mathbf{n}^{(k)} + \mathbf{R}^{\prime} \Delta
+        \mathbf{n}^{(k-1)} + \Delta \mathbf{R} \, \mathbf{n}^{(k-1)}`.
+
+        Args:
+            edge_index (torch.Tensor): New clicks, users above items, shape :obj:`[2, E]`. Clicks
+                that are already counted change nothing if :obj:`binary`.
+            user_cluster (torch.Tensor, optional): Clusters with new users: entries may be appended
+                and :obj:`-1` may be filled in; a cluster that was set cannot change.
+            item_cluster (torch.Tensor, optional): The same for items.
+
+        Raises:
+            ValueError: If a cluster that was set is changed, or a clicked node has no cluster.
+            IndexError: If a click names a node without an entry in the clusters.
+        """
+        self._extend('user', user_cluster)
+        self._extend('item', item_cluster)
+        new = self._new_clicks(edge_index)
+        if new['user'].nnz == 0:
+            return self
+        first = self.clicks['user'].nnz == 0
+        for node in ('user', 'item'):
+            self.clicks[node] = new[node] if first else self.clicks[node] + new[node]
+
+        additive_hops = self.num_hops
+        if self.mode == 'set':
+            additive_hops = min(self.num_hops, 2 if self.binary else 1)
+        change = {
+            node: (new[node] @ self._one_hot(OTHER[node])).toarray() for node in ('user', 'item')
+        }
+        for hop in range(1, additive_hops + 1):
+            following = {}
+            for node in ('user', 'item'):
+                if hop < additive_hops:
+                    following[node] = self._carry(node, change[OTHER[node]], first)
+                    if not first:
+                        following[node] += new[node] @ self.counts[OTHER[node]][hop - 1]
+            for node in ('user', 'item'):
+                self.counts[node][hop - 1] += change[node]
+            change = following
+        for hop in range(additive_hops + 1, self.num_hops + 1):
+            for node in ('user', 'item'):
+                self.counts[node][hop - 1] = self._count_sets(node, hop)
+        return self
+
+    def tensors(self, node: str, hop: int) -> Tensor:
+        r"""The full macro edges :math:`\mathbf{E}^{(k)}_v[p, q]` of eq. 5 for all nodes of a type.
+
+        Args:
+            node (str): :obj:`"user"` or :obj:`"item"`.
+            hop (int): :math:`k`, from 1 to :obj:`num_hops`.
+
+        Returns:
+            A sparse tensor of shape :obj:`[num_nodes, M_(k-1), M_k]`.
+
+        Raises:
+            ValueError: If it would not fit in :obj:`max_bytes`.
+        """
+        if node not in OTHER:
+            raise ValueError(f"'node' must be 'user' or 'item', but got {node!r}.")
+        if not 1 <= hop <= self.num_hops:
+            raise ValueError(f"'hop' must be from 1 to {self.num_hops}, but got {hop!r}.")
+        rows, columns = (self.num_clusters[self.reached(node, step)] for step in (hop - 1, hop))
+        num_nodes = len(self.cluster[node])
+        self._refuse(
+            float(np.minimum(self._num_walks(node, hop), rows * columns).sum()) * 28,
+            f"The full macro edges of hop {hop} of {num_nodes:,} {node}s over {rows} x {columns} "
+            f"clusters",
+        )
+        if self.mode == 'set' and hop > 1:
+            edges = self._over_sets(node, hop, self._own_edges(self.reached(node, hop - 1)))
+        else:
+            edges = self._own_edges(self.reached(node, hop - 1))
+            for step in range(hop - 2, -1, -1):
+                edges = self.clicks[self.reached(node, step)] @ edges
+        edges = edges.tocoo()
+        index = np.stack([edges.row, edges.col // columns, edges.col % columns])
+        return torch.sparse_coo_tensor(
+            torch.from_numpy(index.astype(np.int64)),
+            torch.from_numpy(edges.data),
+            (num_nodes, rows, columns),
+            check_invariants=True,
+        ).coalesce()
+
+    def _check_cluster(self, node: str, cluster: Tensor) -> np.ndarray:
+        if not isinstance(cluster, Tensor) or cluster.dim() != 1 or cluster.is_floating_point():
+            got = (
+                f'{list(cluster.shape)} of {cluster.dtype}'
+                if isinstance(cluster, Tensor)
+                else type(cluster).__name__
+            )
+            raise ValueError(
+                f"'{node}_cluster' must be a tensor of integers of shape [num_{node}s], but got "
+                f"{got}."
+            )
+        values = cluster.numpy().astype(np.int64)
+        if len(values) > 0 and not -1 <= values.min() <= values.max() < self.num_clusters[node]:
+            raise IndexError(
+                f"'{node}_cluster' must lie in 0..{self.num_clusters[node] - 1} (or be -1 for a "
+                f"{node} without clicks), but holds {values.min()}..{values.max()}."
+            )
+        return values
+
+    def _extend(self, node: str, cluster: Tensor | None) -> None:
+        if cluster is None:
+            return
+        values, old = self._check_cluster(node, cluster), self.cluster[node]
+        if len(values) < len(old) or ((old >= 0) & (values[: len(old)] != old)).any():
+            raise ValueError(
+                f"'{node}_cluster' must keep the clusters of the {len(old)} {node}s that are "
+                f"already counted: count anew with a new MacroEdges to change them."
+            )
+        self.cluster[node] = values
+        grown = len(values) - len(old)
+        if grown > 0:
+            self.counts[node] = [np.pad(table, ((0, grown), (0, 0))) for table in self.counts[node]]
+            shape = (len(values), len(self.cluster[OTHER[node]]))
+            self.clicks[node].resize(shape)
+            self.clicks[OTHER[node]].resize(shape[::-1])
+
+    def _new_clicks(self, edge_index: Tensor) -> dict[str, csr_matrix]:
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(
+                f"MacroEdges expects clicks of shape [2, num_clicks], but got "
+                f"{list(edge_index.shape)}."
+            )
+        user, item = edge_index.numpy()
+        for node, index in (('user', user), ('item', item)):
+            if len(index) == 0:
+                continue
+            if index.min() < 0 or index.max() >= len(self.cluster[node]):
+                raise IndexError(
+                    f"MacroEdges found {node} ids from {index.min()} to {index.max()} in the "
+                    f"clicks, but has the clusters of {len(self.cluster[node])} {node}s: pass "
+                    f"'{node}_cluster' to 'update' along with new {node}s."
+                )
+            lonely = self.cluster[node][index] < 0
+            if lonely.any():
+                raise ValueError(
+                    f"MacroEdges found {lonely.sum()} clicks of {node}s without a cluster, such as "
+                    f"{node} {index[lonely.argmax()]}: fill in '{node}_cluster'."
+                )
+        shape = (len(self.cluster['user']), len(self.cluster['item']))
+        new = csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
+        if self.binary:
+            new.data[:] = 1
+            if self.clicks['user'].nnz > 0:
+                new = new - new.multiply(self.clicks['user'])
+                new.eliminate_zeros()
+        return {'user': new, 'item': new.T.tocsr()}
+
+    def _one_hot(self, node: str) -> csr_matrix:
+        cluster = self.cluster[node]
+        known = cluster >= 0
+        return csr_matrix(
+            (np.ones(known.sum()), cluster[known], np.concatenate([[0], known.cumsum()])),
+            shape=(len(cluster), self.num_clusters[node]),
+        )
+
+    def _carry(self, node: str, change: np.ndarray, all_rows: bool) -> np.ndarray:
+        if all_rows:
+            return self.clicks[node] @ change
+        changed = np.flatnonzero(change.any(axis=1))
+        return self.clicks[OTHER[node]][changed].T @ change[changed]
+
+    def _own_edges(self, node: str) -> csr_matrix:
+        r"""Hop-1 macro edges, in which only the row of the node's own cluster is filled, shape
+        :obj:`[num_nodes, M_0 * M_1]`."""
+        first = csr_matrix(self.clicks[node] @ self._one_hot(OTHER[node]))
+        width = self.num_clusters[OTHER[node]]
+        owner = np.repeat(self.cluster[node], np.diff(first.indptr))
+        return csr_matrix(
+            (first.data, owner * width + first.indices, first.indptr),
+            shape=(first.shape[0], self.num_clusters[node] * width),
+        )
+
+    def _num_walks(self, node: str, hop: int) -> np.ndarray:
+        walks = np.ones(len(self.cluster[self.reached(node, hop)]))
+        for step in range(hop - 1, -1, -1):
+            walks = self.clicks[self.reached(node, step)] @ walks
+        return walks
+
+    def _count_sets(self, node: str, hop: int) -> np.ndarray:
+        start = self.reached(node, hop - 1)
+        return self._over_sets(
+            node, hop, csr_matrix(self.clicks[start] @ self._one_hot(OTHER[start]))
+        ).toarray()
+
+    def _over_sets(self, node: str, hop: int, table: csr_matrix) -> csr_matrix:
+        r"""Sums the rows of :obj:`table` over :math:`\mathcal{N}^{(k-1)}_v`, which is eq. 5 because
+        every neighbor of a node in :math:`\mathcal{N}^{(k-1)}_v` is in
+        :math:`\mathcal{N}^{(k)}_v`."""
+        pairs = np.minimum(self._num_walks(node, hop - 1), table.shape[0])
+        self._refuse(
+            float(pairs.sum()) * BYTES_PER_PAIR,
+            f"The neighborhood sets N^({hop - 1}) of {len(pairs):,} {node}s",
+        )
+        chunk = (pairs.cumsum() // CHUNK_PAIRS).astype(np.int64)
+        bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=chunk[-1:] + 1))
+        parts = []
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            reach = self.clicks[node][start:end]
+            for step in range(1, hop - 1):
+                reach = reach @ self.clicks[self.reached(node, step)]
+                reach.data[:] = 1
+            if not self.binary:
+                reach = reach.copy()
+                reach.data[:] = 1
+            parts.append(reach @ table)
+        return vstack(parts, format='csr')
+
+    def _refuse(self, num_bytes: float, what: str) -> None:
+        if num_bytes > self.max_bytes:
+            raise ValueError(
+                f"{what} would take up to {num_bytes / 2**30:,.1f} GiB, more than the "
+                f"{self.max_bytes / 2**30:,.1f} GiB of 'max_bytes'. Use mode='walk', whose cost is "
+                f"linear in the clicks, or fewer hops or clusters."
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.clicks['user'].shape[0]} users, "
+            f"{self.clicks['user'].shape[1]} items, {self.clicks['user'].nnz} clicks, "
+            f"num_hops={self.num_hops}, mode={self.mode!r}, binary={self.binary})"
+        )

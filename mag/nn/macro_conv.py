@@ -1,0 +1,235 @@
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.typing import Adj, OptTensor
+from torch_geometric.utils import is_sparse, scatter, softmax, to_edge_index
+
+# PyG's inspector of message signatures does not read "int | None".
+OptInt = Optional[int]  # noqa: UP045
+
+
+class MacroConv(MessagePassing):
+    r"""The macro neighborhood aggregation from the `"Macro Graph Neural Networks for Online
+    Billion-Scale Recommender Systems" <https://doi.org/10.1145/3589334.3645517>`_ paper
+    (eq. 6 to 9 and 11)
+
+    .. math::
+        \mathbf{z}_v = \sum_{q \in \mathcal{N}_v} w_{vq} \, \alpha_{vq} \,
+        \mathbf{W}_V \mathbf{e}_q, \quad
+        w_{vq} = \frac{(n_{vq} + 1)^{1 / \tau}}{\sum_j (n_{vj} + 1)^{1 / \tau}}, \quad
+        \alpha_{vq} = \underset{q}{\mathrm{softmax}} \left(
+        \frac{\langle \mathbf{W}_Q \mathbf{e}_q, \mathbf{W}_K \mathbf{e}_v \rangle}
+        {\sqrt{d^{\prime}}} \right),
+
+    where :math:`n_{vq}` counts how often :math:`v` reaches macro node :math:`q`. The two softmaxes
+    multiply and are not normalized again.
+
+    Since :math:`\mathbf{W}_V` is linear it is applied after the sum, and :math:`\mathbf{W}_Q^{\top}
+    \mathbf{W}_K \mathbf{e}_v` once a target: rows of length :math:`d^{\prime}` are never made for
+    the neighbors.
+
+    Args:
+        in_channels (int): Size :math:`d` of the embeddings.
+        out_channels (int): Size :math:`d^{\prime}` of the output.
+        temperature (float, optional): :math:`\tau`. (default: :obj:`1.0`)
+        attention (str, optional): :obj:`"paper"`, or :obj:`"released"` to reproduce the released
+            code, whose softmax runs over an axis of size one, so that every :math:`\alpha` is 1 and
+            :math:`\mathbf{W}_Q, \mathbf{W}_K` are never trained. (default: :obj:`"paper"`)
+        mask_zero (bool, optional): If set to :obj:`False`, both softmaxes include the macro nodes
+            with count 0, as in the released code; the paper sums over the present ones.
+            (default: :obj:`True`)
+        weighting (bool, optional): If set to :obj:`False`, all :math:`w_{vq}` of a target are equal
+            (the ablation "w/o weighting" of Table 4). (default: :obj:`True`)
+        renormalise (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
+            sum to 1, which the paper does not. (default: :obj:`False`)
+        **kwargs (optional): Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Shapes:
+        - **input:** embeddings of macro nodes and targets :math:`((M, d), (B, d))`, and the counts
+          as edge indices :math:`(2, |\mathcal{E}|)` with edge weights :math:`(|\mathcal{E}|)`, as
+          a sparse matrix :math:`(B, M)`, or as a dense one
+        - **output:** :math:`(B, d^{\prime})`
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temperature: float = 1.0,
+        attention: str = 'paper',
+        mask_zero: bool = True,
+        weighting: bool = True,
+        renormalise: bool = False,
+        **kwargs,
+    ) -> None:
+        kwargs.setdefault('aggr', 'add')
+        super().__init__(**kwargs)
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(
+                f"'in_channels' and 'out_channels' must be positive, but got {in_channels} and "
+                f"{out_channels}."
+            )
+        if not temperature > 0:
+            raise ValueError(f"'temperature' must be positive, but got {temperature}.")
+        if attention not in ('paper', 'released'):
+            raise ValueError(f"'attention' must be 'paper' or 'released', but got {attention!r}.")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.temperature = temperature
+        self.attention = attention
+        self.mask_zero = mask_zero
+        self.weighting = weighting
+        self.renormalise = renormalise
+        self.lin_query = torch.nn.Linear(in_channels, out_channels, bias=False)
+        self.lin_key = torch.nn.Linear(in_channels, out_channels, bias=False)
+        self.lin_value = torch.nn.Linear(in_channels, out_channels, bias=False)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.lin_query.reset_parameters()
+        self.lin_key.reset_parameters()
+        self.lin_value.reset_parameters()
+
+    def forward(
+        self,
+        x: tuple[Tensor, Tensor],
+        edge_index: Adj,
+        edge_weight: OptTensor = None,
+    ) -> Tensor:
+        r"""
+        Args:
+            x (tuple[torch.Tensor, torch.Tensor]): Embeddings of the macro nodes, shape
+                :obj:`[M, d]`, and of the targets, shape :obj:`[B, d]`.
+            edge_index (torch.Tensor or SparseTensor): The counts, in one of three forms: indices of
+                macro nodes above those of targets, shape :obj:`[2, E]` of integers, with
+                :obj:`edge_weight`; a sparse matrix of shape :obj:`[B, M]`, a
+                :class:`torch_sparse.SparseTensor` or :class:`torch.sparse.Tensor`; or a dense
+                matrix of floats of shape :obj:`[B, M]`.
+            edge_weight (torch.Tensor, optional): Counts, shape :obj:`[E]`.
+
+        Raises:
+            ValueError: If the shapes do not fit each other.
+        """
+        x_macro, x_target = x
+        size = (x_macro.size(0), x_target.size(0))
+        for name, value in (('macro nodes', x_macro), ('targets', x_target)):
+            if value.dim() != 2 or value.size(1) != self.in_channels:
+                raise ValueError(
+                    f"MacroConv expects embeddings of {name} of shape [*, {self.in_channels}], but "
+                    f"got {list(value.shape)}."
+                )
+        if not is_sparse(edge_index) and edge_index.is_floating_point():
+            return self._forward_dense(x_macro, x_target, edge_index)
+        if is_sparse(edge_index):
+            index, edge_weight = to_edge_index(edge_index)
+            edge_index = index.flip(0)
+        if edge_weight is None or edge_weight.shape != edge_index.shape[1:]:
+            got = None if edge_weight is None else list(edge_weight.shape)
+            raise ValueError(
+                f"MacroConv expects 'edge_weight' of shape [{edge_index.size(1)}], one count for "
+                f"each column of 'edge_index', but got {got}."
+            )
+        if self.mask_zero:
+            present = edge_weight > 0
+            edge_index, edge_weight = edge_index[:, present], edge_weight[present]
+        else:
+            edge_index, edge_weight = self._complete(edge_index, edge_weight, size)
+        # propagate_type: (x: Tensor, query: Tensor, edge_weight: Tensor)
+        out = self.propagate(
+            edge_index,
+            x=(x_macro, x_target),
+            query=(None, self._query(x_target)),
+            edge_weight=edge_weight,
+            size=size,
+        )
+        return self.lin_value(out)
+
+    def message(
+        self,
+        x_j: Tensor,
+        query_i: Tensor,
+        edge_weight: Tensor,
+        index: Tensor,
+        ptr: OptTensor,
+        size_i: OptInt,
+    ) -> Tensor:
+        log_weight = self._log_weight(edge_weight)
+        weight = softmax(log_weight, index, ptr, size_i)
+        if self.attention == 'paper':
+            weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
+        if self.renormalise:
+            weight = weight / scatter(weight, index, dim_size=size_i).clamp(min=1e-12)[index]
+        return weight.unsqueeze(-1) * x_j
+
+    def attend(self, x: Tensor, x_target: Tensor, mask: Tensor) -> Tensor:
+        r"""Plain attention over a short list of neighbors a target, without counts: the recent
+        interactions of eq. 12 and 13.
+
+        Args:
+            x (torch.Tensor): Embeddings of the neighbors, shape :obj:`[B, R, d]`.
+            x_target (torch.Tensor): Embeddings of the targets, shape :obj:`[B, d]`.
+            mask (torch.Tensor): Which neighbors there are, shape :obj:`[B, R]`. The paddings are
+                left out of the softmax, unless :obj:`mask_zero=False`, which takes them in and
+                drops them after, as the released code does.
+
+        Returns:
+            Shape :obj:`[B, d']`; zero for a target without neighbors.
+        """
+        if self.attention == 'paper':
+            score = torch.bmm(x, self._query(x_target).unsqueeze(-1)).squeeze(-1)
+            weight = self._masked_softmax(score, mask) * mask
+        else:
+            weight = mask.to(x.dtype)
+        return self.lin_value(torch.bmm(weight.to(x.dtype).unsqueeze(1), x).squeeze(1))
+
+    def _forward_dense(self, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
+        if counts.shape != (x_target.size(0), x_macro.size(0)):
+            raise ValueError(
+                f"MacroConv expects dense counts of shape [{x_target.size(0)}, {x_macro.size(0)}] "
+                f"for {x_target.size(0)} targets and {x_macro.size(0)} macro nodes, but got "
+                f"{list(counts.shape)}."
+            )
+        present = counts > 0
+        weight = self._masked_softmax(self._log_weight(counts), present)
+        if self.attention == 'paper':
+            weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
+        if self.mask_zero:
+            # A target without any count keeps the zero vector.
+            weight = weight * present
+        if self.renormalise:
+            weight = weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+        return self.lin_value(weight @ x_macro)
+
+    def _query(self, x_target: Tensor) -> Tensor:
+        return self.lin_key(x_target) @ self.lin_query.weight / math.sqrt(self.out_channels)
+
+    def _log_weight(self, counts: Tensor) -> Tensor:
+        return counts.log1p() / self.temperature if self.weighting else torch.zeros_like(counts)
+
+    def _masked_softmax(self, score: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_zero:
+            # Not -inf: a row without any neighbor would turn into NaN in the gradient.
+            score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+        return score.softmax(dim=-1)
+
+    @staticmethod
+    def _complete(
+        edge_index: Tensor, edge_weight: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        r"""Adds the pairs without an edge with count 0, in the order of targets."""
+        num_macro, num_targets = size
+        pair = edge_index[1] * num_macro + edge_index[0]
+        counts = scatter(edge_weight, pair, dim_size=num_macro * num_targets)
+        pair = torch.arange(num_macro * num_targets, device=edge_index.device)
+        return torch.stack([pair % num_macro, pair // num_macro]), counts
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}, '
+            f'temperature={self.temperature}, attention={self.attention!r}, '
+            f'mask_zero={self.mask_zero}, weighting={self.weighting}, '
+            f'renormalise={self.renormalise})'
+        )

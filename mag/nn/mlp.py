@@ -1,0 +1,35 @@
+from collections.abc import Sequence
+
+import torch
+
+from mag.nn.dice import Dice
+
+
+class MLP(torch.nn.Sequential):
+    r"""Linear layers with :class:`Dice` between them and nothing after the last: the prediction
+    head of the click models.
+
+    Args:
+        channels (Sequence[int]): Sizes of input, hidden layers and output, such as
+            :obj:`[140, 200, 80, 1]`.
+        dice (str, optional): :obj:`"standard"` or :obj:`"released"`, see :class:`Dice`.
+            (default: :obj:`"standard"`)
+
+    Shapes:
+        - **input:** :math:`(B, C_{first})`
+        - **output:** :math:`(B, C_{last})`
+    """
+
+    def __init__(self, channels: Sequence[int], dice: str = 'standard') -> None:
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"'channels' must hold two positive sizes or more, got {channels}.")
+        if dice not in ('standard', 'released'):
+            raise ValueError(f"'dice' must be 'standard' or 'released', but got {dice!r}.")
+        layers: list[torch.nn.Module] = [torch.nn.Linear(channels[0], channels[1])]
+        for size, following in zip(channels[1:-1], channels[2:], strict=True):
+            layers += [Dice(size, released=dice == 'released'), torch.nn.Linear(size, following)]
+        super().__init__(*layers)
+
+    def reset_parameters(self) -> None:
+        for layer in self:
+            layer.reset_parameters()

@@ -1,0 +1,116 @@
+r"""The data contract: names that every dataset writes and every transform, loader and model reads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+CLICKS = ('user', 'clicks', 'item')
+OTHER = {'user': 'item', 'item': 'user'}
+
+
+def require(data: Any, reader: str, *attributes: str) -> None:
+    r"""Raises unless :obj:`data` is a micro graph whose clicks carry all :obj:`attributes`.
+
+    Args:
+        data: What the caller was given.
+        reader: The name of the caller, for the message.
+        *attributes: Attribute names of :obj:`data['user', 'clicks', 'item']`.
+
+    Raises:
+        TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+        ValueError: If the clicks, a node count or an attribute is missing, a time is no integer,
+            or a click names a node that does not exist.
+    """
+    if not isinstance(data, HeteroData):
+        raise TypeError(
+            f"{reader} expects a HeteroData with the edge type {CLICKS}, "
+            f"but got {type(data).__name__}."
+        )
+    if CLICKS not in data.edge_types:
+        raise ValueError(
+            f"{reader} expects the edge type {CLICKS}, but the data has {data.edge_types or 'none'}."
+        )
+    clicks = data[CLICKS]
+    missing = [name for name in attributes if name not in clicks]
+    if missing:
+        raise ValueError(
+            f"{reader} needs data{list(CLICKS)} to have {missing}, but it has {list(clicks.keys())}."
+        )
+    for node_type, row in (('user', 0), ('item', 1)):
+        num_nodes = data[node_type].get('num_nodes') if node_type in data.node_types else None
+        if num_nodes is None:
+            raise ValueError(f"{reader} needs data['{node_type}'].num_nodes to be set.")
+        for name in ('edge_index', 'edge_label_index'):
+            if name in attributes:
+                _check_index(reader, name, clicks[name], row, node_type, num_nodes)
+    for name, index in (('time', 'edge_index'), ('edge_label_time', 'edge_label_index')):
+        if name in attributes and index in attributes:
+            _check_time(reader, name, clicks[name], clicks[index].size(1))
+
+
+def _check_index(
+    reader: str, name: str, index: Any, row: int, node_type: str, num_nodes: int
+) -> None:
+    if not isinstance(index, Tensor) or index.dim() != 2 or index.size(0) != 2:
+        raise ValueError(
+            f"{reader} expects '{name}' of shape [2, num_edges], but got "
+            f"{list(index.shape) if isinstance(index, Tensor) else type(index).__name__}."
+        )
+    if index.dtype != torch.long:
+        raise TypeError(f"{reader} expects '{name}' of dtype int64, but got {index.dtype}.")
+    if index.size(1) > 0:
+        low, high = (int(bound) for bound in index[row].aminmax())
+        if low < 0 or high >= num_nodes:
+            raise IndexError(
+                f"{reader} found {node_type} ids from {low} to {high} in '{name}', but "
+                f"data['{node_type}'].num_nodes is {num_nodes}: expected ids from 0 to "
+                f"{num_nodes - 1}."
+            )
+
+
+def _check_time(reader: str, name: str, time: Any, num_edges: int) -> None:
+    if not isinstance(time, Tensor) or time.shape != (num_edges,):
+        shape = list(time.shape) if isinstance(time, Tensor) else type(time).__name__
+        raise ValueError(f"{reader} expects '{name}' of shape [{num_edges}], but got {shape}.")
+    if time.is_floating_point():
+        raise TypeError(
+            f"{reader} expects '{name}' as int64 seconds, but got {time.dtype}: "
+            f"a float cannot hold unix seconds exactly."
+        )
+
+
+def history_clock(data: HeteroData) -> Tensor:
+    r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
+    :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""
+    clicks = data[CLICKS]
+    return clicks.position if 'position' in clicks else clicks.time
+
+
+def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int | None]:
+    r"""The first window whose history holds each click.
+
+    Returns:
+        The window of each click, shape :obj:`[E]`, or :obj:`None` without windows; and the number
+        of windows, or :obj:`None`.
+
+    Raises:
+        ValueError: If a click lies at or after the last cutoff, or the cutoffs do not ascend.
+    """
+    cutoff = data[CLICKS].get('cutoff')
+    if cutoff is None:
+        return None, None
+    clock = history_clock(data)
+    cutoff = torch.as_tensor(cutoff)
+    if clock.numel() > 0 and bool(clock.max() >= cutoff.max()):
+        raise ValueError(
+            f"{reader} found clicks up to {clock.max().item()}, but the cutoff of this data is "
+            f"{cutoff.max().item()}: the history must lie strictly before it. Was the data edited "
+            f"after TemporalSplit?"
+        )
+    if cutoff.dim() == 0:
+        return None, None
+    if bool((cutoff[1:] <= cutoff[:-1]).any()):
+        raise ValueError(f"{reader} expects ascending cutoffs, but got {cutoff.tolist()}.")
+    return torch.bucketize(clock, cutoff, right=True), cutoff.numel()

@@ -1,0 +1,5 @@
+r"""Complete models, one a file, built from the layers of :mod:`mag.nn`."""
+
+from mag.models.macgnn import MacGNN
+
+__all__ = ['MacGNN']

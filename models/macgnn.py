@@ -1,0 +1,219 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.loader import PairBatch
+from mag.nn import MLP, MacroConv
+
+
+class MacGNN(torch.nn.Module):
+    r"""The click model from the `"Macro Graph Neural Networks for Online Billion-Scale Recommender
+    Systems" <https://doi.org/10.1145/3589334.3645517>`_ paper.
+
+    For a user :math:`u` and an item :math:`i` it reads the counts of both over a few macro nodes at
+    every hop, and the last neighbors of both,
+
+    .. math::
+        \hat{y}_{ui} = \mathrm{MLP} \left( \mathbf{e}_u \Vert \mathbf{z}^{(1)}_u \Vert \cdots \Vert
+        \mathbf{z}^{(k)}_u \Vert \mathbf{z}^{rs}_u \Vert \mathbf{e}_i \Vert \mathbf{z}^{(1)}_i
+        \Vert \cdots \Vert \mathbf{z}^{(k)}_i \Vert \mathbf{z}^{rs}_i \right)
+
+    (eq. 14), where :math:`\mathbf{z}^{(l)}` comes from :class:`~mag.nn.MacroConv` (eq. 6 to 11) and
+    :math:`\mathbf{z}^{rs}` from its attention over recent neighbors (eq. 12 and 13). There are two
+    sets of attention weights, one for neighbors that are users, attended to by the user, and one
+    for neighbors that are items, attended to by the item.
+
+    The defaults are the paper's. What the authors ran is
+    :obj:`attention="released", mask_zero=False, dice="released"`.
+
+    Args:
+        num_users (int): The number of users.
+        num_items (int): The number of items.
+        num_macro_users (int): The number of user clusters.
+        num_macro_items (int): The number of item clusters.
+        num_hops (int, optional): Hops to read. (default: :obj:`2`)
+        embedding_dim (int, optional): Size :math:`d` of all embeddings. The aggregations have
+            :math:`2d`. (default: :obj:`10`)
+        hidden_channels (Sequence[int], optional): Hidden sizes of the head.
+            (default: :obj:`(200, 80)`)
+        temperature (float, optional): :math:`\tau` of eq. 6. (default: :obj:`1.9`)
+        attention (str, optional): :obj:`"paper"` or :obj:`"released"`, see
+            :class:`~mag.nn.MacroConv`. (default: :obj:`"paper"`)
+        mask_zero (bool, optional): Whether absent macro nodes and paddings are left out of the
+            softmaxes. (default: :obj:`True`)
+        dice (str, optional): :obj:`"standard"` or :obj:`"released"`, see :class:`~mag.nn.Dice`.
+            (default: :obj:`"standard"`)
+        weighting (bool, optional): If set to :obj:`False`, counts do not weight the macro nodes
+            ("w/o weighting" of Table 4). (default: :obj:`True`)
+        recent (bool, optional): If set to :obj:`False`, recent neighbors are not read
+            ("w/o recent"). (default: :obj:`True`)
+        item_graph (bool, optional): If set to :obj:`False`, the item's macro rows are not read
+            ("w/o itemgraph"). (default: :obj:`True`)
+        renormalise (bool, optional): See :class:`~mag.nn.MacroConv`. (default: :obj:`False`)
+
+    The ablation "w/o highorder" is :obj:`num_hops=1`.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        num_macro_users: int,
+        num_macro_items: int,
+        num_hops: int = 2,
+        embedding_dim: int = 10,
+        hidden_channels: Sequence[int] = (200, 80),
+        temperature: float = 1.9,
+        attention: str = 'paper',
+        mask_zero: bool = True,
+        dice: str = 'standard',
+        weighting: bool = True,
+        recent: bool = True,
+        item_graph: bool = True,
+        renormalise: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            'num_users': num_users,
+            'num_items': num_items,
+            'num_macro_users': num_macro_users,
+            'num_macro_items': num_macro_items,
+            'num_hops': num_hops,
+            'embedding_dim': embedding_dim,
+        }
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
+        self.num_hops = num_hops
+        self.num_macro = {'user': num_macro_users, 'item': num_macro_items}
+        self.recent = recent
+        self.item_graph = item_graph
+
+        # Row 0 stands for "no neighbor", id -1.
+        self.user_embedding = torch.nn.Embedding(num_users + 1, embedding_dim)
+        self.item_embedding = torch.nn.Embedding(num_items + 1, embedding_dim)
+        self.macro_user_embedding = torch.nn.Embedding(num_macro_users, embedding_dim)
+        self.macro_item_embedding = torch.nn.Embedding(num_macro_items, embedding_dim)
+        self.user_conv, self.item_conv = (
+            MacroConv(
+                embedding_dim,
+                2 * embedding_dim,
+                temperature=temperature,
+                attention=attention,
+                mask_zero=mask_zero,
+                weighting=weighting,
+                renormalise=renormalise,
+            )
+            for _ in range(2)
+        )
+        num_aggregations = num_hops * (2 if item_graph else 1) + (2 if recent else 0)
+        in_channels = 2 * embedding_dim * (1 + num_aggregations)
+        self.head = MLP([in_channels, *hidden_channels, 1], dice)
+        self.reset_parameters()
+
+    @classmethod
+    def from_data(cls, data: HeteroData, **kwargs: Any) -> 'MacGNN':
+        r"""Builds the model for a graph that went through :class:`~mag.transforms.MacroCoarsen`.
+
+        Args:
+            data (HeteroData): Any part of the log; all parts share their sizes.
+            **kwargs (optional): Arguments of :class:`MacGNN`. By default all hops of the data are
+                read, and the recent neighbors if there are any.
+
+        Raises:
+            ValueError: If the data has no macro nodes, or fewer hops than asked for.
+        """
+        missing = {'user', 'item', 'macro_user', 'macro_item'} - set(data.node_types)
+        if missing:
+            raise ValueError(
+                f"MacGNN.from_data needs the node types {sorted(missing)}, but the data has "
+                f"{data.node_types}: apply MacroCoarsen first."
+            )
+        num_hops = sum(
+            relation.startswith('hop') and target == 'user'
+            for _, relation, target in data.edge_types
+        )
+        kwargs.setdefault('num_hops', num_hops)
+        kwargs.setdefault('recent', 'recent' in data['user'])
+        if kwargs['num_hops'] > num_hops:
+            raise ValueError(
+                f"MacGNN.from_data was asked for {kwargs['num_hops']} hops, but the data has "
+                f"{num_hops}: apply MacroCoarsen with num_hops={kwargs['num_hops']}."
+            )
+        if kwargs['recent'] and 'recent' not in data['user']:
+            raise ValueError(
+                "MacGNN.from_data was asked for recent neighbors, but the data has none: apply "
+                "RecentNeighbors first."
+            )
+        return cls(
+            data['user'].num_nodes,
+            data['item'].num_nodes,
+            data['macro_user'].num_nodes,
+            data['macro_item'].num_nodes,
+            **kwargs,
+        )
+
+    def reset_parameters(self) -> None:
+        for embedding in (
+            self.user_embedding,
+            self.item_embedding,
+            self.macro_user_embedding,
+            self.macro_item_embedding,
+        ):
+            torch.nn.init.xavier_uniform_(embedding.weight)
+        self.user_conv.reset_parameters()
+        self.item_conv.reset_parameters()
+        self.head.reset_parameters()
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        r"""
+        Args:
+            batch (PairBatch): Pairs with their macro rows, see :class:`~mag.loader.PairBatch`.
+
+        Returns:
+            The logit of each click, shape :obj:`[B]`.
+        """
+        return self.head(self.features(batch)).squeeze(-1)
+
+    def features(self, batch: PairBatch) -> Tensor:
+        r"""What the head reads, shape :obj:`[B, 14 d]` with two hops and everything on, in the
+        order :math:`[\mathbf{e}_u, \mathbf{z}_u^{(1)}, \ldots, \mathbf{z}_u^{rs}, \mathbf{e}_i,
+        \mathbf{z}_i^{(1)}, \ldots, \mathbf{z}_i^{rs}]`."""
+        user = self.user_embedding(batch.user + 1)
+        item = self.item_embedding(batch.item + 1)
+        target = {'user': user, 'item': item}
+        features = [user, *self._aggregate('user', batch.user_hops, target)]
+        if self.recent:
+            features.append(self._attend('item', batch.user_recent, target))
+        features.append(item)
+        if self.item_graph:
+            features.extend(self._aggregate('item', batch.item_hops, target))
+        if self.recent:
+            features.append(self._attend('user', batch.item_recent, target))
+        return torch.cat(features, dim=-1)
+
+    def _aggregate(
+        self, node_type: str, hops: tuple[Tensor, ...], target: dict[str, Tensor]
+    ) -> list[Tensor]:
+        if len(hops) < self.num_hops:
+            raise ValueError(
+                f"MacGNN reads {self.num_hops} hops, but the batch has {len(hops)} of the "
+                f"{node_type}: apply MacroCoarsen with num_hops={self.num_hops}."
+            )
+        other = 'item' if node_type == 'user' else 'user'
+        out = []
+        for hop, counts in enumerate(hops[: self.num_hops], start=1):
+            # The attention belongs to the type of the neighbors, and so does the target.
+            reached = node_type if hop % 2 == 0 else other
+            conv = self.user_conv if reached == 'user' else self.item_conv
+            macro = self.macro_user_embedding if reached == 'user' else self.macro_item_embedding
+            out.append(conv((macro.weight, target[reached]), counts))
+        return out
+
+    def _attend(self, reached: str, recent: Tensor, target: dict[str, Tensor]) -> Tensor:
+        conv = self.user_conv if reached == 'user' else self.item_conv
+        embedding = self.user_embedding if reached == 'user' else self.item_embedding
+        return conv.attend(embedding(recent + 1), target[reached], recent >= 0)

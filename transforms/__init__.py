@@ -1,0 +1,7 @@
+r"""HeteroData in, HeteroData out."""
+
+from mag.transforms.macro_coarsen import MacroCoarsen
+from mag.transforms.recent_neighbors import RecentNeighbors
+from mag.transforms.temporal_split import TemporalSplit
+
+__all__ = ['MacroCoarsen', 'RecentNeighbors', 'TemporalSplit']

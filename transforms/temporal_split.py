@@ -1,0 +1,236 @@
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from mag.schema import CLICKS, require
+
+
+@functional_transform('temporal_split')
+class TemporalSplit(BaseTransform):
+    r"""Splits exposures by time into training, validation and test parts, each with the clicks
+    that happened strictly before it, after the `"Macro Graph Neural Networks for Online
+    Billion-Scale Recommender Systems" <https://doi.org/10.1145/3589334.3645517>`_ paper
+    (functional name: :obj:`temporal_split`).
+
+    The paper trains on one window, the exposures between the 80 % and the 90 % quantile of time,
+    read against the clicks before the 80 % quantile:
+    :obj:`TemporalSplit(train_start=0.8, num_windows=1)`.
+    By default training rolls over :obj:`num_windows` windows that follow each other, each row read
+    against the clicks before its own window, so that no label is wasted and none is leaked.
+
+    Each part is a shallow copy whose :obj:`data['user', 'clicks', 'item']` holds
+
+    * :obj:`edge_index`, :obj:`time` and other click attributes: the history before the (last)
+      cutoff, in the order of time;
+    * :obj:`edge_label_index`, :obj:`edge_label`, ...: the exposures to predict;
+    * :obj:`cutoff`: a scalar, or one cutoff a window of shape :obj:`[S]`, and then
+      :obj:`edge_label_window` of shape :obj:`[L]`: the history of window :math:`s` is what lies
+      strictly before :obj:`cutoff[s]`;
+    * :obj:`num_dropped`: how many exposures were left out because their user or item had no click
+      in the history.
+
+    Args:
+        train_start (float, optional): Share of the log before the first training label.
+            (default: :obj:`0.3`)
+        val_start (float, optional): Share before the first validation label.
+            (default: :obj:`0.88`)
+        test_start (float, optional): Share before the first test label. (default: :obj:`0.9`)
+        num_windows (int, optional): Number of training windows, at equal quantiles.
+            (default: :obj:`24`)
+        by (str, optional): :obj:`"global"` cuts at quantiles of the exposures' time.
+            :obj:`"user"` cuts each user's own log at these shares, for logs too short for a global
+            cut: then clicks of *other* users may be in the history although they happened later.
+            The cutoffs are then measured on :obj:`position` (and :obj:`edge_label_position`), the
+            share of the user's exposures that came strictly before. (default: :obj:`"global"`)
+
+    Raises:
+        ValueError: If the shares do not ascend, or a part holds no exposure.
+    """
+
+    def __init__(
+        self,
+        train_start: float = 0.3,
+        val_start: float = 0.88,
+        test_start: float = 0.9,
+        num_windows: int = 24,
+        by: str = 'global',
+    ) -> None:
+        if not 0 < train_start < val_start < test_start < 1:
+            raise ValueError(
+                f"TemporalSplit expects 0 < train_start < val_start < test_start < 1, but got "
+                f"{train_start}, {val_start}, {test_start}."
+            )
+        if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
+            raise ValueError(f"'num_windows' must be a positive integer, but got {num_windows!r}.")
+        if by not in ('global', 'user'):
+            raise ValueError(f"'by' must be 'global' or 'user', but got {by!r}.")
+        self.train_start = train_start
+        self.val_start = val_start
+        self.test_start = test_start
+        self.num_windows = num_windows
+        self.by = by
+
+    def forward(self, data: HeteroData) -> tuple[HeteroData, HeteroData, HeteroData]:
+        require(
+            data,
+            'TemporalSplit',
+            'edge_index',
+            'time',
+            'edge_label_index',
+            'edge_label',
+            'edge_label_time',
+        )
+        data = self._in_order(data)
+        clicks = data[CLICKS]
+        if self.by == 'user':
+            clicks.position, clicks.edge_label_position = user_position(data)
+        clock, label_clock = (
+            (clicks.position, clicks.edge_label_position)
+            if self.by == 'user'
+            else (clicks.time, clicks.edge_label_time)
+        )
+        train_cutoff = self._cutoffs(
+            label_clock,
+            np.linspace(self.train_start, self.val_start, self.num_windows, endpoint=False),
+        ).unique()
+        val_cutoff, test_cutoff = self._cutoffs(label_clock, [self.val_start, self.test_start])
+        end = torch.full_like(test_cutoff, torch.inf if self.by == 'user' else 2**63 - 1)
+        return (
+            self._part(
+                data,
+                'training',
+                clock,
+                label_clock,
+                train_cutoff if self.num_windows > 1 else train_cutoff[0],
+                val_cutoff,
+            ),
+            self._part(data, 'validation', clock, label_clock, val_cutoff, test_cutoff),
+            self._part(data, 'test', clock, label_clock, test_cutoff, end),
+        )
+
+    def _cutoffs(self, label_clock: Tensor, shares: list[float] | np.ndarray) -> Tensor:
+        if self.by == 'user':
+            return torch.tensor(np.asarray(shares), dtype=torch.float64)
+        # The paper's history is t <= quantile: for integer times, t < floor(quantile) + 1.
+        quantile = np.quantile(label_clock.numpy(), shares)
+        return torch.from_numpy(np.floor(quantile).astype(np.int64) + 1)
+
+    @staticmethod
+    def _in_order(data: HeteroData) -> HeteroData:
+        r"""Sorts clicks by time, which most logs are already, so that a part's history is a slice
+        and takes no memory."""
+        clicks = data[CLICKS]
+        if bool((clicks.time[1:] >= clicks.time[:-1]).all()):
+            return data
+        order = clicks.time.argsort(stable=True)
+        for name in click_attributes(data):
+            clicks[name] = (
+                clicks[name][:, order] if name == 'edge_index' else clicks[name][order]
+            )
+        return data
+
+    def _part(
+        self,
+        data: HeteroData,
+        name: str,
+        clock: Tensor,
+        label_clock: Tensor,
+        cutoff: Tensor,
+        end: Tensor,
+    ) -> HeteroData:
+        history = clock < cutoff.max()
+        if self.by == 'global':
+            history = slice(0, int(history.sum()))
+        labels = ((label_clock >= cutoff.min()) & (label_clock < end)).nonzero().view(-1)
+        window = None
+        label_cutoff = cutoff
+        if cutoff.dim() == 1:
+            window = torch.bucketize(label_clock[labels], cutoff, right=True) - 1
+            label_cutoff = cutoff[window]
+        warm = torch.ones(labels.numel(), dtype=torch.bool)
+        for row, node_type in enumerate(('user', 'item')):
+            node = data[CLICKS].edge_label_index[row, labels]
+            first = first_click(clock, data[CLICKS].edge_index[row], data[node_type].num_nodes)
+            warm &= first[node] < label_cutoff
+        if not bool(warm.any()):
+            raise ValueError(
+                f"{self!r} leaves no {name} exposure: {labels.numel()} lie in the range, and none "
+                f"of them has both a user and an item with an earlier click. A short log can be "
+                f"split with by='user'."
+            )
+
+        part = data.__copy__()
+        source, store = data[CLICKS], part[CLICKS]
+        for attribute in click_attributes(data):
+            value = source[attribute]
+            store[attribute] = value[:, history] if attribute == 'edge_index' else value[history]
+        for attribute in label_attributes(data):
+            value = source[attribute]
+            rows = labels[warm]
+            store[attribute] = value[:, rows] if attribute == 'edge_label_index' else value[rows]
+        store.cutoff = cutoff
+        if window is not None:
+            store.edge_label_window = window[warm]
+        store.num_dropped = int((~warm).sum())
+        return part
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}(train_start={self.train_start}, '
+            f'val_start={self.val_start}, test_start={self.test_start}, '
+            f'num_windows={self.num_windows}, by={self.by!r})'
+        )
+
+
+def label_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes that have one entry an exposure."""
+    return [name for name in data[CLICKS].keys() if name.startswith('edge_label')]
+
+
+def click_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes that have one entry a click."""
+    clicks = data[CLICKS]
+    num_clicks = clicks.edge_index.size(1)
+    return [
+        name
+        for name, value in clicks.items()
+        if name == 'edge_index'
+        or (
+            not name.startswith('edge_label')
+            and isinstance(value, Tensor)
+            and value.dim() > 0
+            and value.size(0) == num_clicks
+        )
+    ]
+
+
+def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:
+    r"""The clock of each node's first click, shape :obj:`[num_nodes]`; the largest value without a
+    click."""
+    last = torch.inf if clock.is_floating_point() else torch.iinfo(clock.dtype).max
+    first = torch.full((num_nodes,), last, dtype=clock.dtype)
+    return first.scatter_reduce_(0, node, clock, 'amin')
+
+
+def user_position(data: HeteroData) -> tuple[Tensor, Tensor]:
+    r"""Where clicks and exposures stand in their user's own log: the share of the user's exposures
+    that came strictly before, in :math:`[0, 1]`. Rows of one moment share one position.
+
+    Returns:
+        Positions of clicks, shape :obj:`[E]`, and of exposures, shape :obj:`[L]`, float64.
+    """
+    clicks = data[CLICKS]
+    time = torch.cat([clicks.time, clicks.edge_label_time])
+    user = torch.cat([clicks.edge_index[0], clicks.edge_label_index[0]])
+    moments, moment = time.unique(return_inverse=True)
+    key = user * moments.numel() + moment
+    num_clicks = clicks.time.numel()
+    before = torch.searchsorted(key[num_clicks:].sort().values, key)
+    size = clicks.edge_label_index[0].bincount(minlength=data['user'].num_nodes)
+    start = size.cumsum(0) - size
+    # A user without exposures has no labels, and so no order that could matter.
+    position = (before - start[user]).double() / size[user].clamp(min=1)
+    return position[:num_clicks], position[num_clicks:]
