@@ -1,0 +1,368 @@
+r"""Bad input to public classes raises early, with the sentence that helps."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torch_geometric.data import HeteroData
+
+from mag.datasets import EventLog, KuaiRand, MovieLens
+from mag.grouping import Grouping, raw_behavior
+from mag.loader import BatchIndexSampler, PairLoader
+from mag.macro_edges import MacroEdges
+from mag.metrics import GroupAUROC, group_auroc, relative_improvement
+from mag.models import MacGNN
+from mag.nn import MLP, Dice, MacroConv
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+GROUPS: dict[str, int | str] = {'user': 2, 'item': 'category'}
+
+
+def log() -> HeteroData:
+    r"""40 exposures of 5 users and 6 items, one a second, every other one clicked."""
+    step = torch.arange(40)
+    data = HeteroData()
+    data['user'].num_nodes = 5
+    data['item'].num_nodes = 6
+    data['item'].category = torch.arange(6) % 3
+    data['item'].num_category = 3
+    clicks = data[CLICKS]
+    clicks.edge_label_index = torch.stack([step % 5, (step * 7 + step // 5) % 6])
+    clicks.edge_label = (step % 2 == 0).float()
+    clicks.edge_label_time = step
+    clicks.edge_index = clicks.edge_label_index[:, ::2]
+    clicks.time = step[::2]
+    return data
+
+
+def edited(**attributes: object) -> HeteroData:
+    data = log()
+    for name, value in attributes.items():
+        data[CLICKS][name] = value
+    return data
+
+
+def without(name: str) -> HeteroData:
+    data = log()
+    del data[CLICKS][name]
+    return data
+
+
+def macro() -> HeteroData:
+    return MacroCoarsen(GROUPS)(RecentNeighbors(3)(TemporalSplit(0.5, num_windows=1)(log())[0]))
+
+
+def counts(**arguments: object) -> MacroEdges:
+    cluster = torch.tensor([0, 1, 0])
+    return MacroEdges(cluster, cluster, {'user': 2, 'item': 2}, **arguments)  # type: ignore[arg-type]
+
+
+def conv(macro_size: int = 3, target_size: int = 2, width: int = 4, **kwargs: object) -> tuple:
+    return MacroConv(4, 8), (torch.rand(macro_size, width), torch.rand(target_size, width))
+
+
+def call_conv(edge_index: torch.Tensor, edge_weight: torch.Tensor | None = None, width: int = 4):
+    layer, x = conv(width=width)
+    return layer(x, edge_index, edge_weight)
+
+
+def module() -> ClickModule:
+    return ClickModule(MacGNN(5, 6, 2, 3))
+
+
+def csv_log(folder: Path, text: str, **columns: str) -> EventLog:
+    (folder / 'log.csv').write_text(text)
+    names = {'user': 'u', 'item': 'i', 'time': 't', 'label': 'y', **columns}
+    return EventLog(folder / 'root', folder / 'log.csv', names, log=False)
+
+
+def rows(preds: list, target: list, group: list) -> tuple[torch.Tensor, ...]:
+    return torch.tensor(preds), torch.tensor(target), torch.tensor(group)
+
+
+Case = tuple[Callable[[Path], object], type[Exception], str]
+
+CASES: dict[str, Case] = {
+    # Datasets
+    'movielens name': (lambda p: MovieLens(p, '7m'), ValueError, "'100k'.*got '7m'"),
+    'movielens root': (lambda p: MovieLens(7), TypeError, 'must be a path, got 7'),  # type: ignore[arg-type]
+    'kuairand name': (lambda p: KuaiRand(p, 'huge'), ValueError, "got 'huge'"),
+    'log column': (
+        lambda p: csv_log(p, 'u,i,t,click\n1,2,3,1\n'), ValueError, "'y'.*click"
+    ),
+    'log role': (
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n', color='t'), ValueError, 'color'
+    ),
+    'log label': (lambda p: csv_log(p, 'u,i,t,y\n1,2,3,5\n'), ValueError, '5'),
+    'log time': (lambda p: csv_log(p, 'u,i,t,y\n1,2,soon,1\n'), ValueError, 'soon'),
+    'log row': (
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n1,2\n'), ValueError, r'log\.csv.*3'
+    ),
+    'log empty': (lambda p: csv_log(p, ''), ValueError, 'empty'),
+    'log header only': (lambda p: csv_log(p, 'u,i,t,y\n'), ValueError, 'no rows|empty'),
+    'log missing': (
+        lambda p: EventLog(p, p / 'none.csv', {'user': 'u', 'item': 'i', 'time': 't'}),
+        FileNotFoundError,
+        'none.csv',
+    ),
+    # Temporal split
+    'split order': (
+        lambda p: TemporalSplit(0.9, 0.8, 0.95), ValueError, 'train_start < val_start.*0.9, 0.8'
+    ),
+    'split range': (lambda p: TemporalSplit(0.5, 0.8, 1.0), ValueError, '< 1, but got'),
+    'split windows': (lambda p: TemporalSplit(num_windows=0), ValueError, 'positive.*got 0'),
+    'split windows type': (
+        lambda p: TemporalSplit(num_windows=2.5), ValueError, 'integer.*2.5'  # type: ignore[arg-type]
+    ),
+    'split by': (lambda p: TemporalSplit(by='day'), ValueError, "'global' or 'user'.*'day'"),
+    'split no data': (lambda p: TemporalSplit()([1]), TypeError, 'HeteroData.*got list'),
+    'split no clicks': (lambda p: TemporalSplit()(HeteroData()), ValueError, 'edge type'),
+    'split no label': (
+        lambda p: TemporalSplit()(without('edge_label')), ValueError, r"\['edge_label'\]"
+    ),
+    'split float time': (
+        lambda p: TemporalSplit()(edited(time=torch.rand(20))), TypeError, 'int64 seconds'
+    ),
+    'split time shape': (
+        lambda p: TemporalSplit()(edited(time=torch.arange(3))), ValueError, r'\[20\].*\[3\]'
+    ),
+    'split bad user': (
+        lambda p: TemporalSplit()(edited(edge_index=torch.full((2, 20), 5))),
+        IndexError,
+        'user ids from 5 to 5.*0 to 4',
+    ),
+    'split one moment': (
+        lambda p: TemporalSplit()(
+            edited(time=torch.zeros(20).long(), edge_label_time=torch.zeros(40).long())
+        ),
+        ValueError,
+        'no training exposure',
+    ),
+    # Recent neighbors
+    'recent num': (lambda p: RecentNeighbors(0), ValueError, 'positive integer.*0'),
+    'recent order': (lambda p: RecentNeighbors(5, 'id'), ValueError, "'time' or 'user'.*'id'"),
+    'recent no time': (lambda p: RecentNeighbors()(without('time')), ValueError, r"\['time'\]"),
+    'recent future': (
+        lambda p: RecentNeighbors()(edited(cutoff=torch.tensor(10))),
+        ValueError,
+        'cutoff of this data is 10',
+    ),
+    # Macro coarsening
+    'coarsen groups': (lambda p: MacroCoarsen({'user': 2}), ValueError, "'user' and 'item'"),
+    'coarsen group type': (
+        lambda p: MacroCoarsen({'user': 2.0, 'item': 3}), TypeError, "int or a str.*2.0"  # type: ignore[dict-item]
+    ),
+    'coarsen group size': (
+        lambda p: MacroCoarsen({'user': 0, 'item': 3}), ValueError, "positive number for 'user'"
+    ),
+    'coarsen hops': (lambda p: MacroCoarsen(GROUPS, num_hops=0), ValueError, 'num_hops'),
+    'coarsen mode': (
+        lambda p: MacroCoarsen(GROUPS, mode='shell'), ValueError, "'set' or 'walk'.*'shell'"
+    ),
+    'coarsen behavior': (
+        lambda p: MacroCoarsen(GROUPS, behavior='cosine'), ValueError, "'macro' or 'raw'"
+    ),
+    'coarsen circle': (
+        lambda p: MacroCoarsen({'user': 2, 'item': 2}, behavior='macro'),
+        ValueError,
+        'both users and items',
+    ),
+    'coarsen projection': (
+        lambda p: MacroCoarsen(GROUPS, projection_dim=0), ValueError, 'projection_dim'
+    ),
+    'coarsen attribute': (
+        lambda p: MacroCoarsen({'user': 2, 'item': 'genre'})(log()), ValueError, "'genre'.*category"
+    ),
+    'coarsen too few': (
+        lambda p: MacroCoarsen({'user': 50, 'item': 'category'})(log()),
+        ValueError,
+        '50 clusters.*got 5',
+    ),
+    'coarsen other log': (
+        lambda p: MacroCoarsen(GROUPS).fit(log())(smaller()), ValueError, 'fitted on 5 users'
+    ),
+    # Grouping
+    'grouping size': (lambda p: Grouping(0), ValueError, 'positive integer.*0'),
+    'grouping iterations': (lambda p: Grouping(2, num_iterations=0), ValueError, 'positive'),
+    'grouping rows': (lambda p: Grouping(9).fit(torch.rand(3, 2)), ValueError, 'got 3'),
+    'grouping shape': (lambda p: Grouping(2).fit(torch.rand(3)), ValueError, r'\[3\]'),
+    'grouping nan': (
+        lambda p: Grouping(1).fit(torch.tensor([[0.0], [float('nan')]])), ValueError, 'row 1'
+    ),
+    'grouping unfitted': (
+        lambda p: Grouping(2).assign(torch.rand(3, 2)), RuntimeError, "'fit' or 'load'"
+    ),
+    'grouping width': (lambda p: fitted().assign(torch.rand(3, 5)), ValueError, 'width 2.*5'),
+    'grouping file': (lambda p: load_junk(p), ValueError, 'not a saved Grouping'),
+    'projection': (
+        lambda p: raw_behavior(None, 0, 0), ValueError, 'projection_dim'  # type: ignore[arg-type]
+    ),
+    # Macro edges
+    'edges hops': (lambda p: counts(num_hops=0), ValueError, 'num_hops'),
+    'edges mode': (lambda p: counts(mode='shell'), ValueError, 'shell'),
+    'edges cluster': (
+        lambda p: MacroEdges(torch.tensor([3]), torch.tensor([0]), {'user': 2, 'item': 2}),
+        IndexError,
+        r'0\.\.1',
+    ),
+    'edges float cluster': (
+        lambda p: MacroEdges(torch.rand(2), torch.tensor([0]), {'user': 2, 'item': 2}),
+        ValueError,
+        'integers',
+    ),
+    'edges shape': (
+        lambda p: counts().update(torch.zeros(3, 2).long()), ValueError, r'\[3, 2\]'
+    ),
+    'edges new user': (
+        lambda p: counts().update(torch.tensor([[3], [0]])), IndexError, "'user_cluster'"
+    ),
+    'edges moved': (
+        lambda p: counts().update(torch.tensor([[0], [0]]), user_cluster=torch.tensor([1, 1, 1])),
+        ValueError,
+        'count anew',
+    ),
+    'edges too large': (
+        lambda p: counts(num_hops=3, max_bytes=1).update(torch.tensor([[0], [0]])),
+        ValueError,
+        "GiB.*mode='walk'",
+    ),
+    'edges tensor hop': (lambda p: counts().tensors('user', 3), ValueError, 'from 1 to 2'),
+    'edges tensor node': (lambda p: counts().tensors('tag', 1), ValueError, "'tag'"),
+    # Layers
+    'dice size': (lambda p: Dice(0), ValueError, 'positive.*0'),
+    'dice shape': (lambda p: Dice(3)(torch.rand(2, 4)), ValueError, r'\[B, 3\].*\[2, 4\]'),
+    'mlp channels': (lambda p: MLP([3]), ValueError, 'two positive sizes'),
+    'mlp dice': (lambda p: MLP([3, 1], 'relu'), ValueError, "'standard' or 'released'"),
+    'conv size': (lambda p: MacroConv(0, 2), ValueError, 'positive.*0 and 2'),
+    'conv temperature': (lambda p: MacroConv(2, 2, 0.0), ValueError, 'temperature.*0.0'),
+    'conv attention': (
+        lambda p: MacroConv(2, 2, attention='none'), ValueError, "'paper' or 'released'"
+    ),
+    'conv width': (lambda p: call_conv(torch.rand(2, 3), width=5), ValueError, r'\[\*, 4\]'),
+    'conv counts': (lambda p: call_conv(torch.rand(3, 3)), ValueError, r'\[2, 3\].*\[3, 3\]'),
+    'conv no weight': (
+        lambda p: call_conv(torch.zeros(2, 6).long()), ValueError, r"'edge_weight'.*\[6\]"
+    ),
+    # Loader
+    'loader no macro': (lambda p: PairLoader(log()), ValueError, 'apply MacroCoarsen first'),
+    'loader no data': (lambda p: PairLoader('log'), TypeError, 'got str'),  # type: ignore[arg-type]
+    'loader batch size': (lambda p: PairLoader(macro(), 0), ValueError, 'batch_size.*0'),
+    'loader sampler': (
+        lambda p: PairLoader(macro(), drop_last=True), TypeError, 'drop_last'
+    ),
+    'loader leak': (lambda p: PairLoader(leaking()), ValueError, 'own future'),
+    'loader item': (
+        lambda p: PairLoader(macro()).request(0, torch.tensor([6])), IndexError, 'item ids'
+    ),
+    'sampler batch size': (lambda p: BatchIndexSampler(5, -1), ValueError, '-1'),
+    # Model
+    'model size': (lambda p: MacGNN(5, 0, 2, 2), ValueError, "'num_items'.*0"),
+    'model no macro': (lambda p: MacGNN.from_data(log()), ValueError, 'apply MacroCoarsen'),
+    'model hops': (
+        lambda p: MacGNN.from_data(macro(), num_hops=3), ValueError, '3 hops.*has 2'
+    ),
+    'model recent': (
+        lambda p: MacGNN.from_data(MacroCoarsen(GROUPS)(log()), recent=True),
+        ValueError,
+        'RecentNeighbors',
+    ),
+    # Metrics
+    'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
+    'gauc shapes': (
+        lambda p: group_auroc(*rows([0.1, 0.2], [1], [0, 0])), ValueError, r'preds \[2\]'
+    ),
+    'gauc target': (
+        lambda p: group_auroc(*rows([0.1, 0.2], [1, 3], [0, 0])), ValueError, 'got 3'
+    ),
+    'gauc nan': (
+        lambda p: group_auroc(*rows([0.1, float('nan')], [1, 0], [0, 0])), ValueError, 'row 1'
+    ),
+    'gauc one class': (
+        lambda p: group_auroc(*rows([0.1, 0.2], [1, 1], [0, 0])), ValueError, 'both classes'
+    ),
+    'gauc float group': (
+        lambda p: group_auroc(*rows([0.1, 0.2], [1, 0], [0.0, 0.0])), TypeError, 'integers'
+    ),
+    'improvement range': (lambda p: relative_improvement(1.5, 0.6), ValueError, '1.5'),
+    'improvement base': (lambda p: relative_improvement(0.7, 0.5), ValueError, 'chance'),
+    # Training
+    'module model': (lambda p: ClickModule('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
+    'module rate': (lambda p: ClickModule(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
+    'module decay': (lambda p: ClickModule(MacGNN(5, 6, 2, 3), 0.1, -1.0), ValueError, '-1.0'),
+    'fit model': (
+        lambda p: fit(MacGNN(5, 6, 2, 3), None, None, directory=p), TypeError, 'wrap the model'  # type: ignore[arg-type]
+    ),
+    'fit epochs': (
+        lambda p: fit(module(), loader(), loader(), directory=str(p), max_epochs=0),
+        ValueError,
+        'max_epochs.*0',
+    ),
+    'fit monitor': (
+        lambda p: fit(module(), loader(), loader(), directory=str(p), monitor='f1'),
+        ValueError,
+        "'f1'",
+    ),
+    'fit loader': (
+        lambda p: fit(module(), DataLoader([1, 2]), loader(), directory=str(p)),  # type: ignore[arg-type]
+        TypeError,
+        'PairLoader',
+    ),
+    'evaluate empty': (
+        lambda p: evaluate(module(), PairLoader(unlabelled())), ValueError, 'nothing to evaluate'
+    ),
+}  # fmt: skip
+
+
+def loader() -> PairLoader:
+    return PairLoader(macro(), 8)
+
+
+def fitted() -> Grouping:
+    grouping = Grouping(2)
+    grouping.fit(torch.rand(9, 2))
+    return grouping
+
+
+def smaller() -> HeteroData:
+    data = log()
+    data['user'].num_nodes = 3
+    data[CLICKS].edge_index = data[CLICKS].edge_index[:, data[CLICKS].edge_index[0] < 3]
+    return data
+
+
+def leaking() -> HeteroData:
+    data = macro()
+    data[CLICKS].edge_label_time = torch.zeros_like(data[CLICKS].edge_label_time)
+    return data
+
+
+def unlabelled() -> HeteroData:
+    data = MacroCoarsen(GROUPS)(log())
+    for name in ('edge_label_index', 'edge_label', 'edge_label_time'):
+        del data[CLICKS][name]
+    return data
+
+
+def load_junk(folder: Path) -> Grouping:
+    (folder / 'junk.pt').write_text('junk')
+    return Grouping.load(folder / 'junk.pt')
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_bad_input(name: str, tmp_path: Path) -> None:
+    call, error, sentence = CASES[name]
+    with pytest.raises(error, match=sentence):
+        call(tmp_path)
+
+
+def test_good_input_passes() -> None:
+    r"""What the cases above edit is itself in order."""
+    assert len(CASES) >= 60
+    data = macro()
+    assert data.validate()
+    assert fitted().assign(torch.rand(3, 2)).shape == (3,)
+    assert torch.isfinite(MacGNN.from_data(data)(next(iter(PairLoader(data))))).all()
