@@ -5,7 +5,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require
+from mag.schema import CLICKS, require, require_cpu
 
 
 @functional_transform('temporal_split')
@@ -38,8 +38,9 @@ class TemporalSplit(BaseTransform):
         val_start (float, optional): Share before the first validation label.
             (default: :obj:`0.88`)
         test_start (float, optional): Share before the first test label. (default: :obj:`0.9`)
-        num_windows (int, optional): Number of training windows, at equal quantiles.
-            (default: :obj:`24`)
+        num_windows (int, optional): Number of training windows, at equal quantiles. Windows as wide
+            as the test part serve best: its rows, too, are read against clicks that stopped at the
+            start of the part. (default: :obj:`6`)
         by (str, optional): :obj:`"global"` cuts at quantiles of the exposures' time.
             :obj:`"user"` cuts each user's own log at these shares, for logs too short for a global
             cut: then clicks of *other* users may be in the history although they happened later.
@@ -55,13 +56,20 @@ class TemporalSplit(BaseTransform):
         train_start: float = 0.3,
         val_start: float = 0.88,
         test_start: float = 0.9,
-        num_windows: int = 24,
+        num_windows: int = 6,
         by: str = 'global',
     ) -> None:
+        for name, share in (
+            ('train_start', train_start),
+            ('val_start', val_start),
+            ('test_start', test_start),
+        ):
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise TypeError(f"'{name}' must be a float between 0 and 1, but got {share!r}.")
         if not 0 < train_start < val_start < test_start < 1:
             raise ValueError(
-                f"TemporalSplit expects 0 < train_start < val_start < test_start < 1, but got "
-                f"{train_start}, {val_start}, {test_start}."
+                f'TemporalSplit expects 0 < train_start < val_start < test_start < 1, but got '
+                f'{train_start}, {val_start}, {test_start}.'
             )
         if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
             raise ValueError(f"'num_windows' must be a positive integer, but got {num_windows!r}.")
@@ -83,6 +91,7 @@ class TemporalSplit(BaseTransform):
             'edge_label',
             'edge_label_time',
         )
+        require_cpu(data, 'TemporalSplit')
         data = self._in_order(data)
         clicks = data[CLICKS]
         if self.by == 'user':
@@ -92,6 +101,10 @@ class TemporalSplit(BaseTransform):
             if self.by == 'user'
             else (clicks.time, clicks.edge_label_time)
         )
+        first = {
+            node_type: first_click(clock, clicks.edge_index[row], data[node_type].num_nodes)
+            for row, node_type in enumerate(('user', 'item'))
+        }
         train_cutoff = self._cutoffs(
             label_clock,
             np.linspace(self.train_start, self.val_start, self.num_windows, endpoint=False),
@@ -104,11 +117,12 @@ class TemporalSplit(BaseTransform):
                 'training',
                 clock,
                 label_clock,
+                first,
                 train_cutoff if self.num_windows > 1 else train_cutoff[0],
                 val_cutoff,
             ),
-            self._part(data, 'validation', clock, label_clock, val_cutoff, test_cutoff),
-            self._part(data, 'test', clock, label_clock, test_cutoff, end),
+            self._part(data, 'validation', clock, label_clock, first, val_cutoff, test_cutoff),
+            self._part(data, 'test', clock, label_clock, first, test_cutoff, end),
         )
 
     def _cutoffs(self, label_clock: Tensor, shares: list[float] | np.ndarray) -> Tensor:
@@ -127,9 +141,7 @@ class TemporalSplit(BaseTransform):
             return data
         order = clicks.time.argsort(stable=True)
         for name in click_attributes(data):
-            clicks[name] = (
-                clicks[name][:, order] if name == 'edge_index' else clicks[name][order]
-            )
+            clicks[name] = clicks[name][:, order] if name == 'edge_index' else clicks[name][order]
         return data
 
     def _part(
@@ -138,12 +150,15 @@ class TemporalSplit(BaseTransform):
         name: str,
         clock: Tensor,
         label_clock: Tensor,
+        first: dict[str, Tensor],
         cutoff: Tensor,
         end: Tensor,
     ) -> HeteroData:
-        history = clock < cutoff.max()
+        history: Tensor | slice
         if self.by == 'global':
-            history = slice(0, int(history.sum()))
+            history = slice(0, int(torch.searchsorted(clock, cutoff.max())))
+        else:
+            history = clock < cutoff.max()
         labels = ((label_clock >= cutoff.min()) & (label_clock < end)).nonzero().view(-1)
         window = None
         label_cutoff = cutoff
@@ -153,12 +168,11 @@ class TemporalSplit(BaseTransform):
         warm = torch.ones(labels.numel(), dtype=torch.bool)
         for row, node_type in enumerate(('user', 'item')):
             node = data[CLICKS].edge_label_index[row, labels]
-            first = first_click(clock, data[CLICKS].edge_index[row], data[node_type].num_nodes)
-            warm &= first[node] < label_cutoff
+            warm &= first[node_type][node] < label_cutoff
         if not bool(warm.any()):
             raise ValueError(
-                f"{self!r} leaves no {name} exposure: {labels.numel()} lie in the range, and none "
-                f"of them has both a user and an item with an earlier click. A short log can be "
+                f'{self!r} leaves no {name} exposure: {labels.numel()} lie in the range, and none '
+                f'of them has both a user and an item with an earlier click. A short log can be '
                 f"split with by='user'."
             )
 

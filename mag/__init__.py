@@ -1,0 +1,7 @@
+r"""Graph-based click prediction with PyTorch Geometric, from raw clicks to a trained model."""
+
+# torch comes before faiss: with faiss first, a forked DataLoader worker that calls faiss hangs.
+# Every module of the package is imported after this line, so none needs to think of it.
+import torch  # noqa: F401
+
+__version__ = '0.1.0'

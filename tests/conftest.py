@@ -1,0 +1,68 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+
+@pytest.fixture(scope='session')
+def mag_data() -> Path:
+    r"""The folder of real data that the environment variable ``MAG_DATA`` names."""
+    if 'MAG_DATA' not in os.environ:
+        pytest.skip(
+            'MAG_DATA is not set; it names the folder that holds ml-1m/, KuaiRand-Pure/, ...'
+        )
+    folder = Path(os.environ['MAG_DATA'])
+    if not folder.is_dir():
+        pytest.fail(f"MAG_DATA is '{folder}', which is not a folder.")
+    return folder
+
+
+@pytest.fixture
+def toy_graph() -> HeteroData:
+    r"""The hand-checkable graph of three users and four items, in two clusters each: clicks at the
+    times 0 to 6, and every pair as an exposure at time 7."""
+    data = HeteroData()
+    data['user'].num_nodes = 3
+    data['user'].group = torch.tensor([0, 0, 1])
+    data['user'].num_group = 2
+    data['item'].num_nodes = 4
+    data['item'].category = torch.tensor([0, 0, 1, 1])
+    data['item'].num_category = 2
+    clicks = data['user', 'clicks', 'item']
+    clicks.edge_index = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 3, 2, 3]])
+    clicks.time = torch.arange(7)
+    clicks.cutoff = torch.tensor(7)
+    clicks.edge_label_index = torch.cartesian_prod(torch.arange(3), torch.arange(4)).t()
+    clicks.edge_label = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    clicks.edge_label_time = torch.full((12,), 7)
+    return data
+
+
+@pytest.fixture
+def click_log() -> HeteroData:
+    r"""A random log of 800 exposures, half of them clicked, with ties in time, repeated pairs, and
+    users and items that first appear late."""
+    generator = torch.Generator().manual_seed(0)
+    num_users, num_items, num_exposures = 25, 15, 800
+    time = torch.randint(0, 500, (num_exposures,), generator=generator).sort().values
+    share = torch.linspace(0.4, 1, num_exposures)
+    user = (torch.rand(num_exposures, generator=generator) * share * num_users).long()
+    item = (torch.rand(num_exposures, generator=generator) * share * num_items).long()
+    clicked = torch.rand(num_exposures, generator=generator) < 0.5
+
+    data = HeteroData()
+    data['user'].num_nodes = num_users
+    data['user'].group = torch.arange(num_users) % 3
+    data['user'].num_group = 3
+    data['item'].num_nodes = num_items
+    data['item'].category = torch.arange(num_items) % 4
+    data['item'].num_category = 4
+    clicks = data['user', 'clicks', 'item']
+    clicks.edge_label_index = torch.stack([user, item])
+    clicks.edge_label = clicked.float()
+    clicks.edge_label_time = time
+    clicks.edge_index = clicks.edge_label_index[:, clicked]
+    clicks.time = time[clicked]
+    return data

@@ -1,0 +1,183 @@
+import ast
+import configparser
+import email
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mag
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    'mag': 'mag',
+    'mag.models': 'models',
+    'mag.transforms': 'transforms',
+    'mag.datasets': 'datasets',
+}
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def source_files() -> dict[str, Path]:
+    r"""Every Python file of the packages, by the path under which it installs."""
+    return {
+        f'{package.replace(".", "/")}/{path.relative_to(ROOT / folder).as_posix()}': path
+        for package, folder in SOURCES.items()
+        for path in (ROOT / folder).rglob('*.py')
+    }
+
+
+def module_name(installed: str) -> str:
+    return installed.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
+
+
+@pytest.fixture(scope='module')
+def options() -> configparser.SectionProxy:
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    return config['options']
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    r"""The wheel, built without the network, from a copy that takes the build folder with it."""
+    copy, out = tmp_path_factory.mktemp('copy'), tmp_path_factory.mktemp('wheel')
+    for folder in SOURCES.values():
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns('__pycache__'))
+    for file in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / file, copy)
+    build = [
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--no-index',
+        '--no-deps',
+        '--no-build-isolation',
+    ]
+    done = subprocess.run([*build, '--wheel-dir', out, copy], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+def test_packages_and_package_dir_name_every_folder(options: configparser.SectionProxy) -> None:
+    folders = {
+        module_name(name).rpartition('.')[0] for name in source_files() if '__init__' not in name
+    }
+    packages = {module_name(name) for name in source_files() if name.endswith('/__init__.py')}
+    assert sorted(lines(options['packages'])) == sorted(packages)
+    assert folders <= packages, f'without __init__.py: {sorted(folders - packages)}'
+    assert dict(line.split(' = ') for line in lines(options['package_dir'])) == SOURCES
+
+
+def test_wheel_holds_every_source_file(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if '.dist-info/' not in name}
+    assert files == {*source_files(), 'mag/py.typed'}
+
+
+def test_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        info = f'pyg_mag-{mag.__version__}.dist-info'
+        metadata = email.message_from_bytes(archive.read(f'{info}/METADATA'))
+        assert 'MIT License' in archive.read(f'{info}/licenses/LICENSE').decode()
+    assert metadata['Name'] == 'pyg-mag'
+    assert metadata['Version'] == '0.1.0'
+    assert metadata['Requires-Python'] == '>=3.10'
+    assert metadata['License'] == 'MIT'
+    requirements = metadata.get_all('Requires-Dist')
+    assert 'torch-geometric<2.9,>=2.8' in requirements
+    assert 'torch-scatter==2.1.2; extra == "sparse"' in requirements
+    assert 'torch-sparse==0.6.18; extra == "sparse"' in requirements
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+
+folder, modules, packages = json.loads(sys.argv[1])
+sys.path.insert(0, folder)
+for name in ('torch_scatter', 'torch_sparse'):  # mag works without its extra
+    sys.modules[name] = None
+for name in modules:
+    file = importlib.import_module(name).__file__
+    assert file.startswith(folder), f'{name} comes from {file}'
+for name in packages:
+    package = importlib.import_module(name)
+    for public in package.__all__:
+        assert getattr(package, public) is not None, f'{name}.{public}'
+"""
+
+
+def test_every_public_name_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / 'site')
+    (tmp_path / 'elsewhere').mkdir()
+    modules = sorted(map(module_name, source_files()))
+    packages = sorted(module_name(name) for name in source_files() if name.endswith('/__init__.py'))
+    arguments = json.dumps([str(tmp_path / 'site'), modules, [p for p in packages if p != 'mag']])
+    done = subprocess.run(
+        [sys.executable, '-c', IMPORT_ALL, arguments],
+        cwd=tmp_path / 'elsewhere',
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('package', SOURCES)
+def test_folder_imports_only_what_it_may(package: str) -> None:
+    forbidden = {name for name in SOURCES if name not in ('mag', package)}
+    for name, path in source_files().items():
+        if not path.is_relative_to(ROOT / SOURCES[package]):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = set()
+            if isinstance(node, ast.Import):
+                imported = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f'{path}:{node.lineno}: write the import absolutely'
+                imported = {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
+            for other in forbidden:
+                wrong = {i for i in imported if i == other or i.startswith(f'{other}.')}
+                assert not wrong, f'{name}:{node.lineno} imports {wrong}'
+
+
+# The threads that FAISS started in the parent do not live on in the fork; a worker waits for them
+# forever where faiss was imported before torch.
+FAISS_IN_WORKER = """
+import mag
+import faiss
+import numpy as np
+from torch.utils.data import DataLoader
+
+points = np.random.default_rng(0).random((20_000, 32), dtype=np.float32)
+
+class Clusters:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        kmeans = faiss.Kmeans(32, 8, niter=5, seed=1)
+        kmeans.train(points)
+        return kmeans.centroids
+
+here = Clusters()[0]
+(there,) = DataLoader(Clusters(), num_workers=1, multiprocessing_context='fork', timeout=60)
+np.testing.assert_allclose(there[0].numpy(), here, rtol=1e-5)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != 'linux', reason='only Linux forks DataLoader workers by default'
+)
+def test_faiss_works_in_a_forked_worker() -> None:
+    done = subprocess.run([sys.executable, '-c', FAISS_IN_WORKER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
