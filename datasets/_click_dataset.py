@@ -1,0 +1,483 @@
+import hashlib
+import json
+import os
+import os.path as osp
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch_geometric.data import HeteroData, InMemoryDataset
+from tqdm import tqdm
+
+from mag.datasets._delimited import explain_read_error, quote
+
+
+class ClickDataset(InMemoryDataset):
+    r"""Base class of all click logs: raw files in, one cached
+    :class:`~torch_geometric.data.HeteroData` out.
+
+    A subclass names its raw files (:attr:`source_files`), its
+    :attr:`arguments`, and fills one DuckDB table in :meth:`read`; mapping ids,
+    sorting by time and caching happen here and are the same for all.
+
+    The cache is the directory :obj:`root/processed`:
+    :obj:`data.pt`, :obj:`user.parquet` and :obj:`item.parquet` (one row a
+    node, column :obj:`id` is the id in the raw files), and :obj:`cache.json`
+    (fingerprint, names, statistics).
+    It is written beside its final place and renamed at the end, so it is
+    there whole or not at all.
+
+    The fingerprint holds the class, :attr:`schema_version`,
+    :attr:`arguments`, the :obj:`repr` of :obj:`pre_transform` and, for each
+    raw file, its name, size, modification time and content hash.
+    A file whose size and modification time are unchanged is taken as
+    unchanged, so opening a cache costs no read of the raw files; when only
+    the time differs (copied, checked out again) the hash decides.
+
+    Args:
+        root (str): Directory of :obj:`raw` and :obj:`processed`.
+        transform (callable, optional): Applied on every access.
+        pre_transform (callable, optional): Applied once, before caching.
+        force_reload (bool, optional): Whether to make the cache again.
+        log (bool, optional): Whether to print progress.
+
+    Raises:
+        ValueError: If the cache was made with other arguments, by another
+            version or from other raw files.
+    """
+
+    #: Raised by one whenever :meth:`process` writes something else.
+    schema_version = 1
+
+    #: SQL expression over the log's :obj:`time` column that gives seconds.
+    seconds = 'time'
+
+    #: Whether rows with the same user, item and time are one row.
+    merge_duplicates = False
+
+    #: Columns of the log, 0 or 1, that tell what followed the click.
+    behaviors: tuple[str, ...] = ()
+
+    #: Columns of the attribute tables that describe a node in words; they are
+    #: kept beside the ids and are no features.
+    descriptions: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        transform: Callable[[HeteroData], HeteroData] | None = None,
+        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
+        force_reload: bool = False,
+        log: bool = True,
+    ) -> None:
+        if not isinstance(root, (str, os.PathLike)):
+            raise TypeError(f"'root' must be a path, got {root!r}")
+        super().__init__(
+            osp.abspath(osp.expanduser(root)),
+            transform,
+            pre_transform,
+            log=log,
+            force_reload=force_reload,
+        )
+        self.load(self.processed_paths[0], data_cls=HeteroData)
+        self._cache = self._read_cache()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        r"""The arguments that decide what is cached, as JSON values."""
+        raise NotImplementedError
+
+    @property
+    def source_files(self) -> list[str]:
+        r"""The raw files that :meth:`read` reads, those that exist."""
+        raise NotImplementedError
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        r"""Creates the table :obj:`log` with the columns :obj:`user`,
+        :obj:`item` (raw ids), :obj:`time`, :obj:`label` (0 or 1), the
+        :attr:`behaviors`, and optionally :obj:`weight`, in file order;
+        optionally also :obj:`user_attribute` and :obj:`item_attribute`
+        with a column :obj:`id` and one column per attribute.
+        """
+        raise NotImplementedError
+
+    def extend(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        data: HeteroData,
+        names: dict[str, list[str]],
+    ) -> None:
+        r"""Adds what only this dataset has to :obj:`data` and
+        :obj:`names`.
+        """
+
+    @property
+    def processed_file_names(self) -> list[str]:
+        return ['data.pt', 'user.parquet', 'item.parquet', 'cache.json']
+
+    @property
+    def raw_ids(self) -> dict[str, np.ndarray]:
+        r"""For :obj:`'user'` and :obj:`'item'`, the id in the raw files of
+        every node, in node order.
+        """
+        return {node: self.describe(node)['id'] for node in ('user', 'item')}
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        r"""For every categorical attribute, the name of each code in the raw
+        files; for :obj:`'behavior'`, the columns of
+        :obj:`edge_label_behavior`.
+        """
+        return self._cache['names']
+
+    @property
+    def num_duplicates(self) -> int:
+        r"""The number of rows that repeat an earlier row's user, item and
+        time.
+        """
+        return self._cache['num_duplicates']
+
+    def describe(self, node: str) -> dict[str, np.ndarray]:
+        r"""Returns the raw :obj:`id` and the words there are about every node
+        of one type, in node order.
+        """
+        path = osp.join(self.processed_dir, f'{node}.parquet')
+        with duckdb.connect() as connection:
+            columns = connection.execute(f'SELECT * FROM read_parquet({quote(path)})').fetchnumpy()
+        return {
+            name: np.where(np.ma.getmaskarray(column), np.array(None), np.ma.getdata(column))
+            if np.ma.is_masked(column)
+            else np.ma.getdata(column)
+            for name, column in columns.items()
+        }
+
+    def process(self) -> None:
+        staging = f'{self.processed_dir}.partial'
+        shutil.rmtree(staging, ignore_errors=True)
+        os.makedirs(staging)
+        try:
+            self._write_cache(staging)
+            self._replace_cache(staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _download(self) -> None:
+        # A finished cache outlives its raw files.
+        if self._has_cache() and not self.force_reload:
+            return
+        with self._lock():
+            super()._download()
+
+    def _process(self) -> None:
+        if not self._has_cache() or self.force_reload:
+            with self._lock():
+                # Another process may have made it while this one waited.
+                if not self._has_cache() or self.force_reload:
+                    self.process()
+                    return
+        self._check_cache()
+
+    def _lock(self) -> FileLock:
+        os.makedirs(self.root, exist_ok=True)
+        return FileLock(osp.join(self.root, '.lock'))
+
+    def _has_cache(self) -> bool:
+        if not osp.isdir(self.processed_dir) or not os.listdir(self.processed_dir):
+            return False
+        if not osp.exists(osp.join(self.processed_dir, 'cache.json')):
+            raise ValueError(
+                f"{self.processed_dir!r} holds files, but no cache of mag's; choose another 'root' "
+                f'or move that directory away'
+            )
+        return True
+
+    def _read_cache(self) -> dict[str, Any]:
+        with open(osp.join(self.processed_dir, 'cache.json'), encoding='utf-8') as file:
+            return json.load(file)
+
+    def _check_cache(self) -> None:
+        cached = self._read_cache()['fingerprint']
+        differences = [
+            f'{key} was {cached.get(key)!r}, is now {value!r}'
+            for key, value in self._settings().items()
+            if cached.get(key) != value
+        ]
+        before = {file['name']: file for file in cached['files']}
+        now = {file['name']: file for file in _describe_files(self.source_files)}
+        if now:
+            differences += [f'{name} is gone' for name in sorted(before.keys() - now.keys())]
+            differences += [f'{name} is new' for name in sorted(now.keys() - before.keys())]
+        for name in sorted(before.keys() & now.keys()):
+            differences += _compare_files(before[name], now[name])
+        if differences:
+            raise ValueError(
+                f'The cache in {self.processed_dir!r} does not fit: {"; ".join(differences)}. '
+                f"Pass force_reload=True to make it again, or choose another 'root'"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {
+            'class': type(self).__name__,
+            'schema_version': self.schema_version,
+            'pre_transform': re.sub(r' at 0x[0-9a-fA-F]+', '', repr(self.pre_transform)),
+        }
+        return settings | json.loads(json.dumps(self.arguments))
+
+    def _write_cache(self, directory: str) -> None:
+        files = _describe_files(self.source_files)
+        for file in files:
+            file['hash'] = hash_file(file['path'])
+
+        steps = tqdm(total=5, desc='Reading', disable=not self.log, leave=False)
+        connection = duckdb.connect()
+        try:
+            # Tables beyond this spill to disk; the rest of the memory is for the tensors.
+            connection.execute("SET memory_limit = '4GB'")
+            connection.execute(f'SET temp_directory = {quote(osp.join(directory, "spilled"))}')
+            connection.execute('SET enable_progress_bar = false')
+            self._read(connection)
+            steps.update()
+
+            steps.set_description('Mapping ids')
+            for node in ('user', 'item'):
+                _map_ids(connection, node)
+            steps.update()
+
+            steps.set_description('Sorting by time')
+            num_duplicates = self._sort(connection)
+            steps.update()
+
+            steps.set_description('Building')
+            data = self._to_data(connection)
+            names: dict[str, list[str]] = {}
+            for node in ('user', 'item'):
+                self._add_attributes(connection, data, node, names)
+            if self.behaviors:
+                names['behavior'] = list(self.behaviors)
+            self.extend(connection, data, names)
+            steps.update()
+
+            steps.set_description('Writing')
+            for node in ('user', 'item'):
+                self._write_nodes(connection, node, osp.join(directory, f'{node}.parquet'))
+        finally:
+            connection.close()
+            steps.close()
+        shutil.rmtree(osp.join(directory, 'spilled'), ignore_errors=True)
+
+        if self.pre_transform is not None:
+            data = self.pre_transform(data)
+            if not isinstance(data, HeteroData):
+                raise TypeError(
+                    f"'pre_transform' must return a HeteroData, "
+                    f'{self.pre_transform!r} returned {type(data).__name__}'
+                )
+        # `InMemoryDataset.save` holds two more copies of the data in memory.
+        torch.save((data.to_dict(), None, HeteroData), osp.join(directory, 'data.pt'))
+        for file in files:
+            del file['path']
+        with open(osp.join(directory, 'cache.json'), 'w', encoding='utf-8') as json_file:
+            json.dump(
+                {
+                    'fingerprint': self._settings() | {'files': files},
+                    'names': names,
+                    'num_duplicates': num_duplicates,
+                },
+                json_file,
+            )
+
+    def _read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        try:
+            self.read(connection)
+        except duckdb.Error:
+            # DuckDB blames the wrong column when it skips the columns nobody asked for.
+            connection.execute("SET disabled_optimizers = 'unused_columns'")
+            try:
+                self.read(connection)
+            except duckdb.Error as error:
+                raise explain_read_error(error) from error
+        if _count(connection, 'log') == 0:
+            raise ValueError(f'no rows in {", ".join(self.source_files)}')
+
+    def _replace_cache(self, staging: str) -> None:
+        replaced = f'{self.processed_dir}.replaced'
+        shutil.rmtree(replaced, ignore_errors=True)
+        if osp.exists(self.processed_dir):
+            os.replace(self.processed_dir, replaced)
+        os.replace(staging, self.processed_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _sort(self, connection: duckdb.DuckDBPyConnection) -> int:
+        extra = [
+            name
+            for name, *_ in connection.execute('DESCRIBE log').fetchall()
+            if name in ('weight', *self.behaviors)
+        ]
+        log = 'SELECT *, rowid AS position FROM log'
+        if self.merge_duplicates:
+            merged = ', '.join(f'max({name}) AS {name}' for name in ('label', *extra))
+            log = (
+                f'SELECT user, item, time, {merged}, min(rowid) AS position '
+                f'FROM log GROUP BY user, item, time'
+            )
+        connection.execute(f"""
+            CREATE TABLE event AS
+            SELECT user_node.node AS user, item_node.node AS item, time,
+                   {', '.join(('label', *extra))}
+            FROM ({log}) AS log
+            JOIN user_node ON log.user = user_node.id
+            JOIN item_node ON log.item = item_node.id
+            ORDER BY time, position
+        """)
+        if self.merge_duplicates:
+            num_distinct = _count(connection, 'event')
+        else:
+            num_distinct = _count(connection, '(SELECT DISTINCT user, item, time FROM event)')
+        num_duplicates = _count(connection, 'log') - num_distinct
+        connection.execute('DROP TABLE log')
+        return num_duplicates
+
+    def _to_data(self, connection: duckdb.DuckDBPyConnection) -> HeteroData:
+        columns = _fetch_events(connection, self.seconds)
+        edge_label_index = columns.pop('index')
+        edge_label_time = columns.pop('time')
+        edge_label = columns.pop('label')
+        is_click = edge_label > 0
+        # A log of clicks alone is held once.
+        has_clicks_only = bool(is_click.all())
+        edge_index = edge_label_index if has_clicks_only else edge_label_index[:, is_click]
+        time = edge_label_time if has_clicks_only else edge_label_time[is_click]
+
+        data = HeteroData()
+        for node in ('user', 'item'):
+            data[node].num_nodes = _count(connection, f'{node}_node')
+        store = data['user', 'clicks', 'item']
+        store.edge_index = edge_index
+        store.time = time
+        store.edge_label_index = edge_label_index
+        store.edge_label = edge_label
+        store.edge_label_time = edge_label_time
+        if 'weight' in columns:
+            store.edge_label_weight = columns['weight']
+            store.edge_weight = columns['weight'][is_click]
+        if self.behaviors:
+            store.edge_label_behavior = torch.stack(
+                [columns[name] for name in self.behaviors], dim=1
+            )
+        return data
+
+    def _add_attributes(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        data: HeteroData,
+        node: str,
+        names: dict[str, list[str]],
+    ) -> None:
+        attributes = [
+            name for name in _attributes(connection, node) if name not in self.descriptions
+        ]
+        if not attributes:
+            return
+        connection.execute(f"""
+            CREATE TABLE {node}_joined AS
+            SELECT node, {', '.join(attributes)}
+            FROM {node}_node LEFT JOIN {node}_attribute USING (id)
+        """)
+        codes = ', '.join(
+            f'dense_rank() OVER (ORDER BY {name} NULLS FIRST) - 1 AS {name}' for name in attributes
+        )
+        columns = connection.execute(
+            f'SELECT {codes} FROM {node}_joined ORDER BY node'
+        ).fetchnumpy()
+        for name in attributes:
+            values = connection.execute(
+                f'SELECT DISTINCT {name} FROM {node}_joined ORDER BY 1 NULLS FIRST'
+            ).fetchall()
+            names[name] = ['unknown' if value is None else str(value) for (value,) in values]
+            data[node][name] = torch.from_numpy(columns[name].astype(np.int64))
+            data[node][f'num_{name}'] = len(names[name])
+
+    def _write_nodes(self, connection: duckdb.DuckDBPyConnection, node: str, path: str) -> None:
+        words = [name for name in _attributes(connection, node) if name in self.descriptions]
+        attributes = f'LEFT JOIN {node}_attribute USING (id)' if words else ''
+        connection.execute(f"""
+            COPY (SELECT {', '.join(['id', *words])} FROM {node}_node {attributes} ORDER BY node)
+            TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)
+        """)
+
+
+def _attributes(connection: duckdb.DuckDBPyConnection, node: str) -> list[str]:
+    columns = connection.execute(
+        'SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index',
+        [f'{node}_attribute'],
+    ).fetchall()
+    return [name for (name,) in columns if name != 'id']
+
+
+def _map_ids(connection: duckdb.DuckDBPyConnection, node: str) -> None:
+    connection.execute(f"""
+        CREATE TABLE {node}_node AS
+        SELECT (row_number() OVER (ORDER BY id) - 1)::INTEGER AS node, id
+        FROM (SELECT DISTINCT {node} AS id FROM log)
+    """)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    return connection.execute(f'SELECT count(*) FROM {table}').fetchall()[0][0]
+
+
+def _fetch_events(connection: duckdb.DuckDBPyConnection, seconds: str) -> dict[str, Tensor]:
+    num_rows = _count(connection, 'event')
+    names = [name for name, *_ in connection.execute('DESCRIBE event').fetchall()]
+    index = torch.empty(2, num_rows, dtype=torch.long)
+    columns = {'user': index[0], 'item': index[1], 'time': torch.empty(num_rows, dtype=torch.long)}
+    columns |= {name: torch.empty(num_rows) for name in names if name not in columns}
+    # In pieces, as one query would hold the whole result twice.
+    for start in range(0, num_rows, 1 << 20):
+        stop = min(start + (1 << 20), num_rows)
+        piece = connection.execute(f"""
+            SELECT * REPLACE ({seconds} AS time) FROM event
+            WHERE rowid >= {start} AND rowid < {stop}
+        """).fetchnumpy()
+        for name, column in columns.items():
+            column[start:stop] = torch.from_numpy(piece[name])
+    del columns['user'], columns['item']
+    return columns | {'index': index}
+
+
+def _describe_files(paths: list[str]) -> list[dict[str, Any]]:
+    if not paths:
+        return []
+    base = osp.commonpath([osp.dirname(osp.abspath(path)) for path in paths])
+    return [
+        {
+            'path': path,
+            'name': osp.relpath(path, base),
+            'size': os.stat(path).st_size,
+            'modified': os.stat(path).st_mtime_ns,
+        }
+        for path in paths
+    ]
+
+
+def _compare_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before['size'] != now['size']:
+        return [f'{now["name"]} had {before["size"]:,} bytes, has now {now["size"]:,}']
+    if before['modified'] != now['modified'] and before['hash'] != hash_file(now['path']):
+        return [f'{now["name"]} has the same size and other content']
+    return []
+
+
+def hash_file(path: str, algorithm: str = 'blake2b') -> str:
+    r"""Returns the hash of a file's content in hexadecimal digits."""
+    digest = hashlib.new(algorithm)
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,399 @@
+import os
+import os.path as osp
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from glob import glob
+from itertools import accumulate
+from typing import Any
+
+import duckdb
+from torch_geometric.data import HeteroData
+
+from mag.datasets._click_dataset import ClickDataset
+from mag.datasets._delimited import (
+    line_of_row,
+    missing_columns,
+    quote,
+    quote_name,
+    read_header,
+    read_rows,
+    scan_csv,
+)
+
+_REQUIRED = ('user', 'item', 'time')
+_OPTIONAL = ('label', 'category', 'weight')
+_UNITS = {'s': 1, 'ms': 1000, 'us': 1000**2, 'ns': 1000**3}
+_CSV = ('.csv', '.tsv', '.txt', '.csv.gz', '.tsv.gz', '.txt.gz')
+_PARQUET = ('.parquet', '.pq')
+_INTEGERS = (
+    'TINYINT',
+    'SMALLINT',
+    'INTEGER',
+    'BIGINT',
+    'UTINYINT',
+    'USMALLINT',
+    'UINTEGER',
+    'UBIGINT',
+)
+_FRACTIONS = ('FLOAT', 'DOUBLE', 'DECIMAL', 'HUGEINT', 'UHUGEINT')
+
+
+class EventLog(ClickDataset):
+    r"""A click log of your own, from CSV or Parquet files.
+
+    .. code-block:: python
+
+        dataset = EventLog('data/shop', 'exports/2024-*.parquet', {
+            'user': 'customer_id', 'item': 'sku', 'time': 'shown_at', 'label': 'clicked',
+        })
+        data = dataset[0]
+        dataset.raw_ids['item'][data['user', 'clicks', 'item'].edge_index[1]]
+
+    Every row is an exposure of an item to a user.
+    Without a :obj:`label` column every row is a click.
+    Ids of any type are mapped to :obj:`0` to :obj:`N-1` in ascending order
+    (ids in a CSV file are numbers if each of them is written as a whole
+    number is, and text otherwise, so that :obj:`7` and :obj:`007` differ);
+    :attr:`raw_ids` maps back.
+    Rows are ordered by time, those of the same time as in the files.
+    Rows that repeat another's user, item and time are kept, as two clicks may
+    share a second; :attr:`num_duplicates` counts them and a warning says so.
+
+    The :class:`~torch_geometric.data.HeteroData` holds :obj:`edge_index`,
+    :obj:`time` (clicks), :obj:`edge_label_index`, :obj:`edge_label`,
+    :obj:`edge_label_time` (exposures) in
+    :obj:`data['user', 'clicks', 'item']`, times as int64 seconds; with a
+    :obj:`category` column :obj:`data['item'].category`, the first one listed
+    for the item (:obj:`'unknown'` if none is); with a :obj:`weight` column
+    :obj:`edge_weight` (clicks) and :obj:`edge_label_weight` (exposures).
+
+    Args:
+        root (str): Directory of the cache.
+        path (str or list): A file, a pattern such as
+            :obj:`'logs/*.parquet'` or a list of files, read in this order
+            (those of a pattern in the order of their names).
+            CSV files are UTF-8 with a header, separated by a comma, tab,
+            semicolon or bar, and may be gzipped.
+        columns (dict): From :obj:`'user'`, :obj:`'item'`, :obj:`'time'` and
+            optionally :obj:`'label'` (0 or 1), :obj:`'category'` (of the
+            item) and :obj:`'weight'` (at least 0) to the names of the
+            columns in the files.
+        time_unit (str, optional): The unit of a time that is a number:
+            :obj:`'s'`, :obj:`'ms'`, :obj:`'us'` or :obj:`'ns'`. A time that
+            is a date is read as UTC unless it says otherwise.
+            (default: :obj:`'s'`)
+        transform (callable, optional): Applied to the data on every access.
+        pre_transform (callable, optional): Applied once, before caching.
+        force_reload (bool, optional): Whether to process the files again.
+            (default: :obj:`False`)
+        log (bool, optional): Whether to show progress.
+            (default: :obj:`True`)
+
+    Raises:
+        FileNotFoundError: If no file is there.
+        TypeError: If :obj:`columns` is no dictionary of strings.
+        ValueError: If :obj:`columns` or :obj:`time_unit` is wrong, if a file
+            is empty, lacks a column or holds a row that cannot be read (the
+            message has file and line), or if the cache was made with other
+            arguments, by another version or from other files.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        columns: Mapping[str, str],
+        time_unit: str = 's',
+        transform: Callable[[HeteroData], HeteroData] | None = None,
+        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
+        force_reload: bool = False,
+        log: bool = True,
+    ) -> None:
+        _check_columns(columns)
+        if time_unit not in _UNITS:
+            raise ValueError(
+                f"'time_unit' must be one of {', '.join(map(repr, _UNITS))}, got {time_unit!r}"
+            )
+        self.columns = dict(columns)
+        self.time_unit = time_unit
+        self._files = _find_files(path)
+        super().__init__(root, transform, pre_transform, force_reload, log)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {'columns': self.columns, 'time_unit': self.time_unit}
+
+    @property
+    def source_files(self) -> list[str]:
+        return self._files
+
+    def process(self) -> None:
+        super().process()
+        num_duplicates = self._read_cache()['num_duplicates']
+        if num_duplicates:
+            warnings.warn(
+                f"{num_duplicates:,} rows repeat another row's user, item and time; they are kept",
+                stacklevel=2,
+            )
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("SET TimeZone = 'UTC'")
+        if self._files[0].endswith(_PARQUET):
+            selects = self._select_parquet(connection)
+        else:
+            selects = self._select_csv()
+        connection.execute(f'CREATE OR REPLACE TABLE log AS {selects[0]} LIMIT 0')
+        num_rows = [
+            connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects
+        ]
+        self._check_rows(connection, num_rows)
+        if not self._files[0].endswith(_PARQUET):
+            for name in ('user', 'item'):
+                _read_numbers(connection, name)
+        self._set_seconds(connection)
+        if 'category' in self.columns:
+            connection.execute("""
+                CREATE OR REPLACE TABLE item_attribute AS
+                SELECT item AS id, arg_min(category, rowid) AS category
+                FROM log WHERE category IS NOT NULL GROUP BY item
+            """)
+
+    def _select_csv(self) -> list[str]:
+        samples = [_sample(path, self.columns) for path in self._files]
+        times = [row['time'] for sample in samples for row in sample]
+        kinds = {'time': _kind_of_times(times)}
+        if 'label' in self.columns:
+            kinds['label'] = _kind_of_labels([row['label'] for sample in samples for row in sample])
+        if 'weight' in self.columns:
+            kinds['weight'] = 'DOUBLE'
+        types = {name: kinds.get(role, 'VARCHAR') for role, name in self.columns.items()}
+        required = tuple(self.columns[role] for role in kinds)
+        values = {
+            role: f"nullif({quote_name(self.columns[role])}, '')"
+            for role in self.columns
+            if role not in kinds
+        }
+        return [self._select(values, scan_csv(path, types, required)) for path in self._files]
+
+    def _select_parquet(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        scans = [f'read_parquet([{quote(path)}])' for path in self._files]
+        first: dict[str, str] = {}
+        for path, scan in zip(self._files, scans):
+            columns = {
+                name: kind
+                for name, kind, *_ in connection.execute(
+                    f'DESCRIBE SELECT * FROM {scan}'
+                ).fetchall()
+            }
+            missing = [name for name in self.columns.values() if name not in columns]
+            if missing:
+                raise missing_columns(path, missing, list(columns))
+            kinds = {role: columns[name] for role, name in self.columns.items()}
+            self._check_kinds(path, kinds)
+            first = first or kinds
+            for role in ('user', 'item'):
+                if first[role] != kinds[role] and not {first[role], kinds[role]} <= {*_INTEGERS}:
+                    raise ValueError(
+                        f'{path}: column {self.columns[role]!r} is {kinds[role]}, but '
+                        f'{first[role]} in {self._files[0]}'
+                    )
+        values = {}
+        if first['time'] == 'DATE':
+            values['time'] = f'{quote_name(self.columns["time"])}::TIMESTAMP'
+        elif not first['time'].startswith('TIMESTAMP'):
+            kind = 'BIGINT' if first['time'] in _INTEGERS else 'DOUBLE'
+            values['time'] = f'{quote_name(self.columns["time"])}::{kind}'
+        return [self._select(values, scan) for scan in scans]
+
+    def _check_kinds(self, path: str, kinds: dict[str, str]) -> None:
+        numbers = (*_INTEGERS, *_FRACTIONS)
+        allowed = {
+            'time': ((*numbers, 'TIMESTAMP', 'DATE'), 'a number or a timestamp'),
+            'label': ((*numbers, 'BOOLEAN'), '0 or 1'),
+            'weight': (numbers, 'a number'),
+        }
+        for role in kinds.keys() & allowed.keys():
+            prefixes, expected = allowed[role]
+            if not kinds[role].startswith(prefixes):
+                raise ValueError(
+                    f'{path}: column {self.columns[role]!r} ({role}) is '
+                    f'{kinds[role]}, expected {expected}'
+                )
+
+    def _select(self, values: Mapping[str, str], scan: str) -> str:
+        values = {role: quote_name(name) for role, name in self.columns.items()} | dict(values)
+        values['label'] = f'{values["label"]}::DOUBLE' if 'label' in values else '1::TINYINT'
+        if 'weight' in values:
+            values['weight'] += '::DOUBLE'
+        return f'SELECT {", ".join(f"{v} AS {role}" for role, v in values.items())} FROM {scan}'
+
+    def _check_rows(self, connection: duckdb.DuckDBPyConnection, num_rows: list[int]) -> None:
+        types = _column_types(connection)
+        bad = {role: (f'{role} IS NULL', 'an id') for role in ('user', 'item')}
+        bad |= {
+            role: (f'{role} IS NULL OR isnan({role})', 'an id')
+            for role in ('user', 'item')
+            if types[role] in ('FLOAT', 'DOUBLE')
+        }
+        bad['time'] = ('time IS NULL', 'a time')
+        if types['time'] != 'BIGINT':
+            bad['time'] = ('time IS NULL OR NOT isfinite(time)', 'a finite time')
+        if 'label' in self.columns:
+            bad['label'] = ('label IS NULL OR label NOT IN (0, 1)', '0 or 1')
+        if 'weight' in self.columns:
+            bad['weight'] = (
+                'weight IS NULL OR NOT isfinite(weight) OR weight < 0',
+                'a number of at least 0',
+            )
+        counts = ', '.join(
+            f'min(rowid) FILTER ({condition}), count(*) FILTER ({condition})'
+            for condition, _ in bad.values()
+        )
+        found = connection.execute(f'SELECT {counts} FROM log').fetchall()[0]
+        for (role, (_, expected)), row, count in zip(bad.items(), found[::2], found[1::2]):
+            if count:
+                (value,) = connection.execute(
+                    f'SELECT {role} FROM log WHERE rowid = {row}'
+                ).fetchall()[0]
+                others = f' (and {count - 1:,} more such rows)' if count > 1 else ''
+                raise ValueError(
+                    f'{self._locate(row, num_rows)}: column {self.columns[role]!r} ({role}) holds '
+                    f'{"nothing" if value is None else value}, expected {expected}{others}'
+                )
+
+    def _locate(self, row: int, num_rows: list[int]) -> str:
+        ends = list(accumulate(num_rows))
+        position = bisect_right(ends, row)
+        path = self._files[position]
+        row -= ends[position] - num_rows[position]
+        if path.endswith(_PARQUET):
+            return f'{path}, row {row + 1}'
+        delimiter, _ = read_header(path, tuple(self.columns.values()))
+        return f'{path}, line {line_of_row(path, row, delimiter)}'
+
+    def _set_seconds(self, connection: duckdb.DuckDBPyConnection) -> None:
+        kind = _column_types(connection)['time']
+        unit = _UNITS[self.time_unit]
+        if kind == 'BIGINT':
+            # `//` rounds towards zero, also before 1970.
+            self.seconds = f'(time - (time % {unit} + {unit}) % {unit}) // {unit}'
+        elif kind == 'DOUBLE':
+            self.seconds = f'floor(time / {unit})::BIGINT'
+        else:
+            self.seconds = 'floor(epoch(time))::BIGINT'
+        (last,) = connection.execute(f'SELECT max({self.seconds}) FROM log').fetchall()[0]
+        if last is not None and last > _YEAR_5000:
+            warnings.warn(
+                f'the last time, {last:,} seconds after 1970, is beyond the year 5000; if the '
+                f'column {self.columns["time"]!r} is not in {self.time_unit!r}, pass another '
+                f"'time_unit'",
+                stacklevel=2,
+            )
+
+
+_YEAR_5000 = 95_617_584_000
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    known = ', '.join(map(repr, (*_REQUIRED, *_OPTIONAL)))
+    if not isinstance(columns, Mapping):
+        raise TypeError(
+            f"'columns' must be a dictionary from {known} to names of columns, got {columns!r}"
+        )
+    for role, name in columns.items():
+        if role not in (*_REQUIRED, *_OPTIONAL):
+            raise ValueError(f"'columns' has the unknown key {role!r}; the keys are {known}")
+        if not isinstance(name, str):
+            raise TypeError(f"'columns' must name a column for {role!r}, got {name!r}")
+    missing = [role for role in _REQUIRED if role not in columns]
+    if missing:
+        raise ValueError(
+            f"'columns' lacks {', '.join(map(repr, missing))}; "
+            f'got {", ".join(map(repr, columns)) or "nothing"}'
+        )
+    roles: dict[str, str] = {}
+    for role, name in columns.items():
+        if name in roles:
+            raise ValueError(
+                f"'columns' names the column {name!r} for both {roles[name]!r} and {role!r}"
+            )
+        roles[name] = role
+
+
+def _find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    paths = [path] if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(paths, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
+        raise TypeError(f"'path' must be a file, a pattern or a list of files, got {path!r}")
+    files: list[str] = []
+    for pattern in (osp.expanduser(os.fspath(p)) for p in paths):
+        if osp.isdir(pattern):
+            raise ValueError(
+                f'{pattern!r} is a directory; pass its files, for example as '
+                f'{osp.join(pattern, "*.parquet")!r}'
+            )
+        found = [pattern] if osp.exists(pattern) else sorted(glob(pattern, recursive=True))
+        if not found:
+            raise FileNotFoundError(f'no file {pattern!r}')
+        files += [osp.abspath(file) for file in found]
+    if not files:
+        raise ValueError("'path' is an empty list; expected at least one file")
+    for file in files:
+        if not file.endswith((*_CSV, *_PARQUET)):
+            raise ValueError(
+                f'{file!r} is neither CSV ({", ".join(_CSV)}) nor Parquet '
+                f'({", ".join(_PARQUET)}) by its name'
+            )
+        if file.endswith(_PARQUET) != files[0].endswith(_PARQUET):
+            raise ValueError(
+                f'{files[0]!r} and {file!r} are of two kinds; expected CSV files '
+                f'only or Parquet files only'
+            )
+        if files.count(file) > 1:
+            raise ValueError(f'{file!r} is listed twice')
+    return files
+
+
+def _sample(path: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
+    delimiter, header = read_header(path, tuple(columns.values()))
+    positions = {role: header.index(name) for role, name in columns.items()}
+    rows = list(read_rows(path, delimiter, 100))[1:]
+    return [
+        {role: row[position] for role, position in positions.items()}
+        for row in rows
+        if len(row) == len(header)
+    ]
+
+
+def _kind_of_times(values: list[str]) -> str:
+    numbers = [number for number in map(_to_number, values) if number is not None]
+    # A double is exact up to 2^53, and has the fractions that a BIGINT would round away.
+    if any(abs(number) >= 2**53 for number in numbers):
+        return 'BIGINT'
+    return 'DOUBLE' if numbers or not any(values) else 'TIMESTAMP WITH TIME ZONE'
+
+
+def _kind_of_labels(values: list[str]) -> str:
+    numbers = [number for number in map(_to_number, values) if number is not None]
+    is_boolean = not numbers and any(value.lower() in ('true', 'false') for value in values)
+    return 'BOOLEAN' if is_boolean else 'DOUBLE'
+
+
+def _to_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    return {name: kind for name, kind, *_ in connection.execute('DESCRIBE log').fetchall()}
+
+
+def _read_numbers(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    other = connection.execute(
+        f'SELECT 1 FROM log WHERE TRY_CAST({name} AS BIGINT)::VARCHAR IS DISTINCT FROM {name} '
+        f'LIMIT 1'
+    ).fetchall()
+    if not other:
+        connection.execute(f'ALTER TABLE log ALTER {name} TYPE BIGINT')

@@ -1,0 +1,190 @@
+import os
+import os.path as osp
+from collections.abc import Callable
+from glob import escape, glob
+from typing import Any
+
+import duckdb
+from torch_geometric.data import HeteroData
+
+from mag.datasets._click_dataset import ClickDataset
+from mag.datasets._delimited import FLAG, checked_flag, scan_csv
+
+_FOLDERS = {'pure': 'KuaiRand-Pure', '1k': 'KuaiRand-1K'}
+
+_USER_FEATURES = (
+    'user_active_degree',
+    'is_lowactive_period',
+    'is_live_streamer',
+    'is_video_author',
+    'follow_user_num_range',
+    'fans_user_num_range',
+    'friend_user_num_range',
+    'register_days_range',
+    *(f'onehot_feat{i}' for i in range(18)),
+)
+
+_VIDEO_FEATURES = ('author_id', 'video_type', 'upload_type', 'music_type')
+
+
+class KuaiRand(ClickDataset):
+    r"""The click logs of the short-video application Kuaishou from the
+    `"KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly
+    Exposed Videos" <https://arxiv.org/abs/2208.08696>`_ paper.
+
+    Every row of the standard logs is an exposure, :obj:`is_click` its label;
+    the log of randomly exposed videos is left out.
+    Nodes are the users and videos of the logs that are present, in ascending
+    order of their ids; users and videos that only the feature files name have
+    no exposure and are no nodes.
+
+    Rows with the same user, video and millisecond are one exposure that was
+    logged again (they agree in their label, and differ at most in the time of
+    logging), so they are merged: the exposure was clicked, liked, ... if any
+    of its rows says so.
+    :attr:`num_duplicates` counts the rows that went.
+
+    The :class:`~torch_geometric.data.HeteroData` holds
+
+    * :obj:`data['user']`: the categoricals :obj:`user_active_degree`,
+      :obj:`is_lowactive_period`, :obj:`is_live_streamer`,
+      :obj:`is_video_author`, :obj:`follow_user_num_range`,
+      :obj:`fans_user_num_range`, :obj:`friend_user_num_range`,
+      :obj:`register_days_range` and :obj:`onehot_feat0` to
+      :obj:`onehot_feat17`;
+    * :obj:`data['item']`: :obj:`category`, the first tag of the video, and
+      :obj:`author_id`, :obj:`video_type`, :obj:`upload_type`,
+      :obj:`music_type`;
+    * :obj:`data['user', 'clicks', 'item']`: :obj:`edge_index` and
+      :obj:`time` of the clicks; :obj:`edge_label_index`, :obj:`edge_label`
+      and :obj:`edge_label_time` of the exposures, times in seconds (rows
+      are ordered by millisecond); :obj:`edge_label_behavior`, shape
+      :obj:`[num_exposures, 6]`, what followed the click, in the order of
+      :attr:`behaviors`.
+
+    The meaning of each code is in :attr:`names`; a missing value has the name
+    :obj:`'unknown'`.
+
+    .. note::
+        The data is not downloaded. Get :obj:`KuaiRand-Pure.tar.gz` from
+        `kuairand.com <https://kuairand.com>`_ and unpack it into
+        :obj:`root/raw`. Whichever of the standard logs are there are read.
+
+    Args:
+        root (str): The files are looked for in :obj:`root/raw`,
+            :obj:`root/raw/data` and :obj:`root/raw/KuaiRand-Pure/data`.
+        name (str, optional): :obj:`'pure'` or :obj:`'1k'`.
+            (default: :obj:`'pure'`)
+        transform (callable, optional): Applied to the data on every access.
+        pre_transform (callable, optional): Applied once, before caching.
+        force_reload (bool, optional): Whether to process the raw files again.
+            (default: :obj:`False`)
+        log (bool, optional): Whether to show progress.
+            (default: :obj:`True`)
+
+    Raises:
+        FileNotFoundError: If a file is missing; it says which.
+        ValueError: If :obj:`name` is unknown, if a file lacks a column or
+            holds a row that cannot be read, or if the cache was made with
+            other arguments, by another version or from other raw files.
+    """
+
+    seconds = 'time // 1000'
+    merge_duplicates = True
+    behaviors = (
+        'long_view',
+        'is_profile_enter',
+        'is_like',
+        'is_comment',
+        'is_follow',
+        'is_forward',
+    )
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        name: str = 'pure',
+        transform: Callable[[HeteroData], HeteroData] | None = None,
+        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
+        force_reload: bool = False,
+        log: bool = True,
+    ) -> None:
+        if name not in _FOLDERS:
+            raise ValueError(
+                f"'name' must be one of {', '.join(map(repr, _FOLDERS))}, got {name!r}"
+            )
+        self.name = name
+        super().__init__(root, transform, pre_transform, force_reload, log)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {'name': self.name}
+
+    @property
+    def source_files(self) -> list[str]:
+        for folder in self._folders:
+            logs = sorted(glob(osp.join(escape(folder), f'log_standard_*_{self.name}.csv')))
+            features = [osp.join(folder, name) for name in self._feature_files]
+            if logs and all(osp.exists(path) for path in features):
+                return [*logs, *features]
+        return []
+
+    @property
+    def raw_file_names(self) -> list[str]:
+        found = [osp.relpath(path, self.raw_dir) for path in self.source_files]
+        return found or [f'log_standard_*_{self.name}.csv', *self._feature_files]
+
+    @property
+    def _folders(self) -> list[str]:
+        release = osp.join(self.raw_dir, _FOLDERS[self.name], 'data')
+        return [self.raw_dir, osp.join(self.raw_dir, 'data'), release]
+
+    @property
+    def _feature_files(self) -> list[str]:
+        return [f'video_features_basic_{self.name}.csv', f'user_features_{self.name}.csv']
+
+    def download(self) -> None:
+        present = [
+            name
+            for folder in self._folders
+            if osp.isdir(folder)
+            for name in sorted(os.listdir(folder))
+            if name.endswith('.csv')
+        ]
+        raise FileNotFoundError(
+            f'KuaiRand {self.name!r} needs at least one of log_standard_*_{self.name}.csv and '
+            f'{" and ".join(self._feature_files)}, together in one of '
+            f'{", ".join(map(repr, self._folders))}; found {", ".join(present) or "none of them"}. '
+            f'Get {_FOLDERS[self.name]}.tar.gz from https://kuairand.com and unpack it into '
+            f'{self.raw_dir!r}'
+        )
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        *logs, videos, users = self.source_files
+        ids = {'user_id': 'BIGINT', 'video_id': 'BIGINT', 'time_ms': 'BIGINT'}
+        log_columns = ids | dict.fromkeys(('is_click', *self.behaviors), FLAG)
+        selects = []
+        for path in logs:
+            label, *behaviors = (
+                checked_flag(name, path, *ids) for name in ('is_click', *self.behaviors)
+            )
+            selects.append(f"""
+                SELECT user_id AS user, video_id AS item, time_ms AS time, {label} AS label,
+                       {', '.join(map('{} AS {}'.format, behaviors, self.behaviors))}
+                FROM {scan_csv(path, log_columns, tuple(log_columns))}
+            """)
+        connection.execute(f'CREATE OR REPLACE TABLE log AS {" UNION ALL ".join(selects)}')
+
+        user_columns = {'user_id': 'BIGINT'} | dict.fromkeys(_USER_FEATURES, 'VARCHAR')
+        connection.execute(f"""
+            CREATE OR REPLACE TABLE user_attribute AS
+            SELECT user_id AS id, {', '.join(_USER_FEATURES)}
+            FROM {scan_csv(users, user_columns, ('user_id',))}
+        """)
+        video_columns = {'video_id': 'BIGINT'} | dict.fromkeys((*_VIDEO_FEATURES, 'tag'), 'VARCHAR')
+        connection.execute(f"""
+            CREATE OR REPLACE TABLE item_attribute AS
+            SELECT video_id AS id, string_split(tag, ',')[1] AS category,
+                   {', '.join(_VIDEO_FEATURES)}
+            FROM {scan_csv(videos, video_columns, ('video_id',))}
+        """)

@@ -1,0 +1,256 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+from torch_geometric.transforms import BaseTransform
+
+from mag.datasets import EventLog
+
+CLICKS = ('user', 'clicks', 'item')
+COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
+TEXT = 'u,i,t,label\n1,1,1,1\n1,2,2,0\n2,2,3,1\n'
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / 'log.csv'
+    path.write_text(TEXT)
+    return path
+
+
+def load(log, columns=COLUMNS, **kwargs):
+    return EventLog(log.parent / 'root', log, columns, log=False, **kwargs)
+
+
+def never(*args, **kwargs):
+    raise AssertionError('processed again')
+
+
+class Scale(BaseTransform):
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, data):
+        data[CLICKS].time = data[CLICKS].time * self.factor
+        return data
+
+    def __repr__(self):
+        return f'Scale(factor={self.factor})'
+
+
+def test_second_time_reads_the_cache(log, monkeypatch):
+    first = load(log)[0]
+    monkeypatch.setattr(EventLog, 'process', never)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        second = load(log)
+    assert isinstance(second[0], HeteroData) and len(second) == 1
+    assert second[0][CLICKS].to_dict().keys() == first[CLICKS].to_dict().keys()
+    assert torch.equal(second[0][CLICKS].edge_index, first[CLICKS].edge_index)
+    assert second.raw_ids['user'].tolist() == [1, 2]
+    assert sorted(os.listdir(log.parent / 'root' / 'processed')) == [
+        'cache.json',
+        'data.pt',
+        'item.parquet',
+        'user.parquet',
+    ]
+
+
+def test_transforms(log):
+    assert load(log, transform=Scale(5))[0][CLICKS].time.tolist() == [5, 10, 15]
+    assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
+    shutil.rmtree(log.parent / 'root')
+    dataset = load(log, pre_transform=Scale(2), transform=Scale(5))
+    assert dataset[0][CLICKS].time.tolist() == [10, 20, 30]
+    assert dataset[0][CLICKS].edge_label_time.tolist() == [1, 2, 3]
+
+
+def double(data):
+    return data
+
+
+def halve(data):
+    return data
+
+
+@pytest.mark.parametrize(
+    'before, now, pieces',
+    [
+        (
+            {},
+            {'columns': COLUMNS | {'label': 'label'}},
+            ["columns was {'user'", "'label': 'label'"],
+        ),
+        ({}, {'time_unit': 'ms'}, ["time_unit was 's', is now 'ms'"]),
+        ({}, {'pre_transform': Scale(2)}, ["pre_transform was 'None', is now 'Scale(factor=2)'"]),
+        (
+            {'pre_transform': Scale(2)},
+            {'pre_transform': Scale(3)},
+            ["was 'Scale(factor=2)', is now 'Scale(factor=3)'"],
+        ),
+        (
+            {'pre_transform': double},
+            {'pre_transform': halve},
+            ["was '<function double>', is now '<function halve>'"],
+        ),
+    ],
+)
+def test_other_arguments_raise(log, before, now, pieces):
+    load(log, **before)
+    with pytest.raises(ValueError) as error:
+        load(log, **now)
+    for piece in (*pieces, 'does not fit', 'force_reload=True', str(log.parent / 'root')):
+        assert piece in str(error.value)
+    load(log, **before)
+    load(log, **now, force_reload=True)
+    load(log, **now)
+
+
+def test_other_version_raises(log, monkeypatch):
+    load(log)
+    monkeypatch.setattr(EventLog, 'schema_version', EventLog.schema_version + 1)
+    with pytest.raises(ValueError, match='schema_version was 1, is now 2'):
+        load(log)
+
+
+def test_other_raw_files_raise(log):
+    load(log)
+    log.write_text(TEXT + '3,1,4,1\n')
+    with pytest.raises(ValueError, match=r'log\.csv had 36 bytes, has now 44'):
+        load(log)
+    assert load(log, force_reload=True)[0]['user'].num_nodes == 3
+    log.write_text(TEXT + '3,2,4,1\n')
+    with pytest.raises(ValueError, match=r'log\.csv has the same size and other content'):
+        load(log)
+    log.rename(log.parent / 'other.csv')
+    with pytest.raises(ValueError, match=r'log\.csv is gone; other\.csv is new'):
+        EventLog(log.parent / 'root', log.parent / 'other.csv', COLUMNS, log=False)
+
+
+def test_same_content_of_another_time_is_the_same(log, monkeypatch):
+    load(log)
+    monkeypatch.setattr(EventLog, 'process', never)
+    os.utime(log, (1, 1))
+    load(log)
+    moved = log.parent / 'elsewhere'
+    moved.mkdir()
+    shutil.copy(log, moved / 'log.csv')
+    EventLog(log.parent / 'root', moved / 'log.csv', COLUMNS, log=False)
+
+
+def test_foreign_files_are_not_touched(log):
+    processed = log.parent / 'root' / 'processed'
+    processed.mkdir(parents=True)
+    load(log)
+    shutil.rmtree(processed)
+    processed.mkdir()
+    (processed / 'mine.pt').write_text('precious')
+    with pytest.raises(ValueError, match="holds files, but no cache of mag's"):
+        load(log)
+    with pytest.raises(ValueError, match="holds files, but no cache of mag's"):
+        load(log, force_reload=True)
+    assert (processed / 'mine.pt').read_text() == 'precious'
+
+
+class Fail(BaseTransform):
+    def forward(self, data):
+        raise KeyboardInterrupt
+
+    def __repr__(self):
+        return 'Scale(factor=1)'
+
+
+@pytest.mark.parametrize('where', ['pre_transform', '_write_nodes', '_sort', '_replace_cache'])
+def test_interruption_leaves_nothing(log, monkeypatch, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where != 'pre_transform':
+            patch.setattr(EventLog, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(log, pre_transform=Fail())
+    assert os.listdir(log.parent / 'root') == ['.lock']
+    assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+def test_interrupted_reload_keeps_the_old_cache(log, monkeypatch):
+    load(log)
+    with pytest.raises(KeyboardInterrupt):
+        load(log, pre_transform=Fail(), force_reload=True)
+    monkeypatch.setattr(EventLog, 'process', never)
+    assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize('method', ['_sort', '_write_nodes', '_replace_cache'])
+def test_kill_leaves_no_half_cache(log, method):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from mag.datasets import EventLog
+        wrapped = EventLog.{method}
+        def kill(*args):
+            {'' if method == '_replace_cache' else 'wrapped(*args)'}
+            os.kill(os.getpid(), signal.SIGKILL)
+        EventLog.{method} = kill
+        EventLog({str(log.parent / 'root')!r}, {str(log)!r}, {COLUMNS!r}, log=False)
+    """)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    root = log.parent / 'root'
+    assert not (root / 'processed').exists()
+    assert (root / 'processed.partial').exists()
+    dataset = load(log)
+    assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
+    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+
+
+def test_kill_between_the_two_renames(log):
+    load(log)
+    root = log.parent / 'root'
+    (root / 'processed').rename(root / 'processed.replaced')
+    assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
+    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+
+
+def test_two_at_once_process_once(log, monkeypatch):
+    count = []
+    process = EventLog.process
+
+    def counted(self):
+        count.append(self)
+        process(self)
+
+    monkeypatch.setattr(EventLog, 'process', counted)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(load(log)[0])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(count) == 1
+    assert [data[CLICKS].time.tolist() for data in found] == [[1, 2, 3]] * 3
+
+
+def test_cache_is_readable_json(log):
+    load(log)
+    cache = json.loads((log.parent / 'root' / 'processed' / 'cache.json').read_text())
+    fingerprint = cache['fingerprint']
+    assert fingerprint['class'] == 'EventLog'
+    assert [(file['name'], file['size']) for file in fingerprint['files']] == [('log.csv', 36)]
+    assert str(log.parent) not in json.dumps(cache)
+
+
+def test_progress(log, capsys):
+    EventLog(log.parent / 'root', log, COLUMNS)
+    assert 'Sorting by time' in capsys.readouterr().err
+    load(log, force_reload=True)
+    assert capsys.readouterr().err == ''

@@ -1,0 +1,524 @@
+import csv
+import gzip
+import random
+import warnings
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+
+from mag.datasets import EventLog
+
+COLUMNS = {'user': 'uid', 'item': 'iid', 'time': 'ts', 'label': 'click'}
+CLICKS = ('user', 'clicks', 'item')
+
+
+def write(path, text):
+    path.write_text(text, encoding='utf-8')
+    return path
+
+
+def make(tmp_path, text, columns=COLUMNS, name='log.csv', **kwargs):
+    path = write(tmp_path / name, text)
+    return EventLog(tmp_path / 'root', path, columns, log=False, **kwargs)
+
+
+def write_parquet(path, select):
+    duckdb.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)")
+    return path
+
+
+def rows_of(dataset):
+    r"""The exposures in raw ids."""
+    store = dataset[0][CLICKS]
+    ids = dataset.raw_ids
+    user, item = store.edge_label_index.numpy()
+    return list(
+        zip(
+            ids['user'][user].tolist(),
+            ids['item'][item].tolist(),
+            store.edge_label_time.tolist(),
+            store.edge_label.tolist(),
+        )
+    )
+
+
+def test_golden_rows(tmp_path):
+    dataset = make(tmp_path, 'ts,iid,uid,click\n30,b,7,1\n10,a,12,0\n20,b,12,1\n20,a,7,1\n')
+    data = dataset[0]
+    assert data.validate()
+    assert data['user'].num_nodes == data['item'].num_nodes == 2
+    assert dataset.raw_ids['user'].tolist() == [7, 12]
+    assert dataset.raw_ids['item'].tolist() == ['a', 'b']
+    store = data[CLICKS]
+    assert store.edge_label_index.tolist() == [[1, 1, 0, 0], [0, 1, 0, 1]]
+    assert store.edge_label_time.tolist() == [10, 20, 20, 30]
+    assert store.edge_label.tolist() == [0, 1, 1, 1]
+    assert store.edge_index.tolist() == [[1, 0, 0], [1, 0, 1]]
+    assert store.time.tolist() == [20, 20, 30]
+    assert store.edge_index.dtype == store.time.dtype == torch.long
+    assert store.edge_label.dtype == torch.float32
+    assert dataset.num_duplicates == 0
+
+
+@pytest.mark.parametrize('name', ['log.csv', 'log.tsv', 'log.csv.gz', 'log.parquet'])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_equals_plain_python(tmp_path, name, seed):
+    generator = random.Random(seed)
+    header = ['note', 'ts', 'click', 'iid', 'uid', 'price', 'kind']
+    rows = [
+        [
+            'x',
+            generator.randrange(10**12, 10**12 + 50_000),
+            generator.randrange(2),
+            f'item {generator.randrange(30)}',
+            generator.randrange(90),
+            generator.randrange(9) / 4,
+            generator.choice(['', 'red', 'green', 'dark blue']),
+        ]
+        for _ in range(700)
+    ]
+    plain = tmp_path / 'plain.csv'
+    with open(plain, 'w', newline='') as file:
+        csv.writer(file).writerows([header, *rows])
+    path = tmp_path / name
+    if name.endswith('.parquet'):
+        write_parquet(path, f"SELECT * FROM read_csv('{plain}')")
+    else:
+        opener = gzip.open if name.endswith('.gz') else open
+        with opener(path, 'wt', newline='') as file:
+            delimiter = '\t' if 'tsv' in name else ','
+            csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+
+    columns = COLUMNS | {'weight': 'price', 'category': 'kind'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dataset = EventLog(tmp_path / 'root', path, columns, time_unit='ms', log=False)
+
+    with open(plain, newline='') as file:
+        expected = list(csv.DictReader(file))
+    expected.sort(key=lambda row: int(row['ts']))
+    assert rows_of(dataset) == [
+        (int(row['uid']), row['iid'], int(row['ts']) // 1000, float(row['click']))
+        for row in expected
+    ]
+    store = dataset[0][CLICKS]
+    assert store.edge_label_weight.tolist() == [float(row['price']) for row in expected]
+    clicked = [row for row in expected if row['click'] == '1']
+    assert store.time.tolist() == [int(row['ts']) // 1000 for row in clicked]
+    assert store.edge_weight.tolist() == [float(row['price']) for row in clicked]
+    ids = dataset.raw_ids
+    assert ids['user'][store.edge_index[0]].tolist() == [int(row['uid']) for row in clicked]
+    assert ids['item'][store.edge_index[1]].tolist() == [row['iid'] for row in clicked]
+    assert ids['user'].tolist() == sorted({int(row['uid']) for row in expected})
+    assert ids['item'].tolist() == sorted({row['iid'] for row in expected})
+
+    first = {}
+    for row in rows:
+        if row[6]:
+            first.setdefault(row[3], row[6])
+    item = dataset[0]['item']
+    names = dataset.names['category']
+    assert [names[code] for code in item.category] == [
+        first.get(name, 'unknown') for name in ids['item']
+    ]
+    assert item.num_category == len(names)
+    keys = [(row['uid'], row['iid'], row['ts']) for row in expected]
+    assert dataset.num_duplicates == len(keys) - len(set(keys))
+
+
+def test_without_label_every_row_is_a_click(tmp_path):
+    columns = {role: COLUMNS[role] for role in ('user', 'item', 'time')}
+    store = make(tmp_path, 'uid,iid,ts\n1,1,5\n2,1,3\n', columns)[0][CLICKS]
+    assert store.edge_index.tolist() == store.edge_label_index.tolist() == [[1, 0], [0, 0]]
+    assert store.edge_label.tolist() == [1, 1]
+    assert store.time.tolist() == store.edge_label_time.tolist() == [3, 5]
+    assert store.edge_index.data_ptr() == store.edge_label_index.data_ptr()
+
+
+def test_many_files_in_the_order_of_their_names(tmp_path):
+    write(tmp_path / 'b.csv', 'uid,iid,ts,click\n2,1,5,0\n')
+    # The same columns in another order, separated otherwise.
+    write(tmp_path / 'a.csv', 'click;ts;iid;uid\n1;5;1;1\n1;4;9;3\n')
+    dataset = EventLog(tmp_path / 'root', tmp_path / '*.csv', COLUMNS, log=False)
+    assert rows_of(dataset) == [(3, 9, 4, 1.0), (1, 1, 5, 1.0), (2, 1, 5, 0.0)]
+    files = [tmp_path / 'b.csv', str(tmp_path / 'a.csv')]
+    dataset = EventLog(tmp_path / 'other', files, COLUMNS, log=False)
+    assert rows_of(dataset) == [(3, 9, 4, 1.0), (2, 1, 5, 0.0), (1, 1, 5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    'ids, expected',
+    [
+        (['10', '9', '-1'], [-1, 9, 10]),
+        (['7', '007', '10'], ['007', '10', '7']),
+        (
+            ['9223372036854775807', '9223372036854775808', '1'],
+            ['1', '9223372036854775807', '9223372036854775808'],
+        ),
+        (['"a,b"', 'ü', '"say ""hi"""'], ['a,b', 'say "hi"', 'ü']),
+        (['1.0', '1', '1e0'], ['1', '1.0', '1e0']),
+    ],
+)
+def test_ids_of_any_type(tmp_path, ids, expected):
+    rows = '\n'.join(f'{name},1,1,1' for name in ids)
+    dataset = make(tmp_path, f'uid,iid,ts,click\n{rows}\n')
+    assert dataset.raw_ids['user'].tolist() == expected
+    assert dataset.raw_ids['user'].dtype == (np.int64 if expected == [-1, 9, 10] else object)
+
+
+@pytest.mark.parametrize(
+    'kind, expected',
+    [
+        ('BIGINT', 1),
+        ('UINTEGER', 1),
+        ('VARCHAR', '1'),
+        ('DOUBLE', 1.0),
+    ],
+)
+def test_parquet_ids_keep_their_type(tmp_path, kind, expected):
+    path = write_parquet(
+        tmp_path / 'log.parquet', f'SELECT 1::{kind} AS uid, 2 AS iid, 3 AS ts, true AS click'
+    )
+    raw_id = EventLog(tmp_path / 'root', path, COLUMNS, log=False).raw_ids['user'].tolist()[0]
+    assert raw_id == expected and type(raw_id) is type(expected)
+
+
+@pytest.mark.parametrize(
+    'time, unit, expected',
+    [
+        ('12', 's', 12),
+        ('12.9', 's', 12),
+        ('-0.5', 's', -1),
+        ('1650812741999', 'ms', 1650812741),
+        ('-1', 'ms', -1),
+        ('-1000', 'ms', -1),
+        ('1650812741999999', 'us', 1650812741),
+        ('1650812741999999999', 'ns', 1650812741),
+        ('2022-04-10 12:00:00', 's', 1649592000),
+        ('2022-04-10T12:00:00.75', 's', 1649592000),
+        ('2022-04-10T14:00:00+02:00', 'ms', 1649592000),
+        ('2022-04-10', 's', 1649548800),
+    ],
+)
+def test_times(tmp_path, time, unit, expected):
+    dataset = make(tmp_path, f'uid,iid,ts,click\n1,1,{time},1\n', time_unit=unit)
+    assert dataset[0][CLICKS].time.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    'time, expected',
+    [
+        ("TIMESTAMP '2022-04-10 12:00:00.9'", 1649592000),
+        ("'2022-04-10 12:00:00'::TIMESTAMP_NS", 1649592000),
+        ("'2022-04-10 12:00:00'::TIMESTAMP_MS", 1649592000),
+        ("'2022-04-10 12:00:00'::TIMESTAMP_S", 1649592000),
+        ("'2022-04-10 14:00:00+02'::TIMESTAMPTZ", 1649592000),
+        ("DATE '2022-04-10'", 1649548800),
+        ('12.75::DECIMAL(9, 2)', 12),
+        ('12::UTINYINT', 12),
+    ],
+)
+def test_parquet_times(tmp_path, time, expected):
+    path = write_parquet(
+        tmp_path / 'log.parquet', f'SELECT 1 AS uid, 2 AS iid, {time} AS ts, 1 AS click'
+    )
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    assert dataset[0][CLICKS].time.tolist() == [expected]
+
+
+def test_order_within_a_second_is_kept(tmp_path):
+    dataset = make(
+        tmp_path, 'uid,iid,ts,click\n1,1,1999,1\n2,1,1001,1\n3,1,1001,1\n', time_unit='ms'
+    )
+    assert [row[0] for row in rows_of(dataset)] == [2, 3, 1]
+
+
+@pytest.mark.parametrize('yes, no', [('1', '0'), ('1.0', '0.0'), ('True', 'False')])
+def test_labels(tmp_path, yes, no):
+    dataset = make(tmp_path, f'uid,iid,ts,click\n1,1,1,{yes}\n1,2,2,{no}\n')
+    assert dataset[0][CLICKS].edge_label.tolist() == [1, 0]
+
+
+def test_header_with_awkward_names(tmp_path):
+    text = '\ufeff,UID,uid,i d,ts,"na""me",click,UID\r\n0,x,1,2,3,y,1,z\r\n'
+    dataset = make(tmp_path, text, COLUMNS | {'item': 'i d'})
+    assert rows_of(dataset) == [(1, 2, 3, 1.0)]
+
+
+def test_duplicates_are_kept_counted_and_reported(tmp_path):
+    text = 'uid,iid,ts,click\n1,1,5,1\n1,1,5,0\n1,1,5,1\n2,1,5,1\n2,1,6,1\n'
+    with pytest.warns(UserWarning, match="2 rows repeat another row's user, item and time"):
+        dataset = make(tmp_path, text)
+    assert dataset.num_duplicates == 2
+    assert dataset[0][CLICKS].edge_label.tolist() == [1, 0, 1, 1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert EventLog(tmp_path / 'root', tmp_path / 'log.csv', COLUMNS).num_duplicates == 2
+
+
+def test_duplicates_are_told_apart_below_a_second(tmp_path):
+    dataset = make(tmp_path, 'uid,iid,ts,click\n1,1,5001,1\n1,1,5002,1\n', time_unit='ms')
+    assert dataset.num_duplicates == 0
+    assert dataset[0][CLICKS].time.tolist() == [5, 5]
+
+
+def test_wrong_unit_is_suspected(tmp_path):
+    with pytest.warns(UserWarning, match="beyond the year 5000.*'ts'.*'time_unit'"):
+        make(tmp_path, 'uid,iid,ts,click\n1,1,1650812741999,1\n')
+
+
+ROW = 'uid,iid,ts,click\n1,1,1,1\n'
+
+
+@pytest.mark.parametrize(
+    'text, columns, pieces',
+    [
+        pytest.param('', COLUMNS, ['log.csv is empty', "'uid', 'iid', 'ts', 'click'"], id='empty'),
+        pytest.param('uid,iid,ts,click\n', COLUMNS, ['no rows in', 'log.csv'], id='header only'),
+        pytest.param(
+            ROW,
+            COLUMNS | {'user': 'user_id'},
+            ["no column 'user_id'", "'uid', 'iid', 'ts', 'click'"],
+            id='column missing',
+        ),
+        pytest.param(
+            ROW,
+            COLUMNS | {'weight': 'price', 'category': 'kind'},
+            ["no column 'price', 'kind'"],
+            id='columns missing',
+        ),
+        pytest.param(
+            ROW + '1,1,soon,1\n',
+            COLUMNS,
+            ['log.csv, line 3', "column 'ts' holds 'soon'", 'expected a number', "'1,1,soon,1'"],
+            id='time is a word',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n1,1,soon,1\n',
+            COLUMNS,
+            ['line 2', "'ts' holds 'soon'", 'a number or a time such as'],
+            id='first time is a word',
+        ),
+        pytest.param(
+            ROW + '1,1,2022-04-10,1\n',
+            COLUMNS,
+            ['line 3', "'ts' holds '2022-04-10'"],
+            id='time is a date among numbers',
+        ),
+        pytest.param(
+            ROW + '1,1,,1\n', COLUMNS, ['line 3', "'ts' holds nothing"], id='time is empty'
+        ),
+        pytest.param(
+            ROW + '1,1,nan,1\n',
+            COLUMNS,
+            ['log.csv, line 3', "'ts' (time) holds nan", 'a finite time'],
+            id='time is nan',
+        ),
+        pytest.param(
+            ROW + '1,1,2,2\n1,1,3,-1\n',
+            COLUMNS,
+            ['log.csv, line 3', "'click' (label) holds 2.0", 'expected 0 or 1', '1 more such row'],
+            id='label is 2',
+        ),
+        pytest.param(
+            ROW + '1,1,2,0.5\n',
+            COLUMNS,
+            ['line 3', 'holds 0.5', 'expected 0 or 1'],
+            id='label is a half',
+        ),
+        pytest.param(
+            ROW + '1,1,2,yes\n', COLUMNS, ['line 3', "'click' holds 'yes'"], id='label is a word'
+        ),
+        pytest.param(
+            ROW + '1,1,2,\n', COLUMNS, ['line 3', "'click' holds nothing"], id='label is empty'
+        ),
+        pytest.param(
+            ROW + ',1,2,0\n',
+            COLUMNS,
+            ['log.csv, line 3', "'uid' (user) holds nothing", 'expected an id'],
+            id='user is empty',
+        ),
+        pytest.param(
+            ROW + '\n1,"",2,0\n',
+            COLUMNS,
+            ['line 4', "'iid' (item) holds nothing"],
+            id='item is empty',
+        ),
+        pytest.param(
+            ROW + '1,1,2\n',
+            COLUMNS,
+            ['log.csv, line 3', 'expected 4 columns, found 3', "'1,1,2'"],
+            id='row too short',
+        ),
+        pytest.param(
+            ROW + '1,1,2,0,5\n',
+            COLUMNS,
+            ['line 3', 'expected 4 columns, found 5'],
+            id='row too long',
+        ),
+        pytest.param(
+            ROW + '1,"1,2,0\n1,1,1,1\n', COLUMNS, ['line 3', 'a quote is opened'], id='open quote'
+        ),
+        pytest.param(
+            'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,-3\n',
+            COLUMNS | {'weight': 'w'},
+            ['line 3', "'w' (weight) holds -3.0", 'a number of at least 0'],
+            id='weight is negative',
+        ),
+        pytest.param(
+            'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,much\n',
+            COLUMNS | {'weight': 'w'},
+            ['line 3', "'w' holds 'much'"],
+            id='weight is a word',
+        ),
+        pytest.param(
+            ROW,
+            {'user': 'uid', 'item': 'iid'},
+            ["lacks 'time'", "got 'user', 'item'"],
+            id='no time',
+        ),
+        pytest.param(ROW, {}, ["lacks 'user', 'item', 'time'", 'nothing'], id='no columns'),
+        pytest.param(
+            ROW,
+            COLUMNS | {'rating': 'click'},
+            ["unknown key 'rating'", "'user', 'item', 'time', 'label', 'category', 'weight'"],
+            id='unknown key',
+        ),
+        pytest.param(
+            ROW, COLUMNS | {'item': 'uid'}, ["'uid' for both 'user' and 'item'"], id='column twice'
+        ),
+    ],
+)
+def test_bad_rows_and_columns(tmp_path, text, columns, pieces):
+    with pytest.raises(ValueError) as error:
+        make(tmp_path, text, columns)
+    for piece in pieces:
+        assert piece in str(error.value)
+    assert not (tmp_path / 'root' / 'processed').exists()
+
+
+def test_bad_bytes(tmp_path):
+    path = tmp_path / 'log.csv'
+    path.write_bytes(b'uid,iid,ts,click\n1,1,1,1\ncaf\xe9,1,1,1\n')
+    with pytest.raises(ValueError, match='log.csv.* UTF-8'):
+        EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+
+
+def test_bad_row_in_the_second_file(tmp_path):
+    write(tmp_path / 'a.csv', ROW)
+    write(tmp_path / 'b.csv', ROW + '1,1,2,7\n')
+    with pytest.raises(ValueError, match=r'b\.csv, line 3: column .click. .* holds 7'):
+        EventLog(tmp_path / 'root', tmp_path / '?.csv', COLUMNS, log=False)
+    write(tmp_path / 'b.csv', ROW.replace('iid', 'item'))
+    with pytest.raises(ValueError, match=r"b\.csv has no column 'iid'; its columns are 'uid', 'it"):
+        EventLog(tmp_path / 'root', tmp_path / '?.csv', COLUMNS, log=False)
+
+
+def test_bad_row_far_down(tmp_path):
+    text = ''.join(f'{i},1,{i},1\n' for i in range(200_000))
+    with pytest.raises(ValueError, match='line 200002'):
+        make(tmp_path, f'uid,iid,ts,click\n{text}1,1,?,1\n{text}')
+    with pytest.raises(ValueError, match='line 200002'):
+        make(tmp_path, f'uid,iid,ts,click\n{text},1,1,1\n{text}')
+
+
+@pytest.mark.parametrize(
+    'select, pieces',
+    [
+        ('SELECT 1 AS uid, 2 AS iid, 3 AS ts', ["no column 'click'", "'uid', 'iid', 'ts'"]),
+        (
+            "SELECT 1 AS uid, 2 AS iid, '3' AS ts, 1 AS click",
+            ["'ts' (time) is VARCHAR", 'expected a number or a timestamp'],
+        ),
+        (
+            "SELECT 1 AS uid, 2 AS iid, 3 AS ts, 'no' AS click",
+            ["'click' (label) is VARCHAR", 'expected 0 or 1'],
+        ),
+        (
+            'SELECT unnest([1, NULL, NULL]) AS uid, 2 AS iid, 3 AS ts, 1 AS click',
+            ['log.parquet, row 2', "'uid' (user) holds nothing", '1 more such row'],
+        ),
+        (
+            "SELECT unnest([1, 'nan'::DOUBLE]) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
+            ['row 2', "'uid' (user) holds nan"],
+        ),
+        (
+            "SELECT 1 AS uid, 2 AS iid, unnest([1, 'inf'::DOUBLE]) AS ts, 1 AS click",
+            ['row 2', "'ts' (time) holds inf", 'a finite time'],
+        ),
+        (
+            'SELECT 1 AS uid, 2 AS iid, 3 AS ts, unnest([0, 3]) AS click',
+            ['row 2', "'click' (label) holds 3.0"],
+        ),
+        ('SELECT 1 AS uid, 2 AS iid, 3 AS ts, 1 AS click LIMIT 0', ['no rows in']),
+    ],
+)
+def test_bad_parquet(tmp_path, select, pieces):
+    path = write_parquet(tmp_path / 'log.parquet', select)
+    with pytest.raises(ValueError) as error:
+        EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    for piece in pieces:
+        assert piece in str(error.value)
+
+
+def test_parquet_files_that_disagree(tmp_path):
+    select = 'SELECT {} AS uid, 2 AS iid, 3 AS ts, 1 AS click'
+    write_parquet(tmp_path / 'a.parquet', select.format('1::INTEGER'))
+    write_parquet(tmp_path / 'b.parquet', select.format('2::BIGINT'))
+    dataset = EventLog(tmp_path / 'root', tmp_path / '*.parquet', COLUMNS, log=False)
+    assert dataset.raw_ids['user'].tolist() == [1, 2]
+    write_parquet(tmp_path / 'b.parquet', select.format("'x'"))
+    with pytest.raises(ValueError, match=r"b\.parquet: column 'uid' is VARCHAR, but INTEGER in"):
+        EventLog(tmp_path / 'other', tmp_path / '*.parquet', COLUMNS, log=False)
+
+
+@pytest.mark.parametrize(
+    'path, error, pieces',
+    [
+        ('nothing.csv', FileNotFoundError, ['no file', 'nothing.csv']),
+        ('*.pq', FileNotFoundError, ['no file', '*.pq']),
+        ('', ValueError, ['is a directory', '*.parquet']),
+        ('log.json', ValueError, ['neither CSV', 'nor Parquet']),
+        ('broken.parquet', ValueError, ['broken.parquet']),
+        ([], ValueError, ['empty list']),
+        (['log.csv', 'broken.parquet'], ValueError, ['two kinds']),
+        (['log.csv', 'log.csv'], ValueError, ['listed twice']),
+        (3, TypeError, ["'path' must be a file", 'got 3']),
+        ([3], TypeError, ["'path' must be a file", 'got [3]']),
+    ],
+)
+def test_bad_path(tmp_path, path, error, pieces):
+    write(tmp_path / 'log.csv', ROW)
+    write(tmp_path / 'log.json', '{}')
+    write(tmp_path / 'broken.parquet', 'no parquet at all')
+    if isinstance(path, str):
+        path = tmp_path / path
+    elif isinstance(path, list):
+        path = [tmp_path / p if isinstance(p, str) else p for p in path]
+    with pytest.raises(error) as raised:
+        EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    for piece in pieces:
+        assert piece in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'kwargs, error, match',
+    [
+        (
+            {'time_unit': 'h'},
+            ValueError,
+            "'time_unit' must be one of 's', 'ms', 'us', 'ns', got 'h'",
+        ),
+        ({'columns': ['uid', 'iid']}, TypeError, "'columns' must be a dictionary"),
+        ({'columns': COLUMNS | {'user': 3}}, TypeError, "name a column for 'user', got 3"),
+        ({'root': 3}, TypeError, "'root' must be a path, got 3"),
+        ({'pre_transform': lambda data: 3}, TypeError, "'pre_transform' must return a HeteroData"),
+    ],
+)
+def test_bad_arguments(tmp_path, kwargs, error, match):
+    path = write(tmp_path / 'log.csv', ROW)
+    arguments = {'root': tmp_path / 'root', 'path': path, 'columns': COLUMNS, 'log': False}
+    with pytest.raises(error, match=match):
+        EventLog(**(arguments | kwargs))
