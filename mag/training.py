@@ -1,0 +1,296 @@
+r"""Training and evaluation, the same for every model."""
+
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mag.click_metrics import ClickMetrics
+from mag.click_module import ClickModule, score
+from mag.csv_log import CSVLog
+from mag.loss_log import LossLog
+from mag.run_state import (
+    AtomicCheckpointIO,
+    Interrupted,
+    RunState,
+    check_same_config,
+    describe_model,
+)
+
+__all__ = ['ClickModule', 'evaluate', 'fit']
+
+MONITORS = {'auc': 'max', 'gauc': 'max', 'logloss': 'min'}
+
+
+def fit(
+    module: ClickModule,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    *,
+    directory: str,
+    max_epochs: int = 20,
+    patience: int = 5,
+    seed: int = 0,
+    validate_every: int | None = None,
+    log_every_n_steps: int = 50,
+    monitor: str = 'auc',
+    resume: bool = True,
+    progress: bool = True,
+    **trainer_arguments: Any,
+) -> ClickModule:
+    r"""Trains until validation no longer improves, and returns the module with its best weights.
+
+    A run that was killed, at any point, goes on when :func:`fit` is called again with the same
+    arguments, and ends as if it had not been: on a CPU with the same weights to the last bit. A
+    run that has finished is not trained again; its best weights are loaded. With a larger
+    :obj:`max_epochs` or :obj:`patience` it goes on. Ctrl-C stops at the next step whose loss is
+    logged, after writing a checkpoint; pressed twice it stops at once, and the checkpoint before
+    stays.
+
+    In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the weights
+    that are returned, :obj:`metrics.csv` and :obj:`tensorboard/`. Steps in the logs count from one.
+
+    Args:
+        module (ClickModule): The model to train. Its first weights are the caller's: call
+            :func:`lightning.seed_everything` before building the model.
+        train_loader (DataLoader): A loader whose :obj:`sampler` has :obj:`set_epoch` and
+            :obj:`skip`, as that of :class:`~mag.loader.PairLoader`, and takes a process's share
+            where there are several.
+        val_loader (DataLoader): A loader of the rows to validate on.
+        directory (str): Where checkpoints and logs go.
+        max_epochs (int, optional): At most this many passes over the training rows.
+            (default: :obj:`20`)
+        patience (int, optional): Stop after this many validations without a better value.
+            (default: :obj:`5`)
+        seed (int, optional): Seed of the generators of Python, NumPy and torch during training
+            (dropout). The order of the data is the loader's. (default: :obj:`0`)
+        validate_every (int, optional): Steps between validations; :obj:`None` validates after each
+            epoch. (default: :obj:`None`)
+        log_every_n_steps (int, optional): Steps between logged training losses.
+            (default: :obj:`50`)
+        monitor (str, optional): The validation metric to stop and select by: :obj:`"auc"`,
+            :obj:`"gauc"` or :obj:`"logloss"`. (default: :obj:`"auc"`)
+        resume (bool, optional): If set to :obj:`False`, a run that :obj:`directory` holds is
+            deleted, not resumed. (default: :obj:`True`)
+        progress (bool, optional): If set to :obj:`False`, no progress bar is shown.
+            (default: :obj:`True`)
+        **trainer_arguments (optional): Further arguments of :class:`lightning.Trainer`, such as
+            :obj:`accelerator`, :obj:`devices` (one unless given) or :obj:`precision="bf16-mixed"`.
+
+    Raises:
+        TypeError: If :obj:`module` is no :class:`ClickModule`, a loader cannot be resumed, or
+            :obj:`trainer_arguments` holds what :func:`fit` sets itself.
+        ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, or the run in
+            :obj:`directory` was started with other settings.
+        FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    _check_arguments(module, train_loader, val_loader, monitor)
+    _check_counts(
+        max_epochs=max_epochs,
+        patience=patience,
+        log_every_n_steps=log_every_n_steps,
+        validate_every=1 if validate_every is None else validate_every,
+    )
+    directory = os.path.abspath(directory)
+    os.makedirs(directory, exist_ok=True)
+    last, best = (os.path.join(directory, name) for name in ('last.ckpt', 'best.ckpt'))
+    config = {
+        'learning_rate': module.learning_rate,
+        'weight_decay': module.weight_decay,
+        'seed': seed,
+        'validate_every': validate_every,
+        'monitor': monitor,
+        'precision': str(trainer_arguments.get('precision', '32-true')),
+        **describe_model(module.model),
+    }
+    saved, last_step = None, None
+    if resume and os.path.exists(last):
+        checkpoint = torch.load(last, map_location='cpu', weights_only=True)
+        saved, last_step = checkpoint['callbacks'][RunState.__qualname__], checkpoint['global_step']
+        check_same_config(saved['config'], config, directory)
+        del checkpoint
+    else:
+        # A run that was killed before its first checkpoint has left logs.
+        _delete_run(directory)
+    finished = saved is not None and (
+        saved['batches'] >= max_epochs * saved['batches_per_epoch'] or saved['waited'] >= patience
+    )
+    if not finished:
+        seed_everything(seed, workers=True, verbose=False)
+        state = RunState(
+            directory, f'val_{monitor}', MONITORS[monitor], patience, config, train_loader,
+            validate_every, log_every_n_steps, saved,
+        )  # fmt: skip
+        trainer = _trainer(
+            directory, max_epochs, validate_every, log_every_n_steps, progress, state, last_step,
+            trainer_arguments,
+        )  # fmt: skip
+        with _gentle_interrupt(state), warnings.catch_warnings():
+            # PairLoader makes a batch faster than a worker could send it.
+            warnings.filterwarnings('ignore', '.*does not have many workers.*')
+            # RunState puts the loader back to its place.
+            warnings.filterwarnings('ignore', '.*your dataloader is not resumable.*')
+            warnings.filterwarnings('ignore', '.*is smaller than the logging interval.*')
+            module.train()
+            try:
+                trainer.fit(module, train_loader, val_loader, ckpt_path=last if saved else None)
+            except Interrupted:
+                raise KeyboardInterrupt(
+                    f'Training was interrupted. Call fit again to go on from {last}.'
+                ) from None
+    module.load_state_dict(torch.load(best, map_location='cpu', weights_only=True)['state_dict'])
+    return module
+
+
+def evaluate(
+    module: torch.nn.Module, loader: DataLoader, progress: bool = False
+) -> dict[str, float]:
+    r"""AUC, GAUC (by user, weighted by impressions) and log loss of a model.
+
+    Where a process group exists, each process scores its share, and all return the values of the
+    whole.
+
+    Args:
+        module (torch.nn.Module): A :class:`ClickModule` or the model itself. It is scored in the
+            precision of its weights, on their device.
+        loader (DataLoader): A loader of labelled batches.
+        progress (bool, optional): If set to :obj:`True`, a progress bar is shown.
+            (default: :obj:`False`)
+
+    Returns:
+        The values under :obj:`"auc"`, :obj:`"gauc"` and :obj:`"logloss"`.
+
+    Raises:
+        ValueError: If the loader is empty or unlabelled, a logit is NaN, or no user has both
+            classes.
+    """
+    device = next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
+    training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            outputs = [
+                score(module, move_data_to_device(batch, device))
+                for batch in tqdm(loader, 'evaluate', disable=not progress)
+            ]
+            return ClickMetrics().to(device).compute(outputs)
+    finally:
+        module.train(training)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f'{name} must be a whole number of at least 1, but got {count!r}.')
+
+
+def _check_arguments(
+    module: ClickModule, train_loader: DataLoader, val_loader: DataLoader, monitor: str
+) -> None:
+    if not isinstance(module, ClickModule):
+        raise TypeError(
+            f'fit trains a ClickModule, but got {type(module).__name__}: '
+            f'wrap the model, as in ClickModule(model, learning_rate=1e-2).'
+        )
+    if monitor not in MONITORS:
+        raise ValueError(f'monitor must be one of {tuple(MONITORS)}, but got {monitor!r}.')
+    sampler = getattr(train_loader, 'sampler', None)
+    if not (hasattr(sampler, 'set_epoch') and hasattr(sampler, 'skip')):
+        raise TypeError(
+            f'fit needs a train_loader that can be resumed, with a sampler that has set_epoch and '
+            f'skip, such as mag.loader.PairLoader, but got {type(train_loader).__name__} with the '
+            f'sampler {type(sampler).__name__}.'
+        )
+    for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
+        if len(loader) == 0:
+            raise ValueError(f'{name} is empty: it has no batches.')
+
+
+def _trainer(
+    directory: str,
+    max_epochs: int,
+    validate_every: int | None,
+    log_every_n_steps: int,
+    progress: bool,
+    state: RunState,
+    last_step: int | None,
+    trainer_arguments: dict[str, Any],
+) -> Trainer:
+    arguments: dict[str, Any] = {
+        'max_epochs': max_epochs,
+        'default_root_dir': directory,
+        'val_check_interval': validate_every or 1.0,
+        'check_val_every_n_epoch': 1 if validate_every is None else None,
+        'log_every_n_steps': log_every_n_steps,
+        'num_sanity_val_steps': 0,
+        'use_distributed_sampler': False,
+        'enable_progress_bar': progress,
+        'enable_model_summary': False,
+    }
+    taken = sorted(arguments.keys() & trainer_arguments.keys())
+    if taken:
+        raise TypeError(f'fit sets {taken} of the Trainer itself; they cannot be passed.')
+    loggers = [
+        CSVLog(os.path.join(directory, 'metrics.csv'), last_step),
+        TensorBoardLogger(
+            directory,
+            name='',
+            version='tensorboard',
+            default_hp_metric=False,
+            # TensorBoard drops what a killed run wrote after its last checkpoint.
+            purge_step=None if last_step is None else last_step + 1,
+        ),
+    ]
+    callbacks: list[Callback] = [LossLog(log_every_n_steps), state]
+    if progress:
+        # Drawing the bar each step would take as long as a small step itself.
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    further = {
+        'logger': loggers,
+        'devices': 1,
+        **trainer_arguments,
+        'callbacks': [*(trainer_arguments.get('callbacks') or []), *callbacks],
+        'plugins': [*(trainer_arguments.get('plugins') or []), AtomicCheckpointIO()],
+    }
+    return Trainer(**arguments, **further)
+
+
+@rank_zero_only
+def _delete_run(directory: str) -> None:
+    for name in ('last.ckpt', 'best.ckpt', 'metrics.csv'):
+        if os.path.exists(os.path.join(directory, name)):
+            os.remove(os.path.join(directory, name))
+    shutil.rmtree(os.path.join(directory, 'tensorboard'), ignore_errors=True)
+
+
+@contextmanager
+def _gentle_interrupt(state: RunState) -> Iterator[None]:
+    """Ctrl-C lets the run write a checkpoint first; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        if state.interrupted:
+            raise KeyboardInterrupt
+        state.interrupted = True
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
