@@ -84,7 +84,7 @@ def main() -> None:
     print(results_table(results))
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
     draw(output, test, dataset.names.get(str(args.item_groups)))
-    print(f'Checkpoint, metrics and figure: {output}/{{best.ckpt, metrics.csv, results.json, macgnn.png}}')
+    print(f'In {output}: best.ckpt, metrics.csv, results.json, macgnn.png')
 
 
 def parse_args() -> argparse.Namespace:
@@ -133,7 +133,9 @@ def parse_args() -> argparse.Namespace:
     model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
 
     run = parser.add_argument_group('run')
-    run.add_argument('--output', help='folder of the results; default: runs/macgnn-DATASET-seedSEED')
+    run.add_argument(
+        '--output', help='folder of the results; default: runs/macgnn-DATASET-seedSEED'
+    )
     run.add_argument(
         '--resume', action=argparse.BooleanOptionalAction, default=True,
         help='go on with the run in the output folder if there is one',
@@ -227,7 +229,7 @@ def draw_learning_curve(axes: plt.Axes, path: Path) -> None:
     points = [(int(row['step']), float(row['val_auc'])) for row in rows if row.get('val_auc')]
     other.plot(*zip(*points, strict=True), color='tab:red', marker='.', label='val AUC')
     other.set_ylabel('AUC', color='tab:red')
-    axes.legend(loc='center right')
+    axes.legend(loc='upper right')
     axes.set_title('Learning')
 
 

@@ -42,8 +42,12 @@ class Grouping:
             raise ValueError(
                 f"'num_clusters' must be a positive integer, but got {num_clusters!r}."
             )
-        if num_iterations < 1:
-            raise ValueError(f"'num_iterations' must be positive, but got {num_iterations}.")
+        if not isinstance(num_iterations, int) or num_iterations < 1:
+            raise ValueError(
+                f"'num_iterations' must be a positive integer, but got {num_iterations!r}."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"'seed' must be an integer, but got {seed!r}.")
         self.num_clusters = num_clusters
         self.spherical = spherical
         self.num_iterations = num_iterations
@@ -65,8 +69,8 @@ class Grouping:
         rows = self._check(x)
         if len(rows) < self.num_clusters:
             raise ValueError(
-                f"Grouping into {self.num_clusters} clusters needs at least as many nodes with "
-                f"behavior, but got {len(rows)}."
+                f'Grouping into {self.num_clusters} clusters needs at least as many nodes with '
+                f'behavior, but got {len(rows)}.'
             )
         kmeans = faiss.Kmeans(
             rows.shape[1],
@@ -96,8 +100,8 @@ class Grouping:
         rows = self._check(x)
         if rows.shape[1] != self.centroids.size(1):
             raise ValueError(
-                f"Grouping was fitted on embeddings of width {self.centroids.size(1)}, but got "
-                f"shape {list(x.shape)}."
+                f'Grouping was fitted on embeddings of width {self.centroids.size(1)}, but got '
+                f'shape {list(x.shape)}.'
             )
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
@@ -107,7 +111,7 @@ class Grouping:
     def save(self, path: str | os.PathLike) -> None:
         r"""Writes arguments and centroids to :obj:`path`, under a temporary name first."""
         if self.centroids is None:
-            raise RuntimeError(f"{self!r} has not been fitted: there is nothing to save.")
+            raise RuntimeError(f'{self!r} has not been fitted: there is nothing to save.')
         temporary = Path(f'{os.fspath(path)}.{os.getpid()}.tmp')
         try:
             torch.save({**self._arguments(), 'centroids': self.centroids}, temporary)
@@ -145,11 +149,11 @@ class Grouping:
     def _check(x: Tensor) -> np.ndarray:
         if not isinstance(x, Tensor) or x.dim() != 2:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"Grouping expects embeddings of shape [num_nodes, D], but got {got}.")
+            raise ValueError(f'Grouping expects embeddings of shape [num_nodes, D], but got {got}.')
         rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
         if not np.isfinite(rows).all():
             row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise ValueError(f"Grouping expects finite embeddings, but row {row} is not.")
+            raise ValueError(f'Grouping expects finite embeddings, but row {row} is not.')
         return rows
 
     def __repr__(self) -> str:
@@ -185,9 +189,12 @@ def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
     if clicks.shape[1] <= projection_dim:
         rows = clicks.toarray()
     else:
-        bits = np.random.default_rng(seed).integers(
+        signs = np.random.default_rng(seed).integers(
             0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8
         )
-        rows = clicks @ ((2 * bits.astype(np.float32) - 1) / np.sqrt(projection_dim))
+        signs *= 2
+        signs -= 1
+        rows = clicks @ signs.astype(np.float32)
+        norm *= np.sqrt(projection_dim)
     rows /= np.maximum(norm, 1e-12)[:, None]
     return torch.from_numpy(rows)

@@ -62,6 +62,11 @@ class MacroEdges:
             raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
+        if not isinstance(num_clusters, dict) or set(num_clusters) != {'user', 'item'}:
+            raise ValueError(
+                f"'num_clusters' must tell the number for 'user' and 'item', but got "
+                f'{num_clusters!r}.'
+            )
         self.num_clusters = num_clusters
         self.num_hops = num_hops
         self.mode = mode
@@ -132,7 +137,7 @@ class MacroEdges:
             following = {}
             for node in ('user', 'item'):
                 if hop < additive_hops:
-                    following[node] = self._carry(node, change[OTHER[node]], first)
+                    following[node] = self._carry(node, change[OTHER[node]])
                     if not first:
                         following[node] += new[node] @ self.counts[OTHER[node]][hop - 1]
             for node in ('user', 'item'):
@@ -142,6 +147,11 @@ class MacroEdges:
             for node in ('user', 'item'):
                 self.counts[node][hop - 1] = self._count_sets(node, hop)
         return self
+
+    def coarse(self) -> np.ndarray:
+        r"""The clicks between every user cluster and every item cluster, shape
+        :obj:`[num_user_clusters, num_item_clusters]`."""
+        return self._one_hot('user').T @ self.counts['user'][0]
 
     def tensors(self, node: str, hop: int) -> Tensor:
         r"""The full macro edges :math:`\mathbf{E}^{(k)}_v[p, q]` of eq. 5 for all nodes of a type.
@@ -164,8 +174,8 @@ class MacroEdges:
         num_nodes = len(self.cluster[node])
         self._refuse(
             float(np.minimum(self._num_walks(node, hop), rows * columns).sum()) * 28,
-            f"The full macro edges of hop {hop} of {num_nodes:,} {node}s over {rows} x {columns} "
-            f"clusters",
+            f'The full macro edges of hop {hop} of {num_nodes:,} {node}s over {rows} x {columns} '
+            f'clusters',
         )
         if self.mode == 'set' and hop > 1:
             edges = self._over_sets(node, hop, self._own_edges(self.reached(node, hop - 1)))
@@ -191,13 +201,13 @@ class MacroEdges:
             )
             raise ValueError(
                 f"'{node}_cluster' must be a tensor of integers of shape [num_{node}s], but got "
-                f"{got}."
+                f'{got}.'
             )
         values = cluster.numpy().astype(np.int64)
         if len(values) > 0 and not -1 <= values.min() <= values.max() < self.num_clusters[node]:
             raise IndexError(
                 f"'{node}_cluster' must lie in 0..{self.num_clusters[node] - 1} (or be -1 for a "
-                f"{node} without clicks), but holds {values.min()}..{values.max()}."
+                f'{node} without clicks), but holds {values.min()}..{values.max()}.'
             )
         return values
 
@@ -208,7 +218,7 @@ class MacroEdges:
         if len(values) < len(old) or ((old >= 0) & (values[: len(old)] != old)).any():
             raise ValueError(
                 f"'{node}_cluster' must keep the clusters of the {len(old)} {node}s that are "
-                f"already counted: count anew with a new MacroEdges to change them."
+                f'already counted: count anew with a new MacroEdges to change them.'
             )
         self.cluster[node] = values
         grown = len(values) - len(old)
@@ -219,10 +229,20 @@ class MacroEdges:
             self.clicks[OTHER[node]].resize(shape[::-1])
 
     def _new_clicks(self, edge_index: Tensor) -> dict[str, csr_matrix]:
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        if (
+            not isinstance(edge_index, Tensor)
+            or edge_index.dim() != 2
+            or edge_index.size(0) != 2
+            or edge_index.is_floating_point()
+        ):
+            got = (
+                f'{list(edge_index.shape)} of {edge_index.dtype}'
+                if isinstance(edge_index, Tensor)
+                else type(edge_index).__name__
+            )
             raise ValueError(
-                f"MacroEdges expects clicks of shape [2, num_clicks], but got "
-                f"{list(edge_index.shape)}."
+                f'MacroEdges expects clicks as a tensor of integers of shape [2, num_clicks], but '
+                f'got {got}.'
             )
         user, item = edge_index.numpy()
         for node, index in (('user', user), ('item', item)):
@@ -230,14 +250,14 @@ class MacroEdges:
                 continue
             if index.min() < 0 or index.max() >= len(self.cluster[node]):
                 raise IndexError(
-                    f"MacroEdges found {node} ids from {index.min()} to {index.max()} in the "
-                    f"clicks, but has the clusters of {len(self.cluster[node])} {node}s: pass "
+                    f'MacroEdges found {node} ids from {index.min()} to {index.max()} in the '
+                    f'clicks, but has the clusters of {len(self.cluster[node])} {node}s: pass '
                     f"'{node}_cluster' to 'update' along with new {node}s."
                 )
             lonely = self.cluster[node][index] < 0
             if lonely.any():
                 raise ValueError(
-                    f"MacroEdges found {lonely.sum()} clicks of {node}s without a cluster, such as "
+                    f'MacroEdges found {lonely.sum()} clicks of {node}s without a cluster, such as '
                     f"{node} {index[lonely.argmax()]}: fill in '{node}_cluster'."
                 )
         shape = (len(self.cluster['user']), len(self.cluster['item']))
@@ -257,11 +277,16 @@ class MacroEdges:
             shape=(len(cluster), self.num_clusters[node]),
         )
 
-    def _carry(self, node: str, change: np.ndarray, all_rows: bool) -> np.ndarray:
-        if all_rows:
-            return self.clicks[node] @ change
+    def _carry(self, node: str, change: np.ndarray) -> np.ndarray:
+        other = OTHER[node]
         changed = np.flatnonzero(change.any(axis=1))
-        return self.clicks[OTHER[node]][changed].T @ change[changed]
+        clicks_changed = np.diff(self.clicks[other].indptr)[changed].sum()
+        if clicks_changed < self.clicks[other].nnz / 4:
+            return self.clicks[other][changed].T @ change[changed]
+        # Rows of the longer table are read in order, so that the shorter one stays in the cache.
+        if len(self.cluster[node]) > len(change):
+            return self.clicks[node] @ change
+        return self.clicks[other].T @ change
 
     def _own_edges(self, node: str) -> csr_matrix:
         r"""Hop-1 macro edges, in which only the row of the node's own cluster is filled, shape
@@ -293,7 +318,7 @@ class MacroEdges:
         pairs = np.minimum(self._num_walks(node, hop - 1), table.shape[0])
         self._refuse(
             float(pairs.sum()) * BYTES_PER_PAIR,
-            f"The neighborhood sets N^({hop - 1}) of {len(pairs):,} {node}s",
+            f'The neighborhood sets N^({hop - 1}) of {len(pairs):,} {node}s',
         )
         chunk = (pairs.cumsum() // CHUNK_PAIRS).astype(np.int64)
         bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=chunk[-1:] + 1))
@@ -312,14 +337,14 @@ class MacroEdges:
     def _refuse(self, num_bytes: float, what: str) -> None:
         if num_bytes > self.max_bytes:
             raise ValueError(
-                f"{what} would take up to {num_bytes / 2**30:,.1f} GiB, more than the "
+                f'{what} would take up to {num_bytes / 2**30:,.1f} GiB, more than the '
                 f"{self.max_bytes / 2**30:,.1f} GiB of 'max_bytes'. Use mode='walk', whose cost is "
-                f"linear in the clicks, or fewer hops or clusters."
+                f'linear in the clicks, or fewer hops or clusters.'
             )
 
     def __repr__(self) -> str:
         return (
-            f"{self.__class__.__name__}({self.clicks['user'].shape[0]} users, "
-            f"{self.clicks['user'].shape[1]} items, {self.clicks['user'].nnz} clicks, "
-            f"num_hops={self.num_hops}, mode={self.mode!r}, binary={self.binary})"
+            f'{self.__class__.__name__}({self.clicks["user"].shape[0]} users, '
+            f'{self.clicks["user"].shape[1]} items, {self.clicks["user"].nnz} clicks, '
+            f'num_hops={self.num_hops}, mode={self.mode!r}, binary={self.binary})'
         )

@@ -1,4 +1,4 @@
-r"""The data contract: names that every dataset writes and every transform, loader and model reads."""
+r"""The data contract: names that datasets write and that transforms, loaders and models read."""
 
 from typing import Any
 
@@ -19,24 +19,27 @@ def require(data: Any, reader: str, *attributes: str) -> None:
         *attributes: Attribute names of :obj:`data['user', 'clicks', 'item']`.
 
     Raises:
-        TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-        ValueError: If the clicks, a node count or an attribute is missing, a time is no integer,
-            or a click names a node that does not exist.
+        TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`, or a time or an
+            index holds no integers.
+        ValueError: If the clicks, a node count or an attribute is missing, or has the wrong shape.
+        IndexError: If a click or an exposure names a node that does not exist.
     """
     if not isinstance(data, HeteroData):
         raise TypeError(
-            f"{reader} expects a HeteroData with the edge type {CLICKS}, "
-            f"but got {type(data).__name__}."
+            f'{reader} expects a HeteroData with the edge type {CLICKS}, '
+            f'but got {type(data).__name__}.'
         )
     if CLICKS not in data.edge_types:
         raise ValueError(
-            f"{reader} expects the edge type {CLICKS}, but the data has {data.edge_types or 'none'}."
+            f'{reader} expects the edge type {CLICKS}, but the data has '
+            f'{data.edge_types or "none"}.'
         )
     clicks = data[CLICKS]
     missing = [name for name in attributes if name not in clicks]
     if missing:
         raise ValueError(
-            f"{reader} needs data{list(CLICKS)} to have {missing}, but it has {list(clicks.keys())}."
+            f'{reader} needs data{list(CLICKS)} to have {missing}, but it has '
+            f'{list(clicks.keys())}.'
         )
     for node_type, row in (('user', 0), ('item', 1)):
         num_nodes = data[node_type].get('num_nodes') if node_type in data.node_types else None
@@ -45,9 +48,28 @@ def require(data: Any, reader: str, *attributes: str) -> None:
         for name in ('edge_index', 'edge_label_index'):
             if name in attributes:
                 _check_index(reader, name, clicks[name], row, node_type, num_nodes)
-    for name, index in (('time', 'edge_index'), ('edge_label_time', 'edge_label_index')):
+    for name, index in (
+        ('time', 'edge_index'),
+        ('edge_label_time', 'edge_label_index'),
+        ('edge_label', 'edge_label_index'),
+    ):
         if name in attributes and index in attributes:
-            _check_time(reader, name, clicks[name], clicks[index].size(1))
+            _check_shape(reader, name, clicks[name], clicks[index].size(1))
+            if name != 'edge_label' and clicks[name].is_floating_point():
+                raise TypeError(
+                    f"{reader} expects '{name}' as int64 seconds, but got {clicks[name].dtype}: "
+                    f'a float cannot hold unix seconds exactly.'
+                )
+
+
+def require_cpu(data: HeteroData, reader: str) -> None:
+    r"""Raises a :class:`ValueError` if the clicks of :obj:`data` are not in main memory."""
+    device = data[CLICKS].edge_index.device
+    if device.type != 'cpu':
+        raise ValueError(
+            f"{reader} works in main memory, but the clicks are on '{device}': apply it before "
+            f"data.to('{device}')."
+        )
 
 
 def _check_index(
@@ -56,7 +78,7 @@ def _check_index(
     if not isinstance(index, Tensor) or index.dim() != 2 or index.size(0) != 2:
         raise ValueError(
             f"{reader} expects '{name}' of shape [2, num_edges], but got "
-            f"{list(index.shape) if isinstance(index, Tensor) else type(index).__name__}."
+            f'{list(index.shape) if isinstance(index, Tensor) else type(index).__name__}.'
         )
     if index.dtype != torch.long:
         raise TypeError(f"{reader} expects '{name}' of dtype int64, but got {index.dtype}.")
@@ -66,19 +88,14 @@ def _check_index(
             raise IndexError(
                 f"{reader} found {node_type} ids from {low} to {high} in '{name}', but "
                 f"data['{node_type}'].num_nodes is {num_nodes}: expected ids from 0 to "
-                f"{num_nodes - 1}."
+                f'{num_nodes - 1}.'
             )
 
 
-def _check_time(reader: str, name: str, time: Any, num_edges: int) -> None:
-    if not isinstance(time, Tensor) or time.shape != (num_edges,):
-        shape = list(time.shape) if isinstance(time, Tensor) else type(time).__name__
+def _check_shape(reader: str, name: str, value: Any, num_edges: int) -> None:
+    if not isinstance(value, Tensor) or value.shape != (num_edges,):
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{reader} expects '{name}' of shape [{num_edges}], but got {shape}.")
-    if time.is_floating_point():
-        raise TypeError(
-            f"{reader} expects '{name}' as int64 seconds, but got {time.dtype}: "
-            f"a float cannot hold unix seconds exactly."
-        )
 
 
 def history_clock(data: HeteroData) -> Tensor:
@@ -92,25 +109,54 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int |
     r"""The first window whose history holds each click.
 
     Returns:
-        The window of each click, shape :obj:`[E]`, or :obj:`None` without windows; and the number
-        of windows, or :obj:`None`.
+        The window of each click, shape :obj:`[E]`, and the number of windows; or :obj:`None` and
+        :obj:`None` if the data does not roll: with one cutoff and no :obj:`edge_label_window`.
 
     Raises:
-        ValueError: If a click lies at or after the last cutoff, or the cutoffs do not ascend.
+        ValueError: If a click lies at or after the last cutoff, the cutoffs do not ascend, or the
+            windows of the exposures do not belong to them.
     """
-    cutoff = data[CLICKS].get('cutoff')
-    if cutoff is None:
+    clicks = data[CLICKS]
+    cutoff = clicks.get('cutoff')
+    label_window = clicks.get('edge_label_window')
+    if cutoff is None and label_window is None:
         return None, None
+    if cutoff is None:
+        raise ValueError(
+            f"{reader} found 'edge_label_window' but no 'cutoff' that tells when the windows "
+            f'begin: pass the parts that TemporalSplit returns.'
+        )
+    if 'time' not in clicks and 'position' not in clicks:
+        raise ValueError(
+            f"{reader} found a 'cutoff' but no 'time' to compare with it in "
+            f'data{list(CLICKS)}, which has {list(clicks.keys())}.'
+        )
     clock = history_clock(data)
+    name = 'position' if 'position' in clicks else 'time'
+    _check_shape(reader, name, clock, clicks.edge_index.size(1))
     cutoff = torch.as_tensor(cutoff)
+    if cutoff.dim() > 1 or cutoff.numel() == 0:
+        raise ValueError(
+            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
+            f'{list(cutoff.shape)}.'
+        )
+    cutoff = cutoff.view(-1)
+    num_windows = cutoff.numel()
+    if label_window is not None and label_window.numel() > 0:
+        low, high = (int(bound) for bound in label_window.aminmax())
+        if low < 0 or high >= num_windows:
+            raise ValueError(
+                f"{reader} found exposures of the windows {low} to {high}, but 'cutoff' has "
+                f'{num_windows}: expected windows from 0 to {num_windows - 1}.'
+            )
     if clock.numel() > 0 and bool(clock.max() >= cutoff.max()):
         raise ValueError(
-            f"{reader} found clicks up to {clock.max().item()}, but the cutoff of this data is "
-            f"{cutoff.max().item()}: the history must lie strictly before it. Was the data edited "
-            f"after TemporalSplit?"
+            f'{reader} found clicks up to {clock.max().item()}, but the cutoff of this data is '
+            f'{cutoff.max().item()}: the history must lie strictly before it. Was the data edited '
+            f'after TemporalSplit?'
         )
-    if cutoff.dim() == 0:
+    if num_windows == 1 and label_window is None:
         return None, None
     if bool((cutoff[1:] <= cutoff[:-1]).any()):
-        raise ValueError(f"{reader} expects ascending cutoffs, but got {cutoff.tolist()}.")
-    return torch.bucketize(clock, cutoff, right=True), cutoff.numel()
+        raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
+    return torch.bucketize(clock, cutoff, right=True), num_windows

@@ -129,8 +129,8 @@ class MacGNN(torch.nn.Module):
         missing = {'user', 'item', 'macro_user', 'macro_item'} - set(data.node_types)
         if missing:
             raise ValueError(
-                f"MacGNN.from_data needs the node types {sorted(missing)}, but the data has "
-                f"{data.node_types}: apply MacroCoarsen first."
+                f'MacGNN.from_data needs the node types {sorted(missing)}, but the data has '
+                f'{data.node_types}: apply MacroCoarsen first.'
             )
         num_hops = sum(
             relation.startswith('hop') and target == 'user'
@@ -140,13 +140,13 @@ class MacGNN(torch.nn.Module):
         kwargs.setdefault('recent', 'recent' in data['user'])
         if kwargs['num_hops'] > num_hops:
             raise ValueError(
-                f"MacGNN.from_data was asked for {kwargs['num_hops']} hops, but the data has "
-                f"{num_hops}: apply MacroCoarsen with num_hops={kwargs['num_hops']}."
+                f'MacGNN.from_data was asked for {kwargs["num_hops"]} hops, but the data has '
+                f'{num_hops}: apply MacroCoarsen with num_hops={kwargs["num_hops"]}.'
             )
         if kwargs['recent'] and 'recent' not in data['user']:
             raise ValueError(
-                "MacGNN.from_data was asked for recent neighbors, but the data has none: apply "
-                "RecentNeighbors first."
+                'MacGNN.from_data was asked for recent neighbors, but the data has none: apply '
+                'RecentNeighbors first.'
             )
         return cls(
             data['user'].num_nodes,
@@ -200,8 +200,8 @@ class MacGNN(torch.nn.Module):
     ) -> list[Tensor]:
         if len(hops) < self.num_hops:
             raise ValueError(
-                f"MacGNN reads {self.num_hops} hops, but the batch has {len(hops)} of the "
-                f"{node_type}: apply MacroCoarsen with num_hops={self.num_hops}."
+                f'MacGNN reads {self.num_hops} hops, but the batch has {len(hops)} of the '
+                f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
             )
         other = 'item' if node_type == 'user' else 'user'
         out = []
@@ -216,4 +216,6 @@ class MacGNN(torch.nn.Module):
     def _attend(self, reached: str, recent: Tensor, target: dict[str, Tensor]) -> Tensor:
         conv = self.user_conv if reached == 'user' else self.item_conv
         embedding = self.user_embedding if reached == 'user' else self.item_embedding
-        return conv.attend(embedding(recent + 1), target[reached], recent >= 0)
+        # As embedding(recent + 1), but its backward takes a third of the time.
+        x = embedding.weight.index_select(0, (recent + 1).view(-1)).view(*recent.shape, -1)
+        return conv.attend(x, target[reached], recent >= 0)

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
+from tqdm import tqdm
 
 from mag.grouping import Grouping, macro_behavior, raw_behavior
 from mag.macro_edges import MacroEdges
-from mag.schema import CLICKS, OTHER, require, window_of_click
+from mag.schema import CLICKS, OTHER, require, require_cpu, window_of_click
 
 
 @functional_transform('macro_coarsen')
@@ -43,8 +44,8 @@ class MacroCoarsen(BaseTransform):
       :math:`S` windows;
     * :obj:`('macro_user', 'clicks', 'macro_item')`, the coarse graph, weighted in the same way;
     * if :obj:`edge_tensors`, :obj:`data['user'].macro_edges_k` and
-      :obj:`data['item'].macro_edges_k`, sparse :obj:`[N, M_(k-1), M_k]`: eq. 5 whole, as of the last
-      cutoff.
+      :obj:`data['item'].macro_edges_k`, sparse :obj:`[N, M_(k-1), M_k]`: eq. 5 whole, as of the
+      last cutoff.
 
     Args:
         groups (dict[str, int or str]): For :obj:`"user"` and :obj:`"item"`, a number of clusters to
@@ -95,8 +96,10 @@ class MacroCoarsen(BaseTransform):
             raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if projection_dim < 1:
-            raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
+        if not isinstance(projection_dim, int) or projection_dim < 1:
+            raise ValueError(
+                f"'projection_dim' must be a positive integer, but got {projection_dim!r}."
+            )
         self.groups = groups
         self.num_hops = num_hops
         self.behavior = behavior
@@ -113,6 +116,7 @@ class MacroCoarsen(BaseTransform):
     def fit(self, data: HeteroData) -> 'MacroCoarsen':
         r"""Learns the clusters from the history of :obj:`data`, a training part."""
         require(data, 'MacroCoarsen', 'edge_index')
+        require_cpu(data, 'MacroCoarsen')
         window, _ = window_of_click(data, 'MacroCoarsen')
         self.groupings = {
             node_type: Grouping(group, spherical=self.spherical, seed=self.seed)
@@ -132,71 +136,74 @@ class MacroCoarsen(BaseTransform):
 
     def forward(self, data: HeteroData) -> HeteroData:
         require(data, 'MacroCoarsen', 'edge_index')
+        require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
             return copy.copy(self).fit(data).forward(data)
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._assign(data, window)
         sizes = {node_type: self._num_clusters(data, node_type) for node_type in cluster}
-        edges = MacroEdges(
-            cluster['user'], cluster['item'], sizes, self.num_hops, self.mode, self.binary
-        )
-        snapshots = []
-        for step in range(num_windows or 1):
-            clicks = data[CLICKS].edge_index
-            edges.update(clicks if window is None else clicks[:, window == step])
-            snapshots.append(
-                {
-                    node_type: [torch.from_numpy(table).float() for table in edges.counts[node_type]]
-                    for node_type in cluster
-                }
-            )
         for node_type in cluster:
+            data[node_type].cluster = cluster[node_type]
             macro = data[f'macro_{node_type}']
             macro.num_nodes = sizes[node_type]
             known = cluster[node_type][cluster[node_type] >= 0]
             macro.size = known.bincount(minlength=sizes[node_type])
-            data[node_type].cluster = cluster[node_type]
-            for hop in range(1, self.num_hops + 1):
-                tables = [snapshot[node_type][hop - 1] for snapshot in snapshots]
-                relation = (f'macro_{edges.reached(node_type, hop)}', f'hop{hop}', node_type)
-                # Counts only grow, so the last table has every edge that an earlier one has.
-                node, reached = tables[-1].nonzero(as_tuple=True)
-                self._add_edges(data, relation, reached, node, [t[node, reached] for t in tables])
-                if self.edge_tensors:
-                    data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
-        known = cluster['user'] >= 0
-        coarse = [
-            torch.zeros(sizes['user'], sizes['item']).index_add_(
-                0, cluster['user'][known], snapshot['user'][0][known]
-            )
-            for snapshot in snapshots
-        ]
-        row, column = coarse[-1].nonzero(as_tuple=True)
-        self._add_edges(
-            data,
-            ('macro_user', 'clicks', 'macro_item'),
-            row,
-            column,
-            [table[row, column] for table in coarse],
+
+        empty = MacroEdges(
+            cluster['user'], cluster['item'], sizes, self.num_hops, self.mode, self.binary
         )
+        clicks = data[CLICKS].edge_index
+        edges = copy.deepcopy(empty).update(clicks)
+        for relation, table in self._tables(edges).items():
+            target, source = torch.from_numpy(table).nonzero(as_tuple=True)
+            data[relation].edge_index = torch.stack([source, target])
+            if window is None:
+                data[relation].edge_weight = torch.from_numpy(table)[target, source].float()
+            else:
+                data[relation].edge_weight = torch.empty(source.numel(), num_windows)
+        if self.edge_tensors:
+            for node_type in cluster:
+                for hop in range(1, self.num_hops + 1):
+                    data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
+        if window is None:
+            return data
+
+        # Counts only grow, so the edges as of the last cutoff are all there ever were.
+        edges = empty
+        for step in tqdm(range(num_windows), 'Counting by window', leave=False, delay=3):
+            edges.update(clicks[:, window == step])
+            for relation, table in self._tables(edges).items():
+                source, target = data[relation].edge_index
+                data[relation].edge_weight[:, step] = torch.from_numpy(table)[target, source]
         return data
 
-    @staticmethod
-    def _add_edges(
-        data: HeteroData,
-        relation: tuple[str, str, str],
-        source: Tensor,
-        target: Tensor,
-        weights: list[Tensor],
-    ) -> None:
-        data[relation].edge_index = torch.stack([source, target])
-        rolling = data[CLICKS].get('cutoff') is not None and data[CLICKS].cutoff.dim() == 1
-        data[relation].edge_weight = torch.stack(weights, dim=1) if rolling else weights[0]
+    def _tables(self, edges: MacroEdges) -> dict[tuple[str, str, str], np.ndarray]:
+        r"""The counts of every edge type, target nodes in rows and source nodes in columns."""
+        tables = {
+            (f'macro_{edges.reached(node_type, hop)}', f'hop{hop}', node_type): table
+            for node_type, counts in edges.counts.items()
+            for hop, table in enumerate(counts, start=1)
+        }
+        tables['macro_user', 'clicks', 'macro_item'] = edges.coarse().T
+        return tables
 
     def _resolve_behavior(self) -> dict[str, str]:
         given = self.behavior
         if given is None or isinstance(given, str):
-            given = {} if given is None else {node_type: given for node_type in OTHER}
+            given = {} if given is None else dict.fromkeys(OTHER, given)
+        elif not isinstance(given, dict):
+            raise TypeError(
+                f"'behavior' must be 'macro', 'raw' or a dict such as {{'user': 'macro'}}, but got "
+                f'{given!r}.'
+            )
+        else:
+            learned = [key for key, group in self.groups.items() if isinstance(group, int)]
+            unknown = [key for key in given if key not in learned]
+            if unknown:
+                raise ValueError(
+                    f"'behavior' names {unknown}, but with 'groups' {self.groups} clusters are "
+                    f'learned for {learned or "none"} only.'
+                )
         behaviors = {}
         for node_type, group in self.groups.items():
             if isinstance(group, str):
@@ -211,7 +218,7 @@ class MacroCoarsen(BaseTransform):
         if behaviors == {'user': 'macro', 'item': 'macro'}:
             raise ValueError(
                 f"'behavior' cannot be 'macro' for both users and items with 'groups' {self.groups}"
-                f": the counts of the one need the clusters of the other. Group one side by an "
+                f': the counts of the one need the clusters of the other. Group one side by an '
                 f"attribute, or set its behavior to 'raw'."
             )
         return behaviors
@@ -236,8 +243,8 @@ class MacroCoarsen(BaseTransform):
             known = self.cluster.get(node_type, torch.empty(0, dtype=torch.long))
             if known.numel() > num_nodes:
                 raise ValueError(
-                    f"MacroCoarsen was fitted on {known.numel()} {node_type}s, but this data has "
-                    f"only {num_nodes}: parts of one log share their nodes."
+                    f'MacroCoarsen was fitted on {known.numel()} {node_type}s, but this data has '
+                    f'only {num_nodes}: parts of one log share their nodes.'
                 )
             cluster[node_type] = torch.nn.functional.pad(
                 known, (0, num_nodes - known.numel()), value=-1
@@ -255,13 +262,13 @@ class MacroCoarsen(BaseTransform):
         if not isinstance(value, Tensor) or value.dtype != torch.long or value.dim() != 1:
             raise TypeError(
                 f"'groups' names data['{node_type}'].{name}, which must be a long tensor of shape "
-                f"[num_nodes] to be clusters."
+                f'[num_nodes] to be clusters.'
             )
         num = data[node_type].get(f'num_{name}')
         if value.numel() > 0 and (value.min() < 0 or (num is not None and value.max() >= num)):
             raise IndexError(
                 f"data['{node_type}'].{name} must lie in 0..{'' if num is None else num - 1} to be "
-                f"clusters, but holds {value.min()}..{value.max()}."
+                f'clusters, but holds {value.min()}..{value.max()}.'
             )
         return value
 

@@ -4,7 +4,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, window_of_click
+from mag.schema import CLICKS, require, require_cpu, window_of_click
 
 
 @functional_transform('recent_neighbors')
@@ -36,37 +36,38 @@ class RecentNeighbors(BaseTransform):
 
     def forward(self, data: HeteroData) -> HeteroData:
         require(data, 'RecentNeighbors', 'edge_index', 'time')
+        require_cpu(data, 'RecentNeighbors')
         clicks = data[CLICKS]
         window, num_windows = window_of_click(data, 'RecentNeighbors')
         user, item = clicks.edge_index
-        order = clicks.time if self.item_order == 'time' else user
+        item_key = clicks.time if self.item_order == 'time' else user
         for node_type, node, neighbor, key in (
             ('user', user, item, clicks.time),
-            ('item', item, user, order),
+            ('item', item, user, item_key),
         ):
-            by_key = _stable_order(key)
-            by_node = by_key[_stable_order(node[by_key])]
-            node, neighbor = node[by_node], neighbor[by_node]
-            num_nodes = data[node_type].num_nodes
-            if window is None:
-                recent = last_neighbors(node, neighbor, num_nodes, self.num)
-            else:
-                since = window[by_node]
-                recent = torch.stack(
-                    [
-                        last_neighbors(node[known], neighbor[known], num_nodes, self.num)
-                        for known in (since <= step for step in range(num_windows or 0))
-                    ],
-                    dim=1,
-                )
-            data[node_type].recent = recent
+            order = _log_order(node, key)
+            data[node_type].recent = last_neighbors(
+                node[order],
+                neighbor[order],
+                data[node_type].num_nodes,
+                self.num,
+                None if window is None else window[order],
+                num_windows,
+            )
         return data
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(num={self.num}, item_order={self.item_order!r})'
 
 
-def last_neighbors(node: Tensor, neighbor: Tensor, num_nodes: int, num: int) -> Tensor:
+def last_neighbors(
+    node: Tensor,
+    neighbor: Tensor,
+    num_nodes: int,
+    num: int,
+    window: Tensor | None = None,
+    num_windows: int | None = None,
+) -> Tensor:
     r"""The last :obj:`num` neighbors of each node from edges in the order of nodes.
 
     Args:
@@ -74,19 +75,46 @@ def last_neighbors(node: Tensor, neighbor: Tensor, num_nodes: int, num: int) -> 
         neighbor (torch.Tensor): Their neighbors, oldest first within a node, shape :obj:`[E]`.
         num_nodes (int): The number of nodes :math:`N`.
         num (int): Length of the lists.
+        window (torch.Tensor, optional): The first window that knows each edge, shape :obj:`[E]`.
+        num_windows (int, optional): The number of windows :math:`S`.
 
     Returns:
-        Shape :obj:`[N, num]`, newest last, padded on the left with :obj:`-1`.
+        Shape :obj:`[N, num]`, or :obj:`[N, S, num]` with windows; newest last, padded on the left
+        with :obj:`-1`.
     """
-    end = node.bincount(minlength=num_nodes).cumsum(0)
-    back = end[node] - torch.arange(node.numel())
-    kept = back <= num
-    recent = neighbor.new_full((num_nodes, num), -1)
-    recent[node[kept], num - back[kept]] = neighbor[kept]
+    if window is None or num_windows is None:
+        size = node.bincount(minlength=num_nodes)
+        return _take_last(_pad(neighbor), size.cumsum(0) - size, size.cumsum(0), num)
+    recent = neighbor.new_empty(num_nodes, num_windows, num)
+    if bool(((window[1:] < window[:-1]) & (node[1:] == node[:-1])).any()):
+        for step in range(num_windows):
+            known = window <= step
+            recent[:, step] = last_neighbors(node[known], neighbor[known], num_nodes, num)
+        return recent
+    # What a window knows of a node is a prefix of the node's edges, so one pass finds all ends.
+    size = (node * num_windows + window).bincount(minlength=num_nodes * num_windows)
+    end = size.cumsum(0).view(num_nodes, num_windows)
+    start = torch.cat([end.new_zeros(1), end[:-1, -1]])[:num_nodes]
+    padded = _pad(neighbor)
+    for step in range(num_windows):
+        recent[:, step] = _take_last(padded, start, end[:, step], num)
     return recent
 
 
-def _stable_order(key: Tensor) -> Tensor:
+def _pad(neighbor: Tensor) -> Tensor:
+    return torch.nn.functional.pad(neighbor, (1, 0), value=-1)
+
+
+def _take_last(padded: Tensor, start: Tensor, end: Tensor, num: int) -> Tensor:
+    r"""The last :obj:`num` of the neighbors from :obj:`start` to :obj:`end` for each node, shape
+    :obj:`[N, num]`; :obj:`padded` holds them one place further, after a :obj:`-1`."""
+    position = end.unsqueeze(1) - torch.arange(num, 0, -1)
+    return padded[(position + 1).where(position >= start.unsqueeze(1), 0)]
+
+
+def _log_order(node: Tensor, key: Tensor) -> Tensor:
+    r"""Sorts a log by node, then by :obj:`key`; what ties keeps the order of the log."""
     if bool((key[1:] >= key[:-1]).all()):
-        return torch.arange(key.numel())
-    return key.argsort(stable=True)
+        return node.argsort(stable=True)
+    by_key = key.argsort(stable=True)
+    return by_key[node[by_key].argsort(stable=True)]

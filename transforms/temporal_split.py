@@ -26,7 +26,7 @@ class TemporalSplit(BaseTransform):
     * :obj:`edge_index`, :obj:`time` and other click attributes: the history before the (last)
       cutoff, in the order of time;
     * :obj:`edge_label_index`, :obj:`edge_label`, ...: the exposures to predict;
-    * :obj:`cutoff`: a scalar, or one cutoff a window of shape :obj:`[S]`, and then
+    * :obj:`cutoff`: of shape :obj:`[1]`, or one cutoff a window of shape :obj:`[S]`, and then
       :obj:`edge_label_window` of shape :obj:`[L]`: the history of window :math:`s` is what lies
       strictly before :obj:`cutoff[s]`;
     * :obj:`num_dropped`: how many exposures were left out because their user or item had no click
@@ -185,7 +185,8 @@ class TemporalSplit(BaseTransform):
             value = source[attribute]
             rows = labels[warm]
             store[attribute] = value[:, rows] if attribute == 'edge_label_index' else value[rows]
-        store.cutoff = cutoff
+        # Of shape [1], not []: T.ToUndirected asks every tensor of an edge store for its length.
+        store.cutoff = cutoff.view(-1)
         if window is not None:
             store.edge_label_window = window[warm]
         store.num_dropped = int((~warm).sum())

@@ -13,6 +13,8 @@ class BatchIndexSampler(Sampler[Tensor]):
     :mod:`torch.distributed` each process gets every :obj:`world_size`-th row and all processes get
     the same number of batches: when shuffling, the few rows left over are dropped; otherwise they
     make the last batch of some processes one row longer, and every row is seen once.
+    A last row that would be a batch of its own joins the batch before, since one row has no batch
+    statistics.
 
     Args:
         num_rows (int): The number of rows.
@@ -31,6 +33,8 @@ class BatchIndexSampler(Sampler[Tensor]):
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"'batch_size' must be a positive integer, but got {batch_size!r}.")
+        if num_rows < 0:
+            raise ValueError(f"'num_rows' must not be negative, but got {num_rows}.")
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -45,6 +49,11 @@ class BatchIndexSampler(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         rank, world_size = self._process()
         if self.shuffle:
+            if 0 < self.num_rows < world_size:
+                raise ValueError(
+                    f'BatchIndexSampler cannot shuffle {self.num_rows} rows over {world_size} '
+                    f'processes: some would train on nothing.'
+                )
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             rows = torch.randperm(self.num_rows, generator=generator)
             rows = rows[: self.num_rows - self.num_rows % world_size]
@@ -55,12 +64,15 @@ class BatchIndexSampler(Sampler[Tensor]):
         skip, self.skip = self.skip, 0
         for batch in range(skip, num_batches):
             start = batch * self.batch_size
-            yield rows[start:] if batch == num_batches - 1 else rows[start : start + self.batch_size]
+            stop = None if batch == num_batches - 1 else start + self.batch_size
+            yield rows[start:stop]
 
     def __len__(self) -> int:
         if self.num_rows == 0:
             return 0
-        return max(1, -(-(self.num_rows // self._process()[1]) // self.batch_size))
+        num_rows = self.num_rows // self._process()[1]
+        lonely = num_rows > self.batch_size > 1 and num_rows % self.batch_size == 1
+        return max(1, -(-num_rows // self.batch_size) - lonely)
 
     @staticmethod
     def _process() -> tuple[int, int]:

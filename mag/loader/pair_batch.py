@@ -1,6 +1,8 @@
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 
 class PairBatch(NamedTuple):
@@ -25,3 +27,9 @@ class PairBatch(NamedTuple):
     user_recent: Tensor
     item_recent: Tensor
     label: Tensor | None = None
+
+
+# An exported program that takes batches is saved under this name, and its example batch is read
+# back without unpickling code.
+_register_namedtuple(PairBatch, serialized_type_name='mag.loader.PairBatch')
+torch.serialization.add_safe_globals([PairBatch])

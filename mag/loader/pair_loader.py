@@ -38,6 +38,8 @@ class PairLoader(DataLoader):
         ValueError: If the macro edges are missing, or a label lies before its window's cutoff.
     """
 
+    dataset: '_MacroRows'
+
     def __init__(
         self,
         data: HeteroData,
@@ -49,10 +51,10 @@ class PairLoader(DataLoader):
         require(data, 'PairLoader', 'edge_index')
         taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
         if taken:
-            raise TypeError(f"PairLoader makes its batches itself and takes no {sorted(taken)}.")
+            raise TypeError(f'PairLoader makes its batches itself and takes no {sorted(taken)}.')
         rows = _MacroRows(data)
         sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
-        super().__init__(rows, batch_size=None, sampler=sampler, **kwargs)
+        super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
 
     def request(self, user: int | Tensor, items: Tensor) -> PairBatch:
         r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff.
@@ -63,10 +65,24 @@ class PairLoader(DataLoader):
 
         Raises:
             IndexError: If the user or an item does not exist.
+            TypeError: If an id is no integer.
+            ValueError: If there is not one user, or one for each item.
         """
-        items = torch.as_tensor(items)
-        users = torch.as_tensor(user).expand(items.shape)
-        return self.dataset.request(users, items)
+        user, items = torch.as_tensor(user), torch.as_tensor(items)
+        for name, value in (('user', user), ('items', items)):
+            if value.is_floating_point() or value.dtype == torch.bool:
+                raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
+        if items.dim() != 1 or (user.numel() != 1 and user.shape != items.shape):
+            raise ValueError(
+                f'A request takes items of shape [B], and one user or a user for each item, but '
+                f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
+            )
+        return self.dataset.request(user.expand(items.shape), items)
+
+
+def _keep_batch(batch: Any) -> Any:
+    r"""In place of the default, which would turn the tuples within a batch into lists."""
+    return batch
 
 
 class _MacroRows(torch.utils.data.Dataset):
@@ -77,12 +93,8 @@ class _MacroRows(torch.utils.data.Dataset):
         cutoff = clicks.get('cutoff')
         self.num_windows = cutoff.numel() if cutoff is not None and cutoff.dim() == 1 else 1
         self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
-        self.hops = {
-            node_type: self._dense_hops(data, node_type) for node_type in ('user', 'item')
-        }
-        self.recent = {
-            node_type: self._recent(data, node_type) for node_type in ('user', 'item')
-        }
+        self.hops = {node_type: self._dense_hops(data, node_type) for node_type in ('user', 'item')}
+        self.recent = {node_type: self._recent(data, node_type) for node_type in ('user', 'item')}
         self.user, self.item = torch.empty(2, 0, dtype=torch.long)
         self.label = torch.empty(0)
         self.window: Tensor | None = None
@@ -91,6 +103,7 @@ class _MacroRows(torch.utils.data.Dataset):
             self.user, self.item = clicks.edge_label_index
             self.label = clicks.edge_label.float()
             self.window = clicks.get('edge_label_window')
+            self._check_labels(clicks)
             self._check_cutoff(clicks)
 
     def __len__(self) -> int:
@@ -104,8 +117,8 @@ class _MacroRows(torch.utils.data.Dataset):
         for node_type, node in (('user', user), ('item', item)):
             if node.numel() > 0 and not 0 <= node.min() <= node.max() < self.num_nodes[node_type]:
                 raise IndexError(
-                    f"The request names {node_type} ids from {node.min()} to {node.max()}, but "
-                    f"there are {self.num_nodes[node_type]} {node_type}s."
+                    f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
+                    f'there are {self.num_nodes[node_type]} {node_type}s.'
                 )
         window = torch.full_like(user, self.num_windows - 1) if self.num_windows > 1 else None
         return self._gather(user, item, window, None)
@@ -138,7 +151,7 @@ class _MacroRows(torch.utils.data.Dataset):
         if not relations:
             raise ValueError(
                 f"PairLoader found no macro edges of '{node_type}' in the data: apply "
-                f"MacroCoarsen first."
+                f'MacroCoarsen first.'
             )
         tables = []
         for hop, source in relations:
@@ -147,13 +160,11 @@ class _MacroRows(torch.utils.data.Dataset):
             weight = store.edge_weight.view(macro.numel(), -1)
             if weight.size(1) != self.num_windows:
                 raise ValueError(
-                    f"PairLoader expects one weight for each of {self.num_windows} windows on "
-                    f"{(source, f'hop{hop}', node_type)}, but got shape "
-                    f"{list(store.edge_weight.shape)}."
+                    f'PairLoader expects one weight for each of {self.num_windows} windows on '
+                    f'{(source, f"hop{hop}", node_type)}, but got shape '
+                    f'{list(store.edge_weight.shape)}.'
                 )
-            table = torch.zeros(
-                self.num_nodes[node_type], self.num_windows, data[source].num_nodes
-            )
+            table = torch.zeros(self.num_nodes[node_type], self.num_windows, data[source].num_nodes)
             table[node, :, macro] = weight
             tables.append(table.flatten(0, 1))
         return tuple(tables)
@@ -167,15 +178,32 @@ class _MacroRows(torch.utils.data.Dataset):
         if recent.shape[:-1] not in (lead, (num_nodes, self.num_windows)):
             raise ValueError(
                 f"PairLoader expects data['{node_type}'].recent of shape {[*lead, 'num']}, but got "
-                f"{list(recent.shape)}: apply RecentNeighbors to the part, not before the split."
+                f'{list(recent.shape)}: apply RecentNeighbors to the part, not before the split.'
             )
         return recent.reshape(num_nodes * self.num_windows, -1)
+
+    def _check_labels(self, clicks: Any) -> None:
+        for name in ('edge_label', 'edge_label_window'):
+            value = clicks.get(name)
+            if value is not None and value.shape != self.user.shape:
+                raise ValueError(
+                    f"PairLoader expects '{name}' of shape [{self.user.numel()}], one entry for "
+                    f"each column of 'edge_label_index', but got {list(value.shape)}."
+                )
+        if self.window is None or self.window.numel() == 0:
+            return
+        if self.window.min() < 0 or self.window.max() >= self.num_windows:
+            raise IndexError(
+                f'PairLoader found windows from {self.window.min()} to {self.window.max()} in '
+                f"'edge_label_window', but {self.num_windows} cutoffs: expected windows from 0 to "
+                f'{self.num_windows - 1}.'
+            )
 
     def _check_cutoff(self, clicks: Any) -> None:
         if self.window is None and self.num_windows > 1:
             raise ValueError(
                 f"PairLoader found {self.num_windows} cutoffs but no 'edge_label_window' that "
-                f"tells which of them belongs to each exposure."
+                f'tells which of them belongs to each exposure.'
             )
         cutoff = clicks.get('cutoff')
         clock = clicks.get('edge_label_position', clicks.get('edge_label_time'))
@@ -185,7 +213,7 @@ class _MacroRows(torch.utils.data.Dataset):
         if bool(early.any()):
             row = int(early.nonzero()[0])
             raise ValueError(
-                f"PairLoader found {int(early.sum())} exposures before the cutoff of the macro "
-                f"rows they would read, such as row {row} at {clock[row].item()}: they would see "
-                f"their own future. Use the parts that TemporalSplit returns."
+                f'PairLoader found {int(early.sum())} exposures before the cutoff of the macro '
+                f'rows they would read, such as row {row} at {clock[row].item()}: they would see '
+                f'their own future. Use the parts that TemporalSplit returns.'
             )

@@ -50,14 +50,19 @@ class Dice(torch.nn.Module):
             ValueError: If the batch statistics are needed and the batch has one row.
         """
         if x.dim() != 2 or x.size(1) != self.num_features:
-            raise ValueError(f"{self!r} expects shape [B, {self.num_features}], got {[*x.shape]}.")
+            raise ValueError(f'{self!r} expects shape [B, {self.num_features}], got {[*x.shape]}.')
+        if x.size(0) == 1 and (self.training or self.released):
+            raise ValueError(
+                f'{self!r} takes its statistics from the batch and needs two rows or more, but got '
+                f'one.'
+            )
         if self.released:
             deviation, mean = torch.std_mean(x, dim=0)
             # Where the released code divides by zero (a constant column), the gate is one half.
             gate = ((x - mean) / deviation.clamp(min=torch.finfo(x.dtype).tiny) + 1e-8).sigmoid()
         else:
             gate = self.norm(x).sigmoid()
-        return x * (gate + self.alpha * (1 - gate))
+        return x * torch.addcmul(self.alpha, gate, 1 - self.alpha)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({self.num_features}, released={self.released})'

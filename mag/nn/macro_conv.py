@@ -1,5 +1,5 @@
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -27,9 +27,9 @@ class MacroConv(MessagePassing):
     where :math:`n_{vq}` counts how often :math:`v` reaches macro node :math:`q`. The two softmaxes
     multiply and are not normalized again.
 
-    Since :math:`\mathbf{W}_V` is linear it is applied after the sum, and :math:`\mathbf{W}_Q^{\top}
-    \mathbf{W}_K \mathbf{e}_v` once a target: rows of length :math:`d^{\prime}` are never made for
-    the neighbors.
+    Since all three maps are linear, :math:`\mathbf{W}_Q^{\top} \mathbf{W}_K \mathbf{e}_v` is
+    computed once a target, and :math:`\mathbf{W}_V` is applied to the few macro nodes, or after the
+    sum: rows of length :math:`d^{\prime}` are never made for each neighbor of each target.
 
     Args:
         in_channels (int): Size :math:`d` of the embeddings.
@@ -63,14 +63,14 @@ class MacroConv(MessagePassing):
         mask_zero: bool = True,
         weighting: bool = True,
         renormalise: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         kwargs.setdefault('aggr', 'add')
         super().__init__(**kwargs)
         if in_channels < 1 or out_channels < 1:
             raise ValueError(
                 f"'in_channels' and 'out_channels' must be positive, but got {in_channels} and "
-                f"{out_channels}."
+                f'{out_channels}.'
             )
         if not temperature > 0:
             raise ValueError(f"'temperature' must be positive, but got {temperature}.")
@@ -86,6 +86,9 @@ class MacroConv(MessagePassing):
         self.lin_query = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_key = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_value = torch.nn.Linear(in_channels, out_channels, bias=False)
+        # A parameter that waits for a gradient that never comes stops distributed training.
+        self.lin_query.requires_grad_(attention == 'paper')
+        self.lin_key.requires_grad_(attention == 'paper')
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -104,8 +107,8 @@ class MacroConv(MessagePassing):
             x (tuple[torch.Tensor, torch.Tensor]): Embeddings of the macro nodes, shape
                 :obj:`[M, d]`, and of the targets, shape :obj:`[B, d]`.
             edge_index (torch.Tensor or SparseTensor): The counts, in one of three forms: indices of
-                macro nodes above those of targets, shape :obj:`[2, E]` of integers, with
-                :obj:`edge_weight`; a sparse matrix of shape :obj:`[B, M]`, a
+                macro nodes above those of targets, shape :obj:`[2, E]` of integers and no pair
+                twice, with :obj:`edge_weight`; a sparse matrix of shape :obj:`[B, M]`, a
                 :class:`torch_sparse.SparseTensor` or :class:`torch.sparse.Tensor`; or a dense
                 matrix of floats of shape :obj:`[B, M]`.
             edge_weight (torch.Tensor, optional): Counts, shape :obj:`[E]`.
@@ -118,19 +121,28 @@ class MacroConv(MessagePassing):
         for name, value in (('macro nodes', x_macro), ('targets', x_target)):
             if value.dim() != 2 or value.size(1) != self.in_channels:
                 raise ValueError(
-                    f"MacroConv expects embeddings of {name} of shape [*, {self.in_channels}], but "
-                    f"got {list(value.shape)}."
+                    f'MacroConv expects embeddings of {name} of shape [*, {self.in_channels}], but '
+                    f'got {list(value.shape)}.'
                 )
         if not is_sparse(edge_index) and edge_index.is_floating_point():
             return self._forward_dense(x_macro, x_target, edge_index)
         if is_sparse(edge_index):
+            if (edge_index.size(0), edge_index.size(1)) != size[::-1]:
+                raise ValueError(
+                    f'MacroConv expects sparse counts of shape {[*size[::-1]]} for {size[1]} '
+                    f'targets and {size[0]} macro nodes, but got '
+                    f'{[edge_index.size(0), edge_index.size(1)]}.'
+                )
+            if isinstance(edge_index, Tensor) and edge_index.layout == torch.sparse_coo:
+                edge_index = edge_index.coalesce()
             index, edge_weight = to_edge_index(edge_index)
             edge_index = index.flip(0)
         if edge_weight is None or edge_weight.shape != edge_index.shape[1:]:
             got = None if edge_weight is None else list(edge_weight.shape)
             raise ValueError(
                 f"MacroConv expects 'edge_weight' of shape [{edge_index.size(1)}], one count for "
-                f"each column of 'edge_index', but got {got}."
+                f"each column of 'edge_index', but got {got}. (Dense counts must be floats: "
+                f'integers are taken for edge indices.)'
             )
         if self.mask_zero:
             present = edge_weight > 0
@@ -179,32 +191,34 @@ class MacroConv(MessagePassing):
             Shape :obj:`[B, d']`; zero for a target without neighbors.
         """
         if self.attention == 'paper':
-            score = torch.bmm(x, self._query(x_target).unsqueeze(-1)).squeeze(-1)
+            # Not bmm, whose backward takes twice as long for matrices as small as these.
+            score = (x * self._query(x_target).unsqueeze(1)).sum(dim=-1)
             weight = self._masked_softmax(score, mask) * mask
         else:
             weight = mask.to(x.dtype)
-        return self.lin_value(torch.bmm(weight.to(x.dtype).unsqueeze(1), x).squeeze(1))
+        return self.lin_value((weight.unsqueeze(-1) * x).sum(dim=1))
 
     def _forward_dense(self, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
         if counts.shape != (x_target.size(0), x_macro.size(0)):
             raise ValueError(
-                f"MacroConv expects dense counts of shape [{x_target.size(0)}, {x_macro.size(0)}] "
-                f"for {x_target.size(0)} targets and {x_macro.size(0)} macro nodes, but got "
-                f"{list(counts.shape)}."
+                f'MacroConv expects dense counts of shape [{x_target.size(0)}, {x_macro.size(0)}] '
+                f'for {x_target.size(0)} targets and {x_macro.size(0)} macro nodes, but got '
+                f'{list(counts.shape)}.'
             )
         present = counts > 0
         weight = self._masked_softmax(self._log_weight(counts), present)
-        if self.attention == 'paper':
-            weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
         if self.mask_zero:
             # A target without any count keeps the zero vector.
             weight = weight * present
+        if self.attention == 'paper':
+            weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
         if self.renormalise:
             weight = weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-        return self.lin_value(weight @ x_macro)
+        return weight @ self.lin_value(x_macro)
 
     def _query(self, x_target: Tensor) -> Tensor:
-        return self.lin_key(x_target) @ self.lin_query.weight / math.sqrt(self.out_channels)
+        scale = math.sqrt(self.out_channels)
+        return x_target @ (self.lin_key.weight.t() @ self.lin_query.weight / scale)
 
     def _log_weight(self, counts: Tensor) -> Tensor:
         return counts.log1p() / self.temperature if self.weighting else torch.zeros_like(counts)
@@ -212,7 +226,7 @@ class MacroConv(MessagePassing):
     def _masked_softmax(self, score: Tensor, mask: Tensor) -> Tensor:
         if self.mask_zero:
             # Not -inf: a row without any neighbor would turn into NaN in the gradient.
-            score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+            score = torch.where(mask, score, torch.finfo(score.dtype).min)
         return score.softmax(dim=-1)
 
     @staticmethod

@@ -32,4 +32,4 @@ class MLP(torch.nn.Sequential):
 
     def reset_parameters(self) -> None:
         for layer in self:
-            layer.reset_parameters()
+            layer.reset_parameters()  # type: ignore[operator]

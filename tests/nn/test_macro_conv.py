@@ -1,0 +1,435 @@
+import copy
+import itertools
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mag.nn import MacroConv
+
+FORMS = ['edge_index', 'SparseTensor', 'coo', 'csr']
+OPTIONS = [
+    dict(zip(('attention', 'mask_zero', 'weighting', 'renormalise'), values))
+    for values in itertools.product(
+        ('paper', 'released'), (True, False), (True, False), (True, False)
+    )
+]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+
+
+def write(counts: Tensor, form: str) -> tuple[Any, ...]:
+    r"""The arguments of MacroConv that say the same as dense counts."""
+    target, macro = counts.nonzero(as_tuple=True)
+    weight = counts[target, macro]
+    if form == 'edge_index':
+        # In no order, and with an explicit zero, which must not count as an edge.
+        absent = (counts == 0).nonzero()[:1].t()
+        edge_index = torch.cat([torch.stack([macro, target]), absent.flip(0)], dim=1)
+        weight = torch.cat([weight, weight.new_zeros(absent.size(1))])
+        order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))
+        return edge_index[:, order], weight[order]
+    if form == 'SparseTensor':
+        torch_sparse = pytest.importorskip('torch_sparse', reason='torch-sparse is an extra.')
+        return (
+            torch_sparse.SparseTensor(
+                row=target, col=macro, value=weight, sparse_sizes=tuple(counts.shape)
+            ),
+        )
+    return (counts.to_sparse() if form == 'coo' else counts.to_sparse_csr(),)
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Five macro nodes and seven targets; one target has no count at all, one a single count."""
+    generator = torch.Generator().manual_seed(0)
+    x_macro = torch.randn(5, 3, generator=generator, dtype=dtype)
+    x_target = torch.randn(7, 3, generator=generator, dtype=dtype)
+    counts = torch.randint(0, 6, (7, 5), generator=generator).to(dtype)
+    counts[2] = 0
+    counts[4] = torch.tensor([0, 0, 9, 0, 0])
+    return x_macro, x_target, counts
+
+
+def by_the_formula(conv: MacroConv, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
+    r"""Eq. 6 to 9 and 11, target by target and neighbor by neighbor."""
+    out = torch.zeros(len(x_target), conv.out_channels, dtype=x_macro.dtype)
+    for v in range(len(x_target)):
+        nodes = [q for q in range(len(x_macro)) if counts[v, q] > 0 or not conv.mask_zero]
+        key = conv.lin_key.weight @ x_target[v]
+        size = {q: (counts[v, q].item() + 1) ** (1 / conv.temperature) for q in nodes}
+        if not conv.weighting:
+            size = dict.fromkeys(nodes, 1.0)
+        score = {
+            q: math.exp(
+                ((conv.lin_query.weight @ x_macro[q]) @ key).item() / math.sqrt(conv.out_channels)
+            )
+            for q in nodes
+        }
+        product = {}
+        for q in nodes:
+            alpha = score[q] / sum(score.values()) if conv.attention == 'paper' else 1.0
+            product[q] = size[q] / sum(size.values()) * alpha
+        for q in nodes:
+            weight = product[q] / (sum(product.values()) if conv.renormalise else 1.0)
+            out[v] += weight * (conv.lin_value.weight @ x_macro[q])
+    return out
+
+
+def macro_weights(counts: Tensor, **kwargs: Any) -> Tensor:
+    r"""The weights of eq. 6, read off with one-hot macro nodes that the layer passes on as they
+    are."""
+    num_macro = counts.size(1)
+    conv = MacroConv(num_macro, num_macro, **{'attention': 'released', **kwargs}).double()
+    with torch.no_grad():
+        conv.lin_value.weight.copy_(torch.eye(num_macro))
+        eye = torch.eye(num_macro, dtype=torch.float64)
+        return conv((eye, torch.zeros(len(counts), num_macro, dtype=torch.float64)), counts)
+
+
+@pytest.mark.parametrize(
+    'counts, temperature, mask_zero, expected',
+    [
+        ([3, 1, 0], 1.0, False, [0.571428571429, 0.285714285714, 0.142857142857]),
+        ([3, 1, 0], 1.0, True, [0.666666666667, 0.333333333333, 0.0]),
+        ([3, 1, 0], 0.5, False, [0.761904761905, 0.190476190476, 0.047619047619]),
+        ([3, 1, 0], 0.5, True, [0.8, 0.2, 0.0]),
+        ([3, 1, 0], 1.9, False, [0.459471496436, 0.319022809263, 0.221505694301]),
+        ([3, 1, 0], 1.9, True, [0.590205340068, 0.409794659932, 0.0]),
+        ([0, 2], 1.0, False, [0.25, 0.75]),
+        ([0, 2], 1.0, True, [0.0, 1.0]),
+        ([0, 2], 0.5, False, [0.1, 0.9]),
+        ([0, 2], 0.5, True, [0.0, 1.0]),
+        ([0, 2], 1.9, False, [0.359342966424, 0.640657033576]),
+        ([0, 2], 1.9, True, [0.0, 1.0]),
+        ([2, 1], 1.0, False, [0.6, 0.4]),
+        ([2, 1], 0.5, True, [0.692307692308, 0.307692307692]),
+        ([2, 1], 1.9, True, [0.553149121002, 0.446850878998]),
+        ([4, 1], 1.0, True, [0.714285714286, 0.285714285714]),
+        ([4, 1], 0.5, False, [0.862068965517, 0.137931034483]),
+        ([4, 1], 1.9, False, [0.618280992704, 0.381719007296]),
+        ([1, 3], 1.0, True, [0.333333333333, 0.666666666667]),
+        ([1, 3], 0.5, True, [0.2, 0.8]),
+        ([1, 3], 1.9, False, [0.409794659932, 0.590205340068]),
+        ([4, 2], 1.0, True, [0.625, 0.375]),
+        ([4, 2], 0.5, False, [0.735294117647, 0.264705882353]),
+        ([4, 2], 1.9, True, [0.566811932793, 0.433188067207]),
+        ([5, 3], 1.0, True, [0.6, 0.4]),
+        ([5, 3], 0.5, True, [0.692307692308, 0.307692307692]),
+        ([5, 3], 1.9, False, [0.553149121002, 0.446850878998]),
+    ],
+)
+def test_golden_macro_weights(
+    counts: list[int], temperature: float, mask_zero: bool, expected: list[float]
+) -> None:
+    weights = macro_weights(
+        torch.tensor([counts], dtype=torch.float64), temperature=temperature, mask_zero=mask_zero
+    )
+    torch.testing.assert_close(weights[0].tolist(), expected, atol=1e-11, rtol=0)
+
+
+def golden_conv(**kwargs: Any) -> MacroConv:
+    conv = MacroConv(2, 2, **kwargs).double()
+    with torch.no_grad():
+        conv.lin_query.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        conv.lin_key.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+        conv.lin_value.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    return conv
+
+
+GOLDEN_TARGET = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+GOLDEN_MACRO = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+GOLDEN_COUNTS = torch.tensor([[3.0, 1.0, 0.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize('form', ['dense', *FORMS])
+@pytest.mark.parametrize(
+    'mask_zero, readout',
+    [(False, [0.38365597272, 0.236064578154]), (True, [0.556587183109, 0.220158967116])],
+)
+def test_golden_readout(form: str, mask_zero: bool, readout: list[float]) -> None:
+    counts = (GOLDEN_COUNTS,) if form == 'dense' else write(GOLDEN_COUNTS, form)
+    out = golden_conv(mask_zero=mask_zero)((GOLDEN_MACRO, GOLDEN_TARGET), *counts)
+    torch.testing.assert_close(out[0].tolist(), readout, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize(
+    'mask_zero, messages',
+    [
+        (
+            False,
+            [[0.342795904518, 0.0], [0.169021928057, 0.338043856113], [0.97636433485] * 2],
+        ),
+        (True, [[0.669761549327, 0.0], [0.330238450673, 0.660476901347], [0.0, 0.0]]),
+    ],
+)
+def test_golden_messages(mask_zero: bool, messages: list[list[float]]) -> None:
+    # Without weighting every neighbor has the same share, so that only the attention is left.
+    conv = golden_conv(mask_zero=mask_zero, weighting=False)
+    out = conv((GOLDEN_MACRO, GOLDEN_TARGET), GOLDEN_COUNTS)
+    expected = torch.tensor(messages, dtype=torch.float64).sum(dim=0) / (2 if mask_zero else 3)
+    torch.testing.assert_close(out[0], expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize(
+    'mask_zero, expected',
+    [(False, [0.771007054308, 0.509232350146]), (True, [1.0, 0.660476901347])],
+)
+def test_golden_recent_padding(mask_zero: bool, expected: list[float]) -> None:
+    recent = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.3, -0.2]]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False]])
+    out = golden_conv(mask_zero=mask_zero).attend(recent, GOLDEN_TARGET, mask)
+    torch.testing.assert_close(out[0].tolist(), expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_follows_the_formula(options: dict[str, Any]) -> None:
+    conv = MacroConv(3, 4, temperature=0.7, **options).double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    expected = by_the_formula(conv, x_macro, x_target, counts)
+    torch.testing.assert_close(conv((x_macro, x_target), counts), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_inputs_agree_in_value_and_gradient(form: str, options: dict[str, Any]) -> None:
+    conv = MacroConv(3, 4, temperature=1.9, **options)
+    x_macro, x_target, counts = inputs()
+    x_macro.requires_grad_()
+    x_target.requires_grad_()
+    parameters = [p for p in conv.parameters() if p.requires_grad]
+    cotangent = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
+
+    def run(*args: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out = conv((x_macro, x_target), *args)
+        gradients = torch.autograd.grad(
+            out, [x_macro, x_target, *parameters], cotangent, materialize_grads=True
+        )
+        return out, gradients
+
+    torch.testing.assert_close(run(*write(counts, form)), run(counts), atol=1e-5, rtol=1e-5)
+
+
+def test_sparse_entries_of_one_pair_add_up() -> None:
+    conv = MacroConv(3, 4)
+    x_macro, x_target, counts = inputs()
+    index = counts.nonzero().t()
+    value = counts[index[0], index[1]] / 2
+    twice = torch.sparse_coo_tensor(index.repeat(1, 2), value.repeat(2), counts.shape)
+    torch.testing.assert_close(conv((x_macro, x_target), twice), conv((x_macro, x_target), counts))
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_order_of_macro_nodes_does_not_matter(options: dict[str, Any]) -> None:
+    conv = MacroConv(3, 4, **options).double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(
+        conv((x_macro[order], x_target), counts[:, order]), conv((x_macro, x_target), counts)
+    )
+    weights = macro_weights(counts[:, order])
+    torch.testing.assert_close(weights, macro_weights(counts)[:, order])
+
+
+@pytest.mark.parametrize('mask_zero', [True, False])
+def test_macro_weights_sum_to_one_and_grow_with_the_count(mask_zero: bool) -> None:
+    counts = torch.tensor([[1.0, 2.0, 5.0, 40.0], [7.0, 7.0, 8.0, 1e6]], dtype=torch.float64)
+    weights = macro_weights(counts, temperature=1.9, mask_zero=mask_zero)
+    assert weights.sum(dim=1).tolist() == pytest.approx([1.0, 1.0])
+    assert weights[0].tolist() == sorted(set(weights[0].tolist()))
+    assert weights[1, 0] == weights[1, 1] < weights[1, 2] < weights[1, 3]
+
+
+def test_a_large_temperature_makes_the_weights_uniform_over_the_present_nodes() -> None:
+    counts = torch.tensor([[0.0, 1.0, 900.0, 0.0, 3.0]], dtype=torch.float64)
+    for temperature, weighting in ((1e9, True), (1.0, False)):
+        weights = macro_weights(counts, temperature=temperature, weighting=weighting)
+        assert weights[0].tolist() == pytest.approx([0, 1 / 3, 1 / 3, 0, 1 / 3], abs=1e-7)
+        weights = macro_weights(
+            counts, temperature=temperature, weighting=weighting, mask_zero=False
+        )
+        assert weights[0].tolist() == pytest.approx([0.2] * 5, abs=1e-7)
+
+
+def test_the_two_softmaxes_multiply_unless_they_are_renormalised() -> None:
+    counts = torch.ones(1, 4, dtype=torch.float64)
+    # Zero targets make the attention uniform: 1/4 of 1/4 each, as M6 of the paper has it.
+    assert macro_weights(counts, attention='paper')[0].tolist() == pytest.approx([1 / 16] * 4)
+    renormalised = macro_weights(counts, attention='paper', renormalise=True)
+    assert renormalised[0].tolist() == pytest.approx([1 / 4] * 4)
+
+
+@pytest.mark.parametrize('form', ['dense', *FORMS])
+@pytest.mark.parametrize('renormalise', [False, True])
+def test_an_empty_hop_gives_zero_and_finite_gradients(form: str, renormalise: bool) -> None:
+    conv = MacroConv(3, 4, renormalise=renormalise)
+    x_macro, x_target, counts = inputs()
+    x_macro.requires_grad_()
+    x_target.requires_grad_()
+    args = (counts,) if form == 'dense' else write(counts, form)
+    out = conv((x_macro, x_target), *args)
+    assert out[2].tolist() == [0, 0, 0, 0]
+    out.square().sum().backward()
+    assert x_target.grad[2].tolist() == [0, 0, 0]
+    for tensor in (x_macro, x_target, *conv.parameters()):
+        assert bool(tensor.grad.isfinite().all())
+    # A single neighbor has the attention 1 and the weight 1.
+    torch.testing.assert_close(out[4], conv.lin_value.weight @ x_macro[2])
+
+
+def test_unmasked_an_empty_hop_is_the_attention_over_all_nodes() -> None:
+    conv = MacroConv(3, 4, mask_zero=False)
+    x_macro, x_target, counts = inputs()
+    expected = conv((x_macro, x_target[2:3]), torch.full((1, 5), 7.0))
+    torch.testing.assert_close(conv((x_macro, x_target), counts)[2:3], expected)
+
+
+def test_released_attention_never_trains_query_and_key() -> None:
+    x_macro, x_target, counts = inputs()
+    conv = MacroConv(3, 4, attention='released')
+    conv((x_macro, x_target), counts).sum().backward()
+    conv.attend(x_macro.expand(7, 5, 3), x_target, counts > 0).sum().backward()
+    assert conv.lin_query.weight.grad is None
+    assert conv.lin_key.weight.grad is None
+    assert conv.lin_value.weight.grad.abs().sum() > 0
+    # And the target has no say.
+    assert torch.equal(conv((x_macro, x_target), counts), conv((x_macro, -x_target), counts))
+
+    conv = MacroConv(3, 4)
+    conv((x_macro, x_target), counts).sum().backward()
+    assert conv.lin_query.weight.grad.abs().sum() > 0
+    assert conv.lin_key.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('attention', ['paper', 'released'])
+def test_content_of_padding_does_not_matter(attention: str) -> None:
+    conv = MacroConv(3, 4, attention=attention)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 3, generator=generator)
+    x_target = torch.randn(6, 3, generator=generator)
+    mask = torch.rand(6, 5, generator=generator) < 0.5
+    mask[0] = False
+    mask[1] = True
+    other = torch.where(mask.unsqueeze(-1), x, 1e3 * torch.randn(x.shape, generator=generator))
+    x.requires_grad_()
+    out = conv.attend(x, x_target, mask)
+    torch.testing.assert_close(conv.attend(other, x_target, mask), out)
+    assert out[0].tolist() == [0, 0, 0, 0]
+    # As if the padding were cut off.
+    for row in range(6):
+        kept = x[row : row + 1, mask[row]]
+        alone = conv.attend(kept, x_target[row : row + 1], torch.ones(kept.shape[:2]).bool())
+        torch.testing.assert_close(alone[0], out[row])
+    out.square().sum().backward()
+    assert bool((x.grad[~mask] == 0).all()) and bool(x.grad.isfinite().all())
+
+
+def test_unmasked_attention_reads_the_padding_as_released() -> None:
+    conv = MacroConv(3, 4, mask_zero=False)
+    x_macro, x_target, counts = inputs()
+    x = x_macro.repeat(7, 1, 1)
+    out = conv.attend(x, x_target, counts > 0)
+    x[counts == 0] += 1
+    assert not torch.allclose(conv.attend(x, x_target, counts > 0), out)
+
+
+def test_attention_without_counts_is_attend() -> None:
+    # Equal weights of five present nodes are 1/5 each; eq. 12 has no weights.
+    conv = MacroConv(3, 4, weighting=False)
+    x_macro, x_target, counts = inputs()
+    out = conv((x_macro, x_target), torch.ones_like(counts))
+    expected = conv.attend(x_macro.expand(7, 5, 3), x_target, torch.ones(7, 5).bool())
+    torch.testing.assert_close(5 * out, expected)
+
+
+def test_gradient_of_the_dense_and_the_recent_path() -> None:
+    conv = MacroConv(3, 2, temperature=0.7).double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    x_macro.requires_grad_()
+    x_target.requires_grad_()
+    assert torch.autograd.gradcheck(lambda m, t: conv((m, t), counts), (x_macro, x_target))
+    x = torch.randn(7, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, t: conv.attend(x, t, counts > 0), (x, x_target))
+
+
+def test_dense_and_sparse_agree_in_bfloat16_autocast() -> None:
+    conv = MacroConv(3, 4)
+    x_macro, x_target, counts = inputs()
+    expected = conv((x_macro, x_target), counts)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        for args in ((counts,), write(counts, 'edge_index')):
+            out = conv((x_macro, x_target), *args)
+            torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=0)
+
+
+@needs_cuda
+@pytest.mark.parametrize('form', ['dense', 'edge_index', 'coo'])
+def test_cuda_agrees_with_cpu(form: str) -> None:
+    conv = MacroConv(3, 4)
+    x_macro, x_target, counts = inputs()
+    expected = conv((x_macro, x_target), counts)
+    args = (counts,) if form == 'dense' else write(counts, form)
+    out = conv.cuda()((x_macro.cuda(), x_target.cuda()), *(arg.cuda() for arg in args))
+    torch.testing.assert_close(out.cpu(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_copies_agree() -> None:
+    conv = MacroConv(3, 4, temperature=1.9)
+    other = MacroConv(3, 4, temperature=1.9)
+    other.load_state_dict(conv.state_dict())
+    x_macro, x_target, counts = inputs()
+    for twin in (other, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert torch.equal(twin((x_macro, x_target), counts), conv((x_macro, x_target), counts))
+
+
+def test_reset_parameters() -> None:
+    conv = MacroConv(3, 4)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.fill_(7)
+    conv.reset_parameters()
+    assert all(bool((parameter != 7).all()) for parameter in conv.parameters())
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        ({'in_channels': 0}, "'in_channels' and 'out_channels' must be positive, but got 0 and 4"),
+        ({'out_channels': -1}, 'but got 3 and -1'),
+        ({'temperature': 0.0}, "'temperature' must be positive, but got 0.0"),
+        ({'temperature': math.nan}, "'temperature' must be positive, but got nan"),
+        ({'attention': 'new'}, "'attention' must be 'paper' or 'released', but got 'new'"),
+    ],
+)
+def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MacroConv(**{'in_channels': 3, 'out_channels': 4, **kwargs})
+
+
+def test_wrong_inputs() -> None:
+    conv = MacroConv(3, 4)
+    x_macro, x_target, counts = inputs()
+    edge_index, edge_weight = write(counts, 'edge_index')
+    for x, args, message in (
+        (
+            (x_macro[:, :2], x_target),
+            (counts,),
+            r'macro nodes of shape \[\*, 3\], but got \[5, 2\]',
+        ),
+        ((x_macro, x_target[0]), (counts,), r'targets of shape \[\*, 3\], but got \[3\]'),
+        ((x_macro, x_target), (counts.t(),), r'\[7, 5\] for 7 targets and 5 macro nodes.*\[5, 7\]'),
+        ((x_macro, x_target), (counts.t().to_sparse(),), r'sparse counts of shape \[7, 5\]'),
+        ((x_macro, x_target), (edge_index,), "'edge_weight' of shape .* but got None"),
+        ((x_macro, x_target), (edge_index, edge_weight[1:]), "'edge_weight' of shape"),
+        ((x_macro, x_target), (counts.long(),), 'Dense counts must be floats'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conv(x, *args)
+
+
+def test_repr() -> None:
+    assert repr(MacroConv(3, 4, temperature=1.9, attention='released')) == (
+        "MacroConv(3, 4, temperature=1.9, attention='released', mask_zero=True, weighting=True, "
+        'renormalise=False)'
+    )

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+from mag.schema import CLICKS, history_clock, require, require_cpu, window_of_click
+
+
+def micro(**attributes: object) -> HeteroData:
+    r"""Five clicks, at the times 1, 2, 2, 5 and 9."""
+    data = HeteroData()
+    data['user'].num_nodes = 3
+    data['item'].num_nodes = 4
+    clicks = data[CLICKS]
+    clicks.edge_index = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]])
+    clicks.time = torch.tensor([1, 2, 2, 5, 9])
+    for name, value in attributes.items():
+        clicks[name] = value
+    return data
+
+
+def test_require_accepts_what_is_there():
+    assert require(micro(), 'Reader', 'edge_index', 'time') is None
+    # Labels that nobody asks for are not looked at.
+    assert require(micro(edge_label_index='wrong'), 'Reader', 'edge_index') is None
+
+
+def test_require_accepts_no_clicks():
+    data = micro(edge_index=torch.empty(2, 0, dtype=torch.long), time=torch.empty(0).long())
+    assert require(data, 'Reader', 'edge_index', 'time') is None
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'error', 'match'),
+    [
+        (
+            {'edge_index': torch.zeros(5).long()},
+            ValueError,
+            r"'edge_index'.*\[2, num_edges\].*\[5\]",
+        ),
+        ({'edge_index': [[0], [0]]}, ValueError, 'got list'),
+        ({'edge_index': torch.zeros(2, 5)}, TypeError, 'int64, but got torch.float32'),
+        ({'edge_index': torch.full((2, 5), 3)}, IndexError, 'user ids from 3 to 3.*from 0 to 2'),
+        (
+            {'edge_index': torch.tensor([[0] * 5, [0, 1, 2, 3, 4]])},
+            IndexError,
+            r"item ids from 0 to 4 in 'edge_index'.*num_nodes is 4",
+        ),
+        ({'edge_index': torch.full((2, 5), -1)}, IndexError, 'user ids from -1 to -1'),
+        ({'time': torch.arange(4)}, ValueError, r"'time' of shape \[5\], but got \[4\]"),
+        ({'time': torch.arange(5).float()}, TypeError, 'unix seconds exactly'),
+    ],
+)
+def test_require_refuses(attributes, error, match):
+    with pytest.raises(error, match=f'Reader.*{match}'):
+        require(micro(**attributes), 'Reader', 'edge_index', 'time')
+
+
+def test_require_checks_labels():
+    index = torch.tensor([[0, 1], [0, 3]])
+    data = micro(edge_label_index=index, edge_label=torch.ones(3))
+    with pytest.raises(ValueError, match=r"'edge_label' of shape \[2\], but got \[3\]"):
+        require(data, 'Reader', 'edge_label_index', 'edge_label')
+
+
+def test_require_names_what_is_missing():
+    with pytest.raises(TypeError, match='Reader expects a HeteroData.*got dict'):
+        require({}, 'Reader')
+    with pytest.raises(ValueError, match='the data has none'):
+        require(HeteroData(), 'Reader')
+    with pytest.raises(ValueError, match=r"to have \['edge_label'\].*'edge_index', 'time'"):
+        require(micro(), 'Reader', 'time', 'edge_label')
+    data = micro()
+    del data['item'].num_nodes
+    with pytest.raises(ValueError, match=r"data\['item'\].num_nodes to be set"):
+        require(data, 'Reader', 'edge_index')
+
+
+def test_require_cpu():
+    assert require_cpu(micro(), 'Reader') is None
+    with pytest.raises(ValueError, match="main memory.*'meta'"):
+        require_cpu(micro().to('meta'), 'Reader')
+
+
+def test_history_clock_prefers_position():
+    position = torch.rand(5)
+    assert history_clock(micro()).tolist() == [1, 2, 2, 5, 9]
+    assert torch.equal(history_clock(micro(position=position)), position)
+
+
+def test_window_of_click():
+    assert window_of_click(micro(), 'Reader') == (None, None)
+    assert window_of_click(micro(cutoff=torch.tensor(10)), 'Reader') == (None, None)
+    # A click at a cutoff is not strictly before it, and belongs to the next window.
+    window, num_windows = window_of_click(micro(cutoff=torch.tensor([2, 6, 10])), 'Reader')
+    assert (window.tolist(), num_windows) == ([0, 1, 1, 1, 2], 3)
+    assert window_of_click(micro(cutoff=torch.tensor([10])), 'Reader') == (None, None)
+    data = micro(cutoff=torch.tensor([10]), edge_label_window=torch.tensor([0, 0]))
+    window, num_windows = window_of_click(data, 'Reader')
+    assert (window.tolist(), num_windows) == ([0] * 5, 1)
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'match'),
+    [
+        ({'cutoff': torch.tensor(9)}, 'clicks up to 9, but the cutoff of this data is 9'),
+        ({'cutoff': torch.tensor([3, 9])}, 'strictly before'),
+        ({'cutoff': torch.tensor([12, 10])}, r'ascending cutoffs, but got \[12, 10\]'),
+        ({'cutoff': torch.tensor([10, 10])}, 'ascending'),
+        ({'cutoff': torch.full((2, 2), 10)}, r'of shape \[num_windows\], but got shape \[2, 2\]'),
+        ({'cutoff': torch.empty(0)}, r'but got shape \[0\]'),
+        ({'edge_label_window': torch.tensor([0])}, "no 'cutoff'"),
+        (
+            {'cutoff': torch.tensor([5, 10]), 'edge_label_window': torch.tensor([0, 2])},
+            "windows 0 to 2, but 'cutoff' has 2: expected windows from 0 to 1",
+        ),
+        (
+            {'cutoff': torch.tensor(10), 'edge_label_window': torch.tensor([1])},
+            "'cutoff' has 1: expected",
+        ),
+        ({'cutoff': torch.tensor(10), 'position': torch.rand(4)}, r"'position' of shape \[5\]"),
+    ],
+)
+def test_window_of_click_refuses(attributes, match):
+    with pytest.raises(ValueError, match=f'Reader.*{match}'):
+        window_of_click(micro(**attributes), 'Reader')
+
+
+def test_window_of_click_needs_a_clock():
+    data = micro(cutoff=torch.tensor(10))
+    del data[CLICKS].time
+    with pytest.raises(ValueError, match="no 'time' to compare"):
+        window_of_click(data, 'Reader')

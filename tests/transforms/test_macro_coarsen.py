@@ -1,0 +1,508 @@
+import copy
+import inspect
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch_geometric.transforms as T
+from torch import Tensor
+from torch_geometric.data import HeteroData, InMemoryDataset
+from torch_geometric.nn import SAGEConv, to_hetero
+
+from mag.grouping import Grouping
+from mag.macro_edges import MacroEdges
+from mag.transforms import MacroCoarsen, TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+GROUPS: dict[str, int | str] = {'user': 4, 'item': 'category'}
+NUM = {'user': 40, 'item': 24}
+VARIANTS = [
+    {'groups': GROUPS},
+    {'groups': GROUPS, 'behavior': 'raw'},
+    {'groups': GROUPS, 'spherical': True, 'binary': False},
+    {'groups': {'user': 'gender', 'item': 5}, 'mode': 'walk', 'num_hops': 3},
+    {'groups': {'user': 4, 'item': 5}, 'projection_dim': 8},
+    {'groups': {'user': 4, 'item': 5}, 'behavior': {'user': 'macro'}},
+    {'groups': {'user': 'gender', 'item': 'category'}, 'num_hops': 3},
+]
+
+
+def planted_log(seed: int = 0, num_rows: int = 1500) -> HeteroData:
+    r"""Users of four kinds, each clicking items of one category; some nodes appear late."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(num_rows)
+    share = (time + num_rows // 4).double() / (1.25 * num_rows)
+    user = (torch.rand(num_rows, generator=generator) * share * NUM['user']).long()
+    item = (torch.rand(num_rows, generator=generator) * share * NUM['item']).long()
+    likes = user % 4 == item % 4
+    chance = torch.where(likes, 0.9, 0.05)
+    label = (torch.rand(num_rows, generator=generator) < chance).float()
+    data = HeteroData()
+    for node_type, name, num in (('user', 'gender', 2), ('item', 'category', 4)):
+        data[node_type].num_nodes = NUM[node_type]
+        data[node_type][name] = torch.arange(NUM[node_type]) % num
+        data[node_type][f'num_{name}'] = num
+    clicks = data[CLICKS]
+    clicks.edge_index = torch.stack([user, item])[:, label == 1]
+    clicks.time = time[label == 1]
+    clicks.edge_label_index, clicks.edge_label = torch.stack([user, item]), label
+    clicks.edge_label_time = time
+    return data
+
+
+def split(data: HeteroData, num_windows: int = 4) -> tuple[HeteroData, HeteroData, HeteroData]:
+    return TemporalSplit(0.3, 0.7, 0.85, num_windows)(data)
+
+
+def dense(data: HeteroData, node_type: str, hop: int) -> Tensor:
+    r"""Counts of shape [N, M], or [N, M, S] over windows."""
+    (relation,) = (e for e in data.edge_types if e[1] == f'hop{hop}' and e[2] == node_type)
+    store = data[relation]
+    macro, node = store.edge_index
+    shape = (NUM[node_type], data[relation[0]].num_nodes, *store.edge_weight.shape[1:])
+    table = torch.zeros(shape)
+    table[node, macro] = store.edge_weight
+    return table
+
+
+def assert_same(data: HeteroData, other: HeteroData) -> None:
+    assert data.edge_types == other.edge_types
+    for node_type in ('user', 'item'):
+        assert torch.equal(data[node_type].cluster, other[node_type].cluster)
+        assert torch.equal(data[f'macro_{node_type}'].size, other[f'macro_{node_type}'].size)
+    for edge_type in data.edge_types:
+        if edge_type != CLICKS:
+            assert torch.equal(data[edge_type].edge_index, other[edge_type].edge_index)
+            assert torch.equal(data[edge_type].edge_weight, other[edge_type].edge_weight)
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+@pytest.mark.parametrize('num_windows', [1, 4])
+def test_each_window_equals_coarsening_it_alone(arguments, num_windows):
+    train, val, test = split(planted_log(), num_windows)
+    coarsen = MacroCoarsen(**arguments).fit(train)
+    for part in (train, val, test):
+        out = coarsen(part)
+        cluster = {node_type: out[node_type].cluster for node_type in NUM}
+        sizes = {node_type: out[f'macro_{node_type}'].num_nodes for node_type in NUM}
+        for step, cutoff in enumerate(part[CLICKS].cutoff):
+            edges = MacroEdges(
+                cluster['user'],
+                cluster['item'],
+                sizes,
+                coarsen.num_hops,
+                coarsen.mode,
+                coarsen.binary,
+            ).update(part[CLICKS].edge_index[:, part[CLICKS].time < cutoff])
+            at = (..., step) if part[CLICKS].cutoff.numel() > 1 else (...,)
+            for node_type in NUM:
+                for hop in range(1, coarsen.num_hops + 1):
+                    table = dense(out, node_type, hop)[at]
+                    assert np.array_equal(table.numpy(), edges.counts[node_type][hop - 1])
+
+
+@pytest.mark.parametrize('binary', [True, False])
+def test_counts_by_hand(binary):
+    r"""User 0 clicked item 0 twice and item 1, user 1 clicked item 1."""
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 3, 2
+    data['user'].gender, data['user'].num_gender = torch.tensor([0, 1, 1]), 2
+    data['item'].category, data['item'].num_category = torch.tensor([2, 0]), 3
+    data[CLICKS].edge_index = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]])
+    out = MacroCoarsen({'user': 'gender', 'item': 'category'}, binary=binary)(data)
+    twice = 1 if binary else 2
+    assert out['user'].cluster.tolist() == [0, 1, 1]
+    assert out['macro_user'].num_nodes == 2
+    assert out['macro_user'].size.tolist() == [1, 2]
+    assert out['macro_item'].num_nodes == 3
+    assert out['macro_item'].size.tolist() == [1, 0, 1]
+    store = out['macro_item', 'hop1', 'user']
+    assert store.edge_index.tolist() == [[0, 2, 0], [0, 0, 1]]
+    assert store.edge_weight.tolist() == [1, twice, 1]
+    assert store.edge_weight.dtype == torch.float
+    assert store.edge_index.dtype == torch.long
+    store = out['macro_user', 'hop1', 'item']
+    assert store.edge_index.tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert store.edge_weight.tolist() == [twice, 1, 1]
+    # N^(2) of user 0 is {0, 1}, reached over items 0 and 1.
+    store = out['macro_user', 'hop2', 'user']
+    assert store.edge_index.tolist() == [[0, 1, 0, 1], [0, 0, 1, 1]]
+    assert store.edge_weight.tolist() == [1 + twice, 1, 1, 1]
+    coarse = out['macro_user', 'clicks', 'macro_item']
+    assert {
+        tuple(e): w for e, w in zip(coarse.edge_index.t().tolist(), coarse.edge_weight.tolist())
+    } == {
+        (0, 2): twice,
+        (0, 0): 1,
+        (1, 0): 1,
+    }
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_invariants(arguments):
+    train, _, _ = split(planted_log())
+    out = MacroCoarsen(**arguments)(train)
+    clicks = train[CLICKS]
+    for step, cutoff in enumerate(clicks.cutoff):
+        seen = clicks.edge_index[:, clicks.time < cutoff]
+        R = torch.zeros(NUM['user'], NUM['item'])
+        R.index_put_(tuple(seen), torch.ones(seen.size(1)), accumulate=True)
+        if arguments.get('binary', True):
+            R = (R > 0).float()
+        assert torch.equal(dense(out, 'user', 1)[..., step].sum(1), R.sum(1))
+        assert torch.equal(dense(out, 'item', 1)[..., step].sum(1), R.sum(0))
+        if arguments.get('binary', True):
+            assert torch.equal(dense(out, 'user', 2)[..., step].sum(1), (R @ R.t()).sum(1))
+            assert torch.equal(dense(out, 'item', 2)[..., step].sum(1), (R.t() @ R).sum(1))
+        coarse = out['macro_user', 'clicks', 'macro_item'].edge_weight[:, step]
+        assert coarse.sum() == R.sum()
+    for node_type in NUM:
+        cluster = out[node_type].cluster
+        size = out[f'macro_{node_type}'].size
+        assert size.sum() == (cluster >= 0).sum()
+        assert torch.equal(size, cluster[cluster >= 0].bincount(minlength=size.numel()))
+        if isinstance(arguments['groups'][node_type], str):
+            assert torch.equal(cluster, train[node_type][arguments['groups'][node_type]])
+        else:
+            # Known are exactly those who clicked before the last cutoff.
+            clicked = clicks.edge_index[0 if node_type == 'user' else 1].unique()
+            assert torch.equal((cluster >= 0).nonzero().view(-1), clicked)
+
+
+def test_macro_behavior_finds_the_planted_kinds():
+    train, _, test = split(planted_log(num_rows=4000))
+    coarsen = MacroCoarsen(GROUPS).fit(train)
+    for part in (train, test):
+        cluster = coarsen(part)['user'].cluster
+        kinds = torch.zeros(4, 4).index_put_(
+            ((torch.arange(NUM['user']) % 4)[cluster >= 0], cluster[cluster >= 0]),
+            torch.ones(()),
+            accumulate=True,
+        )
+        # Late users have a few clicks only, and may fall to another kind.
+        assert (kinds.amax(0).sum() / kinds.sum()).item() > 0.8
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_edge_tensors(arguments):
+    train, val, _ = split(planted_log())
+    coarsen = MacroCoarsen(**arguments, edge_tensors=True).fit(train)
+    for part in (train, val):
+        out = coarsen(part)
+        for node_type in NUM:
+            for hop in range(1, coarsen.num_hops + 1):
+                edges = out[node_type][f'macro_edges_{hop}']
+                assert edges.is_sparse
+                table = dense(out, node_type, hop)
+                last = table[..., -1] if part is train else table
+                assert torch.equal(edges.to_dense().sum(1).float(), last)
+    assert 'macro_edges_1' not in MacroCoarsen(GROUPS)(train)['user']
+
+
+def replaced_after(data: HeteroData, moment: int, seed: int = 1) -> HeteroData:
+    r"""The same log up to a moment, and from there on other users, items and clicks, at the times
+    of the old, so that the quantiles stay."""
+    generator = torch.Generator().manual_seed(seed)
+    out = copy.copy(data)
+    clicks = out[CLICKS]
+    for name, time in (('edge_index', clicks.time), ('edge_label_index', clicks.edge_label_time)):
+        late = time >= moment
+        index = clicks[name].clone()
+        for row, num in enumerate(NUM.values()):
+            index[row, late] = torch.randint(num, (int(late.sum()),), generator=generator)
+        clicks[name] = index
+    return out
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_nothing_learns_from_the_future(arguments):
+    r"""Whatever happens from a cutoff on, nothing as of that cutoff changes: clusters of nodes that
+    were there, centroids, counts."""
+    data = planted_log()
+    train, val, _ = split(data)
+    fitted = MacroCoarsen(**arguments).fit(train)
+    before = fitted(train)
+    cutoffs = [*train[CLICKS].cutoff.tolist(), val[CLICKS].cutoff.item()]
+    appeared = 0
+    for step, cutoff in enumerate(cutoffs):
+        other_train, other_val, _ = split(replaced_after(data, cutoff))
+        assert torch.equal(other_train[CLICKS].cutoff, train[CLICKS].cutoff)
+        other = MacroCoarsen(**arguments).fit(other_train)
+        for node_type, grouping in fitted.groupings.items():
+            assert torch.equal(grouping.centroids, other.groupings[node_type].centroids)
+        after = other(other_train)
+        known = train[CLICKS].edge_index[:, train[CLICKS].time < cutoff]
+        for row, node_type in enumerate(NUM):
+            node = known[row].unique()
+            appeared += node.numel()
+            assert torch.equal(before[node_type].cluster[node], after[node_type].cluster[node])
+            for hop in range(1, fitted.num_hops + 1):
+                table, expected = dense(after, node_type, hop), dense(before, node_type, hop)
+                assert torch.equal(table[..., : step + 1], expected[..., : step + 1])
+        # Clicks of validation and test change nothing about the training part.
+        if step == len(cutoffs) - 1:
+            assert_same(before, after)
+            assert not torch.equal(other_val[CLICKS].edge_label_index, val[CLICKS].edge_label_index)
+    assert appeared > 0
+
+
+def test_nodes_appear_between_windows():
+    r"""What the canary above stands on: some users are not there in the first window."""
+    train, val, test = split(planted_log())
+    window = torch.bucketize(train[CLICKS].time, train[CLICKS].cutoff, right=True)
+    first = train[CLICKS].edge_index[0, window == 0].unique().numel()
+    numbers = [part[CLICKS].edge_index[0].unique().numel() for part in (train, val, test)]
+    assert first < numbers[0] < numbers[2]
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_clusters_stay(arguments):
+    r"""A node keeps over all parts the cluster that it had when it was first seen."""
+    parts = split(planted_log())
+    coarsen = MacroCoarsen(**arguments).fit(parts[0])
+    train, val, test = (coarsen(part) for part in parts)
+    for node_type in NUM:
+        for earlier, later in ((train, val), (train, test)):
+            known = earlier[node_type].cluster >= 0
+            assert torch.equal(earlier[node_type].cluster[known], later[node_type].cluster[known])
+
+
+def test_late_nodes_are_assigned_by_their_first_window():
+    train, _, _ = split(planted_log())
+    coarsen = MacroCoarsen(GROUPS).fit(train)
+    user, item = train[CLICKS].edge_index
+    window = torch.bucketize(train[CLICKS].time, train[CLICKS].cutoff, right=True)
+    late = 0
+    for v in user.unique():
+        first = window[user == v].min()
+        own = item[(user == v) & (window == first)].unique()
+        counts = (own % 4).bincount(minlength=4).float()
+        centroids = coarsen.groupings['user'].centroids
+        nearest = (counts / counts.norm() - centroids).square().sum(1).argmin()
+        assert coarsen.cluster['user'][v] == nearest
+        late += int(first > 0)
+    assert late > 0
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_unfitted_call_fits_and_leaves_itself_unchanged(arguments):
+    train, _, _ = split(planted_log())
+    coarsen = MacroCoarsen(**arguments)
+    before = repr(coarsen)
+    assert_same(coarsen(train), MacroCoarsen(**arguments).fit(train)(train))
+    assert (coarsen.cluster, coarsen.groupings, repr(coarsen)) == ({}, {}, before)
+    assert_same(T.Compose([coarsen])(train), coarsen(train))
+
+
+def test_original_is_unchanged():
+    train, _, _ = split(planted_log())
+    before = copy.deepcopy(train)
+    MacroCoarsen(GROUPS, edge_tensors=True).fit(train)(train)
+    assert train.node_types == before.node_types
+    assert train.edge_types == before.edge_types
+    for store, expected in zip(train.stores, before.stores, strict=True):
+        assert list(store.keys()) == list(expected.keys())
+        for name, value in expected.items():
+            assert torch.equal(torch.as_tensor(store[name]), torch.as_tensor(value))
+
+
+class PlantedDataset(InMemoryDataset):
+    def __init__(self, root: str, pre_transform: Callable) -> None:
+        super().__init__(root, pre_transform=pre_transform)
+        self.load(self.processed_paths[0], data_cls=HeteroData)
+
+    @property
+    def processed_file_names(self) -> str:
+        return 'data.pt'
+
+    def process(self) -> None:
+        self.save([self.pre_transform(planted_log())], self.processed_paths[0])
+
+
+def test_pre_transform(tmp_path):
+    coarsen = MacroCoarsen(GROUPS)
+    dataset = PlantedDataset(str(tmp_path), coarsen)
+    assert_same(dataset[0], coarsen(planted_log()))
+    assert coarsen.cluster == {}
+    # PyG keeps the representation as the key of its cache.
+    assert repr(coarsen) in torch.load(tmp_path / 'processed/pre_transform.pt', weights_only=False)
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_repr_shows_every_argument(arguments):
+    coarsen = MacroCoarsen(**arguments, seed=3)
+    text = repr(coarsen)
+    assert 'seed=3' in text
+    for name in list(inspect.signature(MacroCoarsen).parameters)[1:]:
+        assert f'{name}={getattr(coarsen, name)!r}' in text
+    assert repr(eval(text)) == text  # noqa: S307
+    assert str(arguments['groups']) in text
+
+
+def test_seed():
+    train, _, _ = split(planted_log())
+    groups = {'user': 4, 'item': 5}
+    first, second, other = (MacroCoarsen(groups, seed=seed).fit(train) for seed in (0, 0, 7))
+    assert_same(first(train), second(train))
+    assert not torch.equal(first.groupings['user'].centroids, other.groupings['user'].centroids)
+
+
+def test_spherical():
+    train, _, _ = split(planted_log())
+    coarsen = MacroCoarsen(GROUPS, spherical=True).fit(train)
+    assert coarsen.groupings['user'].spherical
+    norm = coarsen.groupings['user'].centroids.norm(dim=1)
+    assert torch.allclose(norm, torch.ones(4), atol=1e-5)
+
+
+def test_raw_behavior_of_both_sides():
+    r"""With a projection as wide as the matrix, k-means runs on its very rows (eq. 2)."""
+    train, _, _ = split(planted_log(), num_windows=1)
+    coarsen = MacroCoarsen({'user': 4, 'item': 5}, seed=2).fit(train)
+    R = torch.zeros(NUM['user'], NUM['item'])
+    R[tuple(train[CLICKS].edge_index)] = 1
+    for node_type, rows, num in (('user', R, 4), ('item', R.t(), 5)):
+        known = rows.sum(1) > 0
+        rows = torch.nn.functional.normalize(rows[known], dim=1)
+        assert torch.equal(coarsen.cluster[node_type][known], Grouping(num, seed=2).fit(rows))
+
+
+@pytest.mark.parametrize('num_windows', [1, 4])
+def test_is_an_ordinary_graph(num_windows, tmp_path):
+    train, _, _ = split(planted_log(), num_windows)
+    out = MacroCoarsen(GROUPS, edge_tensors=True)(train)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert out.validate()
+    torch.save(out, tmp_path / 'data.pt')
+    assert_same(out, torch.load(tmp_path / 'data.pt', weights_only=False))
+    device = torch.device('cuda' if torch.cuda.is_available() else 'meta')
+    moved = copy.copy(out).to(device)
+    for store in moved.stores:
+        for value in store.values():
+            assert not isinstance(value, Tensor) or value.device.type == device.type
+    both = T.ToUndirected()(out)
+    for source, relation, target in out.edge_types:
+        if relation.startswith('hop'):
+            forth = out[source, relation, target]
+            back = both[target, f'rev_{relation}', source]
+            assert torch.equal(back.edge_index, forth.edge_index.flip(0))
+            assert torch.equal(back.edge_weight, forth.edge_weight)
+
+
+def test_to_sparse_tensor():
+    train, _, _ = split(planted_log(), num_windows=1)
+    out = MacroCoarsen(GROUPS)(train)
+    table = dense(out, 'user', 1)
+    out = T.ToSparseTensor(attr='edge_weight')(out)
+    adj_t = out['macro_item', 'hop1', 'user'].adj_t
+    assert torch.equal(adj_t.to_dense(), table)
+
+
+class SAGE(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = SAGEConv((-1, -1), 16)
+        self.conv2 = SAGEConv((-1, -1), 16)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x, edge_index).relu(), edge_index)
+
+
+def test_ordinary_gnn_trains():
+    r"""SAGEConv over the macro and micro graph learns the planted taste: its loss falls below that
+    of the click rate, the best there is without the graph, as all users have one feature."""
+    torch.manual_seed(0)
+    train, _, _ = split(planted_log(), num_windows=1)
+    data = T.ToUndirected()(MacroCoarsen(GROUPS)(train))
+    for node_type in NUM:
+        data[node_type].x = torch.ones(NUM[node_type], 1)
+        data[f'macro_{node_type}'].x = torch.eye(data[f'macro_{node_type}'].num_nodes)
+    model = to_hetero(SAGE(), data.metadata())
+    index, label = data[CLICKS].edge_label_index, data[CLICKS].edge_label
+
+    def loss() -> Tensor:
+        x = model(data.x_dict, data.edge_index_dict)
+        logit = (x['user'][index[0]] * x['item'][index[1]]).sum(1)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logit, label)
+
+    rate = label.mean()
+    constant = torch.nn.functional.binary_cross_entropy(rate.expand_as(label), label).item()
+    first = loss().item()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+    assert first > constant
+    assert value.item() < 0.75 * constant
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'match'),
+    [
+        ({'groups': {'user': 3}}, ValueError, "'groups' must tell.*such as.*got {'user': 3}"),
+        ({'groups': [3, 4]}, ValueError, r'got \[3, 4\]'),
+        ({'groups': {'user': 0, 'item': 2}}, ValueError, "positive number for 'user'.*got 0"),
+        ({'groups': {'user': -2, 'item': 2}}, ValueError, "'user', but got -2"),
+        ({'groups': {'user': 2.0, 'item': 2}}, TypeError, "int or a str for 'user'.*2.0"),
+        ({'groups': {'user': True, 'item': 2}}, TypeError, 'got True'),
+        ({'groups': GROUPS, 'num_hops': 0}, ValueError, "'num_hops'.*got 0"),
+        ({'groups': GROUPS, 'mode': 'shell'}, ValueError, "'mode'.*'shell'"),
+        ({'groups': GROUPS, 'projection_dim': 0}, ValueError, "'projection_dim'.*got 0"),
+        ({'groups': GROUPS, 'projection_dim': 1.5}, ValueError, "'projection_dim'.*got 1.5"),
+        ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro' or 'raw', but is 'deep'"),
+        ({'groups': GROUPS, 'behavior': 3}, TypeError, "'behavior' must be.*got 3"),
+        ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, r"names \['users'\]"),
+        (
+            {'groups': GROUPS, 'behavior': {'item': 'raw'}},
+            ValueError,
+            r"names \['item'\].*learned for \['user'\] only",
+        ),
+        (
+            {'groups': {'user': 4, 'item': 5}, 'behavior': 'macro'},
+            ValueError,
+            "cannot be 'macro' for both",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        MacroCoarsen(**arguments)
+
+
+def test_bad_data():
+    train, _, _ = split(planted_log())
+    with pytest.raises(TypeError, match='MacroCoarsen expects a HeteroData.*got Tensor'):
+        MacroCoarsen(GROUPS)(torch.ones(3))
+    with pytest.raises(ValueError, match="'groups' names the attribute 'genre' of 'item'.*categ"):
+        MacroCoarsen({'user': 4, 'item': 'genre'}).fit(train)
+    with pytest.raises(ValueError, match='50 clusters needs at least as many nodes'):
+        MacroCoarsen({'user': 50, 'item': 'category'}).fit(train)
+    data = copy.copy(train)
+    data['item'].category = train['item'].category + 1
+    with pytest.raises(IndexError, match=r'category must lie in 0\.\.3.*holds 1\.\.4'):
+        MacroCoarsen(GROUPS).fit(data)
+    data['item'].category = train['item'].category.float()
+    with pytest.raises(TypeError, match='must be a long tensor'):
+        MacroCoarsen(GROUPS).fit(data)
+    data = copy.copy(train)
+    data[CLICKS].time = train[CLICKS].time + 1000
+    with pytest.raises(ValueError, match='MacroCoarsen found clicks up to'):
+        MacroCoarsen(GROUPS).fit(data)
+    coarsen = MacroCoarsen(GROUPS).fit(train)
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 3, 24
+    data['item'].category, data['item'].num_category = train['item'].category, 4
+    data[CLICKS].edge_index = torch.zeros(2, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match='fitted on 40 users, but this data has only 3'):
+        coarsen(data)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+def test_on_another_device():
+    with pytest.raises(ValueError, match='MacroCoarsen works in main memory'):
+        MacroCoarsen(GROUPS)(planted_log().to('cuda'))

@@ -1,0 +1,280 @@
+import copy
+from collections import Counter
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+from mag.transforms import TemporalSplit
+from mag.transforms.temporal_split import user_position
+
+CLICKS = ('user', 'clicks', 'item')
+
+
+def random_log(seed: int, num_rows: int = 400, last_time: int = 150) -> HeteroData:
+    r"""An unsorted log in which about three rows share each second."""
+    generator = torch.Generator().manual_seed(seed)
+    user = (torch.rand(num_rows, generator=generator) ** 2 * 25).long()
+    item = (torch.rand(num_rows, generator=generator) ** 2 * 20).long()
+    time = torch.randint(last_time, (num_rows,), generator=generator)
+    label = (torch.rand(num_rows, generator=generator) < 0.5).float()
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 25, 20
+    data['item'].category = torch.arange(20) % 3
+    clicks, clicked = data[CLICKS], label == 1
+    clicks.edge_index = torch.stack([user, item])[:, clicked]
+    clicks.time = time[clicked]
+    clicks.weight = clicks.edge_index.sum(0) / 7
+    clicks.edge_label_index = torch.stack([user, item])
+    clicks.edge_label, clicks.edge_label_time = label, time
+    clicks.edge_label_behavior = torch.stack([user + item, time], dim=1)
+    return data
+
+
+def rows(index: torch.Tensor, *columns: torch.Tensor) -> list[tuple]:
+    return list(zip(*index.tolist(), *(column.tolist() for column in columns), strict=True))
+
+
+def quantile(times: list[int], share: float) -> float:
+    position = share * (len(times) - 1)
+    low = sorted(times)[floor(position)]
+    return low + (sorted(times)[min(floor(position) + 1, len(times) - 1)] - low) * (position % 1)
+
+
+def brute_force(data: HeteroData, split: TemporalSplit) -> list[dict]:
+    r"""What each part must hold, row by row."""
+    clicks = data[CLICKS]
+    history = rows(clicks.edge_index, clicks.time)
+    exposures = rows(clicks.edge_label_index, clicks.edge_label_time, clicks.edge_label)
+    times = [row[2] for row in exposures]
+    train_shares = [
+        split.train_start + step * (split.val_start - split.train_start) / split.num_windows
+        for step in range(split.num_windows)
+    ]
+
+    def clock(user, time):
+        if split.by == 'global':
+            return time
+        own = [row[2] for row in exposures if row[0] == user]
+        return sum(other < time for other in own) / len(own)
+
+    def cutoff(share):
+        return floor(quantile(times, share)) + 1 if split.by == 'global' else share
+
+    bounds = [
+        sorted({cutoff(share) for share in train_shares}),
+        [cutoff(split.val_start)],
+        [cutoff(split.test_start)],
+        [float('inf')],
+    ]
+    parts = []
+    for cutoffs, following in zip(bounds[:-1], bounds[1:], strict=True):
+        kept, dropped = [], 0
+        for user, item, time, label in exposures:
+            at = clock(user, time)
+            if not cutoffs[0] <= at < following[0]:
+                continue
+            window = max(step for step, begin in enumerate(cutoffs) if begin <= at)
+            known = [row for row in history if clock(row[0], row[2]) < cutoffs[window]]
+            if any(row[0] == user for row in known) and any(row[1] == item for row in known):
+                kept.append((user, item, time, label, window))
+            else:
+                dropped += 1
+        read = sorted(
+            (row for row in history if clock(row[0], row[2]) < cutoffs[-1]), key=lambda row: row[2]
+        )
+        parts.append({'kept': kept, 'dropped': dropped, 'history': read, 'cutoff': cutoffs})
+    return parts
+
+
+SPLITS = [
+    TemporalSplit(0.65, 0.75, 0.9, num_windows=1),
+    TemporalSplit(0.3, 0.7, 0.8, num_windows=1),
+    TemporalSplit(0.3, 0.7, 0.8, num_windows=5),
+    TemporalSplit(0.4, 0.6, 0.8, num_windows=1, by='user'),
+    TemporalSplit(0.25, 0.75, 0.9, num_windows=4, by='user'),
+]
+
+
+@pytest.mark.parametrize('split', SPLITS, ids=repr)
+@pytest.mark.parametrize('last_time', [150, 12])
+def test_brute_force(split, last_time):
+    r"""With 12 seconds for 400 rows, every cutoff falls among rows of the same second."""
+    data = random_log(0, last_time=last_time)
+    for part, expected in zip(split(data), brute_force(data, split), strict=True):
+        store = part[CLICKS]
+        rolling = split.num_windows > 1 and 'edge_label_window' in store
+        window = (
+            store.edge_label_window if rolling else torch.zeros(store.edge_label.numel()).long()
+        )
+        found = rows(store.edge_label_index, store.edge_label_time, store.edge_label, window)
+        assert Counter(found) == Counter(expected['kept'])
+        assert store.num_dropped == expected['dropped']
+        assert rows(store.edge_index, store.time) == expected['history']
+        assert store.cutoff.tolist() == pytest.approx(expected['cutoff'])
+        # What comes along belongs to the same rows.
+        assert torch.equal(store.weight, store.edge_index.sum(0) / 7)
+        behavior = torch.stack([store.edge_label_index.sum(0), store.edge_label_time], dim=1)
+        assert torch.equal(store.edge_label_behavior, behavior)
+
+
+@pytest.mark.parametrize('split', SPLITS, ids=repr)
+@pytest.mark.parametrize('seed', range(3))
+def test_no_row_reads_its_future(split, seed):
+    for part in split(random_log(seed)):
+        store = part[CLICKS]
+        clock, label_clock = store.time, store.edge_label_time
+        if split.by == 'user':
+            clock, label_clock = store.position, store.edge_label_position
+        cutoff = store.cutoff
+        window = store.get('edge_label_window', torch.zeros(store.edge_label.numel()).long())
+        label_cutoff = cutoff[window]
+        read = clock < label_cutoff.unsqueeze(1)
+        own = store.edge_index[0] == store.edge_label_index[0].unsqueeze(1)
+        earlier = store.time < store.edge_label_time.unsqueeze(1)
+        assert bool((earlier | ~read)[own].all())
+        if split.by == 'global':
+            assert bool((earlier | ~read).all())
+        # A row reads all it may: a click between its cutoff and itself is of its own window.
+        assert bool((label_clock >= label_cutoff).all())
+        # Nobody is cold.
+        for row in (0, 1):
+            same = store.edge_index[row] == store.edge_label_index[row].unsqueeze(1)
+            assert bool((same & read).any(1).all())
+
+
+def test_quantiles_of_the_paper():
+    r"""Train labels lie in (q80, q88], test labels above q90, histories are t <= q80 and q90."""
+    data = random_log(1)
+    time = data[CLICKS].edge_label_time
+    q80, q88, q90 = np.quantile(time.numpy(), [0.8, 0.88, 0.9])
+    train, val, test = TemporalSplit(train_start=0.8, num_windows=1)(data)
+    for part, low, high in ((train, q80, q88), (val, q88, q90), (test, q90, np.inf)):
+        store = part[CLICKS]
+        assert store.cutoff.shape == (1,)
+        assert 'edge_label_window' not in store
+        inside = (time > low) & (time <= high)
+        assert store.edge_label.numel() + store.num_dropped == int(inside.sum())
+        assert bool(((store.edge_label_time > low) & (store.edge_label_time <= high)).all())
+        history = data[CLICKS].time
+        assert store.time.tolist() == sorted(history[history <= low].tolist())
+
+
+def test_windows_follow_each_other():
+    data = random_log(2, num_rows=3000, last_time=100_000)
+    train, val, _ = TemporalSplit(0.4, 0.8, 0.9, num_windows=8)(data)
+    store = train[CLICKS]
+    assert store.cutoff.shape == (8,)
+    assert bool((store.cutoff.diff() > 0).all())
+    share = store.edge_label_window.bincount() / 3000
+    assert share.tolist() == pytest.approx([0.05] * 8, abs=2 / 3000)
+    following = torch.cat([store.cutoff[1:], val[CLICKS].cutoff.view(1)])
+    assert bool((store.edge_label_time < following[store.edge_label_window]).all())
+
+
+def test_default_arguments():
+    split = TemporalSplit()
+    assert (split.train_start, split.val_start, split.test_start) == (0.3, 0.88, 0.9)
+    assert repr(TemporalSplit(0.2, 0.5, 0.75, 3, 'user')) == (
+        "TemporalSplit(train_start=0.2, val_start=0.5, test_start=0.75, num_windows=3, by='user')"
+    )
+
+
+@pytest.mark.parametrize('split', SPLITS, ids=repr)
+def test_original_is_unchanged(split):
+    data = random_log(0)
+    before = copy.deepcopy(data)
+    parts = split(data)
+    for part in parts:
+        part[CLICKS].edge_label.clone().zero_()
+        part['user'].extra = torch.zeros(1)
+    assert data.to_dict().keys() == before.to_dict().keys()
+    assert list(data[CLICKS].keys()) == list(before[CLICKS].keys())
+    for name, value in before[CLICKS].items():
+        assert torch.equal(data[CLICKS][name], value)
+    assert 'extra' not in data['user']
+    for part in parts:
+        assert torch.equal(part['item'].category, data['item'].category)
+
+
+def test_order_of_the_log_does_not_matter():
+    data = random_log(0)
+    ordered = copy.copy(data)
+    for names in (
+        ['edge_index', 'time', 'weight'],
+        ['edge_label_index', 'edge_label'] + ['edge_label_time', 'edge_label_behavior'],
+    ):
+        key = 'time' if 'time' in names else 'edge_label_time'
+        order = data[CLICKS][key].argsort(stable=True)
+        for name in names:
+            value = data[CLICKS][name]
+            ordered[CLICKS][name] = value[:, order] if name.endswith('index') else value[order]
+    for split in (SPLITS[2], SPLITS[4]):
+        for part, other in zip(split(data), split(ordered), strict=True):
+            store, expected = part[CLICKS], other[CLICKS]
+            assert rows(store.edge_index, store.time) == rows(expected.edge_index, expected.time)
+            assert Counter(
+                rows(store.edge_label_index, store.edge_label_time, store.edge_label)
+            ) == Counter(
+                rows(expected.edge_label_index, expected.edge_label_time, expected.edge_label)
+            )
+
+
+def test_position_of_ties_is_shared():
+    r"""User 0 has rows at 1, 1, 2, 3; user 1 at 5 and 9."""
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 2, 1
+    store = data[CLICKS]
+    store.edge_label_index = torch.tensor([[0, 0, 0, 0, 1, 1], [0] * 6])
+    store.edge_label_time = torch.tensor([1, 1, 2, 3, 5, 9])
+    store.edge_label = torch.ones(6)
+    store.edge_index, store.time = store.edge_label_index[:, :5], store.edge_label_time[:5]
+    position, label_position = user_position(data)
+    assert position.tolist() == [0, 0, 0.5, 0.75, 0]
+    assert label_position.tolist() == [0, 0, 0.5, 0.75, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'match'),
+    [
+        ({'train_start': 0}, ValueError, '0 < train_start.*but got 0, 0.88, 0.9'),
+        ({'train_start': 0.9}, ValueError, 'but got 0.9, 0.88, 0.9'),
+        ({'val_start': 0.9}, ValueError, 'val_start < test_start'),
+        ({'test_start': 1.0}, ValueError, 'test_start < 1'),
+        ({'val_start': float('nan')}, ValueError, 'but got 0.3, nan, 0.9'),
+        ({'train_start': '0.3'}, TypeError, "'train_start' must be a float.*'0.3'"),
+        ({'num_windows': 0}, ValueError, "'num_windows'.*got 0"),
+        ({'num_windows': True}, ValueError, "'num_windows'.*got True"),
+        ({'by': 'item'}, ValueError, "'global' or 'user', but got 'item'"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        TemporalSplit(**arguments)
+
+
+@pytest.mark.parametrize('name', ['time', 'edge_label_index', 'edge_label', 'edge_label_time'])
+def test_missing_attribute(name):
+    data = random_log(0)
+    del data[CLICKS][name]
+    with pytest.raises(ValueError, match=rf"TemporalSplit needs .* to have \['{name}'\]"):
+        TemporalSplit()(data)
+
+
+def test_part_without_labels():
+    data = random_log(0)
+    data[CLICKS].edge_label_time = torch.full((400,), 7)
+    with pytest.raises(ValueError, match="no training exposure: 0 lie in the range.*by='user'"):
+        TemporalSplit()(data)
+    data = random_log(0)
+    data[CLICKS].time = data[CLICKS].time + 1000
+    with pytest.raises(ValueError, match='none of them has both a user and an item with an'):
+        TemporalSplit()(data)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+def test_on_another_device():
+    with pytest.raises(ValueError, match='TemporalSplit works in main memory'):
+        TemporalSplit()(random_log(0).to('cuda'))
