@@ -1,0 +1,440 @@
+r"""How well MacGNN, its ablations and published models predict clicks.
+
+Every model sees the same rows, in batches of the same size, with the same optimiser and the same
+early stopping on validation; the test part is scored once a run. Two protocols: the paper's one
+training window (labels from q80 to q88 of time, validation to q90, test above), and rolling windows
+(training labels from q30 on). Learning rate and weight decay are chosen on validation with seed 0,
+in the same number of trials for each model.
+
+Two more ask for one thing each. "official" is the protocol of MacGNN's released code, which stops
+on the test part: its numbers are optimistic, and are there only to be compared with those of that
+code. "rolling-N" are rolling windows, N of them.
+
+The folder --root holds the raw files, raw/ml-1m/*.dat or raw/KuaiRand-Pure/data/*.csv.
+Results are appended after each run, so the command can be stopped and given again:
+
+    python benchmarks/accuracy.py run --dataset movielens-1m --root data/movielens-1m \
+        --protocol window --out benchmarks/results/accuracy-movielens-1m.json
+    python benchmarks/accuracy.py table benchmarks/results/accuracy-*.json > benchmarks/accuracy.md
+
+Protocols, or halves of the models, can run side by side with an --out of their own.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from functools import lru_cache, partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from baselines import DeepCTR, LightGCN
+from lightning import seed_everything
+from torch import nn
+from torch_geometric.data import HeteroData
+from torch_geometric.transforms import Compose
+
+from mag.datasets import KuaiRand, MovieLens
+from mag.loader import PairLoader
+from mag.models import MacGNN
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+
+Record = dict[str, Any]
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
+TRIALS = ((1e-2, 5e-5), (1e-2, 1e-5), (3e-3, 5e-5), (3e-3, 1e-5))
+METRICS = ('auc', 'gauc', 'logloss')
+
+
+class Official:
+    r"""The split of MacGNN's released code: all labels from q80 to q90 train, and the test part is
+    also the one to stop on."""
+
+    def __call__(self, data: HeteroData) -> list[HeteroData]:
+        train = TemporalSplit(0.8, 0.9, 0.95, num_windows=1)(data)[0]
+        test = TemporalSplit(0.8, 0.88, 0.9, num_windows=1)(data)[2]
+        return [train, test, test]
+
+    def __repr__(self) -> str:
+        return 'Official()'
+
+
+class Protocol(NamedTuple):
+    r"""How training labels are chosen."""
+
+    title: str
+    split: Callable[[HeteroData], Sequence[HeteroData]]
+
+
+PROTOCOLS = {
+    'window': Protocol('one window', TemporalSplit(train_start=0.8, num_windows=1)),
+    'official': Protocol(
+        "one window as in MacGNN's released code, stopped on test (optimistic)", Official()
+    ),
+    'rolling': Protocol('rolling windows', TemporalSplit()),
+}
+# The same training rows in more or fewer windows; the default is 6.
+GRANULARITIES = {
+    count: 'rolling' if count == 6 else f'rolling-{count}' for count in (1, 3, 6, 12, 24, 48, 96)
+}
+PROTOCOLS |= {
+    name: Protocol(f'{count} rolling windows', TemporalSplit(num_windows=count))
+    for count, name in GRANULARITIES.items()
+    if name != 'rolling'
+}
+
+
+class Dataset(NamedTuple):
+    r"""A click log and the temperature that MacGNN's authors chose for its like."""
+
+    title: str
+    load: Callable[[str], HeteroData]
+    temperature: float
+
+
+DATASETS = {
+    'movielens-1m': Dataset('MovieLens-1M', lambda root: MovieLens(root, '1m')[0], 1.9),
+    'kuairand': Dataset('KuaiRand-Pure', lambda root: KuaiRand(root)[0], 0.7),
+}
+
+
+class Model(NamedTuple):
+    r"""A row of the table.
+
+    Args:
+        title: What the table calls it.
+        build: From the training part, the validation part and MacGNN's temperature.
+        tuned_as: The model whose learning rate and weight decay it takes, itself by default.
+            An ablation changes nothing but what it leaves out.
+        item_order: The order of the items' recent lists, see
+            :class:`~mag.transforms.RecentNeighbors`.
+    """
+
+    title: str
+    build: Callable[[HeteroData, HeteroData, float], nn.Module]
+    tuned_as: str | None = None
+    item_order: str = 'time'
+
+
+def macgnn(train: HeteroData, val: HeteroData, temperature: float, **kwargs: Any) -> nn.Module:
+    return MacGNN.from_data(train, temperature=temperature, **kwargs)
+
+
+def deepctr(train: HeteroData, val: HeteroData, temperature: float, **kwargs: Any) -> nn.Module:
+    return DeepCTR.from_data(train, **kwargs)
+
+
+def lightgcn(train: HeteroData, val: HeteroData, temperature: float) -> nn.Module:
+    return LightGCN.from_data(train, val)
+
+
+MODELS = {
+    'macgnn': Model('MacGNN (paper attention)', macgnn),
+    'macgnn_released': Model(
+        'MacGNN (released)',
+        partial(macgnn, attention='released', mask_zero=False, dice='released'),
+    ),
+    'macgnn_released_lists': Model(
+        'MacGNN (released, item lists by user id)',
+        partial(macgnn, attention='released', mask_zero=False, dice='released'),
+        tuned_as='macgnn_released',
+        item_order='user',
+    ),
+    'macgnn_lists': Model(
+        'MacGNN (paper attention, item lists by user id)',
+        macgnn,
+        tuned_as='macgnn',
+        item_order='user',
+    ),
+    'wide_deep': Model('Wide & Deep', partial(deepctr, architecture='wide_deep')),
+    'wide_deep_ids': Model(
+        'Wide & Deep w/o user attributes',
+        partial(deepctr, architecture='wide_deep', user_attributes=False),
+        tuned_as='wide_deep',
+    ),
+    'deepfm': Model('DeepFM', partial(deepctr, architecture='deepfm')),
+    'din': Model('DIN', partial(deepctr, architecture='din')),
+    'dien': Model('DIEN', partial(deepctr, architecture='dien')),
+    'lightgcn': Model('LightGCN', lightgcn),
+    'no_weighting': Model('MacGNN w/o weighting', partial(macgnn, weighting=False), 'macgnn'),
+    'no_recent': Model('MacGNN w/o recent', partial(macgnn, recent=False), 'macgnn'),
+    'no_highorder': Model('MacGNN w/o highorder', partial(macgnn, num_hops=1), 'macgnn'),
+    'no_itemgraph': Model('MacGNN w/o itemgraph', partial(macgnn, item_graph=False), 'macgnn'),
+}
+
+
+class Results:
+    r"""Records of runs in a JSON file that is replaced whole after each, so that a kill loses at
+    most the run at work."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = json.loads(path.read_text()) if path.exists() else []
+
+    def find(self, **wanted: Any) -> list[Record]:
+        return select(self.records, **wanted)
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f'{self.path.name}.tmp')
+        temporary.write_text(json.dumps(self.records, indent=1) + '\n')
+        os.replace(temporary, self.path)
+
+
+class Bench:
+    r"""Runs of one protocol on one log."""
+
+    def __init__(self, dataset: str, protocol: str, data: HeteroData, args: argparse.Namespace):
+        self.key = {'dataset': dataset, 'protocol': protocol}
+        self.args = args
+        self.temperature = DATASETS[dataset].temperature
+        self.split = list(PROTOCOLS[protocol].split(data))
+
+    @lru_cache(maxsize=2)  # noqa: B019  (a bench lives as long as its parts are needed)
+    def parts(self, item_order: str) -> list[HeteroData]:
+        coarsen = MacroCoarsen({'user': 20, 'item': 'category'}).fit(self.split[0])
+        to_macro = Compose([RecentNeighbors(20, item_order), coarsen])
+        return [to_macro(part) for part in self.split]
+
+    def run(
+        self, name: str, seed: int, setting: dict[str, float], results: Results, with_test: bool
+    ) -> Record:
+        r"""Trains one model, unless it was trained before; scores it on test only if
+        :obj:`with_test`."""
+        model = MODELS[name]
+        train, val, test = self.parts(model.item_order)
+        val_loader, test_loader = (
+            PairLoader(part, 4 * self.args.batch_size) for part in (val, test)
+        )
+        train_loader = PairLoader(train, self.args.batch_size, shuffle=True, seed=seed)
+        seed_everything(seed, verbose=False)
+        module = ClickModule(model.build(train, val, self.temperature), **setting)
+        setting_name = '-'.join(f'{value:g}' for value in setting.values())
+        start = time.perf_counter()
+        fit(
+            module,
+            train_loader,
+            val_loader,
+            directory=str(
+                Path(self.args.checkpoints, *self.key.values(), f'{name}-{setting_name}-{seed}')
+            ),
+            max_epochs=self.args.max_epochs,
+            patience=self.args.patience,
+            seed=seed,
+            validate_every=max(20, len(train_loader) // 6),
+            progress=False,
+            accelerator=self.args.accelerator,
+            logger=False,
+        )
+        tried = results.find(**self.key, **setting, purpose='tune', model=name, seed=seed)
+        if tried:
+            cost = tried[0]['cost']
+        else:
+            epochs = module.trainer.global_step / len(train_loader)
+            cost = {'seconds': time.perf_counter() - start, 'epochs': epochs}
+        record = {
+            **self.key,
+            'model': name,
+            'seed': seed,
+            **setting,
+            'cost': cost,
+            'val': evaluate(module, val_loader),
+            'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
+            'date': date.today().isoformat(),
+            'command': shlex.join(['python', 'benchmarks/accuracy.py', *sys.argv[1:]]),
+            'packages': {name: version(name) for name in PACKAGES},
+        }
+        if with_test:
+            if isinstance(module.model, LightGCN):
+                module.model.read_history(test)
+            record['test'] = evaluate(module, test_loader)
+        return record
+
+    def tune(self, name: str, results: Results) -> dict[str, float]:
+        r"""The learning rate and weight decay with the best validation AUC."""
+        name = MODELS[name].tuned_as or name
+        trials = []
+        for learning_rate, weight_decay in self.args.trials:
+            setting = {'learning_rate': learning_rate, 'weight_decay': weight_decay}
+            found = results.find(**self.key, **setting, purpose='tune', model=name)
+            if not found:
+                found = [self.run(name, 0, setting, results, with_test=False)]
+                report(found[0])
+                results.append({**found[0], 'purpose': 'tune'})
+            trials.append((found[0]['val']['auc'], setting))
+        return max(trials, key=lambda trial: trial[0])[1]
+
+
+def report(record: Record) -> None:
+    values = record['test' if 'test' in record else 'val']
+    print(
+        f'{record["dataset"]} {record["protocol"]} {record["model"]} seed {record["seed"]} '
+        f'lr {record["learning_rate"]:g} wd {record["weight_decay"]:g}: '
+        f'{"test" if "test" in record else "validation"} '
+        + ' '.join(f'{name} {values[name]:.4f}' for name in METRICS)
+        + f' in {record["cost"]["epochs"]:.1f} epochs, {record["cost"]["seconds"]:.0f} s',
+        flush=True,
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    # Adam's second moments sink into denormal numbers, which take a processor many times as long.
+    torch.set_flush_denormal(True)
+    warnings.filterwarnings('ignore', '.*Sparse .*')
+    logging.getLogger('lightning').setLevel(logging.ERROR)
+    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
+    data = DATASETS[args.dataset].load(args.root)
+    results = Results(Path(args.out))
+    for protocol in args.protocol:
+        bench = Bench(args.dataset, protocol, data, args)
+        for name in args.models:
+            setting = bench.tune(name, results)
+            for seed in range(args.seeds):
+                key = {**bench.key, 'purpose': 'run', 'model': name, 'seed': seed}
+                if not results.find(**key):
+                    record = bench.run(name, seed, setting, results, with_test=True)
+                    report(record)
+                    results.append({**record, 'purpose': 'run'})
+
+
+def table(args: argparse.Namespace) -> None:
+    records = [record for path in args.results for record in Results(Path(path)).records]
+    print('\n'.join(render(records)))
+
+
+def render(records: list[Record]) -> Iterable[str]:
+    r"""The committed table, one section a log and protocol."""
+    yield '# Accuracy'
+    yield ''
+    yield (
+        'Mean and standard deviation over seeds on the test part; higher AUC and GAUC and lower '
+        'logloss are better. Selection (learning rate, weight decay, stopping) looks at validation '
+        'only. Ablations take the settings of MacGNN (paper attention).'
+    )
+    for dataset, protocol in product(DATASETS, ('window', 'official', 'rolling')):
+        runs = select(records, dataset=dataset, protocol=protocol, purpose='run')
+        if runs:
+            train, val, test = runs[0]['rows']
+            yield from section(
+                f'{DATASETS[dataset].title}, {PROTOCOLS[protocol].title}',
+                f'{train:,} rows trained, {val:,} validated, {test:,} tested; '
+                f'`{PROTOCOLS[protocol].split!r}`.',
+                {
+                    model.title: [run for run in runs if run['model'] == name]
+                    for name, model in MODELS.items()
+                },
+            )
+    for dataset in DATASETS:
+        rows = {
+            f'{count} windows': select(
+                records, dataset=dataset, protocol=protocol, purpose='run', model='macgnn'
+            )
+            for count, protocol in sorted(GRANULARITIES.items())
+        }
+        if any(runs for count, runs in rows.items() if count != '6 windows'):
+            yield from section(
+                f'{DATASETS[dataset].title}, how many windows',
+                'MacGNN (paper attention), the same training rows cut into more or fewer windows.',
+                rows,
+            )
+
+
+def select(records: list[Record], **wanted: Any) -> list[Record]:
+    return [
+        record
+        for record in records
+        if all(record.get(name) == value for name, value in wanted.items())
+    ]
+
+
+def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[str]:
+    rows = {name: runs for name, runs in rows.items() if runs}
+    yield from ('', f'## {title}', '', text, '')
+    yield '| model | AUC | GAUC | logloss | seeds | learning rate | weight decay | epochs | s |'
+    yield '| --- | --- | --- | --- | --- | --- | --- | --- | --- |'
+    for name, runs in rows.items():
+        yield row(name, runs)
+    yield ''
+    records = [record for runs in rows.values() for record in runs]
+    commands = sorted({record['command'] for record in records})
+    dates = sorted({record['date'] for record in records})
+    packages = ', '.join(f'{name} {number}' for name, number in records[0]['packages'].items())
+    yield 'Made by ' + ' and '.join(f'`{command}`' for command in commands) + ','
+    yield f'{" to ".join(dict.fromkeys([dates[0], dates[-1]]))}, {packages}.'
+
+
+def row(title: str, runs: list[Record]) -> str:
+    cells = [title]
+    for name in METRICS:
+        values = [record['test'][name] for record in runs]
+        spread = f' ± {stdev(values):.4f}' if len(values) > 1 else ''
+        cells.append(f'{mean(values):.4f}{spread}')
+    cells += [
+        str(len(runs)),
+        f'{runs[0]["learning_rate"]:g}',
+        f'{runs[0]["weight_decay"]:g}',
+        f'{mean(record["cost"]["epochs"] for record in runs):.1f}',
+        f'{mean(record["cost"]["seconds"] for record in runs):.0f}',
+    ]
+    return f'| {" | ".join(cells)} |'
+
+
+def trial(text: str) -> tuple[float, float]:
+    learning_rate, weight_decay = text.split(':')
+    return float(learning_rate), float(weight_decay)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    runner = commands.add_parser(
+        'run', help='train and score', formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    runner.add_argument('--dataset', choices=DATASETS, required=True, help='which log')
+    runner.add_argument('--root', required=True, help='folder with raw/, and of the cache')
+    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
+    runner.add_argument(
+        '--protocol', nargs='+', choices=PROTOCOLS, default=['window', 'rolling'],
+        metavar='PROTOCOL', help=f"which of {', '.join(PROTOCOLS)}",
+    )  # fmt: skip
+    runner.add_argument(
+        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
+        help=f"which of {', '.join(MODELS)}",
+    )  # fmt: skip
+    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
+    runner.add_argument(
+        '--trials', nargs='+', type=trial, default=TRIALS, metavar='LEARNING_RATE:WEIGHT_DECAY',
+        help='what each model is tuned over',
+    )  # fmt: skip
+    runner.add_argument(
+        '--checkpoints', default='output/accuracy', help='folder of the runs, to resume from'
+    )
+    runner.add_argument('--batch-size', type=int, default=1024, help='rows a step')
+    runner.add_argument('--max-epochs', type=int, default=20, help='at most this many passes')
+    runner.add_argument('--patience', type=int, default=5, help='validations without improvement')
+    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
+    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
+    runner.set_defaults(act=run)
+    tabler = commands.add_parser('table', help='print the Markdown table of result files')
+    tabler.add_argument('results', nargs='+', help='JSON files of run')
+    tabler.set_defaults(act=table)
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    args = parse_args()
+    args.act(args)

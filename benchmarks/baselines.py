@@ -1,0 +1,298 @@
+r"""Published models from maintained libraries, as modules that read :class:`~mag.loader.PairBatch`.
+
+Wide & Deep, DeepFM, DIN and DIEN come from DeepCTR-Torch, LightGCN from PyTorch Geometric. Each is
+``model(batch) -> logits [batch_size]``, so that :mod:`mag.training` trains it on the rows, with the
+optimiser and with the early stopping of every other model.
+"""
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import HeteroData
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.nn.models import LightGCN as PyGLightGCN
+from torch_geometric.utils import to_torch_csr_tensor, to_undirected
+
+from mag.loader import PairBatch
+from mag.schema import CLICKS, history_clock
+
+# DeepCTR-Torch asks PyPI for a newer version whenever it is imported; a benchmark needs no network.
+sys.modules.setdefault(
+    'deepctr_torch.utils',
+    SimpleNamespace(check_version=lambda version: None),  # type: ignore
+)
+from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat  # noqa: E402
+from deepctr_torch.layers.sequence import AGRUCell, AUGRUCell  # noqa: E402
+from deepctr_torch.models import DIEN, DIN, WDL, DeepFM  # noqa: E402
+
+HIDDEN = (200, 80)
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    'wide_deep': lambda plain, history, **kwargs: WDL(plain, plain, **kwargs),
+    'deepfm': lambda plain, history, **kwargs: DeepFM(plain, plain, **kwargs),
+    'din': lambda plain, history, **kwargs: DIN(plain + history, ['item', 'category'], **kwargs),
+    'dien': lambda plain, history, **kwargs: DIEN(
+        plain + history, ['item', 'category'], gru_type='AUGRU', **kwargs
+    ),
+}
+
+
+class DeepCTR(nn.Module):
+    r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_.
+
+    Its features are the user, every categorical attribute of the user, the item and the item's
+    category. DIN and DIEN also read the user's recent items and their categories. DIEN runs
+    without its auxiliary loss, which needs sampled negatives that no other model here sees.
+
+    The last sigmoid is left out, and weights start as torch and MacGNN start them (Xavier for
+    embeddings, zero for the wide part): the library draws them all with a standard deviation of
+    :math:`10^{-4}`, from which hidden layers learn slowly.
+
+    Args:
+        architecture: ``'wide_deep'``, ``'deepfm'``, ``'din'`` or ``'dien'``.
+        user_features: The user's id and attributes, ``[num_users, num_features]``.
+        item_features: The item's id and category, ``[num_items, 2]``.
+        user_sizes: For each user feature its name and its number of values.
+        num_categories: The number of categories.
+        num_recent: The length of the recent lists.
+        embedding_dim: The size of each feature's embedding.
+
+    Raises:
+        ValueError: If the architecture is unknown, or float32 cannot hold the ids.
+    """
+
+    user_features: Tensor
+    item_features: Tensor
+    position: Tensor
+    library: Any
+
+    def __init__(
+        self,
+        architecture: str,
+        user_features: Tensor,
+        item_features: Tensor,
+        user_sizes: dict[str, int],
+        num_categories: int,
+        num_recent: int,
+        embedding_dim: int = 10,
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"'architecture' must be one of {sorted(ARCHITECTURES)}, but got '{architecture}'."
+            )
+        self.reads_history = architecture in ('din', 'dien')
+        num_items = item_features.size(0)
+        # One row more stands for "no item": a user without history has a history of that alone,
+        # because DIEN fails on a batch in which nobody has any.
+        nothing = torch.tensor([[num_items, num_categories]])
+        # DeepCTR-Torch takes ids as one float matrix; float32 holds integers up to 2**24.
+        largest = max(num_items, num_categories, *user_sizes.values())
+        if largest > 2**24:
+            raise ValueError(
+                f'DeepCTR-Torch reads ids as float32, exact up to 2**24, but there are {largest}.'
+            )
+        self.register_buffer('user_features', user_features.float(), persistent=False)
+        self.register_buffer(
+            'item_features', torch.cat([item_features, nothing]).float(), persistent=False
+        )
+        self.register_buffer('position', torch.arange(num_recent), persistent=False)
+        item_sizes = {'item': num_items + 1, 'category': num_categories + 1}
+        plain = [
+            SparseFeat(name, size, embedding_dim)
+            for name, size in (user_sizes | item_sizes).items()
+        ]
+        history = [
+            VarLenSparseFeat(
+                SparseFeat(f'hist_{name}', size, embedding_dim, embedding_name=name),
+                num_recent,
+                length_name='length',
+            )
+            for name, size in item_sizes.items()
+        ]
+        self.library = ARCHITECTURES[architecture](
+            plain,
+            history,
+            dnn_hidden_units=HIDDEN,
+            task='regression',
+            # The library seeds torch's generator; any fixed number would undo the caller's seed.
+            seed=torch.initial_seed(),
+        )
+        if architecture == 'din':
+            # DIN embeds and pools every column a second time, only to throw the result away.
+            self.library.input_from_feature_columns = lambda *arguments: ([], [])
+        self.reset_parameters()
+
+    @classmethod
+    def from_data(
+        cls,
+        data: HeteroData,
+        architecture: str,
+        embedding_dim: int = 10,
+        user_attributes: bool = True,
+    ) -> 'DeepCTR':
+        r"""Builds the model for the users, items and recent lists of :obj:`data`.
+
+        Args:
+            data: A part of a split, after :class:`~mag.transforms.RecentNeighbors`.
+            architecture: ``'wide_deep'``, ``'deepfm'``, ``'din'`` or ``'dien'``.
+            embedding_dim: The size of each feature's embedding.
+            user_attributes: Whether users have features beside their id. MacGNN reads none.
+        """
+        user, item = data['user'], data['item']
+        attributes = {
+            name: int(user[f'num_{name}'])
+            for name, value in user.items()
+            if user_attributes
+            and f'num_{name}' in user
+            and isinstance(value, Tensor)
+            and value.dim() == 1
+        }
+        return cls(
+            architecture,
+            torch.stack([torch.arange(user.num_nodes), *(user[name] for name in attributes)], 1),
+            torch.stack([torch.arange(item.num_nodes), item.category], 1),
+            {'user': user.num_nodes} | {f'user_{name}': n for name, n in attributes.items()},
+            int(item.num_category),
+            user.recent.size(-1),
+            embedding_dim,
+        )
+
+    def reset_parameters(self) -> None:
+        for module in self.library.modules():
+            if isinstance(module, nn.Embedding):
+                if module.embedding_dim == 1:
+                    nn.init.zeros_(module.weight)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, (AGRUCell, AUGRUCell)):
+                bound = module.hidden_size**-0.5
+                for parameter in module.parameters():
+                    nn.init.uniform_(parameter, -bound, bound)
+            elif isinstance(module, (nn.Linear, nn.GRU)):
+                module.reset_parameters()
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        columns = [self.user_features[batch.user], self.item_features[batch.item]]
+        if self.reads_history:
+            columns += self.history(batch.user_recent)
+        return self.library(torch.cat(columns, dim=1)).squeeze(-1)
+
+    def history(self, recent: Tensor) -> list[Tensor]:
+        r"""Returns recent items padded on the right, their number and their categories."""
+        num_recent = self.position.numel()
+        length = (recent >= 0).sum(dim=1, keepdim=True)
+        recent = recent.gather(1, (self.position - length) % num_recent)
+        features = self.item_features[recent]
+        return [features[..., 0], length.clamp(min=1).float(), features[..., 1]]
+
+
+class Propagate(torch.autograd.Function):
+    r"""A symmetric linear map, whose gradient is the map itself.
+
+    Torch differentiates a sparse product by sorting the transpose anew at every step, which takes
+    ten times as long as the product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, propagate: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.propagate = propagate
+        return propagate(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.propagate(gradients[0]), None
+
+
+class LightGCN(nn.Module):
+    r"""PyTorch Geometric's :class:`~torch_geometric.nn.models.LightGCN` with biases.
+
+    .. math::
+        \hat{y}_{ui} = \langle \mathbf{x}_u, \mathbf{x}_i \rangle + b_u + b_i + b
+
+    In training it propagates over the clicks before the first window of the training part, so
+    that no labelled row is an edge. In evaluation it propagates over the clicks of the part given
+    to :meth:`read_history`.
+
+    Args:
+        num_users: The number of users.
+        num_items: The number of items.
+        embedding_dim: The size of the embeddings.
+        num_layers: The number of propagation steps.
+    """
+
+    def __init__(
+        self, num_users: int, num_items: int, embedding_dim: int = 10, num_layers: int = 2
+    ) -> None:
+        super().__init__()
+        self.num_users = num_users
+        self.library = PyGLightGCN(
+            num_users + num_items, embedding_dim, num_layers, normalize=False
+        )
+        self.bias = nn.Embedding(num_users + num_items, 1)
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.graphs: dict[bool, Tensor] = {}
+        self.embedding: Tensor | None = None
+        self.reset_parameters()
+
+    @classmethod
+    def from_data(
+        cls, train: HeteroData, val: HeteroData, embedding_dim: int = 10, num_layers: int = 2
+    ) -> 'LightGCN':
+        r"""Builds the model and its graphs.
+
+        Args:
+            train: The training part of a split.
+            val: The part that the model is selected on.
+            embedding_dim: The size of the embeddings.
+            num_layers: The number of propagation steps.
+        """
+        model = cls(train['user'].num_nodes, train['item'].num_nodes, embedding_dim, num_layers)
+        model.graphs[True] = model.graph(train)
+        model.read_history(val)
+        return model
+
+    def reset_parameters(self) -> None:
+        self.library.reset_parameters()
+        nn.init.zeros_(self.bias.weight)
+        nn.init.zeros_(self.offset)
+
+    def read_history(self, data: HeteroData) -> None:
+        r"""Propagates over the clicks of :obj:`data` in evaluation from now on."""
+        self.graphs[False] = self.graph(data)
+        self.embedding = None
+
+    def graph(self, data: HeteroData) -> Tensor:
+        r"""Returns :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}` at the first cutoff."""
+        clicks = data[CLICKS]
+        user, item = clicks.edge_index[:, history_clock(data) < clicks.cutoff.min()]
+        num_nodes = self.library.num_nodes
+        edge_index = to_undirected(torch.stack([user, item + self.num_users]), num_nodes=num_nodes)
+        edge_index, weight = gcn_norm(edge_index, num_nodes=num_nodes, add_self_loops=False)
+        return to_torch_csr_tensor(edge_index, weight, (num_nodes, num_nodes))
+
+    def propagate(self, x: Tensor) -> Tensor:
+        r"""Sums the layers as :meth:`torch_geometric.nn.models.LightGCN.get_embedding` does."""
+        out = x * self.library.alpha[0]
+        for conv, alpha in zip(self.library.convs, self.library.alpha[1:], strict=True):
+            x = conv(x, self.graphs[self.training])
+            out = out + alpha * x
+        return out
+
+    def train(self, mode: bool = True) -> 'LightGCN':
+        self.embedding = None
+        return super().train(mode)
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        embedding = self.embedding
+        if embedding is None:
+            embedding = Propagate.apply(self.library.embedding.weight, self.propagate)
+            # Weights do not change in evaluation, and a request should not pay for the whole graph.
+            if not self.training and not torch.is_grad_enabled():
+                self.embedding = embedding
+        user, item = batch.user, batch.item + self.num_users
+        score = (embedding[user] * embedding[item]).sum(dim=-1)
+        return score + (self.bias(user) + self.bias(item)).squeeze(-1) + self.offset

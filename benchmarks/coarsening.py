@@ -1,0 +1,342 @@
+r"""How fast, how small and how true mag's way from a raw log to training rows is.
+
+Four parts, each run in processes of its own:
+
+  movielens   MovieLens-1M to training rows, mag against the plain way (reference_coarsening.py)
+  scale       synthetic power-law logs: time and memory per click as the log grows
+  raw         the same logs, grouped by raw rows of clicks into 200 user and 300 item clusters
+  projection  what the projection of raw rows costs in the objective of k-means, on MovieLens-1M
+
+Timings mean something only on a machine that does nothing else. The whole table:
+
+  python benchmarks/coarsening.py --movielens DIRECTORY/ml-1m --markdown benchmarks/coarsening.md
+"""
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, median, stdev
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from power_law_log import write_power_law_log
+from stages import Stages
+from tqdm import tqdm
+
+PARTS = ('movielens', 'scale', 'raw', 'projection')
+PACKAGES = ('pyg-mag', 'torch', 'faiss-cpu', 'duckdb', 'scipy', 'numpy', 'scikit-learn', 'pandas')
+WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    'plain': ('reference_coarsening', 'measure', {'tight': False}),
+    'plain, tight loop': ('reference_coarsening', 'measure', {'tight': True}),
+    'mag': ('mag_coarsening', 'movie_lens', {'num_windows': 1}),
+    'mag, 24 windows': ('mag_coarsening', 'movie_lens', {'num_windows': 24}),
+}
+SYNTHETIC: dict[str, tuple[str, str, dict[str, int | str], int]] = {
+    'scale': (
+        'Power-law logs',
+        'Users in 20 clusters by their counts over categories, items by category. Training, '
+        'validation and test\npart are coarsened, and all three stay in memory.',
+        {'user': 20, 'item': 'category'},
+        3,
+    ),
+    'raw': (
+        'Power-law logs, grouped by raw rows',
+        'Users in 200 and items in 300 clusters by their raw rows of clicks. The training part is '
+        'coarsened, whose\nhistory is 80 % of the clicks.',
+        {'user': 200, 'item': 300},
+        1,
+    ),
+}
+PROJECTION_DIMS = (64, 128, 256, 512, None)
+MIB = 2**20
+
+
+class Measurement(NamedTuple):
+    r"""One run in a fresh process: what it found, the seconds of its imports, and its stages."""
+
+    facts: dict[str, float]
+    import_seconds: float
+    stages: Stages
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.seconds.values())
+
+    @property
+    def processor_seconds(self) -> float:
+        return sum(self.stages.processor_seconds.values())
+
+    @property
+    def peak(self) -> int:
+        return max(self.stages.peak.values())
+
+
+def measure_here(module: str, function: str, arguments: dict[str, Any]) -> Measurement:
+    started = perf_counter()
+    run = getattr(importlib.import_module(module), function)
+    import_seconds = perf_counter() - started
+    stages = Stages()
+    return Measurement(run(stages, **arguments), import_seconds, stages)
+
+
+def measure(module: str, function: str, **arguments: Any) -> Measurement:
+    r"""Runs a function of a module in a process that did nothing before.
+
+    Linux hands the peak of a parent's memory down to its children, which is why this file imports
+    nothing large itself.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(measure_here, module, function, arguments).result()
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def movielens(folder: Path, repeats: int) -> str:
+    runs: dict[str, list[Measurement]] = {way: [] for way in WAYS}
+    # Ways take turns, so that a slow spell of the machine does not fall on one of them.
+    for way in tqdm(list(WAYS) * repeats, desc='MovieLens-1M'):
+        module, function, arguments = WAYS[way]
+        runs[way].append(measure(module, function, folder=folder, **arguments))
+    plain = median(run.seconds for run in runs['plain'])
+    rows = []
+    for way, measured in runs.items():
+        seconds = [run.seconds for run in measured]
+        facts = {
+            'seconds': f'{median(seconds):.2f}',
+            'range': f'{min(seconds):.2f} to {max(seconds):.2f}',
+            'times faster': f'{plain / median(seconds):.1f}',
+            'processor seconds': f'{median(run.processor_seconds for run in measured):.2f}',
+            'import seconds': f'{median(run.import_seconds for run in measured):.2f}',
+            'peak MiB': f'{median(run.peak for run in measured) / MIB:.0f}',
+            'of it imports': f'{median(run.stages.start_peak for run in measured) / MIB:.0f}',
+            'rows': ', '.join(f'{count:,} {name}' for name, count in measured[0].facts.items()),
+        }
+        rows.append([way, *facts.values()])
+    header = ['way', *facts]
+    names = list(runs['mag'][0].stages.seconds)
+    stages = []
+    for way, measured in runs.items():
+        medians = [median(run.stages.seconds.get(name, 0.0) for run in measured) for name in names]
+        stages.append([way, *(f'{seconds:.2f}' for seconds in medians)])
+    return f"""## MovieLens-1M, raw files to training rows
+
+Medians of {repeats} runs that took turns, each in a fresh process. In the seconds: reading
+`ratings.dat` and `movies.dat`, splitting, 20 user clusters by k-means, neighbor counts of two hops,
+lists of the last 20 neighbors, and every row of training, validation and test data in memory once;
+for mag also reading `users.dat`, hashing the raw files and writing the cache. Not in them: imports.
+"plain" is pandas, scikit-learn and scipy with one array a sample (`reference_coarsening.py`), and
+"tight loop" the same with no pandas inside the loop and all samples in one array. Their recent
+lists are part of their rows. "mag" trains on one window as they do.
+
+{table(header, rows)}
+
+{table(['seconds of a stage', *names], stages)}
+"""
+
+
+def power_law(
+    title: str,
+    note: str,
+    groups: dict[str, int | str],
+    num_parts: int,
+    sizes: list[int],
+    repeats: int,
+    directory: Path,
+) -> str:
+    runs: dict[int, list[Measurement]] = {}
+    with tqdm(total=len(sizes) * (repeats + 1), desc=title) as progress:
+        for size in sizes:
+            log = write_power_law_log(directory / f'{size}.parquet', size)
+            progress.update()
+            runs[size] = []
+            for _ in range(repeats):
+                arguments = {'log': log, 'groups': groups, 'num_parts': num_parts}
+                runs[size].append(measure('mag_coarsening', 'power_law', **arguments))
+                progress.update()
+            log.unlink()
+
+    names = list(runs[sizes[0]][0].stages.seconds)
+    rows, peaks, microseconds = [], [], []
+    for size, measured in runs.items():
+        seconds = median(run.seconds for run in measured)
+        peak = median(run.peak for run in measured)
+        own_peak = median(run.peak - run.stages.start_peak for run in measured)
+        microseconds.append(seconds / size * 1e6)
+        rows.append(
+            [
+                f'{size:,}',
+                f'{measured[0].facts["users"]:,}',
+                f'{measured[0].facts["items"]:,}',
+                *(f'{median(run.stages.seconds[name] for run in measured):.2f}' for name in names),
+                f'{seconds:.2f}',
+                f'{microseconds[-1]:.2f}',
+                f'{median(run.processor_seconds for run in measured) / size * 1e6:.2f}',
+                f'{peak / 2**30:.2f}',
+                f'{own_peak / size:.0f}',
+            ]
+        )
+        peaks.append(
+            [
+                f'{size:,} clicks',
+                f'{median(run.stages.start_peak for run in measured) / 2**30:.2f}',
+                *(
+                    f'{median(run.stages.peak[name] for run in measured) / 2**30:.2f}'
+                    for name in names
+                ),
+            ]
+        )
+    header = [
+        'clicks',
+        'users',
+        'items',
+        *names,
+        'all',
+        'µs a click',
+        'processor µs a click',
+        'peak GiB',
+        'peak bytes a click',
+    ]
+    return f"""## {title}
+
+{note}
+A user for every 100 clicks and an item for every 250; one training window. Medians of {repeats}
+runs, each in a fresh process; from items to all, seconds. Imports are not in the seconds, nor in
+the bytes a click, but they are in the peak. A click takes
+{microseconds[-1] / microseconds[0]:.2f} times as long at {sizes[-1]:,} clicks as at {sizes[0]:,}.
+
+{table(header, rows)}
+
+{table(['peak GiB by the end of', 'imports', *names], peaks)}
+"""
+
+
+def projection(folder: Path, seeds: int) -> str:
+    rows = []
+    for num_clusters in tqdm((20, 200), desc='Projection'):
+        runs = [
+            measure(
+                'mag_coarsening',
+                'projection',
+                folder=folder,
+                num_clusters=num_clusters,
+                dims=PROJECTION_DIMS,
+                seed=seed,
+            ).facts
+            for seed in range(seeds)
+        ]
+        exact = mean(run['objective None'] for run in runs)
+        one = runs[0]['objective one']
+        for dim in PROJECTION_DIMS:
+            found = [run[f'objective {dim}'] for run in runs]
+            rows.append(
+                [
+                    f'{num_clusters}',
+                    'none, all columns' if dim is None else f'{dim}',
+                    f'{mean(found):.1f} ± {stdev(found):.1f}',
+                    f'{(mean(found) / exact - 1) * 100:+.2f} %',
+                    f'{(one - mean(found)) / (one - exact) * 100:.1f} %',
+                    f'{median(run[f"seconds {dim}"] for run in runs):.2f}',
+                ]
+            )
+    header = [
+        'clusters',
+        'width of the projection',
+        'objective',
+        'against all columns',
+        'of the reduction kept',
+        'seconds',
+    ]
+    return f"""## What the projection of raw rows costs
+
+MovieLens-1M users with clicks before the 80 % quantile of time, clustered by their rows of clicks
+(paper, eq. 2). The objective is computed on the *true* rows, whatever was clustered: the summed
+squared distance to the mean of the cluster; mean and standard deviation of {seeds} seeds (of
+k-means and of the projection). "Of the reduction kept": of what k-means on all columns takes off
+the objective of one single cluster, how much is left.
+
+{table(header, rows)}
+"""
+
+
+def heading() -> str:
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    python = sys.version.split()[0]
+    packages = ', '.join(f'{name} {version(name)}' for name in PACKAGES)
+    return f"""# Coarsening: raw log to training rows
+
+- command: `python {shlex.join(sys.argv)}`
+- date: {date.today()}
+- machine: {os.cpu_count()} cores, {memory:.0f} GiB of memory, no GPU; Python {python}
+- versions: {packages}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, metavar='PART')
+    default = Path(os.environ['MAG_DATA'], 'ml-1m') if 'MAG_DATA' in os.environ else None
+    parser.add_argument(
+        '--movielens',
+        type=Path,
+        default=default,
+        metavar='DIRECTORY',
+        help='the files of MovieLens-1M as released (default: $MAG_DATA/ml-1m)',
+    )
+    parser.add_argument('--repeats', type=int, default=7, help='runs of each way on MovieLens-1M')
+    parser.add_argument(
+        '--clicks',
+        type=int,
+        nargs='+',
+        default=[10**6, 10**7, 10**8],
+        help='sizes of the synthetic logs',
+    )
+    parser.add_argument('--scale-repeats', type=int, default=3, help='runs on each synthetic log')
+    parser.add_argument(
+        '--seeds', type=int, default=5, help='seeds of the projection part, at least 2'
+    )
+    parser.add_argument(
+        '--markdown', type=Path, metavar='FILE', help='write the tables to this file too'
+    )
+    arguments = parser.parse_args()
+    if arguments.movielens is None and {'movielens', 'projection'} & set(arguments.parts):
+        parser.error('the parts movielens and projection need --movielens')
+
+    sections = [heading()]
+    with tempfile.TemporaryDirectory() as directory:
+        for part in arguments.parts:
+            if part == 'movielens':
+                section = movielens(arguments.movielens, arguments.repeats)
+            elif part == 'projection':
+                section = projection(arguments.movielens, arguments.seeds)
+            else:
+                title, note, groups, num_parts = SYNTHETIC[part]
+                section = power_law(
+                    title,
+                    note,
+                    groups,
+                    num_parts,
+                    arguments.clicks,
+                    arguments.scale_repeats,
+                    Path(directory),
+                )
+            print(f'\n{section}', flush=True)
+            sections.append(section)
+            if arguments.markdown:
+                arguments.markdown.write_text('\n'.join(sections), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
