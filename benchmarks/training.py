@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.transforms import Compose
 from tqdm import tqdm
 
+from mag import click_module
 from mag.datasets import MovieLens
 from mag.loader import PairBatch, PairLoader
 from mag.models import MacGNN
@@ -54,7 +55,8 @@ class Subject(NamedTuple):
     batches: list[PairBatch]
 
     def step(self, batch: PairBatch) -> None:
-        loss = F.binary_cross_entropy_with_logits(self.model(batch), batch.label)
+        logits, label, _ = click_module.score(self.model, batch)
+        loss = F.binary_cross_entropy_with_logits(logits, label)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

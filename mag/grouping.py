@@ -84,7 +84,7 @@ class Grouping:
             init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
         )
         kmeans.train(rows)
-        self.centroids = torch.from_numpy(kmeans.centroids.copy())
+        self.centroids = torch.tensor(kmeans.centroids)
         return self.assign(x)
 
     def assign(self, x: Tensor) -> Tensor:

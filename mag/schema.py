@@ -105,12 +105,12 @@ def history_clock(data: HeteroData) -> Tensor:
     return clicks.position if 'position' in clicks else clicks.time
 
 
-def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int | None]:
+def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
     r"""The first window whose history holds each click.
 
     Returns:
-        The window of each click, shape :obj:`[E]`, and the number of windows; or :obj:`None` and
-        :obj:`None` if the data does not roll: with one cutoff and no :obj:`edge_label_window`.
+        The window of each click, shape :obj:`[E]`, and the number of windows; or :obj:`None` and 1
+        if the data does not roll: with one cutoff and no :obj:`edge_label_window`.
 
     Raises:
         ValueError: If a click lies at or after the last cutoff, the cutoffs do not ascend, or the
@@ -120,7 +120,7 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int |
     cutoff = clicks.get('cutoff')
     label_window = clicks.get('edge_label_window')
     if cutoff is None and label_window is None:
-        return None, None
+        return None, 1
     if cutoff is None:
         raise ValueError(
             f"{reader} found 'edge_label_window' but no 'cutoff' that tells when the windows "
@@ -156,7 +156,7 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int |
             f'after TemporalSplit?'
         )
     if num_windows == 1 and label_window is None:
-        return None, None
+        return None, 1
     if bool((cutoff[1:] <= cutoff[:-1]).any()):
         raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
     return torch.bucketize(clock, cutoff, right=True), num_windows

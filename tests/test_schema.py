@@ -88,12 +88,12 @@ def test_history_clock_prefers_position():
 
 
 def test_window_of_click():
-    assert window_of_click(micro(), 'Reader') == (None, None)
-    assert window_of_click(micro(cutoff=torch.tensor(10)), 'Reader') == (None, None)
+    assert window_of_click(micro(), 'Reader') == (None, 1)
+    assert window_of_click(micro(cutoff=torch.tensor(10)), 'Reader') == (None, 1)
     # A click at a cutoff is not strictly before it, and belongs to the next window.
     window, num_windows = window_of_click(micro(cutoff=torch.tensor([2, 6, 10])), 'Reader')
     assert (window.tolist(), num_windows) == ([0, 1, 1, 1, 2], 3)
-    assert window_of_click(micro(cutoff=torch.tensor([10])), 'Reader') == (None, None)
+    assert window_of_click(micro(cutoff=torch.tensor([10])), 'Reader') == (None, 1)
     data = micro(cutoff=torch.tensor([10]), edge_label_window=torch.tensor([0, 0]))
     window, num_windows = window_of_click(data, 'Reader')
     assert (window.tolist(), num_windows) == ([0] * 5, 1)

@@ -66,7 +66,7 @@ def last_neighbors(
     num_nodes: int,
     num: int,
     window: Tensor | None = None,
-    num_windows: int | None = None,
+    num_windows: int = 1,
 ) -> Tensor:
     r"""The last :obj:`num` neighbors of each node from edges in the order of nodes.
 
@@ -76,13 +76,13 @@ def last_neighbors(
         num_nodes (int): The number of nodes :math:`N`.
         num (int): Length of the lists.
         window (torch.Tensor, optional): The first window that knows each edge, shape :obj:`[E]`.
-        num_windows (int, optional): The number of windows :math:`S`.
+        num_windows (int, optional): The number of windows :math:`S`. (default: :obj:`1`)
 
     Returns:
         Shape :obj:`[N, num]`, or :obj:`[N, S, num]` with windows; newest last, padded on the left
         with :obj:`-1`.
     """
-    if window is None or num_windows is None:
+    if window is None:
         size = node.bincount(minlength=num_nodes)
         return _take_last(_pad(neighbor), size.cumsum(0) - size, size.cumsum(0), num)
     recent = neighbor.new_empty(num_nodes, num_windows, num)
