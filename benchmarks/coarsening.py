@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     'plain': ('reference_coarsening', 'measure', {'tight': False}),
     'plain, tight loop': ('reference_coarsening', 'measure', {'tight': True}),
     'mag': ('mag_coarsening', 'movie_lens', {'num_windows': 1}),
-    'mag, 24 windows': ('mag_coarsening', 'movie_lens', {'num_windows': 24}),
+    'mag, 12 windows': ('mag_coarsening', 'movie_lens', {'num_windows': 12}),
 }
 SYNTHETIC: dict[str, tuple[str, str, dict[str, int | str], int]] = {
     'scale': (
@@ -277,7 +277,7 @@ def heading() -> str:
 
 - command: `python {shlex.join(sys.argv)}`
 - date: {date.today()}
-- machine: {os.cpu_count()} cores, {memory:.0f} GiB of memory, no GPU; Python {python}
+- machine: {os.cpu_count()} cores, {memory:.0f} GiB of memory; Python {python}
 - versions: {packages}
 """
 

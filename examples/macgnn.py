@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
         help='cut the log at one moment for all, or each user\'s own log; '
         'default: user for movielens-100k, which is too short for one moment, else global',
     )  # fmt: skip
-    log.add_argument('--windows', type=int, default=6, help='rolling training windows')
+    log.add_argument('--windows', type=int, default=12, help='rolling training windows')
 
     graph = parser.add_argument_group('macro graph')
     graph.add_argument('--user-clusters', type=int, default=20, help='macro users')

@@ -150,11 +150,17 @@ class Grouping:
         if not isinstance(x, Tensor) or x.dim() != 2:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f'Grouping expects embeddings of shape [num_nodes, D], but got {got}.')
-        rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
-        if not np.isfinite(rows).all():
-            row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise ValueError(f'Grouping expects finite embeddings, but row {row} is not.')
-        return rows
+        if x.size(1) == 0:
+            raise ValueError('Grouping expects embeddings of width 1 or more, but got width 0.')
+        rows = x.detach().float().cpu().contiguous()
+        # FAISS ends the process where a squared distance is not finite.
+        finite = rows.square().sum(dim=1).isfinite()
+        if not bool(finite.all()):
+            raise ValueError(
+                f'Grouping expects embeddings with squares that float32 can sum, but row '
+                f'{int((~finite).nonzero()[0])} has a larger or no finite value.'
+            )
+        return rows.numpy()
 
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
@@ -171,7 +177,8 @@ def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
     r"""L2-normalized rows of the click matrix, :math:`\mathbf{b}_v = \mathbf{r}_v /
     {\lVert \mathbf{r}_v \rVert}_2` (paper, eq. 2), projected to :obj:`projection_dim` random signs
     (Achlioptas), which keeps squared distances in expectation: users times items is never dense.
-    With at most :obj:`projection_dim` columns the rows are returned as they are.
+    With at most :obj:`projection_dim` columns the rows themselves are returned, with columns of
+    zeros for nodes that may arrive later.
 
     Args:
         clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
@@ -180,14 +187,14 @@ def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
             there are, so embeddings stay comparable when new nodes arrive.
 
     Returns:
-        Embeddings of shape :obj:`[N, min(D, N_other)]`.
+        Embeddings of shape :obj:`[N, D]`.
     """
     if projection_dim < 1:
         raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
     clicks = clicks.astype(np.float32)
     norm = np.sqrt(np.asarray(clicks.multiply(clicks).sum(axis=1))).ravel()
     if clicks.shape[1] <= projection_dim:
-        rows = clicks.toarray()
+        rows = np.pad(clicks.toarray(), ((0, 0), (0, projection_dim - clicks.shape[1])))
     else:
         signs = np.random.default_rng(seed).integers(
             0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8

@@ -2,6 +2,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
+from tqdm import tqdm
 
 from mag.schema import OTHER
 
@@ -37,8 +38,9 @@ class MacroEdges:
         mode (str, optional): :obj:`"set"` or :obj:`"walk"`. (default: :obj:`"set"`)
         binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
             (default: :obj:`True`)
-        max_bytes (int, optional): What the neighborhood sets of three and more hops, or full
-            tensors, may take before they are refused. (default: 8 GiB)
+        max_bytes (int, optional): What full tensors, or the neighborhood sets of three and more
+            hops all together, may take before they are refused. Sets are made in pieces, so for
+            them this bounds the time; the memory is that of a piece. (default: 8 GiB)
 
     Attributes:
         counts (dict[str, list[np.ndarray]]): For :obj:`"user"` and :obj:`"item"`, the tables
@@ -62,9 +64,13 @@ class MacroEdges:
             raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if not isinstance(num_clusters, dict) or set(num_clusters) != {'user', 'item'}:
+        if (
+            not isinstance(num_clusters, dict)
+            or set(num_clusters) != {'user', 'item'}
+            or not all(isinstance(num, int) and num >= 1 for num in num_clusters.values())
+        ):
             raise ValueError(
-                f"'num_clusters' must tell the number for 'user' and 'item', but got "
+                f"'num_clusters' must tell a positive number for 'user' and 'item', but got "
                 f'{num_clusters!r}.'
             )
         self.num_clusters = num_clusters
@@ -118,11 +124,20 @@ class MacroEdges:
             ValueError: If a cluster that was set is changed, or a clicked node has no cluster.
             IndexError: If a click names a node without an entry in the clusters.
         """
-        self._extend('user', user_cluster)
-        self._extend('item', item_cluster)
-        new = self._new_clicks(edge_index)
+        before = self.cluster.copy(), self.clicks.copy(), self.counts.copy()
+        try:
+            self._extend('user', user_cluster)
+            self._extend('item', item_cluster)
+            self._add(self._new_clicks(edge_index))
+        except (ValueError, IndexError):
+            # What is refused leaves no trace.
+            self.cluster, self.clicks, self.counts = before
+            raise
+        return self
+
+    def _add(self, new: dict[str, csr_matrix]) -> None:
         if new['user'].nnz == 0:
-            return self
+            return
         first = self.clicks['user'].nnz == 0
         for node in ('user', 'item'):
             self.clicks[node] = new[node] if first else self.clicks[node] + new[node]
@@ -130,6 +145,12 @@ class MacroEdges:
         additive_hops = self.num_hops
         if self.mode == 'set':
             additive_hops = min(self.num_hops, 2 if self.binary else 1)
+        # First what may be refused, as the rest is added in place.
+        over_sets = {
+            (node, hop): self._count_sets(node, hop)
+            for hop in range(additive_hops + 1, self.num_hops + 1)
+            for node in ('user', 'item')
+        }
         change = {
             node: (new[node] @ self._one_hot(OTHER[node])).toarray() for node in ('user', 'item')
         }
@@ -143,10 +164,8 @@ class MacroEdges:
             for node in ('user', 'item'):
                 self.counts[node][hop - 1] += change[node]
             change = following
-        for hop in range(additive_hops + 1, self.num_hops + 1):
-            for node in ('user', 'item'):
-                self.counts[node][hop - 1] = self._count_sets(node, hop)
-        return self
+        for (node, hop), counts in over_sets.items():
+            self.counts[node][hop - 1] = counts
 
     def coarse(self) -> np.ndarray:
         r"""The clicks between every user cluster and every item cluster, shape
@@ -225,8 +244,12 @@ class MacroEdges:
         if grown > 0:
             self.counts[node] = [np.pad(table, ((0, grown), (0, 0))) for table in self.counts[node]]
             shape = (len(values), len(self.cluster[OTHER[node]]))
-            self.clicks[node].resize(shape)
-            self.clicks[OTHER[node]].resize(shape[::-1])
+            own, other = self.clicks[node], self.clicks[OTHER[node]]
+            ends = np.pad(own.indptr, (0, grown), mode='edge')
+            self.clicks[node] = csr_matrix((own.data, own.indices, ends), shape)
+            self.clicks[OTHER[node]] = csr_matrix(
+                (other.data, other.indices, other.indptr), shape[::-1]
+            )
 
     def _new_clicks(self, edge_index: Tensor) -> dict[str, csr_matrix]:
         if (
@@ -322,8 +345,9 @@ class MacroEdges:
         )
         chunk = (pairs.cumsum() // CHUNK_PAIRS).astype(np.int64)
         bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=chunk[-1:] + 1))
-        parts = []
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        parts = [csr_matrix((0, table.shape[1]))]
+        pieces = list(zip(bounds[:-1], bounds[1:], strict=True))
+        for start, end in tqdm(pieces, f'Counting hop {hop}', leave=False, delay=3):
             reach = self.clicks[node][start:end]
             for step in range(1, hop - 1):
                 reach = reach @ self.clicks[self.reached(node, step)]
@@ -337,8 +361,8 @@ class MacroEdges:
     def _refuse(self, num_bytes: float, what: str) -> None:
         if num_bytes > self.max_bytes:
             raise ValueError(
-                f'{what} would take up to {num_bytes / 2**30:,.1f} GiB, more than the '
-                f"{self.max_bytes / 2**30:,.1f} GiB of 'max_bytes'. Use mode='walk', whose cost is "
+                f'{what} would take up to {num_bytes / 2**20:,.0f} MiB, more than the '
+                f"{self.max_bytes / 2**20:,.0f} MiB of 'max_bytes'. Use mode='walk', whose cost is "
                 f'linear in the clicks, or fewer hops or clusters.'
             )
 

@@ -55,7 +55,9 @@ def require(data: Any, reader: str, *attributes: str) -> None:
     ):
         if name in attributes and index in attributes:
             _check_shape(reader, name, clicks[name], clicks[index].size(1))
-            if name != 'edge_label' and clicks[name].is_floating_point():
+            if name == 'edge_label':
+                _check_label(reader, clicks[name])
+            elif clicks[name].is_floating_point():
                 raise TypeError(
                     f"{reader} expects '{name}' as int64 seconds, but got {clicks[name].dtype}: "
                     f'a float cannot hold unix seconds exactly.'
@@ -96,6 +98,16 @@ def _check_shape(reader: str, name: str, value: Any, num_edges: int) -> None:
     if not isinstance(value, Tensor) or value.shape != (num_edges,):
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{reader} expects '{name}' of shape [{num_edges}], but got {shape}.")
+
+
+def _check_label(reader: str, label: Tensor) -> None:
+    bad = (label != 0) & (label != 1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{reader} expects 'edge_label' of 1 for a click and 0 for none, but found "
+            f'{int(bad.sum())} others, such as {label[row].item()} in row {row}.'
+        )
 
 
 def history_clock(data: HeteroData) -> Tensor:

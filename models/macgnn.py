@@ -55,6 +55,10 @@ class MacGNN(torch.nn.Module):
         renormalise (bool, optional): See :class:`~mag.nn.MacroConv`. (default: :obj:`False`)
 
     The ablation "w/o highorder" is :obj:`num_hops=1`.
+
+    Of a program made by :func:`torch.export.export`, call
+    :obj:`program.module(check_guards=False)`: torch 2.13 writes its guards wrongly where the name
+    of one input begins with another's, as :obj:`user_hops` does.
     """
 
     def __init__(
@@ -87,8 +91,12 @@ class MacGNN(torch.nn.Module):
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
+        if not isinstance(hidden_channels, Sequence):
+            raise TypeError(
+                f"'hidden_channels' must be a sequence of sizes such as (200, 80), but got "
+                f'{hidden_channels!r}.'
+            )
         self.num_hops = num_hops
-        self.num_macro = {'user': num_macro_users, 'item': num_macro_items}
         self.recent = recent
         self.item_graph = item_graph
 
@@ -109,6 +117,12 @@ class MacGNN(torch.nn.Module):
             )
             for _ in range(2)
         )
+        # A parameter that waits for a gradient that never comes stops distributed training.
+        reads_macro_users = num_hops > 1 or item_graph
+        self.macro_user_embedding.requires_grad_(reads_macro_users)
+        if not reads_macro_users and not recent:
+            self.user_conv.requires_grad_(False)
+
         num_aggregations = num_hops * (2 if item_graph else 1) + (2 if recent else 0)
         in_channels = 2 * embedding_dim * (1 + num_aggregations)
         self.head = MLP([in_channels, *hidden_channels, 1], dice)
@@ -124,8 +138,13 @@ class MacGNN(torch.nn.Module):
                 read, and the recent neighbors if there are any.
 
         Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
             ValueError: If the data has no macro nodes, or fewer hops than asked for.
         """
+        if not isinstance(data, HeteroData):
+            raise TypeError(
+                f'MacGNN.from_data expects a HeteroData, but got {type(data).__name__}.'
+            )
         missing = {'user', 'item', 'macro_user', 'macro_item'} - set(data.node_types)
         if missing:
             raise ValueError(
@@ -214,8 +233,14 @@ class MacGNN(torch.nn.Module):
         return out
 
     def _attend(self, reached: str, recent: Tensor, target: dict[str, Tensor]) -> Tensor:
+        if recent.size(1) == 0:
+            raise ValueError(
+                f'MacGNN reads recent neighbors, but the batch has no recent {reached}s: apply '
+                f'RecentNeighbors, or build MacGNN with recent=False.'
+            )
         conv = self.user_conv if reached == 'user' else self.item_conv
         embedding = self.user_embedding if reached == 'user' else self.item_embedding
         # As embedding(recent + 1), but its backward takes a third of the time.
-        x = embedding.weight.index_select(0, (recent + 1).view(-1)).view(*recent.shape, -1)
+        x = embedding.weight.index_select(0, (recent + 1).reshape(-1))
+        x = x.view(*recent.shape, embedding.embedding_dim)
         return conv.attend(x, target[reached], recent >= 0)

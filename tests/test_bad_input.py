@@ -3,6 +3,7 @@ r"""Bad input to public classes raises early, with the sentence that helps."""
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -54,6 +55,24 @@ def without(name: str) -> HeteroData:
 
 def macro() -> HeteroData:
     return MacroCoarsen(GROUPS)(RecentNeighbors(3)(TemporalSplit(0.5, num_windows=1)(log())[0]))
+
+
+def miscounted(weight: float) -> HeteroData:
+    data = macro()
+    data['macro_item', 'hop1', 'user'].edge_weight[0] = weight
+    return data
+
+
+def misplaced(row: int) -> HeteroData:
+    data = macro()
+    data['macro_item', 'hop1', 'user'].edge_index[row, 0] = 9
+    return data
+
+
+def misremembered() -> HeteroData:
+    data = macro()
+    data['user'].recent[0, 0] = 6
+    return data
 
 
 def counts(**arguments: object) -> MacroEdges:
@@ -134,6 +153,53 @@ CASES: dict[str, Case] = {
         lambda p: TemporalSplit()(edited(edge_index=torch.full((2, 20), 5))),
         IndexError,
         'user ids from 5 to 5.*0 to 4',
+    ),
+    'split label': (
+        lambda p: TemporalSplit()(edited(edge_label=torch.full((40,), 5.0))),
+        ValueError,
+        '40 others, such as 5.0 in row 0',
+    ),
+    'split label nan': (
+        lambda p: TemporalSplit()(edited(edge_label=torch.full((40,), torch.nan))),
+        ValueError,
+        'such as nan in row 0',
+    ),
+    'split nothing': (
+        lambda p: TemporalSplit()(
+            edited(
+                edge_label=torch.empty(0),
+                edge_label_time=torch.empty(0).long(),
+                edge_label_index=torch.empty(2, 0).long(),
+            )
+        ),
+        ValueError,
+        'no exposures to split',
+    ),
+    'split numpy': (
+        lambda p: TemporalSplit()(edited(price=np.ones(20))), TypeError, "'price'.*from_numpy"
+    ),
+    'split label attribute': (
+        lambda p: TemporalSplit()(edited(edge_label_behavior=torch.ones(7, 2))),
+        ValueError,
+        "'edge_label_behavior'.*40 exposures, but got 7",
+    ),
+    'split label list': (
+        lambda p: TemporalSplit()(edited(edge_label_names=['a'])), ValueError, 'but got list'
+    ),
+    'split twice': (
+        lambda p: TemporalSplit()(TemporalSplit(0.5, num_windows=1)(log())[0]),
+        ValueError,
+        'a part already',
+    ),
+    'split after recent': (
+        lambda p: TemporalSplit()(RecentNeighbors(3)(log())),
+        ValueError,
+        r"data\['user'\]\.recent.*Split first",
+    ),
+    'split after coarsen': (
+        lambda p: TemporalSplit()(MacroCoarsen(GROUPS)(log())),
+        ValueError,
+        r"data\['macro_user'\].*its own future",
     ),
     'split one moment': (
         lambda p: TemporalSplit()(
@@ -228,12 +294,14 @@ CASES: dict[str, Case] = {
     'edges too large': (
         lambda p: counts(num_hops=3, max_bytes=1).update(torch.tensor([[0], [0]])),
         ValueError,
-        "GiB.*mode='walk'",
+        "MiB.*mode='walk'",
     ),
     'edges tensor hop': (lambda p: counts().tensors('user', 3), ValueError, 'from 1 to 2'),
     'edges tensor node': (lambda p: counts().tensors('tag', 1), ValueError, "'tag'"),
     # Layers
     'dice size': (lambda p: Dice(0), ValueError, 'positive.*0'),
+    'dice size type': (lambda p: Dice(3.0), ValueError, 'positive integer.*3.0'),  # type: ignore[arg-type]
+    'mlp type': (lambda p: MLP(3), ValueError, 'two positive sizes.*3'),  # type: ignore[arg-type]
     'dice shape': (lambda p: Dice(3)(torch.rand(2, 4)), ValueError, r'\[B, 3\].*\[2, 4\]'),
     'mlp channels': (lambda p: MLP([3]), ValueError, 'two positive sizes'),
     'mlp dice': (lambda p: MLP([3, 1], 'relu'), ValueError, "'standard' or 'released'"),
@@ -244,6 +312,17 @@ CASES: dict[str, Case] = {
     ),
     'conv width': (lambda p: call_conv(torch.rand(2, 3), width=5), ValueError, r'\[\*, 4\]'),
     'conv counts': (lambda p: call_conv(torch.rand(3, 3)), ValueError, r'\[2, 3\].*\[3, 3\]'),
+    'conv single': (lambda p: MacroConv(4, 8)(torch.rand(3, 4), None), TypeError, 'as a pair'),
+    'conv double weight': (
+        lambda p: call_conv(torch.rand(2, 3), torch.rand(2)), ValueError, "without 'edge_weight'"
+    ),
+    'conv macro node': (
+        lambda p: MacroConv(4, 8, mask_zero=False)(
+            (torch.rand(3, 4), torch.rand(2, 4)), torch.tensor([[0, 4], [0, 0]]), torch.ones(2)
+        ),
+        IndexError,
+        'macro nodes from 0 to 4.*there are 3',
+    ),
     'conv no weight': (
         lambda p: call_conv(torch.zeros(2, 6).long()), ValueError, r"'edge_weight'.*\[6\]"
     ),
@@ -253,6 +332,26 @@ CASES: dict[str, Case] = {
     'loader batch size': (lambda p: PairLoader(macro(), 0), ValueError, 'batch_size.*0'),
     'loader sampler': (
         lambda p: PairLoader(macro(), drop_last=True), TypeError, 'drop_last'
+    ),
+    'loader whole log': (
+        lambda p: PairLoader(MacroCoarsen(GROUPS)(log())), ValueError, 'own future.*TemporalSplit'
+    ),
+    'loader counts': (
+        lambda p: PairLoader(miscounted(-1.0)), ValueError, 'finite and at least 0'
+    ),
+    'loader infinite counts': (
+        lambda p: PairLoader(miscounted(torch.inf)), ValueError, 'finite and at least 0'
+    ),
+    'loader macro id': (
+        lambda p: PairLoader(misplaced(0)), IndexError, 'macro nodes of hop 1 from .* to 9.*0 to 2'
+    ),
+    'loader node id': (
+        lambda p: PairLoader(misplaced(1)), IndexError, 'users of hop 1 from .* to 9.*0 to 4'
+    ),
+    'loader recent id': (
+        lambda p: PairLoader(misremembered()),
+        IndexError,
+        r"items in data\['user'\].* to 6.*-1 to 5",
     ),
     'loader leak': (lambda p: PairLoader(leaking()), ValueError, 'own future'),
     'loader item': (

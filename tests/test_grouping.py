@@ -169,8 +169,14 @@ def test_load_errors(tmp_path):
         (
             lambda: Grouping(1).fit(torch.tensor([[0.0], [torch.nan]])),
             ValueError,
-            'finite embeddings, but row 1',
+            'float32 can sum, but row 1',
         ),
+        (
+            lambda: Grouping(1).fit(torch.full((4, 2), 1e25)),
+            ValueError,
+            'float32 can sum, but row 0',
+        ),
+        (lambda: Grouping(1).fit(torch.empty(4, 0)), ValueError, 'width 1 or more'),
         (lambda: Grouping(2).assign(torch.eye(2)), RuntimeError, "call 'fit' or 'load' first"),
         (lambda: Grouping(2).save('grouping.pt'), RuntimeError, 'nothing to save'),
         (lambda: raw_behavior(csr_matrix((2, 2)), 0, 0), ValueError, "'projection_dim'.*0"),
@@ -212,6 +218,20 @@ def test_raw_behavior_of_few_columns_is_exact():
     half = 0.5**0.5
     rows = raw_behavior(clicks, 4, 0)
     assert torch.allclose(rows, torch.tensor([[half, half, 0, 0], [0] * 4, [0, 1, 0, 0]]))
+
+
+def test_raw_behavior_of_few_columns_has_room_for_more():
+    clicks = random_clicks(20, 50, 10)
+    rows = raw_behavior(clicks, 64, 0)
+    assert rows.shape == (20, 64)
+    assert torch.equal(rows[:, :50], raw_behavior(clicks, 50, 0))
+    assert bool((rows[:, 50:] == 0).all())
+
+
+def test_low_precision():
+    embedding = torch.tensor([[0.0], [0.1], [8.0], [8.1]])
+    cluster = Grouping(2).fit(embedding.bfloat16())
+    assert torch.equal(cluster, Grouping(2).fit(embedding))
 
 
 def test_raw_behavior_keeps_distances():

@@ -271,14 +271,45 @@ def test_refuses_what_does_not_fit():
 
 
 def test_refusal_states_an_upper_bound():
-    r"""The estimate counts at least the pairs that there are, at 12 bytes each."""
+    r"""What is refused is between the 12 bytes of each pair that there is, and of each that there
+    could be."""
     clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(3)
     edges = MacroEdges(user_cluster, item_cluster, num_clusters, 2).update(clicks)
-    reach = edges.clicks['user'] @ edges.clicks['item']
-    estimate = np.minimum(edges._num_walks('user', 2), 30).sum()
-    assert reach.nnz <= estimate <= 30 * 30
-    edges = MacroEdges(user_cluster, item_cluster, num_clusters, 3, max_bytes=30 * 30 * 12)
-    assert edges.update(clicks).counts['user'][2].sum() > 0
+    reach = {
+        'user': edges.clicks['user'] @ edges.clicks['item'],
+        'item': edges.clicks['item'] @ edges.clicks['user'],
+    }
+    exact = max(12 * pairs.nnz for pairs in reach.values())
+    possible = max(12 * pairs.shape[0] ** 2 for pairs in reach.values())
+    with pytest.raises(ValueError, match='would take'):
+        MacroEdges(user_cluster, item_cluster, num_clusters, 3, max_bytes=exact - 1).update(clicks)
+    MacroEdges(user_cluster, item_cluster, num_clusters, 3, max_bytes=possible).update(clicks)
+
+
+def test_a_refused_update_leaves_no_trace():
+    clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(3)
+    edges = MacroEdges(user_cluster[:20], item_cluster, num_clusters, 3)
+    edges.update(clicks[:, clicks[0] < 20][:, :60])
+    whole = MacroEdges(user_cluster, item_cluster, num_clusters, 3)
+    whole.update(torch.cat([clicks[:, clicks[0] < 20][:, :60], clicks], dim=1))
+    kept = {node: [table.copy() for table in tables] for node, tables in edges.counts.items()}
+    edges.max_bytes = 1000
+    for new, error in ((clicks, ValueError), (torch.tensor([[0], [20]]), IndexError)):
+        with pytest.raises(error):
+            edges.update(new, user_cluster)
+        assert len(edges.cluster['user']) == 20
+        for node, tables in kept.items():
+            for table, expected in zip(edges.counts[node], tables, strict=True):
+                assert np.array_equal(table, expected)
+    edges.max_bytes = 2**30
+    assert_equal(edges.update(clicks, user_cluster), whole)
+
+
+def test_no_users():
+    empty = torch.empty(0, dtype=torch.long)
+    edges = MacroEdges(empty, torch.tensor([0, 1]), {'user': 2, 'item': 2}, 3)
+    assert edges.tensors('user', 3).shape == (0, 2, 2)
+    assert edges.tensors('item', 3).to_dense().sum() == 0
 
 
 CLUSTER = torch.tensor([0, 1])
@@ -292,6 +323,8 @@ SIZES = {'user': 2, 'item': 2}
         (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, True), ValueError, "'num_hops'.*True"),
         (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, 2, 'shell'), ValueError, "'mode'.*'shell'"),
         (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 2}), ValueError, "'user' and 'item'.*got"),
+        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 2.0, 'item': 2}), ValueError, '2.0'),
+        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 0, 'item': 2}), ValueError, 'positive'),
         (lambda: MacroEdges(CLUSTER + 1, CLUSTER, SIZES), IndexError, r'0\.\.1.*holds 1\.\.2'),
         (lambda: MacroEdges(CLUSTER, CLUSTER - 2, SIZES), IndexError, r"'item_cluster'.*-2\.\.-1"),
         (lambda: MacroEdges(CLUSTER.float(), CLUSTER, SIZES), ValueError, 'integers.*float32'),

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ class MacroCoarsen(BaseTransform):
         train, val, test = coarsen(train), coarsen(val), coarsen(test)
 
     Clusters are learned by :meth:`fit` from the training history alone (with rolling windows: from
-    the history of the first). A node that appears later is assigned to the nearest centroid, by its
-    clicks up to the cutoff at which it is first seen, and stays there.
+    the history of the first). A node that appears in a later window is assigned to the nearest
+    centroid, by its clicks up to the first cutoff that knows it, and stays there; one that only a
+    later part knows is assigned by what that part knows of it.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Adds
@@ -96,10 +98,16 @@ class MacroCoarsen(BaseTransform):
             raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if not isinstance(projection_dim, int) or projection_dim < 1:
-            raise ValueError(
-                f"'projection_dim' must be a positive integer, but got {projection_dim!r}."
-            )
+        if isinstance(projection_dim, bool) or not isinstance(projection_dim, int):
+            raise TypeError(f"'projection_dim' must be an int, but got {projection_dim!r}.")
+        if projection_dim < 1:
+            raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
+        if not isinstance(spherical, bool):
+            raise TypeError(f"'spherical' must be a bool, but got {spherical!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"'seed' must be an int, but got {seed!r}.")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"'seed' must lie between 0 and 2**31 - 1, but got {seed}.")
         self.groups = groups
         self.num_hops = num_hops
         self.behavior = behavior
@@ -112,6 +120,7 @@ class MacroCoarsen(BaseTransform):
         self._behaviors = self._resolve_behavior()
         self.groupings: dict[str, Grouping] = {}
         self.cluster: dict[str, Tensor] = {}
+        self._num_columns: dict[str, int] = {}
 
     def fit(self, data: HeteroData) -> 'MacroCoarsen':
         r"""Learns the clusters from the history of :obj:`data`, a training part."""
@@ -124,12 +133,16 @@ class MacroCoarsen(BaseTransform):
             if isinstance(group, int)
         }
         self.cluster = {}
+        self._num_columns = {}
         first = data[CLICKS].edge_index
         first = first if window is None else first[:, window == 0]
         cluster = self._start(data)
         for node_type in self._order():
             embedding, known = self._embed(data, node_type, first, cluster[OTHER[node_type]])
             cluster[node_type][known] = self.groupings[node_type].fit(embedding[known])
+        self._num_columns = {
+            node_type: data[OTHER[node_type]].num_nodes for node_type in self.groupings
+        }
         self.cluster = cluster
         self.cluster = self._assign(data, window)
         return self
@@ -189,6 +202,11 @@ class MacroCoarsen(BaseTransform):
 
     def _resolve_behavior(self) -> dict[str, str]:
         given = self.behavior
+        learned = [key for key, group in self.groups.items() if isinstance(group, int)]
+        if isinstance(given, str) and not learned:
+            raise ValueError(
+                f"'behavior' is {given!r}, but with 'groups' {self.groups} no clusters are learned."
+            )
         if given is None or isinstance(given, str):
             given = {} if given is None else dict.fromkeys(OTHER, given)
         elif not isinstance(given, dict):
@@ -197,7 +215,6 @@ class MacroCoarsen(BaseTransform):
                 f'{given!r}.'
             )
         else:
-            learned = [key for key, group in self.groups.items() if isinstance(group, int)]
             unknown = [key for key in given if key not in learned]
             if unknown:
                 raise ValueError(
@@ -259,10 +276,20 @@ class MacroCoarsen(BaseTransform):
                 f"'groups' names the attribute '{name}' of '{node_type}', but "
                 f"data['{node_type}'] has {list(data[node_type].keys())}."
             )
-        if not isinstance(value, Tensor) or value.dtype != torch.long or value.dim() != 1:
+        num_nodes = data[node_type].num_nodes
+        if (
+            not isinstance(value, Tensor)
+            or value.dtype != torch.long
+            or value.shape != (num_nodes,)
+        ):
+            got = (
+                f'{list(value.shape)} of {value.dtype}'
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
             raise TypeError(
                 f"'groups' names data['{node_type}'].{name}, which must be a long tensor of shape "
-                f'[num_nodes] to be clusters.'
+                f'[{num_nodes}] to be clusters, but is {got}.'
             )
         num = data[node_type].get(f'num_{name}')
         if value.numel() > 0 and (value.min() < 0 or (num is not None and value.max() >= num)):
@@ -308,6 +335,13 @@ class MacroCoarsen(BaseTransform):
             clicks.data[:] = 1
         known = torch.from_numpy(np.diff(clicks.indptr) > 0)
         if self._behaviors[node_type] == 'raw':
+            fitted = self._num_columns.get(node_type, clicks.shape[1])
+            if fitted <= self.projection_dim < clicks.shape[1]:
+                raise ValueError(
+                    f'MacroCoarsen was fitted on whole rows of {fitted} {other}s, but this data '
+                    f"has {clicks.shape[1]}, more than 'projection_dim' of {self.projection_dim}: "
+                    f'fit it anew.'
+                )
             return raw_behavior(clicks, self.projection_dim, self.seed), known
         counts = csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
@@ -315,10 +349,21 @@ class MacroCoarsen(BaseTransform):
         )
         return macro_behavior(torch.from_numpy(counts.toarray())), known
 
+    def _fingerprint(self) -> str:
+        r"""Tells fits on different data apart, as PyG's caches know a transform by its text."""
+        if not self.cluster:
+            return ''
+        digest = hashlib.sha1()
+        centroids = [grouping.centroids for grouping in self.groupings.values()]
+        for tensor in (*self.cluster.values(), *centroids):
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
+        return f', fitted={digest.hexdigest()[:8]!r}'
+
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.groups}, num_hops={self.num_hops}, '
             f'behavior={self.behavior!r}, mode={self.mode!r}, binary={self.binary}, '
             f'spherical={self.spherical}, projection_dim={self.projection_dim}, '
-            f'edge_tensors={self.edge_tensors}, seed={self.seed})'
+            f'edge_tensors={self.edge_tensors}, seed={self.seed}{self._fingerprint()})'
         )

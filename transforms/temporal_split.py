@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,9 +40,9 @@ class TemporalSplit(BaseTransform):
         val_start (float, optional): Share before the first validation label.
             (default: :obj:`0.88`)
         test_start (float, optional): Share before the first test label. (default: :obj:`0.9`)
-        num_windows (int, optional): Number of training windows, at equal quantiles. Windows as wide
-            as the test part serve best: its rows, too, are read against clicks that stopped at the
-            start of the part. (default: :obj:`6`)
+        num_windows (int, optional): Number of training windows, at equal quantiles. More windows
+            leave less of a row's recent past unread and take more memory, a macro row each;
+            :obj:`benchmarks/accuracy.md` finds nothing to gain beyond 12. (default: :obj:`12`)
         by (str, optional): :obj:`"global"` cuts at quantiles of the exposures' time.
             :obj:`"user"` cuts each user's own log at these shares, for logs too short for a global
             cut: then clicks of *other* users may be in the history although they happened later.
@@ -48,7 +50,8 @@ class TemporalSplit(BaseTransform):
             share of the user's exposures that came strictly before. (default: :obj:`"global"`)
 
     Raises:
-        ValueError: If the shares do not ascend, or a part holds no exposure.
+        ValueError: If the shares do not ascend, a part holds no exposure, or the data is a part
+            already or has features made from the whole log, which would tell of the future.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class TemporalSplit(BaseTransform):
         train_start: float = 0.3,
         val_start: float = 0.88,
         test_start: float = 0.9,
-        num_windows: int = 6,
+        num_windows: int = 12,
         by: str = 'global',
     ) -> None:
         for name, share in (
@@ -92,6 +95,7 @@ class TemporalSplit(BaseTransform):
             'edge_label_time',
         )
         require_cpu(data, 'TemporalSplit')
+        _require_whole_log(data)
         data = self._in_order(data)
         clicks = data[CLICKS]
         if self.by == 'user':
@@ -170,10 +174,10 @@ class TemporalSplit(BaseTransform):
             node = data[CLICKS].edge_label_index[row, labels]
             warm &= first[node_type][node] < label_cutoff
         if not bool(warm.any()):
+            advice = " A short log can be split with by='user'." if self.by == 'global' else ''
             raise ValueError(
                 f'{self!r} leaves no {name} exposure: {labels.numel()} lie in the range, and none '
-                f'of them has both a user and an item with an earlier click. A short log can be '
-                f"split with by='user'."
+                f'of them has both a user and an item with an earlier click.{advice}'
             )
 
         part = data.__copy__()
@@ -198,6 +202,49 @@ class TemporalSplit(BaseTransform):
             f'val_start={self.val_start}, test_start={self.test_start}, '
             f'num_windows={self.num_windows}, by={self.by!r})'
         )
+
+
+def _require_whole_log(data: HeteroData) -> None:
+    r"""Raises unless :obj:`data` is a log as a dataset gives it."""
+    clicks = data[CLICKS]
+    if 'cutoff' in clicks:
+        raise ValueError(
+            f'TemporalSplit splits a whole log, but this data has the cutoff '
+            f'{clicks.cutoff.tolist()}: it is a part already.'
+        )
+    made = [f"data['{name}']" for name in data.node_types if name.startswith('macro_')]
+    made += [
+        f"data['{node_type}'].{name}"
+        for node_type in ('user', 'item')
+        for name in ('recent', 'cluster')
+        if name in data[node_type]
+    ]
+    if made:
+        raise ValueError(
+            f'TemporalSplit found {", ".join(made)}, made from the whole log: every part would '
+            f'read its own future. Split first, then transform each part.'
+        )
+    num_exposures = clicks.edge_label.numel()
+    if num_exposures == 0:
+        raise ValueError('TemporalSplit found no exposures to split: the log is empty.')
+    for name, value in clicks.items():
+        if isinstance(value, np.ndarray):
+            raise TypeError(
+                f"TemporalSplit cuts tensors, but '{name}' of data{list(CLICKS)} is a NumPy array: "
+                f'pass it through torch.from_numpy.'
+            )
+    for name in label_attributes(data):
+        length = _num_entries(clicks[name], dim=-1 if name == 'edge_label_index' else 0)
+        if length != num_exposures:
+            raise ValueError(
+                f"TemporalSplit expects '{name}' to be a tensor with an entry for each of "
+                f'{num_exposures} exposures, but got '
+                f'{type(clicks[name]).__name__ if length is None else length}.'
+            )
+
+
+def _num_entries(value: Any, dim: int) -> int | None:
+    return value.size(dim) if isinstance(value, Tensor) and value.dim() > 0 else None
 
 
 def label_attributes(data: HeteroData) -> list[str]:

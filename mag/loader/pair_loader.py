@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.pair_batch import PairBatch
-from mag.schema import CLICKS, require
+from mag.schema import CLICKS, OTHER, require
 
 
 class PairLoader(DataLoader):
@@ -35,7 +35,8 @@ class PairLoader(DataLoader):
             :obj:`num_workers`.
 
     Raises:
-        ValueError: If the macro edges are missing, or a label lies before its window's cutoff.
+        ValueError: If the macro edges are missing, or an exposure lies before the cutoff of its
+            window or, without a cutoff, before the last click.
     """
 
     dataset: '_MacroRows'
@@ -77,12 +78,20 @@ class PairLoader(DataLoader):
                 f'A request takes items of shape [B], and one user or a user for each item, but '
                 f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
             )
-        return self.dataset.request(user.expand(items.shape), items)
+        return self.dataset.request(user.long().expand(items.shape), items.long())
 
 
 def _keep_batch(batch: Any) -> Any:
     r"""In place of the default, which would turn the tuples within a batch into lists."""
     return batch
+
+
+def _check_ids(what: str, ids: Tensor, first: int, num: int) -> None:
+    if ids.numel() > 0 and not first <= ids.min() <= ids.max() < num:
+        raise IndexError(
+            f'PairLoader found {what} from {ids.min()} to {ids.max()}, but expected them from '
+            f'{first} to {num - 1}.'
+        )
 
 
 class _MacroRows(torch.utils.data.Dataset):
@@ -164,7 +173,15 @@ class _MacroRows(torch.utils.data.Dataset):
                     f'{(source, f"hop{hop}", node_type)}, but got shape '
                     f'{list(store.edge_weight.shape)}.'
                 )
-            table = torch.zeros(self.num_nodes[node_type], self.num_windows, data[source].num_nodes)
+            num_nodes, num_macro = self.num_nodes[node_type], data[source].num_nodes
+            _check_ids(f'macro nodes of hop {hop}', macro, 0, num_macro)
+            _check_ids(f'{node_type}s of hop {hop}', node, 0, num_nodes)
+            if not bool(((weight >= 0) & (weight < torch.inf)).all()):
+                raise ValueError(
+                    f'PairLoader expects counts that are finite and at least 0, but '
+                    f'{(source, f"hop{hop}", node_type)} has others.'
+                )
+            table = torch.zeros(num_nodes, self.num_windows, num_macro)
             table[node, :, macro] = weight
             tables.append(table.flatten(0, 1))
         return tuple(tables)
@@ -180,6 +197,8 @@ class _MacroRows(torch.utils.data.Dataset):
                 f"PairLoader expects data['{node_type}'].recent of shape {[*lead, 'num']}, but got "
                 f'{list(recent.shape)}: apply RecentNeighbors to the part, not before the split.'
             )
+        other = OTHER[node_type]
+        _check_ids(f"{other}s in data['{node_type}'].recent", recent, -1, self.num_nodes[other])
         return recent.reshape(num_nodes * self.num_windows, -1)
 
     def _check_labels(self, clicks: Any) -> None:
@@ -207,7 +226,17 @@ class _MacroRows(torch.utils.data.Dataset):
             )
         cutoff = clicks.get('cutoff')
         clock = clicks.get('edge_label_position', clicks.get('edge_label_time'))
-        if cutoff is None or clock is None or clock.numel() == 0:
+        if clock is None or clock.numel() == 0:
+            return
+        if cutoff is None:
+            history = clicks.get('time')
+            if history is not None and history.numel() > 0 and history.max() >= clock.min():
+                raise ValueError(
+                    f'PairLoader found exposures from {clock.min().item()} on and clicks up to '
+                    f'{history.max().item()}: the exposures would see their own future. Use the '
+                    f'parts that TemporalSplit returns; to serve requests from a whole log, delete '
+                    f"its 'edge_label_index'."
+                )
             return
         early = clock < (cutoff if self.window is None else cutoff[self.window])
         if bool(early.any()):

@@ -27,8 +27,10 @@ class Dice(torch.nn.Module):
 
     def __init__(self, num_features: int, released: bool = False) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"'num_features' must be positive, but got {num_features}.")
+        if not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(
+                f"'num_features' must be a positive integer, but got {num_features!r}."
+            )
         self.num_features = num_features
         self.released = released
         self.alpha = torch.nn.Parameter(torch.empty(1 if released else num_features))
@@ -47,7 +49,8 @@ class Dice(torch.nn.Module):
             x (torch.Tensor): Shape :obj:`[B, F]`.
 
         Raises:
-            ValueError: If the batch statistics are needed and the batch has one row.
+            ValueError: If the shape is another, or the batch statistics are needed and the batch
+                has one row.
         """
         if x.dim() != 2 or x.size(1) != self.num_features:
             raise ValueError(f'{self!r} expects shape [B, {self.num_features}], got {[*x.shape]}.')

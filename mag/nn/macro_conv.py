@@ -1,5 +1,5 @@
 import math
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -45,7 +45,6 @@ class MacroConv(MessagePassing):
             (the ablation "w/o weighting" of Table 4). (default: :obj:`True`)
         renormalise (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
             sum to 1, which the paper does not. (default: :obj:`False`)
-        **kwargs (optional): Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
 
     Shapes:
         - **input:** embeddings of macro nodes and targets :math:`((M, d), (B, d))`, and the counts
@@ -63,17 +62,15 @@ class MacroConv(MessagePassing):
         mask_zero: bool = True,
         weighting: bool = True,
         renormalise: bool = False,
-        **kwargs: Any,
     ) -> None:
-        kwargs.setdefault('aggr', 'add')
-        super().__init__(**kwargs)
+        super().__init__(aggr='add')
         if in_channels < 1 or out_channels < 1:
             raise ValueError(
                 f"'in_channels' and 'out_channels' must be positive, but got {in_channels} and "
                 f'{out_channels}.'
             )
-        if not temperature > 0:
-            raise ValueError(f"'temperature' must be positive, but got {temperature}.")
+        if not isinstance(temperature, (int, float)) or not temperature > 0:
+            raise ValueError(f"'temperature' must be a positive number, but got {temperature!r}.")
         if attention not in ('paper', 'released'):
             raise ValueError(f"'attention' must be 'paper' or 'released', but got {attention!r}.")
         self.in_channels = in_channels
@@ -113,9 +110,18 @@ class MacroConv(MessagePassing):
                 matrix of floats of shape :obj:`[B, M]`.
             edge_weight (torch.Tensor, optional): Counts, shape :obj:`[E]`.
 
+        Counts are finite and at least 0, which is not checked here: a GPU would wait for it.
+
         Raises:
+            IndexError: If an edge names a macro node or a target that does not exist.
+            TypeError: If :obj:`x` is no pair of tensors.
             ValueError: If the shapes do not fit each other.
         """
+        if not isinstance(x, (tuple, list)) or len(x) != 2:
+            raise TypeError(
+                f'MacroConv expects the embeddings of macro nodes and targets as a pair, but got '
+                f'{type(x).__name__}.'
+            )
         x_macro, x_target = x
         size = (x_macro.size(0), x_target.size(0))
         for name, value in (('macro nodes', x_macro), ('targets', x_target)):
@@ -125,6 +131,10 @@ class MacroConv(MessagePassing):
                     f'got {list(value.shape)}.'
                 )
         if not is_sparse(edge_index) and edge_index.is_floating_point():
+            if edge_weight is not None:
+                raise ValueError(
+                    "MacroConv takes dense counts without 'edge_weight': they are the weights."
+                )
             return self._forward_dense(x_macro, x_target, edge_index)
         if is_sparse(edge_index):
             if (edge_index.size(0), edge_index.size(1)) != size[::-1]:
@@ -173,8 +183,9 @@ class MacroConv(MessagePassing):
         if self.attention == 'paper':
             weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
         if self.renormalise:
-            weight = weight / scatter(weight, index, dim_size=size_i).clamp(min=1e-12)[index]
-        return weight.unsqueeze(-1) * x_j
+            total = scatter(weight, index, dim_size=size_i)
+            weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[index]
+        return weight.to(x_j.dtype).unsqueeze(-1) * x_j
 
     def attend(self, x: Tensor, x_target: Tensor, mask: Tensor) -> Tensor:
         r"""Plain attention over a short list of neighbors a target, without counts: the recent
@@ -213,8 +224,10 @@ class MacroConv(MessagePassing):
         if self.attention == 'paper':
             weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
         if self.renormalise:
-            weight = weight / weight.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-        return weight @ self.lin_value(x_macro)
+            total = weight.sum(dim=-1, keepdim=True)
+            weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)
+        value = self.lin_value(x_macro)
+        return weight.to(value.dtype) @ value
 
     def _query(self, x_target: Tensor) -> Tensor:
         scale = math.sqrt(self.out_channels)
@@ -235,6 +248,15 @@ class MacroConv(MessagePassing):
     ) -> tuple[Tensor, Tensor]:
         r"""Adds the pairs without an edge with count 0, in the order of targets."""
         num_macro, num_targets = size
+        for row, (name, num) in enumerate((('macro nodes', num_macro), ('targets', num_targets))):
+            if (
+                edge_index.size(1) > 0
+                and not 0 <= edge_index[row].min() <= edge_index[row].max() < num
+            ):
+                raise IndexError(
+                    f'MacroConv found {name} from {edge_index[row].min()} to '
+                    f"{edge_index[row].max()} in 'edge_index', but there are {num}."
+                )
         pair = edge_index[1] * num_macro + edge_index[0]
         counts = scatter(edge_weight, pair, dim_size=num_macro * num_targets)
         pair = torch.arange(num_macro * num_targets, device=edge_index.device)

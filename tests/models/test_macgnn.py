@@ -12,7 +12,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch, PairLoader
 from mag.models import MacGNN
-from mag.transforms import MacroCoarsen, RecentNeighbors
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 GROUPS = {'user': 'group', 'item': 'category'}
 RELEASED = {'attention': 'released', 'mask_zero': False, 'dice': 'released'}
@@ -46,6 +46,8 @@ LOGITS_MASKED_EVAL = [-0.049182777225, -0.047738226052, -0.045408130257]
 
 
 def coarse(graph: HeteroData, num_hops: int = 2) -> HeteroData:
+    if 'cutoff' not in graph['user', 'clicks', 'item']:
+        graph, _, _ = TemporalSplit(0.1, 0.9, 0.95, num_windows=1)(graph)
     return MacroCoarsen(GROUPS, num_hops)(RecentNeighbors(3)(graph))
 
 
@@ -439,11 +441,80 @@ def test_wrong_options() -> None:
     for kwargs, message in (
         ({'attention': 'new'}, "'attention' must be 'paper' or 'released'"),
         ({'dice': 'new'}, "'dice' must be 'standard' or 'released'"),
-        ({'temperature': 0}, "'temperature' must be positive"),
+        ({'temperature': 0}, "'temperature' must be a positive number"),
         ({'hidden_channels': (8, 0)}, "'channels' must hold two positive sizes or more"),
     ):
         with pytest.raises(ValueError, match=message):
             MacGNN(3, 4, 2, 2, **kwargs)
+
+
+def test_wrong_types() -> None:
+    with pytest.raises(TypeError, match="'hidden_channels' must be a sequence.*got 8"):
+        MacGNN(3, 4, 2, 2, hidden_channels=8)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match='expects a HeteroData, but got str'):
+        MacGNN.from_data('log')  # type: ignore[arg-type]
+
+
+def test_options_reach_the_layers() -> None:
+    defaults = {
+        'temperature': 1.9,
+        'attention': 'paper',
+        'mask_zero': True,
+        'weighting': True,
+        'renormalise': False,
+    }
+    others = {
+        'temperature': 0.7,
+        'attention': 'released',
+        'mask_zero': False,
+        'weighting': False,
+        'renormalise': True,
+    }
+    for kwargs, expected in (({}, defaults), (others, others)):
+        model = MacGNN(3, 4, 2, 2, **kwargs)
+        for conv in (model.user_conv, model.item_conv):
+            assert {name: getattr(conv, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize('attention', ['paper', 'released'])
+@pytest.mark.parametrize('num_hops', [1, 2])
+@pytest.mark.parametrize('item_graph', [True, False])
+@pytest.mark.parametrize('recent', [True, False])
+def test_every_trained_parameter_gets_a_gradient(
+    click_log: HeteroData, attention: str, num_hops: int, item_graph: bool, recent: bool
+) -> None:
+    data = coarse(click_log)
+    model = MacGNN.from_data(
+        data, attention=attention, num_hops=num_hops, item_graph=item_graph, recent=recent
+    )
+    model(log_batch(click_log)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is (parameter.grad is not None), name
+
+
+@pytest.mark.parametrize('kwargs', [{}, RELEASED, {'renormalise': True}])
+def test_counts_of_float32_serve_other_precisions(
+    click_log: HeteroData, kwargs: dict[str, Any]
+) -> None:
+    batch = log_batch(click_log)
+    model = MacGNN.from_data(coarse(click_log), **kwargs).eval()
+    expected = model(batch)
+    torch.testing.assert_close(
+        copy.deepcopy(model).double()(batch), expected.double(), atol=1e-6, rtol=1e-5
+    )
+    low = copy.deepcopy(model).bfloat16()(batch)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_requests_of_nothing_and_batches_without_recent_lists(click_log: HeteroData) -> None:
+    loader = PairLoader(coarse(click_log))
+    model = MacGNN.from_data(coarse(click_log)).eval()
+    assert model(loader.request(0, torch.tensor([], dtype=torch.long))).shape == (0,)
+    batch = loader.request(0, torch.tensor([1, 2], dtype=torch.uint8))
+    for name, node_type in (('user_recent', 'items'), ('item_recent', 'users')):
+        with pytest.raises(ValueError, match=f'no recent {node_type}.*RecentNeighbors'):
+            model(batch._replace(**{name: torch.empty(2, 0, dtype=torch.long)}))
 
 
 def test_batches_that_do_not_fit_the_model(toy_graph: HeteroData) -> None:

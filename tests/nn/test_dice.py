@@ -116,7 +116,7 @@ def test_a_row_alone_has_no_batch_statistics() -> None:
 
 
 def test_no_features() -> None:
-    with pytest.raises(ValueError, match="'num_features' must be positive, but got 0"):
+    with pytest.raises(ValueError, match="'num_features' must be a positive integer, but got 0"):
         Dice(0)
 
 

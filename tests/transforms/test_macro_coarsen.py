@@ -366,7 +366,43 @@ def test_raw_behavior_of_both_sides():
     for node_type, rows, num in (('user', R, 4), ('item', R.t(), 5)):
         known = rows.sum(1) > 0
         rows = torch.nn.functional.normalize(rows[known], dim=1)
+        rows = torch.nn.functional.pad(rows, (0, coarsen.projection_dim - rows.size(1)))
         assert torch.equal(coarsen.cluster[node_type][known], Grouping(num, seed=2).fit(rows))
+
+
+def grown(data: HeteroData, num_items: int) -> HeteroData:
+    r"""A user that was not there clicks an item that was not there."""
+    data = copy.copy(data)
+    data['user'].num_nodes, data['item'].num_nodes = NUM['user'] + 1, num_items
+    new = torch.tensor([[NUM['user']], [num_items - 1]])
+    data[CLICKS].edge_index = torch.cat([data[CLICKS].edge_index, new], dim=1)
+    data[CLICKS].time = torch.cat([data[CLICKS].time, data[CLICKS].time[-1:]])
+    return data
+
+
+def test_nodes_that_arrive_after_fit():
+    train, _, _ = split(planted_log(), num_windows=1)
+    coarsen = MacroCoarsen({'user': 4, 'item': 5}).fit(train)
+    out = coarsen(grown(train, 30))
+    for node_type, new, column in (('user', 40, 29), ('item', 29, 40)):
+        cluster, known = out[node_type].cluster, coarsen.cluster[node_type] >= 0
+        assert torch.equal(cluster[: NUM[node_type]][known], coarsen.cluster[node_type][known])
+        row = torch.nn.functional.one_hot(torch.tensor([column]), coarsen.projection_dim)
+        assert cluster[new] == coarsen.groupings[node_type].assign(row)[0]
+        assert bool((cluster[NUM[node_type] : new] == -1).all())
+
+
+def test_too_many_items_arrive_after_fit():
+    train, _, _ = split(planted_log(), num_windows=1)
+    coarsen = MacroCoarsen({'user': 4, 'item': 5}, projection_dim=24).fit(train)
+    with pytest.raises(ValueError, match="rows of 24 items.*has 25.*'projection_dim' of 24"):
+        coarsen(grown(train, 25))
+
+
+def test_repr_tells_fits_apart():
+    r"""PyG's caches know a transform by its text."""
+    texts = [repr(MacroCoarsen(GROUPS).fit(split(planted_log(seed))[0])) for seed in (0, 0, 1)]
+    assert 'fitted=' in texts[0] and texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize('num_windows', [1, 4])
@@ -453,7 +489,17 @@ def test_ordinary_gnn_trains():
         ({'groups': GROUPS, 'num_hops': 0}, ValueError, "'num_hops'.*got 0"),
         ({'groups': GROUPS, 'mode': 'shell'}, ValueError, "'mode'.*'shell'"),
         ({'groups': GROUPS, 'projection_dim': 0}, ValueError, "'projection_dim'.*got 0"),
-        ({'groups': GROUPS, 'projection_dim': 1.5}, ValueError, "'projection_dim'.*got 1.5"),
+        ({'groups': GROUPS, 'projection_dim': 1.5}, TypeError, "'projection_dim'.*got 1.5"),
+        ({'groups': GROUPS, 'projection_dim': True}, TypeError, "'projection_dim'.*got True"),
+        ({'groups': GROUPS, 'spherical': 'no'}, TypeError, "'spherical'.*got 'no'"),
+        ({'groups': GROUPS, 'seed': 'a'}, TypeError, "'seed'.*got 'a'"),
+        ({'groups': GROUPS, 'seed': -1}, ValueError, "'seed'.*got -1"),
+        ({'groups': GROUPS, 'seed': 2**40}, ValueError, "'seed'.*got 1099511627776"),
+        (
+            {'groups': {'user': 'group', 'item': 'category'}, 'behavior': 'raw'},
+            ValueError,
+            "'behavior' is 'raw', but.*no clusters are learned",
+        ),
         ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro' or 'raw', but is 'deep'"),
         ({'groups': GROUPS, 'behavior': 3}, TypeError, "'behavior' must be.*got 3"),
         ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, r"names \['users'\]"),
@@ -487,7 +533,7 @@ def test_bad_data():
     with pytest.raises(IndexError, match=r'category must lie in 0\.\.3.*holds 1\.\.4'):
         MacroCoarsen(GROUPS).fit(data)
     data['item'].category = train['item'].category.float()
-    with pytest.raises(TypeError, match='must be a long tensor'):
+    with pytest.raises(TypeError, match=r'must be a long tensor of shape \[24\]'):
         MacroCoarsen(GROUPS).fit(data)
     data = copy.copy(train)
     data[CLICKS].time = train[CLICKS].time + 1000
