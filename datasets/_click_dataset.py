@@ -2,7 +2,7 @@ import hashlib
 import json
 import os
 import os.path as osp
-import re
+import pickle
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._delimited import explain_read_error, quote
+from mag.datasets._delimited import explain_read_error, quote, scan_parquet
 
 
 class ClickDataset(InMemoryDataset):
@@ -35,25 +35,29 @@ class ClickDataset(InMemoryDataset):
 
     The fingerprint holds the class, :attr:`schema_version`,
     :attr:`arguments`, the :obj:`repr` of :obj:`pre_transform` and, for each
-    raw file, its name, size, modification time and content hash.
-    A file whose size and modification time are unchanged is taken as
+    raw file in the order of reading, its name, its path from :obj:`root`,
+    size, modification time and content hash.
+    A file whose path, size and modification time are unchanged is taken as
     unchanged, so opening a cache costs no read of the raw files; when only
-    the time differs (copied, checked out again) the hash decides.
+    the path or the time differs (copied, checked out again) the hash decides.
 
     Args:
         root (str): Directory of :obj:`raw` and :obj:`processed`.
         transform (callable, optional): Applied on every access.
-        pre_transform (callable, optional): Applied once, before caching.
+        pre_transform (callable, optional): Applied once, before caching; a
+            transform whose :obj:`repr` says what it does, and no bare
+            function, of which only the name is known.
         force_reload (bool, optional): Whether to make the cache again.
         log (bool, optional): Whether to print progress.
 
     Raises:
-        ValueError: If the cache was made with other arguments, by another
-            version or from other raw files.
+        ValueError: If the cache is damaged, or was made with other arguments,
+            by another version or from other raw files, if :obj:`root` is a
+            file, or if :obj:`pre_transform` is a bare function.
     """
 
     #: Raised by one whenever :meth:`process` writes something else.
-    schema_version = 1
+    schema_version = 2
 
     #: SQL expression over the log's :obj:`time` column that gives seconds.
     seconds = 'time'
@@ -78,6 +82,14 @@ class ClickDataset(InMemoryDataset):
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
             raise TypeError(f"'root' must be a path, got {root!r}")
+        if osp.isfile(osp.expanduser(root)):
+            raise ValueError(f"'root' must be a directory, but {os.fspath(root)!r} is a file")
+        if ' at 0x' in repr(pre_transform):
+            raise ValueError(
+                f"'pre_transform' must have a repr that says what it does, as the cache keeps no "
+                f'more of it, got {pre_transform!r}; write it as a BaseTransform with a __repr__, '
+                f"or pass it as 'transform'"
+            )
         super().__init__(
             osp.abspath(osp.expanduser(root)),
             transform,
@@ -85,7 +97,10 @@ class ClickDataset(InMemoryDataset):
             log=log,
             force_reload=force_reload,
         )
-        self.load(self.processed_paths[0], data_cls=HeteroData)
+        try:
+            self.load(self.processed_paths[0], data_cls=HeteroData)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise self._damaged('data.pt', error) from error
         self._cache = self._read_cache()
 
     @property
@@ -149,7 +164,7 @@ class ClickDataset(InMemoryDataset):
         """
         path = osp.join(self.processed_dir, f'{node}.parquet')
         with duckdb.connect() as connection:
-            columns = connection.execute(f'SELECT * FROM read_parquet({quote(path)})').fetchnumpy()
+            columns = connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
         return {
             name: np.where(np.ma.getmaskarray(column), np.array(None), np.ma.getdata(column))
             if np.ma.is_masked(column)
@@ -199,7 +214,16 @@ class ClickDataset(InMemoryDataset):
 
     def _read_cache(self) -> dict[str, Any]:
         with open(osp.join(self.processed_dir, 'cache.json'), encoding='utf-8') as file:
-            return json.load(file)
+            try:
+                return json.load(file)
+            except ValueError as error:
+                raise self._damaged('cache.json', error) from error
+
+    def _damaged(self, name: str, error: Exception) -> ValueError:
+        return ValueError(
+            f'The cache in {self.processed_dir!r} is damaged, its {name} cannot be read '
+            f'({type(error).__name__}). Pass force_reload=True to make it again'
+        )
 
     def _check_cache(self) -> None:
         cached = self._read_cache()['fingerprint']
@@ -208,31 +232,71 @@ class ClickDataset(InMemoryDataset):
             for key, value in self._settings().items()
             if cached.get(key) != value
         ]
-        before = {file['name']: file for file in cached['files']}
-        now = {file['name']: file for file in _describe_files(self.source_files)}
-        if now:
-            differences += [f'{name} is gone' for name in sorted(before.keys() - now.keys())]
-            differences += [f'{name} is new' for name in sorted(now.keys() - before.keys())]
-        for name in sorted(before.keys() & now.keys()):
-            differences += _compare_files(before[name], now[name])
+        differences = differences or self._compare_sources(cached['files'])
         if differences:
             raise ValueError(
                 f'The cache in {self.processed_dir!r} does not fit: {"; ".join(differences)}. '
                 f"Pass force_reload=True to make it again, or choose another 'root'"
             )
 
+    def _compare_sources(self, files: list[dict[str, Any]]) -> list[str]:
+        differences = []
+        before = {file['name']: file for file in files}
+        now = {file['name']: file for file in self._describe_files(self.source_files)}
+        if now:
+            differences += [f'{name} is gone' for name in sorted(before.keys() - now.keys())]
+            differences += [f'{name} is new' for name in sorted(now.keys() - before.keys())]
+        else:
+            # A finished cache outlives its raw files, but not a change of what is left of them.
+            now = {
+                name: self._describe_file(self._path_of(file), name)
+                for name, file in before.items()
+                if osp.exists(self._path_of(file))
+            }
+        for name in sorted(before.keys() & now.keys()):
+            differences += self._compare_files(before[name], now[name])
+        if before.keys() == now.keys() and list(before) != list(now):
+            differences.append(f'the files were {", ".join(before)}, are now {", ".join(now)}')
+        return differences
+
     def _settings(self) -> dict[str, Any]:
         settings = {
             'class': type(self).__name__,
             'schema_version': self.schema_version,
-            'pre_transform': re.sub(r' at 0x[0-9a-fA-F]+', '', repr(self.pre_transform)),
+            'pre_transform': repr(self.pre_transform),
         }
         return settings | json.loads(json.dumps(self.arguments))
 
+    def _describe_files(self, paths: list[str]) -> list[dict[str, Any]]:
+        if not paths:
+            return []
+        base = osp.commonpath([osp.dirname(osp.abspath(path)) for path in paths])
+        return [self._describe_file(path, osp.relpath(path, base)) for path in paths]
+
+    def _describe_file(self, path: str, name: str) -> dict[str, Any]:
+        status = os.stat(path)
+        return {
+            'name': name,
+            'path': osp.relpath(path, self.root),
+            'size': status.st_size,
+            'modified': status.st_mtime_ns,
+        }
+
+    def _path_of(self, file: dict[str, Any]) -> str:
+        return osp.normpath(osp.join(self.root, file['path']))
+
+    def _compare_files(self, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        if before['size'] != now['size']:
+            return [f'{now["name"]} had {before["size"]:,} bytes, has now {now["size"]:,}']
+        is_untouched = before | now == before
+        if not is_untouched and before['hash'] != hash_file(self._path_of(now)):
+            return [f'{now["name"]} has the same size and other content']
+        return []
+
     def _write_cache(self, directory: str) -> None:
-        files = _describe_files(self.source_files)
+        files = self._describe_files(self.source_files)
         for file in files:
-            file['hash'] = hash_file(file['path'])
+            file['hash'] = hash_file(self._path_of(file))
 
         steps = tqdm(total=5, desc='Reading', disable=not self.log, leave=False)
         connection = duckdb.connect()
@@ -280,8 +344,6 @@ class ClickDataset(InMemoryDataset):
                 )
         # `InMemoryDataset.save` holds two more copies of the data in memory.
         torch.save((data.to_dict(), None, HeteroData), osp.join(directory, 'data.pt'))
-        for file in files:
-            del file['path']
         with open(osp.join(directory, 'cache.json'), 'w', encoding='utf-8') as json_file:
             json.dump(
                 {
@@ -384,9 +446,14 @@ class ClickDataset(InMemoryDataset):
         ]
         if not attributes:
             return
+        # What is called unknown in the files and what is missing there are one category.
+        merged = ', '.join(
+            f"CASE WHEN {name}::VARCHAR <> 'unknown' THEN {name} END AS {name}"
+            for name in attributes
+        )
         connection.execute(f"""
             CREATE TABLE {node}_joined AS
-            SELECT node, {', '.join(attributes)}
+            SELECT node, {merged}
             FROM {node}_node LEFT JOIN {node}_attribute USING (id)
         """)
         codes = ', '.join(
@@ -410,6 +477,22 @@ class ClickDataset(InMemoryDataset):
             COPY (SELECT {', '.join(['id', *words])} FROM {node}_node {attributes} ORDER BY node)
             TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)
         """)
+
+
+def create_attributes(
+    connection: duckdb.DuckDBPyConnection, node: str, select: str, path: str
+) -> None:
+    r"""Creates the table of a node type's attributes from a file of one row
+    an id.
+    """
+    connection.execute(f'CREATE OR REPLACE TABLE {node}_attribute AS {select}')
+    repeated = connection.execute(f"""
+        SELECT id, count(*) FROM {node}_attribute
+        GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1
+    """).fetchall()
+    if repeated:
+        name, count = repeated[0]
+        raise ValueError(f'{path} has {count} rows for the {node} {name}, expected one')
 
 
 def _attributes(connection: duckdb.DuckDBPyConnection, node: str) -> list[str]:
@@ -449,29 +532,6 @@ def _fetch_events(connection: duckdb.DuckDBPyConnection, seconds: str) -> dict[s
             column[start:stop] = torch.from_numpy(piece[name])
     del columns['user'], columns['item']
     return columns | {'index': index}
-
-
-def _describe_files(paths: list[str]) -> list[dict[str, Any]]:
-    if not paths:
-        return []
-    base = osp.commonpath([osp.dirname(osp.abspath(path)) for path in paths])
-    return [
-        {
-            'path': path,
-            'name': osp.relpath(path, base),
-            'size': os.stat(path).st_size,
-            'modified': os.stat(path).st_mtime_ns,
-        }
-        for path in paths
-    ]
-
-
-def _compare_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    if before['size'] != now['size']:
-        return [f'{now["name"]} had {before["size"]:,} bytes, has now {now["size"]:,}']
-    if before['modified'] != now['modified'] and before['hash'] != hash_file(now['path']):
-        return [f'{now["name"]} has the same size and other content']
-    return []
 
 
 def hash_file(path: str, algorithm: str = 'blake2b') -> str:

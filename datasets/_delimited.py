@@ -1,12 +1,17 @@
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from itertools import islice
 from typing import TextIO
 
 import duckdb
+
+# Python stops at cells of 131,072 characters; DuckDB has its own, larger limit.
+csv.field_size_limit(2**31 - 1)
 
 #: The type of a column of zeros and ones; a BOOLEAN would take any number for true.
 FLAG = 'UTINYINT'
@@ -20,6 +25,16 @@ def quote(text: str) -> str:
 def quote_name(name: str) -> str:
     r"""Writes :obj:`name` as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def scan_parquet(path: str) -> str:
+    r"""Writes the SQL that reads a Parquet file."""
+    return f'read_parquet({_one_file(path)})'
+
+
+def _one_file(path: str) -> str:
+    # DuckDB takes brackets and stars in a path for a pattern, and `user=7/` for a column.
+    return f'[{quote(escape(path))}], hive_partitioning=false'
 
 
 def scan_delimited(
@@ -51,7 +66,7 @@ def scan_delimited(
     not_null = ', '.join(quote(name) for name in required)
     mark = quote('"') if quotes else "''"
     return (
-        f'read_csv([{quote(path)}], auto_detect=false, columns={{{types}}}, '
+        f'read_csv({_one_file(path)}, auto_detect=false, columns={{{types}}}, '
         f'delim={quote(delimiter)}, header={header}, quote={mark}, escape={mark}, '
         f'force_not_null=[{not_null}], encoding={quote(encoding)})'
     )
@@ -114,6 +129,8 @@ def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[l
             raise ValueError(f'{path} is not UTF-8: {error}') from error
         except csv.Error as error:
             raise ValueError(f'{path} is no CSV file: {error}') from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f'{path} is no whole gzip file: {error}') from error
 
 
 def line_of_row(path: str, row: int, delimiter: str) -> int:
@@ -133,16 +150,24 @@ def _open(path: str) -> Iterator[TextIO]:
         yield file
 
 
+def checked(name: str, condition: str, expected: str, path: str, *keys: str) -> str:
+    r"""Writes the SQL that gives the column :obj:`name` where
+    :obj:`condition` holds, and else raises and names the row by its
+    :obj:`keys`.
+    """
+    row = ", ', ', ".join(f"'{key} ', {key}" for key in keys)
+    return (
+        f'CASE WHEN {condition} THEN {name} ELSE error(concat('
+        f'{quote(f"{path}: column {name!r} holds ")}, {name}, '
+        f'{quote(f", expected {expected}, where ")}, {row})) END'
+    )
+
+
 def checked_flag(name: str, path: str, *keys: str) -> str:
     r"""Writes the SQL that gives the column :obj:`name`, of type
     :obj:`FLAG`, or raises and names the row by its :obj:`keys`.
     """
-    row = ", ', ', ".join(f"'{key} ', {key}" for key in keys)
-    return (
-        f'CASE WHEN {name} <= 1 THEN {name} ELSE error(concat('
-        f"{quote(f'{path}: column {name!r} holds ')}, {name}, ', expected 0 or 1, where ', "
-        f'{row})) END'
-    )
+    return checked(name, f'{name} <= 1', '0 or 1', path, *keys)
 
 
 def explain_read_error(error: duckdb.Error) -> ValueError:
@@ -152,6 +177,8 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     text = str(error)
     line = re.search(r'CSV Error on Line: (\d+)', text)
     path = re.search(r'^ +file = (.*)$', text, re.MULTILINE)
+    if path is not None and 'state machine reached an invalid state' in text:
+        return ValueError(_explain_line_ends(path.group(1)))
     if line is None or path is None:
         return ValueError(text.strip().splitlines()[0].removeprefix('Invalid Input Error: '))
     place = f'{path.group(1)}, line {line.group(1)}'
@@ -180,6 +207,17 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     if 'unterminated quote' in text:
         return ValueError(f'{place}: a quote is opened and not closed{row}')
     return ValueError(f'{place}: {text.splitlines()[0]}{row}')
+
+
+def _explain_line_ends(path: str) -> str:
+    opener = gzip.open if path.endswith('.gz') else open
+    with opener(path, 'rb') as file:
+        ends = ('CRLF' if line.endswith(b'\r\n') else 'LF' for line in file if line.endswith(b'\n'))
+        first = next(ends, None)
+        for number, end in enumerate(ends, 2):
+            if end != first:
+                return f'{path}, line {number}: the line ends in {end}, expected {first} as before'
+    return f'{path}: expected lines that all end in LF or all in CRLF, and closed quotes'
 
 
 _EXPECTED = {

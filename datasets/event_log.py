@@ -1,3 +1,4 @@
+import math
 import os
 import os.path as osp
 import warnings
@@ -8,17 +9,18 @@ from itertools import accumulate
 from typing import Any
 
 import duckdb
+import numpy as np
 from torch_geometric.data import HeteroData
 
 from mag.datasets._click_dataset import ClickDataset
 from mag.datasets._delimited import (
     line_of_row,
     missing_columns,
-    quote,
     quote_name,
     read_header,
     read_rows,
     scan_csv,
+    scan_parquet,
 )
 
 _REQUIRED = ('user', 'item', 'time')
@@ -34,9 +36,9 @@ _INTEGERS = (
     'UTINYINT',
     'USMALLINT',
     'UINTEGER',
-    'UBIGINT',
 )
-_FRACTIONS = ('FLOAT', 'DOUBLE', 'DECIMAL', 'HUGEINT', 'UHUGEINT')
+_LONG = ('DECIMAL', 'HUGEINT', 'UHUGEINT')
+_NUMBERS = (*_INTEGERS, 'UBIGINT', 'FLOAT', 'DOUBLE', *_LONG)
 
 
 class EventLog(ClickDataset):
@@ -81,10 +83,12 @@ class EventLog(ClickDataset):
             columns in the files.
         time_unit (str, optional): The unit of a time that is a number:
             :obj:`'s'`, :obj:`'ms'`, :obj:`'us'` or :obj:`'ns'`. A time that
-            is a date is read as UTC unless it says otherwise.
+            is a date is read as UTC unless it says otherwise. If a number in
+            a CSV file is 2^53 or more, all are read as whole numbers.
             (default: :obj:`'s'`)
         transform (callable, optional): Applied to the data on every access.
-        pre_transform (callable, optional): Applied once, before caching.
+        pre_transform (callable, optional): Applied once, before caching; no
+            bare function, as its :obj:`repr` is what the cache is known by.
         force_reload (bool, optional): Whether to process the files again.
             (default: :obj:`False`)
         log (bool, optional): Whether to show progress.
@@ -94,9 +98,10 @@ class EventLog(ClickDataset):
         FileNotFoundError: If no file is there.
         TypeError: If :obj:`columns` is no dictionary of strings.
         ValueError: If :obj:`columns` or :obj:`time_unit` is wrong, if a file
-            is empty, lacks a column or holds a row that cannot be read (the
-            message has file and line), or if the cache was made with other
-            arguments, by another version or from other files.
+            is empty, lacks a column, has a column of another type than the
+            first file or holds a row that cannot be read (the message has
+            file and line), or if the cache was made with other arguments, by
+            another version or from other files.
     """
 
     def __init__(
@@ -139,46 +144,43 @@ class EventLog(ClickDataset):
 
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("SET TimeZone = 'UTC'")
-        if self._files[0].endswith(_PARQUET):
-            selects = self._select_parquet(connection)
-        else:
-            selects = self._select_csv()
-        connection.execute(f'CREATE OR REPLACE TABLE log AS {selects[0]} LIMIT 0')
-        num_rows = [
-            connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects
-        ]
+        is_parquet = self._files[0].endswith(_PARQUET)
+        selects = self._select_parquet(connection) if is_parquet else self._select_csv()
+        num_rows = _fill(connection, selects)
+        if not is_parquet and _has_large_times(connection):
+            num_rows = _fill(connection, self._select_csv('BIGINT'))
         self._check_rows(connection, num_rows)
-        if not self._files[0].endswith(_PARQUET):
-            for name in ('user', 'item'):
-                _read_numbers(connection, name)
+        for role, kind in _column_types(connection).items():
+            if role in ('user', 'item') and (not is_parquet or kind.startswith(_LONG)):
+                _read_numbers(connection, role, kind)
         self._set_seconds(connection)
         if 'category' in self.columns:
             connection.execute("""
                 CREATE OR REPLACE TABLE item_attribute AS
                 SELECT item AS id, arg_min(category, rowid) AS category
-                FROM log WHERE category IS NOT NULL GROUP BY item
+                FROM log WHERE category::VARCHAR <> '' GROUP BY item
             """)
 
-    def _select_csv(self) -> list[str]:
+    def _select_csv(self, kind_of_times: str = '') -> list[str]:
         samples = [_sample(path, self.columns) for path in self._files]
         times = [row['time'] for sample in samples for row in sample]
-        kinds = {'time': _kind_of_times(times)}
+        kinds = {'time': kind_of_times or _kind_of_times(times)}
         if 'label' in self.columns:
             kinds['label'] = _kind_of_labels([row['label'] for sample in samples for row in sample])
         if 'weight' in self.columns:
             kinds['weight'] = 'DOUBLE'
         types = {name: kinds.get(role, 'VARCHAR') for role, name in self.columns.items()}
         required = tuple(self.columns[role] for role in kinds)
-        values = {
-            role: f"nullif({quote_name(self.columns[role])}, '')"
-            for role in self.columns
-            if role not in kinds
-        }
+        values = {}
+        if kinds.get('label') == 'BOOLEAN':
+            # DuckDB would do a cast while it reads, where the word `true` is no number.
+            values['label'] = f'if({quote_name(self.columns["label"])}, 1, 0)'
         return [self._select(values, scan_csv(path, types, required)) for path in self._files]
 
     def _select_parquet(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
-        scans = [f'read_parquet([{quote(path)}])' for path in self._files]
+        scans = [scan_parquet(path) for path in self._files]
         first: dict[str, str] = {}
+        values: dict[str, str] = {}
         for path, scan in zip(self._files, scans):
             columns = {
                 name: kind
@@ -192,26 +194,26 @@ class EventLog(ClickDataset):
             kinds = {role: columns[name] for role, name in self.columns.items()}
             self._check_kinds(path, kinds)
             first = first or kinds
-            for role in ('user', 'item'):
-                if first[role] != kinds[role] and not {first[role], kinds[role]} <= {*_INTEGERS}:
+            # Labels and weights are made DOUBLE in any case.
+            for role in kinds:
+                if role in ('label', 'weight') or first[role] == kinds[role]:
+                    continue
+                if not {first[role], kinds[role]} <= {*_INTEGERS}:
                     raise ValueError(
                         f'{path}: column {self.columns[role]!r} is {kinds[role]}, but '
-                        f'{first[role]} in {self._files[0]}'
+                        f'{first[role]} in {self._files[0]}; expected one type in all files'
                     )
-        values = {}
-        if first['time'] == 'DATE':
-            values['time'] = f'{quote_name(self.columns["time"])}::TIMESTAMP'
-        elif not first['time'].startswith('TIMESTAMP'):
-            kind = 'BIGINT' if first['time'] in _INTEGERS else 'DOUBLE'
+                values[role] = f'{quote_name(self.columns[role])}::BIGINT'
+        if first['time'] in ('DATE', 'FLOAT'):
+            kind = 'TIMESTAMP' if first['time'] == 'DATE' else 'DOUBLE'
             values['time'] = f'{quote_name(self.columns["time"])}::{kind}'
         return [self._select(values, scan) for scan in scans]
 
     def _check_kinds(self, path: str, kinds: dict[str, str]) -> None:
-        numbers = (*_INTEGERS, *_FRACTIONS)
         allowed = {
-            'time': ((*numbers, 'TIMESTAMP', 'DATE'), 'a number or a timestamp'),
-            'label': ((*numbers, 'BOOLEAN'), '0 or 1'),
-            'weight': (numbers, 'a number'),
+            'time': ((*_NUMBERS, 'TIMESTAMP', 'DATE'), 'a number or a timestamp'),
+            'label': ((*_NUMBERS, 'BOOLEAN'), '0 or 1'),
+            'weight': (_NUMBERS, 'a number'),
         }
         for role in kinds.keys() & allowed.keys():
             prefixes, expected = allowed[role]
@@ -230,21 +232,21 @@ class EventLog(ClickDataset):
 
     def _check_rows(self, connection: duckdb.DuckDBPyConnection, num_rows: list[int]) -> None:
         types = _column_types(connection)
-        bad = {role: (f'{role} IS NULL', 'an id') for role in ('user', 'item')}
-        bad |= {
-            role: (f'{role} IS NULL OR isnan({role})', 'an id')
+        is_empty = {'VARCHAR': "{} = ''", 'FLOAT': 'isnan({})', 'DOUBLE': 'isnan({})'}
+        bad = {
+            role: (f'{role} IS NULL OR {is_empty.get(types[role], "false").format(role)}', 'an id')
             for role in ('user', 'item')
-            if types[role] in ('FLOAT', 'DOUBLE')
         }
-        bad['time'] = ('time IS NULL', 'a time')
-        if types['time'] != 'BIGINT':
-            bad['time'] = ('time IS NULL OR NOT isfinite(time)', 'a finite time')
+        is_bad = 'NOT isfinite(time)'
+        if not types['time'].startswith('TIMESTAMP'):
+            is_bad = f'time NOT BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
+        bad['time'] = (f'time IS NULL OR {is_bad}', 'a finite time that fits 64 bits')
         if 'label' in self.columns:
             bad['label'] = ('label IS NULL OR label NOT IN (0, 1)', '0 or 1')
         if 'weight' in self.columns:
             bad['weight'] = (
-                'weight IS NULL OR NOT isfinite(weight) OR weight < 0',
-                'a number of at least 0',
+                f'weight IS NULL OR weight NOT BETWEEN 0 AND {_LARGEST_WEIGHT}',
+                'a number of at least 0 that fits a float32',
             )
         counts = ', '.join(
             f'min(rowid) FILTER ({condition}), count(*) FILTER ({condition})'
@@ -259,7 +261,7 @@ class EventLog(ClickDataset):
                 others = f' (and {count - 1:,} more such rows)' if count > 1 else ''
                 raise ValueError(
                     f'{self._locate(row, num_rows)}: column {self.columns[role]!r} ({role}) holds '
-                    f'{"nothing" if value is None else value}, expected {expected}{others}'
+                    f'{"nothing" if value in (None, "") else value}, expected {expected}{others}'
                 )
 
     def _locate(self, row: int, num_rows: list[int]) -> str:
@@ -275,13 +277,14 @@ class EventLog(ClickDataset):
     def _set_seconds(self, connection: duckdb.DuckDBPyConnection) -> None:
         kind = _column_types(connection)['time']
         unit = _UNITS[self.time_unit]
-        if kind == 'BIGINT':
-            # `//` rounds towards zero, also before 1970.
-            self.seconds = f'(time - (time % {unit} + {unit}) % {unit}) // {unit}'
+        if kind.startswith('TIMESTAMP'):
+            self.seconds = 'floor(epoch(time))::BIGINT'
         elif kind == 'DOUBLE':
             self.seconds = f'floor(time / {unit})::BIGINT'
         else:
-            self.seconds = 'floor(epoch(time))::BIGINT'
+            time = 'floor(time)::BIGINT' if kind.startswith('DECIMAL') else 'time::BIGINT'
+            # `//` rounds towards zero, also before 1970.
+            self.seconds = f'({time} - ({time} % {unit} + {unit}) % {unit}) // {unit}'
         (last,) = connection.execute(f'SELECT max({self.seconds}) FROM log').fetchall()[0]
         if last is not None and last > _YEAR_5000:
             warnings.warn(
@@ -293,6 +296,11 @@ class EventLog(ClickDataset):
 
 
 _YEAR_5000 = 95_617_584_000
+# Somewhat below 2^63, as the seconds are worked out in 64 bits.
+_LAST_TIME = 9_200_000_000_000_000_000
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+# Up to here a double holds every whole number.
+_EXACT = 2**53
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -314,11 +322,13 @@ def _check_columns(columns: Mapping[str, str]) -> None:
         )
     roles: dict[str, str] = {}
     for role, name in columns.items():
-        if name in roles:
+        # DuckDB's names are blind to case.
+        other = roles.setdefault(name.lower(), role)
+        if other != role:
             raise ValueError(
-                f"'columns' names the column {name!r} for both {roles[name]!r} and {role!r}"
+                f"'columns' names the column {name!r} for both {other!r} and {role!r}; expected "
+                f'names that differ in more than upper and lower case'
             )
-        roles[name] = role
 
 
 def _find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -367,8 +377,8 @@ def _sample(path: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _kind_of_times(values: list[str]) -> str:
     numbers = [number for number in map(_to_number, values) if number is not None]
-    # A double is exact up to 2^53, and has the fractions that a BIGINT would round away.
-    if any(abs(number) >= 2**53 for number in numbers):
+    # A double has the fractions that a BIGINT would round away.
+    if any(_EXACT <= abs(number) < math.inf for number in numbers):
         return 'BIGINT'
     return 'DOUBLE' if numbers or not any(values) else 'TIMESTAMP WITH TIME ZONE'
 
@@ -386,14 +396,27 @@ def _to_number(text: str) -> float | None:
         return None
 
 
+def _fill(connection: duckdb.DuckDBPyConnection, selects: list[str]) -> list[int]:
+    connection.execute(f'CREATE OR REPLACE TABLE log AS {selects[0]} LIMIT 0')
+    return [connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects]
+
+
+def _has_large_times(connection: duckdb.DuckDBPyConnection) -> bool:
+    if _column_types(connection)['time'] != 'DOUBLE':
+        return False
+    is_large = f'isfinite(time) AND abs(time) >= {_EXACT}'
+    return bool(connection.execute(f'SELECT 1 FROM log WHERE {is_large} LIMIT 1').fetchall())
+
+
 def _column_types(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     return {name: kind for name, kind, *_ in connection.execute('DESCRIBE log').fetchall()}
 
 
-def _read_numbers(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+def _read_numbers(connection: duckdb.DuckDBPyConnection, role: str, kind: str) -> None:
     other = connection.execute(
-        f'SELECT 1 FROM log WHERE TRY_CAST({name} AS BIGINT)::VARCHAR IS DISTINCT FROM {name} '
-        f'LIMIT 1'
+        f'SELECT 1 FROM log '
+        f'WHERE TRY_CAST({role} AS BIGINT)::VARCHAR IS DISTINCT FROM {role}::VARCHAR LIMIT 1'
     ).fetchall()
-    if not other:
-        connection.execute(f'ALTER TABLE log ALTER {name} TYPE BIGINT')
+    number_or_text = 'VARCHAR' if other else 'BIGINT'
+    if number_or_text != kind:
+        connection.execute(f'ALTER TABLE log ALTER {role} TYPE {number_or_text}')

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 from torch_geometric.data import HeteroData
 
-from mag.datasets._click_dataset import ClickDataset
+from mag.datasets._click_dataset import ClickDataset, create_attributes
 from mag.datasets._delimited import FLAG, checked_flag, scan_csv
 
 _FOLDERS = {'pure': 'KuaiRand-Pure', '1k': 'KuaiRand-1K'}
@@ -76,7 +76,8 @@ class KuaiRand(ClickDataset):
         name (str, optional): :obj:`'pure'` or :obj:`'1k'`.
             (default: :obj:`'pure'`)
         transform (callable, optional): Applied to the data on every access.
-        pre_transform (callable, optional): Applied once, before caching.
+        pre_transform (callable, optional): Applied once, before caching; no
+            bare function, as its :obj:`repr` is what the cache is known by.
         force_reload (bool, optional): Whether to process the raw files again.
             (default: :obj:`False`)
         log (bool, optional): Whether to show progress.
@@ -84,9 +85,10 @@ class KuaiRand(ClickDataset):
 
     Raises:
         FileNotFoundError: If a file is missing; it says which.
-        ValueError: If :obj:`name` is unknown, if a file lacks a column or
-            holds a row that cannot be read, or if the cache was made with
-            other arguments, by another version or from other raw files.
+        ValueError: If :obj:`name` is unknown, if a file lacks a column, holds
+            a row that cannot be read or repeats the features of a user or
+            video, or if the cache was made with other arguments, by another
+            version or from other raw files.
     """
 
     seconds = 'time // 1000'
@@ -176,15 +178,15 @@ class KuaiRand(ClickDataset):
         connection.execute(f'CREATE OR REPLACE TABLE log AS {" UNION ALL ".join(selects)}')
 
         user_columns = {'user_id': 'BIGINT'} | dict.fromkeys(_USER_FEATURES, 'VARCHAR')
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE user_attribute AS
+        select = f"""
             SELECT user_id AS id, {', '.join(_USER_FEATURES)}
             FROM {scan_csv(users, user_columns, ('user_id',))}
-        """)
+        """
+        create_attributes(connection, 'user', select, users)
         video_columns = {'video_id': 'BIGINT'} | dict.fromkeys((*_VIDEO_FEATURES, 'tag'), 'VARCHAR')
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE item_attribute AS
+        select = f"""
             SELECT video_id AS id, string_split(tag, ',')[1] AS category,
                    {', '.join(_VIDEO_FEATURES)}
             FROM {scan_csv(videos, video_columns, ('video_id',))}
-        """)
+        """
+        create_attributes(connection, 'item', select, videos)

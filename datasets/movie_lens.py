@@ -16,9 +16,10 @@ import torch
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag.datasets._click_dataset import ClickDataset, hash_file
+from mag.datasets._click_dataset import ClickDataset, create_attributes, hash_file
 from mag.datasets._delimited import (
     FLAG,
+    checked,
     checked_flag,
     quote,
     scan_csv,
@@ -152,7 +153,8 @@ class MovieLens(ClickDataset):
             :obj:`'20m'`, :obj:`'25m'`, :obj:`'32m'`, :obj:`'latest-small'`
             or :obj:`'latest'`. (default: :obj:`'100k'`)
         transform (callable, optional): Applied to the data on every access.
-        pre_transform (callable, optional): Applied once, before caching.
+        pre_transform (callable, optional): Applied once, before caching; no
+            bare function, as its :obj:`repr` is what the cache is known by.
         force_reload (bool, optional): Whether to process the raw files again.
             (default: :obj:`False`)
         log (bool, optional): Whether to show progress.
@@ -160,9 +162,9 @@ class MovieLens(ClickDataset):
 
     Raises:
         ValueError: If :obj:`name` is unknown, if a file holds a row that
-            cannot be read (the message has file and line), or if the cache
-            was made with other arguments, by another version or from other
-            raw files.
+            cannot be read (the message has file and line), a rating beyond 0
+            to 5 or the same user or movie twice, or if the cache was made
+            with other arguments, by another version or from other raw files.
         FileNotFoundError: If the ratings are there and another file is not.
         RuntimeError: If the files cannot be had; it says which file to put
             where.
@@ -294,24 +296,34 @@ class MovieLens(ClickDataset):
             log, items, users = _read_dat(paths)
         else:
             log, items, users = _read_csv(paths)
+        ratings_path, items_path, *users_paths = self.source_files
+        rating = checked(
+            'rating',
+            'rating BETWEEN 0 AND 5',
+            'a number from 0 to 5',
+            ratings_path,
+            'user',
+            'item',
+            'time',
+        )
         connection.execute(f"""
             CREATE OR REPLACE TABLE log AS
-            SELECT user, item, time, (rating >= 4)::TINYINT AS label FROM {log}
+            SELECT user, item, time, ({rating} >= 4)::TINYINT AS label FROM {log}
         """)
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE item_attribute AS
+        select = f"""
             SELECT id, title, genres,
                    TRY_CAST(regexp_extract(title, '.*\\((\\d{{4}})\\)', 1) AS INTEGER) AS year
             FROM ({items})
-        """)
+        """
+        create_attributes(connection, 'item', select, items_path)
         if users:
             first_years = ', '.join(map(str, _AGES))
-            connection.execute(f"""
-                CREATE OR REPLACE TABLE user_attribute AS
+            select = f"""
                 SELECT id, gender, occupation,
                        list_max(list_filter([{first_years}], lambda first: first <= age)) AS age
                 FROM ({users})
-            """)
+            """
+            create_attributes(connection, 'user', select, *users_paths)
 
     def extend(
         self,

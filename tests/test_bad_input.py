@@ -123,6 +123,28 @@ CASES: dict[str, Case] = {
     ),
     'log empty': (lambda p: csv_log(p, ''), ValueError, 'empty'),
     'log header only': (lambda p: csv_log(p, 'u,i,t,y\n'), ValueError, 'no rows|empty'),
+    'log columns': (
+        lambda p: csv_log(p, 'U,u,t,y\n1,2,3,1\n', user='U', item='u'),
+        ValueError,
+        "'u' for both 'user' and 'item'.*upper and lower case",
+    ),
+    'log line ends': (
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\r\n1,2,3,1\n'),
+        ValueError,
+        r'log\.csv, line 2: the line ends in CRLF, expected LF',
+    ),
+    'log root': (
+        lambda p: EventLog(p / 'log.csv', csv_log(p, 'u,i,t,y\n1,2,3,1\n').source_files, {
+            'user': 'u', 'item': 'i', 'time': 't'
+        }),
+        ValueError,
+        r"'root' must be a directory, but .*log\.csv' is a file",
+    ),
+    'movielens pre_transform': (
+        lambda p: MovieLens(p, pre_transform=lambda data: data),
+        ValueError,
+        "'pre_transform' must have a repr.*lambda",
+    ),
     'log missing': (
         lambda p: EventLog(p, p / 'none.csv', {'user': 'u', 'item': 'i', 'time': 't'}),
         FileNotFoundError,

@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from torch_geometric.data import HeteroData
-from torch_geometric.transforms import BaseTransform
+from torch_geometric.transforms import BaseTransform, Compose
 
 from mag.datasets import EventLog
 
@@ -74,14 +74,6 @@ def test_transforms(log):
     assert dataset[0][CLICKS].edge_label_time.tolist() == [1, 2, 3]
 
 
-def double(data):
-    return data
-
-
-def halve(data):
-    return data
-
-
 @pytest.mark.parametrize(
     'before, now, pieces',
     [
@@ -97,11 +89,6 @@ def halve(data):
             {'pre_transform': Scale(3)},
             ["was 'Scale(factor=2)', is now 'Scale(factor=3)'"],
         ),
-        (
-            {'pre_transform': double},
-            {'pre_transform': halve},
-            ["was '<function double>', is now '<function halve>'"],
-        ),
     ],
 )
 def test_other_arguments_raise(log, before, now, pieces):
@@ -115,10 +102,19 @@ def test_other_arguments_raise(log, before, now, pieces):
     load(log, **now)
 
 
+@pytest.mark.parametrize('wrap', [lambda function: function, lambda function: Compose([function])])
+def test_bare_function_is_refused(log, wrap):
+    # Two of one name differ in nothing that a cache could keep.
+    with pytest.raises(ValueError, match="(?s)'pre_transform' must have a repr.*<lambda>.*BaseTr"):
+        load(log, pre_transform=wrap(lambda data: data))
+    assert not (log.parent / 'root').exists()
+    load(log, pre_transform=Compose([Scale(2)]), transform=lambda data: data)
+
+
 def test_other_version_raises(log, monkeypatch):
     load(log)
     monkeypatch.setattr(EventLog, 'schema_version', EventLog.schema_version + 1)
-    with pytest.raises(ValueError, match='schema_version was 1, is now 2'):
+    with pytest.raises(ValueError, match='schema_version was 2, is now 3'):
         load(log)
 
 
@@ -134,6 +130,79 @@ def test_other_raw_files_raise(log):
     log.rename(log.parent / 'other.csv')
     with pytest.raises(ValueError, match=r'log\.csv is gone; other\.csv is new'):
         EventLog(log.parent / 'root', log.parent / 'other.csv', COLUMNS, log=False)
+
+
+def test_other_order_of_files_raises(log):
+    other = log.parent / 'other.csv'
+    other.write_text('u,i,t\n3,3,1\n')
+
+    def ids(*files, **kwargs):
+        dataset = EventLog(log.parent / 'root', files, COLUMNS, log=False, **kwargs)
+        return dataset[0][CLICKS].edge_index[0].tolist()
+
+    assert ids(log, other) == [0, 2, 0, 1]
+    match = r'the files were log\.csv, other\.csv, are now other\.csv, log\.csv\.'
+    with pytest.raises(ValueError, match=match):
+        ids(other, log)
+    assert ids(other, log, force_reload=True) == [2, 0, 0, 1]
+
+
+def test_other_file_of_the_same_name_size_and_time_raises(log):
+    other = log.parent / 'other' / 'log.csv'
+    other.parent.mkdir()
+    other.write_text(TEXT.replace('2,2,3', '9,2,3'))
+    for path in (log, other):
+        os.utime(path, (1, 1))
+    load(log)
+    with pytest.raises(ValueError, match=r'log\.csv has the same size and other content'):
+        EventLog(log.parent / 'root', other, COLUMNS, log=False)
+
+
+def test_moved_cache_is_the_same(log, monkeypatch):
+    load(log)
+    monkeypatch.setattr(EventLog, 'process', never)
+    moved = log.parent / 'far' / 'away'
+    moved.parent.mkdir()
+    (log.parent / 'root').rename(moved)
+    assert EventLog(moved, log, COLUMNS, log=False)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize('name', ['cache.json', 'data.pt'])
+@pytest.mark.parametrize('size', [0, 50])
+def test_damaged_cache(log, name, size):
+    load(log)
+    path = log.parent / 'root' / 'processed' / name
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError) as error:
+        load(log)
+    for piece in (str(path.parent), 'is damaged', f'its {name} cannot', 'force_reload=True'):
+        assert piece in str(error.value)
+    assert load(log, force_reload=True)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+def test_cache_without_data(log):
+    load(log)
+    (log.parent / 'root' / 'processed' / 'data.pt').unlink()
+    with pytest.raises(ValueError, match=r'data\.pt cannot be read \(FileNotFoundError\).*force'):
+        load(log)
+    assert load(log, force_reload=True)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+def test_root_is_a_file(log):
+    with pytest.raises(ValueError, match=r"'root' must be a directory, but .*log\.csv' is a file"):
+        EventLog(log, log, COLUMNS, log=False)
+
+
+@pytest.mark.parametrize('folder', ['run[1]', 'run*', 'id=9'])
+def test_root_is_no_pattern(log, folder):
+    decoy = log.parent / 'decoy.csv'
+    decoy.write_text('u,i,t\nx,y,1\n')
+    EventLog(log.parent / 'run1', decoy, COLUMNS, log=False)
+    dataset = EventLog(log.parent / folder, log, COLUMNS, log=False)
+    assert {node: ids.tolist() for node, ids in dataset.raw_ids.items()} == {
+        'user': [1, 2],
+        'item': [1, 2],
+    }
 
 
 def test_same_content_of_another_time_is_the_same(log, monkeypatch):
@@ -211,6 +280,35 @@ def test_kill_leaves_no_half_cache(log, method):
     dataset = load(log)
     assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
     assert sorted(os.listdir(root)) == ['.lock', 'processed']
+
+
+@pytest.mark.parametrize('renames, times', [(0, [1, 2, 3]), (1, None), (2, [7, 8, 9])])
+def test_kill_while_a_cache_is_replaced(log, renames, times):
+    load(log)
+    log.write_text('u,i,t\n1,1,7\n1,2,8\n2,2,9\n')
+    script = textwrap.dedent(f"""
+        import os, signal
+        from mag.datasets import EventLog
+        renamed, replace = [], os.replace
+        def kill(*args):
+            if len(renamed) == {renames}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            renamed.append(replace(*args))
+        os.replace = kill
+        path = {str(log)!r}
+        EventLog({str(log.parent / 'root')!r}, path, {COLUMNS!r}, log=False, force_reload=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    processed = log.parent / 'root' / 'processed'
+    # At any moment the whole old cache is there, the whole new one, or none.
+    assert processed.exists() == (times is not None)
+    if times is not None:
+        data = HeteroData.from_dict(torch.load(processed / 'data.pt', weights_only=False)[0])
+        assert data[CLICKS].time.tolist() == times
+    assert load(log, force_reload=times == [1, 2, 3])[0][CLICKS].time.tolist() == [7, 8, 9]
+    assert sorted(os.listdir(processed.parent)) == ['.lock', 'processed']
 
 
 def test_kill_between_the_two_renames(log):

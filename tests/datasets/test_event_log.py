@@ -1,12 +1,17 @@
 import csv
 import gzip
+import os
 import random
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import duckdb
 import numpy as np
 import pytest
 import torch
+from torch_geometric.transforms import BaseTransform
 
 from mag.datasets import EventLog
 
@@ -186,6 +191,41 @@ def test_parquet_ids_keep_their_type(tmp_path, kind, expected):
 
 
 @pytest.mark.parametrize(
+    'kind, ids, expected',
+    [
+        ('DECIMAL(38, 0)', ['10', '9'], [9, 10]),
+        (
+            'DECIMAL(38, 0)',
+            ['12345678901234567891', '12345678901234567890'],
+            ['12345678901234567890', '12345678901234567891'],
+        ),
+        ('DECIMAL(9, 2)', ['10.50', '10.25'], ['10.25', '10.50']),
+        ('UBIGINT', ['18446744073709551615', '9'], [9, 18446744073709551615]),
+    ],
+)
+def test_parquet_ids_of_many_digits_keep_their_map(tmp_path, kind, ids, expected):
+    select = f'SELECT unnest({ids})::{kind} AS uid, 2 AS iid, 3 AS ts, 1 AS click'
+    path = write_parquet(tmp_path / 'log.parquet', select)
+    raw_ids = EventLog(tmp_path / 'root', path, COLUMNS, log=False).raw_ids['user'].tolist()
+    assert raw_ids == expected and type(raw_ids[0]) is type(expected[0])
+
+
+@pytest.mark.parametrize('name', ['log.csv', 'log.parquet'])
+def test_category_called_unknown_is_a_missing_one(tmp_path, name):
+    text = 'uid,iid,ts,click,kind\n1,1,1,1,unknown\n1,2,2,1,\n1,3,3,1,red\n1,2,4,1,\n1,4,5,1,\n'
+    path = write(tmp_path / 'log.csv', text)
+    if name == 'log.parquet':
+        # An empty text is not NULL here, and is as empty.
+        kind = "coalesce(kind, '') AS kind"
+        select = f"SELECT * REPLACE ({kind}) FROM read_csv('{path}')"
+        path = write_parquet(tmp_path / name, select)
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS | {'category': 'kind'}, log=False)
+    assert dataset.names['category'] == ['unknown', 'red']
+    assert dataset[0]['item'].category.tolist() == [0, 0, 1, 0]
+    assert dataset[0]['item'].num_category == 2
+
+
+@pytest.mark.parametrize(
     'time, unit, expected',
     [
         ('12', 's', 12),
@@ -228,6 +268,54 @@ def test_parquet_times(tmp_path, time, expected):
     assert dataset[0][CLICKS].time.tolist() == [expected]
 
 
+@pytest.mark.parametrize('kind', ['BIGINT', 'INTEGER', 'DECIMAL(9, 1)', 'FLOAT', 'DOUBLE'])
+def test_parquet_times_before_1970_are_rounded_down(tmp_path, kind):
+    time = f'unnest([-2001, -2000, -1, 0, 999, 1000])::{kind}'
+    path = write_parquet(tmp_path / 'log.parquet', f'SELECT 1 AS uid, 2 AS iid, {time} AS ts')
+    columns = {'user': 'uid', 'item': 'iid', 'time': 'ts'}
+    dataset = EventLog(tmp_path / 'root', path, columns, time_unit='ms', log=False)
+    assert dataset[0][CLICKS].time.tolist() == [-3, -2, -1, 0, 0, 1]
+
+
+def test_parquet_times_of_many_digits_are_exact(tmp_path):
+    time = "'1650812741999999999'::DECIMAL(20, 0)"
+    path = write_parquet(
+        tmp_path / 'log.parquet', f'SELECT 1 AS uid, 2 AS iid, {time} AS ts, 1 AS click'
+    )
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS, time_unit='ns', log=False)
+    assert dataset[0][CLICKS].time.tolist() == [1650812741]
+
+
+def test_large_time_far_down_is_exact(tmp_path):
+    text = ''.join(f'1,1,{time},1\n' for time in range(200))
+    text = f'uid,iid,ts,click\n{text}1,1,1650812741999999999,1\n'
+    dataset = make(tmp_path, text, time_unit='ns')
+    assert dataset[0][CLICKS].time.tolist() == [0] * 200 + [1650812741]
+
+
+def test_fraction_far_down_is_rounded_down(tmp_path):
+    text = ''.join(f'1,1,{time},1\n' for time in range(200))
+    dataset = make(tmp_path, f'uid,iid,ts,click\n{text}1,1,250.75,1\n1,1,250.25,0\n')
+    assert dataset[0][CLICKS].edge_label_time.tolist() == [*range(200), 250, 250]
+    assert dataset[0][CLICKS].edge_label[-2:].tolist() == [0, 1]
+
+
+def test_dates_are_utc_wherever_the_machine_is(tmp_path):
+    path = write(tmp_path / 'log.csv', 'uid,iid,ts,click\n1,1,2022-04-10 12:00:00,1\n')
+    script = textwrap.dedent(f"""
+        from mag.datasets import EventLog
+        data = EventLog({str(tmp_path / 'root')!r}, {str(path)!r}, {COLUMNS!r}, log=False)[0]
+        print(data['user', 'clicks', 'item'].time.tolist())
+    """)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {'TZ': 'America/New_York'},
+    )
+    assert done.stdout == '[1649592000]\n', done.stderr
+
+
 def test_order_within_a_second_is_kept(tmp_path):
     dataset = make(
         tmp_path, 'uid,iid,ts,click\n1,1,1999,1\n2,1,1001,1\n3,1,1001,1\n', time_unit='ms'
@@ -235,7 +323,9 @@ def test_order_within_a_second_is_kept(tmp_path):
     assert [row[0] for row in rows_of(dataset)] == [2, 3, 1]
 
 
-@pytest.mark.parametrize('yes, no', [('1', '0'), ('1.0', '0.0'), ('True', 'False')])
+@pytest.mark.parametrize(
+    'yes, no', [('1', '0'), ('1.0', '0.0'), ('True', 'False'), ('true', 'no'), ('yes', 'false')]
+)
 def test_labels(tmp_path, yes, no):
     dataset = make(tmp_path, f'uid,iid,ts,click\n1,1,1,{yes}\n1,2,2,{no}\n')
     assert dataset[0][CLICKS].edge_label.tolist() == [1, 0]
@@ -374,6 +464,36 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
             id='weight is a word',
         ),
         pytest.param(
+            'uid,iid,ts,click,w\n1,1,1,1,3e38\n1,1,2,1,1e39\n',
+            COLUMNS | {'weight': 'w'},
+            ['line 3', "'w' (weight) holds 1e+39", 'that fits a float32'],
+            id='weight is beyond a float32',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n1,1,infinity,1\n',
+            COLUMNS,
+            ['line 2', "'ts' (time) holds inf", 'a finite time'],
+            id='first time is infinite',
+        ),
+        pytest.param(
+            ROW + '1,1,1e300,1\n',
+            COLUMNS,
+            ['line 3', "'ts' holds '1e300'", 'a whole number'],
+            id='time is beyond 64 bits',
+        ),
+        pytest.param(
+            'ID,id,ts,click\n1,2,3,1\n',
+            COLUMNS | {'user': 'ID', 'item': 'id'},
+            ["'id' for both 'user' and 'item'", 'more than upper and lower case'],
+            id='columns differ in case',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\r\n1,1,1,1\r\n1,1,2,1\n1,1,3,1\r\n',
+            COLUMNS,
+            ['log.csv, line 3', 'ends in LF, expected CRLF'],
+            id='line ends differ',
+        ),
+        pytest.param(
             ROW,
             {'user': 'uid', 'item': 'iid'},
             ["lacks 'time'", "got 'user', 'item'"],
@@ -452,6 +572,19 @@ def test_bad_row_far_down(tmp_path):
             'SELECT 1 AS uid, 2 AS iid, 3 AS ts, unnest([0, 3]) AS click',
             ['row 2', "'click' (label) holds 3.0"],
         ),
+        (
+            "SELECT unnest(['a', '']) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
+            ['log.parquet, row 2', "'uid' (user) holds nothing", 'an id'],
+        ),
+        (
+            'SELECT 1 AS uid, 2 AS iid, unnest([1, 1e300]) AS ts, 1 AS click',
+            ['log.parquet, row 2', "'ts' (time) holds 1e+300", 'fits 64 bits'],
+        ),
+        (
+            "SELECT 1 AS uid, 2 AS iid, unnest(['1', '18446744073709551615'])::UBIGINT AS ts, "
+            '1 AS click',
+            ['log.parquet, row 2', "'ts' (time) holds 18446744073709551615", 'fits 64 bits'],
+        ),
         ('SELECT 1 AS uid, 2 AS iid, 3 AS ts, 1 AS click LIMIT 0', ['no rows in']),
     ],
 )
@@ -469,9 +602,32 @@ def test_parquet_files_that_disagree(tmp_path):
     write_parquet(tmp_path / 'b.parquet', select.format('2::BIGINT'))
     dataset = EventLog(tmp_path / 'root', tmp_path / '*.parquet', COLUMNS, log=False)
     assert dataset.raw_ids['user'].tolist() == [1, 2]
-    write_parquet(tmp_path / 'b.parquet', select.format("'x'"))
-    with pytest.raises(ValueError, match=r"b\.parquet: column 'uid' is VARCHAR, but INTEGER in"):
-        EventLog(tmp_path / 'other', tmp_path / '*.parquet', COLUMNS, log=False)
+    # Beyond the first file's type, though not beyond the second's.
+    write_parquet(tmp_path / 'b.parquet', select.format(f'{2**40}::BIGINT'))
+    dataset = EventLog(tmp_path / 'wide', tmp_path / '*.parquet', COLUMNS, log=False)
+    assert dataset.raw_ids['user'].tolist() == [1, 2**40]
+
+
+@pytest.mark.parametrize(
+    'role, one, other, kinds',
+    [
+        ('uid', '1', "'x'", 'VARCHAR, but INTEGER'),
+        ('iid', "'x'", '1', 'INTEGER, but VARCHAR'),
+        ('ts', '3::BIGINT', '12.75::DOUBLE', 'DOUBLE, but BIGINT'),
+        ('ts', '3::BIGINT', "TIMESTAMP '2022-01-01'", 'TIMESTAMP, but BIGINT'),
+        ('ts', "TIMESTAMP '2022-01-01'", '3::BIGINT', 'BIGINT, but TIMESTAMP'),
+        ('kind', '7', "'x'", 'VARCHAR, but INTEGER'),
+    ],
+)
+def test_parquet_files_of_two_types(tmp_path, role, one, other, kinds):
+    values = {'uid': '1', 'iid': '2', 'ts': '3::BIGINT', 'click': '1', 'kind': '4'}
+    for name, value in (('a', one), ('b', other)):
+        select = ', '.join(f'{v} AS {k}' for k, v in (values | {role: value}).items())
+        write_parquet(tmp_path / f'{name}.parquet', f'SELECT {select}')
+    columns = COLUMNS | {'category': 'kind'}
+    match = rf"b\.parquet: column '{role}' is {kinds} in .*a\.parquet; expected one type in all"
+    with pytest.raises(ValueError, match=match):
+        EventLog(tmp_path / 'root', tmp_path / '*.parquet', columns, log=False)
 
 
 @pytest.mark.parametrize(
@@ -503,6 +659,11 @@ def test_bad_path(tmp_path, path, error, pieces):
         assert piece in str(raised.value)
 
 
+class Three(BaseTransform):
+    def forward(self, data):
+        return 3
+
+
 @pytest.mark.parametrize(
     'kwargs, error, match',
     [
@@ -514,7 +675,7 @@ def test_bad_path(tmp_path, path, error, pieces):
         ({'columns': ['uid', 'iid']}, TypeError, "'columns' must be a dictionary"),
         ({'columns': COLUMNS | {'user': 3}}, TypeError, "name a column for 'user', got 3"),
         ({'root': 3}, TypeError, "'root' must be a path, got 3"),
-        ({'pre_transform': lambda data: 3}, TypeError, "'pre_transform' must return a HeteroData"),
+        ({'pre_transform': Three()}, TypeError, "'pre_transform' must return a HeteroData"),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, error, match):

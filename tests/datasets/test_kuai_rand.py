@@ -278,6 +278,27 @@ def test_bad_files(tmp_path, file, text, pieces):
     assert not (tmp_path / 'processed').exists()
 
 
+@pytest.mark.parametrize(
+    'file, text, match',
+    [
+        (
+            'user_features_pure.csv',
+            USER + user_row(3) + user_row(9) + user_row(3, 'low_active'),
+            r'user_features_pure\.csv has 2 rows for the user 3, expected one',
+        ),
+        (
+            'video_features_basic_pure.csv',
+            VIDEO + video_row(4, '1') * 3 + video_row(2, '5'),
+            r'video_features_basic_pure\.csv has 3 rows for the item 4, expected one',
+        ),
+    ],
+)
+def test_repeated_features(tmp_path, file, text, match):
+    write(tmp_path / 'raw', **{file: text})
+    with pytest.raises(ValueError, match=match):
+        KuaiRand(tmp_path, log=False)
+
+
 def test_unknown_name(tmp_path):
     with pytest.raises(ValueError, match="'name' must be one of 'pure', '1k', got '27k'"):
         KuaiRand(tmp_path, '27k')

