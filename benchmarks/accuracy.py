@@ -15,7 +15,8 @@ Results are appended after each run, so the command can be stopped and given aga
 
     python benchmarks/accuracy.py run --dataset movielens-1m --root data/movielens-1m \
         --protocol window --out benchmarks/results/accuracy-movielens-1m.json
-    python benchmarks/accuracy.py table benchmarks/results/accuracy-*.json > benchmarks/accuracy.md
+    python benchmarks/accuracy.py table benchmarks/results/accuracy-*.json \
+        --findings benchmarks/results/accuracy-findings.md > benchmarks/accuracy.md
 
 Protocols, or halves of the models, can run side by side, each with an --out and with --checkpoints
 of its own.
@@ -167,6 +168,11 @@ MODELS = {
     'din': Model('DIN', partial(deepctr, architecture='din')),
     'dien': Model('DIEN', partial(deepctr, architecture='dien')),
     'lightgcn': Model('LightGCN', lightgcn),
+    'no_attention': Model(
+        'MacGNN w/o attention (released attention alone)',
+        partial(macgnn, attention='released'),
+        'macgnn',
+    ),
     'no_weighting': Model('MacGNN w/o weighting', partial(macgnn, weighting=False), 'macgnn'),
     'no_recent': Model('MacGNN w/o recent', partial(macgnn, recent=False), 'macgnn'),
     'no_highorder': Model('MacGNN w/o highorder', partial(macgnn, num_hops=1), 'macgnn'),
@@ -244,7 +250,7 @@ class Bench:
             max_epochs=self.args.max_epochs,
             patience=self.args.patience,
             seed=seed,
-            validate_every=max(20, len(train_loader) // 6),
+            validate_every=min(len(train_loader), max(20, len(train_loader) // 6)),
             progress=False,
             accelerator=self.args.accelerator,
             logger=False,
@@ -324,7 +330,9 @@ def run(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     records = [record for path in args.results for record in Results(Path(path)).records]
-    print('\n'.join(render(records)))
+    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
+    title, *sections = render(records)
+    print('\n'.join([title, *findings, *sections]))
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -378,8 +386,8 @@ def select(records: list[Record], **wanted: Any) -> list[Record]:
 def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[str]:
     rows = {name: runs for name, runs in rows.items() if runs}
     yield from ('', f'## {title}', '', text, '')
-    yield '| model | AUC | GAUC | logloss | seeds | learning rate | weight decay | epochs | s |'
-    yield '| --- | --- | --- | --- | --- | --- | --- | --- | --- |'
+    yield '| model | AUC | GAUC | logloss | seeds | learning rate | weight decay | epochs |'
+    yield '| --- | --- | --- | --- | --- | --- | --- | --- |'
     for name, runs in rows.items():
         yield row(name, runs)
     yield ''
@@ -402,7 +410,6 @@ def row(title: str, runs: list[Record]) -> str:
         f'{runs[0]["learning_rate"]:g}',
         f'{runs[0]["weight_decay"]:g}',
         f'{mean(record["cost"]["epochs"] for record in runs):.1f}',
-        f'{mean(record["cost"]["seconds"] for record in runs):.0f}',
     ]
     return f'| {" | ".join(cells)} |'
 
@@ -447,6 +454,7 @@ def parse_args() -> argparse.Namespace:
     runner.set_defaults(act=run)
     tabler = commands.add_parser('table', help='print the Markdown table of result files')
     tabler.add_argument('results', nargs='+', help='JSON files of run')
+    tabler.add_argument('--findings', help='Markdown to put before the tables')
     tabler.set_defaults(act=table)
     return parser.parse_args()
 

@@ -57,7 +57,7 @@ class ClickDataset(InMemoryDataset):
     """
 
     #: Raised by one whenever :meth:`process` writes something else.
-    schema_version = 2
+    schema_version = 1
 
     #: SQL expression over the log's :obj:`time` column that gives seconds.
     seconds = 'time'

@@ -114,7 +114,7 @@ def test_bare_function_is_refused(log, wrap):
 def test_other_version_raises(log, monkeypatch):
     load(log)
     monkeypatch.setattr(EventLog, 'schema_version', EventLog.schema_version + 1)
-    with pytest.raises(ValueError, match='schema_version was 2, is now 3'):
+    with pytest.raises(ValueError, match='schema_version was 1, is now 2'):
         load(log)
 
 

@@ -1,0 +1,109 @@
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+pytestmark = pytest.mark.skipif(
+    find_spec('deepctr_torch') is None,
+    reason="the benchmark needs 'pip install pyg-mag[benchmarks]'",
+)
+
+
+@pytest.fixture
+def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # The benchmark speaks of itself as it was called.
+    monkeypatch.setattr('sys.argv', ['accuracy.py', 'run'])
+    import accuracy
+
+    return accuracy
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    r"""A log in MovieLens-1M's layout, of 40 users who like every other movie."""
+    folder = tmp_path / 'data' / 'raw' / 'ml-1m'
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    user, item = generator.integers(40, size=4000), generator.integers(30, size=4000)
+    rating = np.where((user + item) % 2 == 0, 5, 1)
+    lines = [f'{u + 1}::{i + 1}::{r}::{t}\n' for t, (u, i, r) in enumerate(zip(user, item, rating))]
+    (folder / 'ratings.dat').write_text(''.join(lines))
+    (folder / 'movies.dat').write_text(
+        ''.join(f'{i + 1}::Film {i} (1990)::{"Drama" if i % 3 else "War"}\n' for i in range(30))
+    )
+    (folder / 'users.dat').write_text(''.join(f'{u + 1}::F::25::3::0\n' for u in range(40)))
+    return tmp_path / 'data'
+
+
+def arguments(root: Path, **others: object) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{
+            'dataset': 'movielens-1m',
+            'root': str(root),
+            'out': str(root.parent / 'results.json'),
+            'protocol': ['window', 'official', 'rolling-3'],
+            'models': ['macgnn', 'no_recent', 'wide_deep', 'lightgcn'],
+            'seeds': 2,
+            'trials': [(1e-2, 5e-5), (3e-3, 5e-5)],
+            'checkpoints': str(root.parent / 'checkpoints'),
+            'batch_size': 64,
+            'max_epochs': 2,
+            'patience': 2,
+            'threads': 1,
+            'accelerator': 'cpu',
+            **others,
+        }
+    )
+
+
+def test_runs_tables_and_goes_on(accuracy: ModuleType, root: Path) -> None:
+    args = arguments(root)
+    accuracy.run(args)
+    path = Path(args.out)
+    records = json.loads(path.read_text())
+    runs = [record for record in records if record['purpose'] == 'run']
+    tuned = [record for record in records if record['purpose'] == 'tune']
+    # An ablation is tuned as the model it is one of.
+    assert len(runs) == 3 * 4 * 2 and len(tuned) == 3 * 3 * 2
+    # Choosing never looks at the test part.
+    assert all('test' not in record for record in tuned)
+    by_key = {(r['protocol'], r['model'], r['learning_rate']): r for r in tuned}
+    for record in runs:
+        model = 'macgnn' if record['model'] == 'no_recent' else record['model']
+        found = [by_key[record['protocol'], model, rate]['val']['auc'] for rate in (1e-2, 3e-3)]
+        assert record['learning_rate'] == (1e-2 if found[0] >= found[1] else 3e-3)
+    assert {tuple(r['rows']) for r in runs if r['protocol'] == 'window'} == {(320, 80, 400)}
+    assert {tuple(r['rows']) for r in runs if r['protocol'] == 'official'} == {(400, 400, 400)}
+
+    text = '\n'.join(accuracy.render(records))
+    mean = np.mean(
+        [r['test']['auc'] for r in runs if (r['protocol'], r['model']) == ('window', 'macgnn')]
+    )
+    assert f'| MacGNN (paper attention) | {mean:.4f} ± ' in text
+    assert 'optimistic' in text and '| 3 windows |' in text
+
+    # Given again, the command finds all done; killed before a record was written, it writes it.
+    accuracy.run(args)
+    assert json.loads(path.read_text()) == records
+    path.write_text(json.dumps(records[:-1]))
+    accuracy.run(args)
+    last = json.loads(path.read_text())[-1]
+    for name in ('val', 'test', 'rows', 'model', 'seed'):
+        assert last[name] == records[-1][name]
+
+
+def test_official_split(accuracy: ModuleType, root: Path) -> None:
+    r"""All labels from the 80 % to the 90 % quantile train, and the test part is stopped on."""
+    data = accuracy.DATASETS['movielens-1m'].load(str(root))
+    train, val, test = accuracy.PROTOCOLS['official'].split(data)
+    clicks = {name: part['user', 'clicks', 'item'] for name, part in (('a', train), ('b', test))}
+    assert clicks['a'].edge_label_time.tolist() == list(range(3200, 3600))
+    assert int(clicks['a'].time.max()) < 3200
+    assert clicks['b'].edge_label_time.tolist() == list(range(3600, 4000))
+    assert val is test

@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SOURCE = Path(__file__).parents[2] / 'examples' / 'macgnn.py'
+COLUMNS = ['user=who', 'item=what', 'time=when', 'label=clicked', 'category=kind']
+SMALL = [
+    '--user-clusters',
+    '4',
+    '--windows',
+    '3',
+    '--recent',
+    '5',
+    '--epochs',
+    '8',
+    '--batch-size',
+    '64',
+]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SOURCE), '--accelerator', 'cpu', *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    r"""Users who click the items of their own kind."""
+    generator = torch.Generator().manual_seed(0)
+    user = torch.randint(60, (4000,), generator=generator)
+    item = torch.randint(40, (4000,), generator=generator)
+    noise = torch.rand(4000, generator=generator)
+    clicked = noise < torch.where(user % 4 == item % 4, 0.9, 0.1)
+    lines = ['who,what,when,clicked,kind']
+    lines += [
+        f'u{u},i{i},{1000 + t},{int(c)},kind {i % 4}'
+        for t, (u, i, c) in enumerate(zip(user.tolist(), item.tolist(), clicked.tolist()))
+    ]
+    path = tmp_path_factory.mktemp('log') / 'log.csv'
+    path.write_text('\n'.join(lines))
+    return path
+
+
+def test_own_clicks(log: Path, tmp_path: Path) -> None:
+    arguments = ['--dataset', 'event-log', '--path', str(log), '--columns', *COLUMNS, *SMALL]
+    first = run(tmp_path, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert '60 users, 40 items, 4,000 exposures' in first.stdout
+    output = tmp_path / 'runs' / 'macgnn-event-log-seed0'
+    results = json.loads((output / 'results.json').read_text())
+    assert results['arguments']['user_clusters'] == 4
+    assert results['results']['test']['rows'] == 400
+    assert results['results']['test']['auc'] > 0.8
+    assert f'{results["results"]["test"]["auc"]:.4f}' in first.stdout
+    assert (output / 'macgnn.png').read_bytes()[1:4] == b'PNG'
+    assert {'best.ckpt', 'last.ckpt', 'metrics.csv'} <= {path.name for path in output.iterdir()}
+
+    # A finished run is scored again, not trained again.
+    again = run(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((output / 'results.json').read_text()) == results
+
+    # Results of other settings are never those of this run.
+    other = run(tmp_path, *arguments, '--windows', '1')
+    assert other.returncode != 0
+    assert 'started with other settings' in other.stderr
+
+
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        (['--dataset', 'event-log'], 'needs --path and --columns'),
+        (
+            ['--dataset', 'event-log', '--path', 'a.csv', '--columns', 'user'],
+            '--columns takes pairs such as user=uid, but got user',
+        ),
+        (['--dataset', 'nothing'], 'invalid choice'),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert not list(tmp_path.iterdir())
