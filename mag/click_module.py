@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 
-from mag.click_metrics import ClickMetrics
+from mag.click_metrics import click_metrics
 
 
 class ClickModule(LightningModule):
@@ -39,7 +39,6 @@ class ClickModule(LightningModule):
         self.model = model
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self._metrics = ClickMetrics()
         self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, batch: Any) -> Tensor:
@@ -63,16 +62,14 @@ class ClickModule(LightningModule):
         return self.loss(batch)
 
     def on_validation_epoch_start(self) -> None:
-        # DDP shares running statistics before each training step, not after the last.
-        if self.trainer.world_size > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        # A validation that was broken off has left some.
+        self._outputs.clear()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self._outputs.append(score(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        values = self._metrics.compute(self._outputs)
+        values = click_metrics(self._outputs, self.device)
         self._outputs.clear()
         values = {f'val_{name}': value for name, value in values.items()}
         for logger in self.loggers:

@@ -115,11 +115,12 @@ def _count_pairs(preds: Tensor, clicked: Tensor, group: Tensor) -> tuple[Tensor,
 
 def _order(preds: Tensor) -> Tensor:
     """32-bit integers in the order of the predictions, equal where these are equal."""
-    if preds.dtype == torch.double:
+    narrow = preds.float()
+    if preds.dtype == torch.double and not torch.equal(narrow.double(), preds):
         return preds.unique(return_inverse=True)[1] - 2**31
     # The bits of non-negative floats are ordered as integers, those of negative floats in reverse.
     # Adding zero turns -0.0, whose bits differ, into 0.0.
-    bits = (preds.float() + 0.0).view(torch.int32)
+    bits = (narrow + 0.0).view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -202,9 +203,17 @@ class GroupAUROC(Metric):
             group (torch.Tensor): The group of each row, shape :obj:`[N]`.
         """
         _check_rows(preds, target, group)
-        self.preds.append(preds.detach())
-        self.target.append(target.detach())
-        self.group.append(group.detach())
+        # All processes must hold the same types to gather each other's rows.
+        self.preds.append(preds.detach().double())
+        self.target.append(target.detach().float())
+        self.group.append(group.detach().long())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        r"""Gathers the rows of all processes, of which some may have none."""
+        if not self.preds:
+            none = torch.empty(0, device=self.device)
+            self.update(none, none, none.long())
+        super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
         r"""The average over all rows so far, a float64 scalar."""

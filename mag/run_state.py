@@ -1,38 +1,23 @@
 r"""Checkpoints of a training run, from which it resumes exactly."""
 
-import difflib
 import math
 import os
-import random
-import re
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
+
+from mag.random_states import random_state, set_random_states
+from mag.run_config import check_same_config
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class Interrupted(Exception):
     r"""Raised inside the trainer, after a checkpoint, when the user has asked to stop."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    r"""Writes a checkpoint beside its destination and renames it, so that a kill leaves the old
-    checkpoint or the new one. (Lightning writes to the system's temporary folder and moves the
-    file, which is a copy, not a rename, if that folder is on another file system.)"""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        temporary = f'{path}.tmp'
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
 
 
 class RunState(Checkpoint):
@@ -179,63 +164,3 @@ class RunState(Checkpoint):
     def _raise_if_interrupted(self, trainer: Trainer) -> None:
         if trainer.strategy.broadcast(self.interrupted):
             raise Interrupted
-
-
-def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: str) -> None:
-    r"""Raises if a run was started with other settings.
-
-    Raises:
-        ValueError: Names each setting that differs, with both values.
-    """
-    differences = []
-    for name in [name for name in config if name in saved and saved[name] != config[name]]:
-        if name == 'model':
-            lines = difflib.ndiff(saved[name].splitlines(), config[name].splitlines())
-            words = {'-': 'there', '+': 'here'}
-            differences += [
-                f'the model has {line[2:].strip()} {words[line[0]]}'
-                for line in lines
-                if line[0] in words
-            ]
-        elif name == 'parameters':
-            for key in sorted(saved[name].keys() | config[name].keys()):
-                there, here = saved[name].get(key, 'missing'), config[name].get(key, 'missing')
-                if there != here:
-                    differences.append(f'parameter {key} is {there} there, {here} here')
-        else:
-            differences.append(f'{name} is {saved[name]} there, {config[name]} here')
-    if differences:
-        raise ValueError(
-            f'The run in {directory} was started with other settings: {"; ".join(differences)}. '
-            f'Choose another directory, or pass resume=False to start over there.'
-        )
-
-
-def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    r"""What :func:`check_same_config` compares of a model."""
-    return {
-        # Addresses of functions differ between processes.
-        'model': re.sub(r' at 0x[0-9a-f]+', '', repr(model)),
-        'parameters': {name: list(value.shape) for name, value in model.state_dict().items()},
-    }
-
-
-def random_state() -> dict[str, Any]:
-    r"""The states of the global generators of Python, NumPy and torch, in plain types, which
-    :func:`torch.load` reads with :obj:`weights_only=True`."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        'python': random.getstate(),
-        'numpy': (name, np.asarray(keys).tolist(), *rest),
-        'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_states(state: dict[str, Any]) -> None:
-    r"""Puts back what :func:`random_state` returned."""
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])

@@ -1,5 +1,6 @@
 r"""Training and evaluation, the same for every model."""
 
+import math
 import os
 import shutil
 import signal
@@ -18,21 +19,40 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mag.click_metrics import ClickMetrics
+from mag.atomic_checkpoint_io import AtomicCheckpointIO
+from mag.click_metrics import click_metrics
 from mag.click_module import ClickModule, score
 from mag.csv_log import CSVLog
 from mag.loss_log import LossLog
-from mag.run_state import (
-    AtomicCheckpointIO,
-    Interrupted,
-    RunState,
-    check_same_config,
-    describe_model,
-)
+from mag.run_config import check_same_config, describe_loader, describe_model
+from mag.run_state import Interrupted, RunState
 
 __all__ = ['ClickModule', 'evaluate', 'fit']
 
 MONITORS = {'auc': 'max', 'gauc': 'max', 'logloss': 'min'}
+
+# Arguments of the Trainer that fit sets itself, and those with which a run would count its steps
+# wrongly, pass over early stopping, or end without a checkpoint or a validation.
+TAKEN_ARGUMENTS = {
+    'accumulate_grad_batches',
+    'barebones',
+    'check_val_every_n_epoch',
+    'default_root_dir',
+    'enable_checkpointing',
+    'enable_model_summary',
+    'enable_progress_bar',
+    'fast_dev_run',
+    'limit_train_batches',
+    'limit_val_batches',
+    'max_steps',
+    'max_time',
+    'min_epochs',
+    'min_steps',
+    'num_sanity_val_steps',
+    'overfit_batches',
+    'use_distributed_sampler',
+    'val_check_interval',
+}
 
 
 def fit(
@@ -56,9 +76,15 @@ def fit(
     A run that was killed, at any point, goes on when :func:`fit` is called again with the same
     arguments, and ends as if it had not been: on a CPU with the same weights to the last bit. A
     run that has finished is not trained again; its best weights are loaded. With a larger
-    :obj:`max_epochs` or :obj:`patience` it goes on. Ctrl-C stops at the next step whose loss is
-    logged, after writing a checkpoint; pressed twice it stops at once, and the checkpoint before
-    stays.
+    :obj:`max_epochs` or :obj:`patience` it goes on, as if it had not ended if its end was a
+    validation; if :obj:`validate_every` does not divide the steps of the former :obj:`max_epochs`,
+    its logs have a row more, for the training loss at the former end, and dropout draws other
+    numbers from there on. Ctrl-C stops at the next step whose loss is logged, after writing a
+    checkpoint; pressed twice it stops at once, and the checkpoint before stays.
+
+    The same arguments are, of a loader, the same number and order of rows, and the same tensors and
+    NumPy arrays in the attributes of its dataset, also within lists, tuples, dictionaries and
+    further datasets; what else a dataset holds is not compared.
 
     In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the weights
     that are returned, :obj:`metrics.csv` and :obj:`tensorboard/`. Steps in the logs count from one.
@@ -94,11 +120,11 @@ def fit(
         TypeError: If :obj:`module` is no :class:`ClickModule`, a loader cannot be resumed, or
             :obj:`trainer_arguments` holds what :func:`fit` sets itself.
         ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, or the run in
-            :obj:`directory` was started with other settings.
+            :obj:`directory` was started with other settings or has a damaged checkpoint.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
     """
-    _check_arguments(module, train_loader, val_loader, monitor)
+    _check_arguments(module, train_loader, val_loader, monitor, trainer_arguments)
     _check_counts(
         max_epochs=max_epochs,
         patience=patience,
@@ -116,19 +142,23 @@ def fit(
         'monitor': monitor,
         'precision': str(trainer_arguments.get('precision', '32-true')),
         **describe_model(module.model),
+        'train_loader': describe_loader(train_loader),
+        'val_loader': describe_loader(val_loader),
     }
-    saved, last_step = None, None
+    saved, finished = None, False
     if resume and os.path.exists(last):
-        checkpoint = torch.load(last, map_location='cpu', weights_only=True)
-        saved, last_step = checkpoint['callbacks'][RunState.__qualname__], checkpoint['global_step']
+        saved = _read(last, 'callbacks', RunState.__qualname__)
         check_same_config(saved['config'], config, directory)
-        del checkpoint
+        # A run that was killed before its first validation has no best weights yet.
+        if saved['best'] > -math.inf:
+            _read(best, 'state_dict')
+            finished = (
+                saved['batches'] >= max_epochs * saved['batches_per_epoch']
+                or saved['waited'] >= patience
+            )
     else:
         # A run that was killed before its first checkpoint has left logs.
         _delete_run(directory)
-    finished = saved is not None and (
-        saved['batches'] >= max_epochs * saved['batches_per_epoch'] or saved['waited'] >= patience
-    )
     if not finished:
         seed_everything(seed, workers=True, verbose=False)
         state = RunState(
@@ -136,8 +166,8 @@ def fit(
             validate_every, log_every_n_steps, saved,
         )  # fmt: skip
         trainer = _trainer(
-            directory, max_epochs, validate_every, log_every_n_steps, progress, state, last_step,
-            trainer_arguments,
+            directory, max_epochs, validate_every, log_every_n_steps, progress, state,
+            None if saved is None else saved['batches'], trainer_arguments,
         )  # fmt: skip
         with _gentle_interrupt(state), warnings.catch_warnings():
             # PairLoader makes a batch faster than a worker could send it.
@@ -152,7 +182,7 @@ def fit(
                 raise KeyboardInterrupt(
                     f'Training was interrupted. Call fit again to go on from {last}.'
                 ) from None
-    module.load_state_dict(torch.load(best, map_location='cpu', weights_only=True)['state_dict'])
+    module.load_state_dict(_read(best, 'state_dict'))
     return module
 
 
@@ -175,8 +205,8 @@ def evaluate(
         The values under :obj:`"auc"`, :obj:`"gauc"` and :obj:`"logloss"`.
 
     Raises:
-        ValueError: If the loader is empty or unlabelled, a logit is NaN, or no user has both
-            classes.
+        ValueError: If the loader is empty or unlabelled, a logit is NaN or infinite, or no user has
+            both classes.
     """
     device = next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
     training = module.training
@@ -187,7 +217,7 @@ def evaluate(
                 score(module, move_data_to_device(batch, device))
                 for batch in tqdm(loader, 'evaluate', disable=not progress)
             ]
-            return ClickMetrics().to(device).compute(outputs)
+            return click_metrics(outputs, device)
     finally:
         module.train(training)
 
@@ -199,7 +229,11 @@ def _check_counts(**counts: int) -> None:
 
 
 def _check_arguments(
-    module: ClickModule, train_loader: DataLoader, val_loader: DataLoader, monitor: str
+    module: ClickModule,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    monitor: str,
+    trainer_arguments: dict[str, Any],
 ) -> None:
     if not isinstance(module, ClickModule):
         raise TypeError(
@@ -218,6 +252,25 @@ def _check_arguments(
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
+    taken = sorted(TAKEN_ARGUMENTS & trainer_arguments.keys())
+    if taken:
+        raise TypeError(f'fit sets {taken} of the Trainer itself; they cannot be passed.')
+
+
+def _read(path: str, *keys: str) -> Any:
+    r"""What a checkpoint holds under a key, and a key within that."""
+    try:
+        value = torch.load(path, map_location='cpu', weights_only=True)
+        for key in keys:
+            value = dict(value)[key]
+    # Arbitrary bytes raise almost anything, with advice to load them unsafely.
+    except Exception as error:
+        raise ValueError(
+            f'{path} is missing, damaged or no checkpoint that fit wrote '
+            f'({type(error).__name__}). Choose another directory, or pass resume=False to start '
+            f'over there.'
+        ) from None
+    return value
 
 
 def _trainer(
@@ -230,20 +283,6 @@ def _trainer(
     last_step: int | None,
     trainer_arguments: dict[str, Any],
 ) -> Trainer:
-    arguments: dict[str, Any] = {
-        'max_epochs': max_epochs,
-        'default_root_dir': directory,
-        'val_check_interval': validate_every or 1.0,
-        'check_val_every_n_epoch': 1 if validate_every is None else None,
-        'log_every_n_steps': log_every_n_steps,
-        'num_sanity_val_steps': 0,
-        'use_distributed_sampler': False,
-        'enable_progress_bar': progress,
-        'enable_model_summary': False,
-    }
-    taken = sorted(arguments.keys() & trainer_arguments.keys())
-    if taken:
-        raise TypeError(f'fit sets {taken} of the Trainer itself; they cannot be passed.')
     loggers = [
         CSVLog(os.path.join(directory, 'metrics.csv'), last_step),
         TensorBoardLogger(
@@ -259,14 +298,25 @@ def _trainer(
     if progress:
         # Drawing the bar each step would take as long as a small step itself.
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    further = {
+    arguments = {
         'logger': loggers,
         'devices': 1,
         **trainer_arguments,
         'callbacks': [*(trainer_arguments.get('callbacks') or []), *callbacks],
         'plugins': [*(trainer_arguments.get('plugins') or []), AtomicCheckpointIO()],
     }
-    return Trainer(**arguments, **further)
+    return Trainer(
+        max_epochs=max_epochs,
+        default_root_dir=directory,
+        val_check_interval=validate_every or 1.0,
+        check_val_every_n_epoch=1 if validate_every is None else None,
+        log_every_n_steps=log_every_n_steps,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        **arguments,
+    )
 
 
 @rank_zero_only

@@ -85,6 +85,8 @@ def test_one_group_is_the_auc() -> None:
         torch.tensor([-float('inf'), 0.0, float('inf'), float('inf')]),
         torch.tensor([-1e-40, 1e-40, 0.0, -3e38]),
         torch.tensor([1.0, 1.0 + 1e-12, 1.0 - 1e-12, 1.0], dtype=torch.double),
+        torch.tensor([1e300, 1e301, -0.0, 0.0], dtype=torch.double),
+        torch.tensor([0.5, -0.0, 0.0, -0.25], dtype=torch.double),
         torch.tensor([1.0, 1.0078125, -1.0, -1.0078125], dtype=torch.bfloat16),
         torch.tensor([1.0, 0.5, 0.25, 1.0], dtype=torch.half),
     ],
@@ -143,16 +145,33 @@ def test_metric_over_batches(weighting: str) -> None:
     )
 
 
+def test_metric_without_rows() -> None:
+    with (
+        pytest.warns(UserWarning, match='before the ``update`` method'),
+        pytest.raises(ValueError, match='at least one row, but got none'),
+    ):
+        GroupAUROC().compute()
+
+
 def compute_in_process(rank: int, port: int, directory: str) -> None:
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
     preds, target, group = random_rows(4)
-    auroc = GroupAUROC()
-    # Shares of unequal size, whose groups overlap.
-    share = slice(0, 100) if rank == 0 else slice(100, None)
-    auroc.update(preds[share], target[share], group[share])
-    torch.save((auroc.compute(), auroc.num_dropped), f'{directory}/{rank}.pt')
+    results = []
+    # Shares of unequal size, whose groups overlap, and shares without rows.
+    for start in (100, 0, len(preds)):
+        share = slice(start) if rank == 0 else slice(start, None)
+        for types in (
+            (torch.float, torch.float, torch.long),
+            [(torch.double, torch.bool, torch.int), (torch.float, torch.int8, torch.long)][rank],
+        ):
+            auroc = GroupAUROC()
+            rows = [x[share].to(y) for x, y in zip((preds, target, group), types, strict=True)]
+            if len(rows[0]) > 0:
+                auroc.update(*rows)
+            results.append((auroc.compute(), auroc.num_dropped))
+    torch.save(results, f'{directory}/{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
@@ -168,7 +187,7 @@ def test_two_processes(tmp_path: Path) -> None:
     preds, target, group = random_rows(4)
     expected, num_dropped = group_auroc(preds, target, group)
     for rank in range(2):
-        assert torch.load(tmp_path / f'{rank}.pt') == (expected, num_dropped)
+        assert torch.load(tmp_path / f'{rank}.pt') == [(expected, num_dropped)] * 6
 
 
 def test_relative_improvement() -> None:

@@ -1,10 +1,14 @@
 import csv
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,46 @@ import lightning
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch, PairLoader
 from mag.training import ClickModule, evaluate, fit
 
 SCRIPT = Path(__file__).with_name('training_run.py')
 sys.path.insert(0, str(SCRIPT.parent))
-from training_run import RandomBatches, TinyModel, macro_data, train  # noqa: E402
+from training_run import (  # noqa: E402
+    NUM_USERS,
+    Gradients,
+    RandomBatches,
+    TinyModel,
+    macro_data,
+    train,
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread() -> Iterator[None]:
+    r"""As in the processes, since sums may differ by a bit with the number of threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int | None], Path]:
+    r"""The folder of an uninterrupted run, trained once for each :obj:`validate_every`."""
+
+    @cache
+    def run_whole(validate_every: int | None) -> Path:
+        directory = tmp_path_factory.mktemp('whole')
+        train(str(directory), callbacks=(RandomBatches(),), validate_every=validate_every)
+        return directory
+
+    return run_whole
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -50,11 +85,22 @@ def assert_same_run(directory: Path, expected: Path) -> None:
 
 
 def tensorboard(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(directory / 'tensorboard')).Reload()
+    # TensorBoard reads files in the order of their names, in which those that one process began in
+    # one second differ by a counter alone, and 10 comes before 9.
+    files = sorted((directory / 'tensorboard').glob('*tfevents*'), key=first_time)
+    with tempfile.TemporaryDirectory() as ordered:
+        for index, file in enumerate(files):
+            shutil.copy(file, f'{ordered}/{index:04}.tfevents')
+        events = EventAccumulator(ordered).Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()['scalars']
     }
+
+
+def first_time(file: Path) -> float:
+    # A killed process may leave a file without events.
+    return next((event.wall_time for event in EventFileLoader(str(file)).Load()), 0.0)
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
@@ -130,13 +176,31 @@ def test_evaluate_gives_the_golden_numbers(batch_size: int) -> None:
     assert model.training
 
 
-def test_evaluate_scores_logits_beyond_float32_probabilities() -> None:
-    # Logits within [0, 1] look like probabilities in a batch of their own; those above 17 become 1.
-    values = evaluate(
-        Scores(torch.tensor([0.9, 0.1, 30.0, 20.0, -3.0, -200.0])),
-        pairs([0, 0, 0, 0, 0, 0], [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], 2),
-    )
-    assert values['auc'] == values['gauc'] == 1.0
+@pytest.mark.parametrize('dtype', [torch.float, torch.double, torch.bfloat16])
+@pytest.mark.parametrize(
+    'logits',
+    [
+        # Those within [0, 1] look like probabilities in a batch of their own.
+        [0.9, 0.1, 30.0, 20.0, -3.0, -200.0],
+        # Their probabilities are 1 and 0 in float64 too.
+        [50.0, 40.0, 3e38, 60.0, 45.0, 48.0],
+        [-50.0, -60.0, -40.0, -800.0, -850.0, -3e38],
+    ],
+)
+def test_evaluate_tells_any_logits_apart(logits: list[float], dtype: torch.dtype) -> None:
+    label = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    model = Scores(torch.tensor(logits, dtype=dtype))
+    values = evaluate(model, pairs([0] * 6, label, 2))
+    higher = sum(logits[i] > logits[j] for i in range(6) for j in range(6) if label[i] > label[j])
+    assert values['auc'] == values['gauc'] == higher / 9
+
+
+def test_evaluate_sums_the_log_loss_in_double() -> None:
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    label = (torch.arange(1000) % 3 == 0).float().tolist()
+    values = evaluate(Scores(logits), pairs([0] * 1000, label, 100))
+    losses = [math.log1p(math.exp(x)) - x * y for x, y in zip(logits.tolist(), label, strict=True)]
+    assert values['logloss'] == pytest.approx(math.fsum(losses) / 1000, abs=1e-13)
 
 
 def bare_loop(max_epochs: int, batch_size: int) -> tuple[dict[str, Tensor], list[float]]:
@@ -199,33 +263,53 @@ def test_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     'arguments',
     [
-        ('--validate-every', '10'),
-        ('--validate-every', '40', '--seconds-between-checkpoints', '0', '--num-workers', '1'),
+        ('10',),
+        ('40', '--seconds-between-checkpoints', '0', '--num-workers', '1'),
     ],
     ids=['validation checkpoints', 'checkpoints between validations'],
 )
-def test_killed_run_resumes_exactly(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    run(tmp_path / 'whole', *arguments)
+def test_killed_run_resumes_exactly(
+    tmp_path: Path, whole: Callable[[int | None], Path], arguments: tuple[str, ...]
+) -> None:
+    validate_every = int(arguments[0])
+    arguments = ('--validate-every', *arguments)
     # 104 steps in all: once in the first half and once in the second.
     for step in (random.randint(5, 50), random.randint(55, 100)):
-        returncode, output = signal_at(step, signal.SIGKILL, tmp_path / 'killed', *arguments)
+        returncode, output = signal_at(step, signal.SIGKILL, tmp_path, *arguments)
         assert returncode == -signal.SIGKILL, output
-        assert load(tmp_path / 'killed' / 'last.ckpt')['global_step'] <= step + 5
-    output = run(tmp_path / 'killed', *arguments)
+        assert load(tmp_path / 'last.ckpt')['global_step'] <= step + 5
     assert 'step 1\n' not in output
-    assert_same_run(tmp_path / 'killed', tmp_path / 'whole')
+    steps = go_on(tmp_path, validate_every)
+    assert 1 < steps[0] <= step + 6 and steps[-1] == 104
+    assert_same_run(tmp_path, whole(validate_every))
 
 
-def test_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
-    run(tmp_path / 'whole')
-    returncode, output = signal_at(30, signal.SIGINT, tmp_path / 'interrupted')
+def test_interrupted_run_resumes_exactly(
+    tmp_path: Path, whole: Callable[[int | None], Path]
+) -> None:
+    returncode, output = signal_at(30, signal.SIGINT, tmp_path)
     assert returncode != 0
     assert 'KeyboardInterrupt: Training was interrupted. Call fit again to go on' in output
-    step = load(tmp_path / 'interrupted' / 'last.ckpt')['global_step']
+    step = load(tmp_path / 'last.ckpt')['global_step']
     assert 30 <= step < 45 and step % 3 == 0
     assert f'step {step}\n' in output and f'step {step + 1}\n' not in output
-    run(tmp_path / 'interrupted')
-    assert_same_run(tmp_path / 'interrupted', tmp_path / 'whole')
+    assert go_on(tmp_path, None) == list(range(step + 1, 105))
+    assert_same_run(tmp_path, whole(None))
+
+
+class Steps(lightning.Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+def go_on(directory: Path, validate_every: int | None) -> list[int]:
+    r"""Resumes here what another process began; returns the steps it takes."""
+    steps = Steps()
+    train(str(directory), callbacks=(RandomBatches(), steps), validate_every=validate_every)
+    return steps.steps
 
 
 class Fail(lightning.Callback):
@@ -255,17 +339,20 @@ class Fail(lightning.Callback):
 )
 @pytest.mark.parametrize('validate_every', [None, 20])
 def test_failed_run_resumes_exactly(
-    tmp_path: Path, hook: str, count: int, validate_every: int | None
+    tmp_path: Path,
+    whole: Callable[[int | None], Path],
+    hook: str,
+    count: int,
+    validate_every: int | None,
 ) -> None:
-    train(str(tmp_path / 'whole'), callbacks=(RandomBatches(),), validate_every=validate_every)
     with pytest.raises(RuntimeError, match='failed on purpose'):
         train(
-            str(tmp_path / 'failed'),
+            str(tmp_path),
             callbacks=(RandomBatches(), Fail(hook, count)),
             validate_every=validate_every,
         )
-    train(str(tmp_path / 'failed'), callbacks=(RandomBatches(),), validate_every=validate_every)
-    assert_same_run(tmp_path / 'failed', tmp_path / 'whole')
+    go_on(tmp_path, validate_every)
+    assert_same_run(tmp_path, whole(validate_every))
 
 
 class Forbid(lightning.Callback):
@@ -281,6 +368,15 @@ def test_finished_run_is_returned_and_can_be_extended(tmp_path: Path) -> None:
     train(str(tmp_path / 'run'), max_epochs=4)
     train(str(tmp_path / 'whole'), max_epochs=4)
     assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+
+
+def test_extended_run_logs_the_loss_at_its_former_end(tmp_path: Path) -> None:
+    for max_epochs in (1, 2):
+        train(str(tmp_path / 'run'), max_epochs=max_epochs, validate_every=20)
+    train(str(tmp_path / 'whole'), max_epochs=2, validate_every=20)
+    steps, expected = ([row['step'] for row in rows(tmp_path / name)] for name in ('run', 'whole'))
+    assert '26' in steps and '26' not in expected
+    assert [step for step in steps if step != '26'] == expected
 
 
 def test_early_stopping(tmp_path: Path) -> None:
@@ -319,12 +415,13 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ({'validate_every': 7}, 'validate_every is None there, 7 here'),
         ({'precision': 'bf16-mixed'}, 'precision is 32-true there, bf16-mixed here'),
         ({'dropout': 0.5}, r'Dropout\(p=0.3, inplace=False\) there; the model has.*p=0.5.* here'),
-        ({'batch_size': 30, 'max_epochs': 2}, 'batches per epoch is 26 there, 17 here'),
+        ({'batch_size': 30}, 'train_loader batch size is 20 there, 30 here'),
+        ({'num_rows': 500}, 'train_loader rows is 505 there, 500 here'),
     ):
         with pytest.raises(ValueError, match=f'{tmp_path} was started .*{sentence}.*resume=False'):
             train(str(tmp_path), **{'max_epochs': 1, **arguments})
     loader = PairLoader(macro_data(505, 1), 20, shuffle=True, seed=3)
-    with pytest.raises(ValueError, match=r'model.user.weight|user.weight is \[30, 8\] there'):
+    with pytest.raises(ValueError, match=r'parameter user.weight is \[30, 8\] there, \[30, 4\]'):
         fit(
             ClickModule(TinyModel(embedding_dim=4), 1e-2, 1e-4),
             loader,
@@ -332,6 +429,120 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
             directory=str(tmp_path),
             seed=5,
         )
+
+
+def loaders(**changes: Any) -> tuple[PairLoader, PairLoader]:
+    arguments = {'batch_size': 20, 'shuffle': True, 'seed': 3, **changes.get('arguments', {})}
+    parts = {'train': macro_data(505, 1), 'val': macro_data(301, 2)}
+    for name, change in changes.items():
+        if name in parts:
+            change(parts[name])
+    return PairLoader(parts['train'], **arguments), PairLoader(parts['val'], 50)
+
+
+def flip_label(data: HeteroData) -> None:
+    label = data['user', 'clicks', 'item'].edge_label
+    label[7] = 1 - label[7]
+
+
+def swap_rows(data: HeteroData) -> None:
+    data['user', 'clicks', 'item'].edge_label_index[:, [3, 4]] = data[
+        'user', 'clicks', 'item'
+    ].edge_label_index[:, [4, 3]]
+
+
+def add_count(data: HeteroData) -> None:
+    data['macro_user', 'hop2', 'user'].edge_weight[5] += 1
+
+
+def roll(data: HeteroData) -> None:
+    r"""Into two windows of equal counts."""
+    clicks = data['user', 'clicks', 'item']
+    clicks.cutoff = torch.zeros(2, dtype=torch.long)
+    clicks.edge_label_window = torch.arange(clicks.edge_label.numel()) % 2
+    for edge_type in data.edge_types:
+        if edge_type[1].startswith('hop'):
+            store = data[edge_type]
+            store.edge_weight = store.edge_weight[:, None].expand(-1, 2)
+
+
+def add_recent(data: HeteroData) -> None:
+    data['user'].recent = torch.full((NUM_USERS, 3), -1)
+
+
+@pytest.mark.parametrize('max_epochs', [1, 2])
+def test_other_loaders_are_refused(tmp_path: Path, max_epochs: int) -> None:
+    def fit_again(**changes: Any) -> None:
+        fit(
+            ClickModule(TinyModel()),
+            *loaders(**changes),
+            directory=str(tmp_path),
+            max_epochs=max_epochs if changes else 1,
+            progress=False,
+            accelerator='cpu',
+            callbacks=[Forbid()] if (tmp_path / 'last.ckpt').exists() else [],
+        )
+
+    fit_again()
+    for changes, names in (
+        ({'arguments': {'seed': 4}}, ['train_loader seed is 3 there, 4 here']),
+        ({'arguments': {'shuffle': False}}, ['train_loader shuffle is True there, False here']),
+        ({'arguments': {'batch_size': 21}}, ['train_loader batch size is 20 there, 21 here']),
+        ({'train': flip_label}, ['train_loader label']),
+        ({'train': swap_rows}, ['train_loader item', 'train_loader user']),
+        ({'train': add_count}, ['train_loader hops']),
+        ({'train': roll}, ['train_loader hops', 'train_loader window is missing there']),
+        ({'train': add_recent}, ['train_loader recent']),
+        ({'val': flip_label}, ['val_loader label']),
+        ({'val': add_recent}, ['val_loader recent']),
+    ):
+        sentence = '.*'.join(['was started with other settings: ', *names, 'pass resume=False'])
+        with pytest.raises(ValueError, match=sentence):
+            fit_again(**changes)
+    fit_again()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ('name', 'damage'),
+    [
+        ('last.ckpt', lambda path: path.write_text('not a checkpoint')),
+        ('last.ckpt', cut),
+        ('last.ckpt', lambda path: torch.save({'state_dict': {}, 'callbacks': {}}, path)),
+        ('last.ckpt', lambda path: torch.save(torch.ones(3), path)),
+        ('best.ckpt', lambda path: path.unlink()),
+        ('best.ckpt', lambda path: path.write_bytes(b'')),
+        ('best.ckpt', cut),
+    ],
+)
+@pytest.mark.parametrize('max_epochs', [1, 2])
+def test_damaged_checkpoint_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Path], Any], max_epochs: int
+) -> None:
+    train(str(tmp_path), max_epochs=1)
+    damage(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=f'{tmp_path / name} is missing, damaged or no check.* pass resume=False'
+    ) as error:
+        train(str(tmp_path), max_epochs=max_epochs, callbacks=(Forbid(),))
+    assert 'weights_only' not in str(error.value)
+    train(str(tmp_path), max_epochs=1, resume=False)
+
+
+def test_run_without_a_validation_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mag.run_state.SECONDS_BETWEEN_CHECKPOINTS', 0)
+    with pytest.raises(RuntimeError, match='failed on purpose'):
+        train(str(tmp_path), validate_every=40, callbacks=(Fail('on_before_optimizer_step', 35),))
+    assert load(tmp_path / 'last.ckpt')['global_step'] == 33
+    with pytest.raises(ValueError, match='validate_every=40 is more than the 26 steps of 1 epochs'):
+        train(str(tmp_path), validate_every=40, max_epochs=1)
+    train(str(tmp_path), validate_every=40, max_epochs=2)
+    assert load(tmp_path / 'best.ckpt')['global_step'] == 40
 
 
 class NaNLoss(TinyModel):
@@ -384,19 +595,23 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
         *('--processes', '2', '--plain', '--num-rows', '480', '--max-epochs', '2'),
         *('--out', str(tmp_path / 'two_')),
     )
-    run(
-        tmp_path / 'one',
-        *('--plain', '--num-rows', '480', '--max-epochs', '2', '--batch-size', '40'),
-        *('--out', str(tmp_path / 'one_')),
+    gradients = Gradients()
+    one, _ = train(
+        str(tmp_path / 'one'),
+        plain=True,
+        num_rows=480,
+        max_epochs=2,
+        batch_size=40,
+        callbacks=(gradients,),
     )
-    first, second, one = (load(tmp_path / f'{name}.pt') for name in ('two_0', 'two_1', 'one_0'))
+    first, second = (load(tmp_path / f'two_{rank}.pt') for rank in range(2))
     assert 'step 24\n' in output
     assert equal(first['weights'], second['weights'])
     assert equal(first['gradients'], second['gradients'])
     assert first['values'] == second['values']
-    for name, gradient in one['gradients'].items():
+    for name, gradient in gradients.first.items():
         torch.testing.assert_close(first['gradients'][name], gradient, rtol=1e-5, atol=1e-7)
-    for name, weight in one['weights'].items():
+    for name, weight in one.state_dict().items():
         torch.testing.assert_close(first['weights'][name], weight, rtol=1e-3, atol=1e-4)
     # 301 rows are an odd number: the shares differ in length and no row is counted twice.
     module = ClickModule(TinyModel(plain=True))
@@ -421,6 +636,13 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     output = run(tmp_path / 'failed', *arguments)
     assert 'step 15\n' not in output
     assert_same_run(tmp_path / 'failed', tmp_path / 'whole')
+    # Both processes validated with the running statistics of the first, which are those it saves.
+    best = load(tmp_path / 'whole' / 'best.ckpt')
+    module = ClickModule(TinyModel())
+    module.load_state_dict(best['state_dict'])
+    values = evaluate(module, PairLoader(macro_data(301, 2), 50))
+    (logged,) = (row for row in rows(tmp_path / 'whole') if row['step'] == str(best['global_step']))
+    assert float(logged['val_logloss']) == pytest.approx(values['logloss'], abs=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -470,7 +692,23 @@ def good(**arguments: Any) -> dict[str, Any]:
         ({'train_loader': [1]}, TypeError, 'got list with the sampler NoneType'),
         ({'train_loader': PairLoader(macro_data(0, 1))}, ValueError, 'train_loader is empty'),
         ({'val_loader': PairLoader(macro_data(0, 1))}, ValueError, 'val_loader is empty'),
-        ({'use_distributed_sampler': True}, TypeError, r"fit sets \['use_distributed_sampler'\]"),
+        *(
+            (argument, TypeError, rf"fit sets \['{next(iter(argument))}'\] of the Trainer itself")
+            for argument in (
+                {'use_distributed_sampler': True},
+                {'accumulate_grad_batches': 2},
+                {'max_steps': 10},
+                {'max_time': '00:00:00:01'},
+                {'min_epochs': 3},
+                {'min_steps': 10},
+                {'enable_checkpointing': False},
+                {'barebones': True},
+                {'fast_dev_run': True},
+                {'limit_train_batches': 2},
+                {'limit_val_batches': 0},
+                {'overfit_batches': 2},
+            )
+        ),
     ],
 )
 def test_bad_arguments(
@@ -499,10 +737,18 @@ def test_bad_batches() -> None:
         (lambda: module.loss(next(iter(unlabelled))), 'need labels, but batch.label is None'),
         (lambda: evaluate(module, labelled), r'shape \[2\] like batch.label, .* \[2, 1\]'),
         (lambda: module.loss(next(iter(labelled))), r'Scores must .* \[2\] .* returned \[2, 1\]'),
-        (lambda: evaluate(module, DataLoader([])), 'the loader yielded no batch'),
+        (lambda: evaluate(module, DataLoader([])), 'at least one row, but got none'),
         (
             lambda: evaluate(Scores(torch.tensor([0.0, math.nan])), labelled),
             '1 NaN among 2 predictions',
+        ),
+        (
+            lambda: evaluate(Scores(torch.tensor([math.inf, 1.0])), labelled),
+            'log loss is nan: the model returned an infinite logit',
+        ),
+        (
+            lambda: evaluate(Scores(torch.tensor([1.0, math.inf])), labelled),
+            'log loss is inf: the model returned an infinite logit',
         ),
         (
             lambda: evaluate(Scores(torch.ones(2)), pairs([0, 0], [1.0, 1.0], 2)),

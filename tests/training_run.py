@@ -135,7 +135,6 @@ def main() -> None:
     parser.add_argument('--seconds-between-checkpoints', type=float)
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--max-epochs', type=int, default=4)
-    parser.add_argument('--batch-size', type=int, default=20)
     parser.add_argument('--num-rows', type=int, default=505)
     parser.add_argument('--plain', action='store_true')
     parser.add_argument('--fail-at', type=int)
@@ -148,7 +147,6 @@ def main() -> None:
     module, values = train(
         options.directory,
         max_epochs=options.max_epochs,
-        batch_size=options.batch_size,
         num_rows=options.num_rows,
         num_workers=options.num_workers,
         plain=options.plain,
