@@ -49,7 +49,9 @@ def group_auroc(
     _check_weighting(weighting)
     _check_rows(preds, target, group)
     if preds.numel() == 0:
-        raise ValueError('group_auroc needs at least one row, but got none.')
+        raise ValueError(
+            'There is nothing to evaluate: group_auroc needs at least one row, but got none.'
+        )
     if bool(preds.isnan().any()):
         raise ValueError(
             f'group_auroc found {int(preds.isnan().sum())} NaN among {preds.numel()} predictions, '

@@ -737,7 +737,7 @@ def test_bad_batches() -> None:
         (lambda: module.loss(next(iter(unlabelled))), 'need labels, but batch.label is None'),
         (lambda: evaluate(module, labelled), r'shape \[2\] like batch.label, .* \[2, 1\]'),
         (lambda: module.loss(next(iter(labelled))), r'Scores must .* \[2\] .* returned \[2, 1\]'),
-        (lambda: evaluate(module, DataLoader([])), 'at least one row, but got none'),
+        (lambda: evaluate(module, DataLoader([])), 'nothing to evaluate: .* one row, but got none'),
         (
             lambda: evaluate(Scores(torch.tensor([0.0, math.nan])), labelled),
             '1 NaN among 2 predictions',
