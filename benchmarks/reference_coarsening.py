@@ -171,21 +171,32 @@ def sample_rows_tightly(
     return rows[:num_rows]
 
 
+def label_windows(num_windows: int) -> list[tuple[str, float, float]]:
+    r"""The part, and the quantiles of time between which its labels lie and up to the first of
+    which its graph goes."""
+    if num_windows == 1:
+        return [('train', 0.8, 0.9), ('test', 0.9, 1)]
+    bounds = [*numpy.linspace(0.3, 0.88, num_windows + 1), 0.9, 1]
+    return list(zip(['train'] * num_windows + ['validation', 'test'], bounds[:-1], bounds[1:]))
+
+
 def run(
-    folder: Path, stages: Stages, num_clusters: int = 20, tight: bool = False
+    folder: Path,
+    stages: Stages,
+    num_clusters: int = 20,
+    tight: bool = False,
+    num_windows: int = 1,
 ) -> dict[str, numpy.ndarray]:
-    r"""Rows for training (labels after the 80 % quantile of time up to the 90 % one, graph up to
-    the 80 % one) and for testing (labels after the 90 % quantile, graph up to it). `tight` asks
-    for :func:`sample_rows_tightly`."""
+    r"""Rows of the :func:`label_windows`. `tight` asks for :func:`sample_rows_tightly`."""
     ratings, categories = read_ratings(folder), read_categories(folder)
     num_users, num_items = ratings['user'].max() + 1, len(categories)
     category_of_item = one_hot(categories, categories.max() + 1)
     stages.lap('read')
 
-    q80, q90 = ratings['time'].quantile([0.8, 0.9])
     cluster_of_user = None
-    rows = {}
-    for name, cutoff, end in [('train', q80, q90), ('test', q90, float('inf'))]:
+    rows = defaultdict(list)
+    for name, start, stop in label_windows(num_windows):
+        cutoff, end = ratings['time'].quantile([start, stop])
         clicks = ratings[(ratings['time'] <= cutoff) & (ratings['label'] == 1)]
         labelled = ratings[(ratings['time'] > cutoff) & (ratings['time'] <= end)]
         matrix = click_matrix(clicks, num_users, num_items)
@@ -197,11 +208,12 @@ def run(
             stages.lap('k-means')
         counts = count_neighbors(matrix, cluster_of_user, category_of_item)
         stages.lap('counts')
-        rows[name] = (sample_rows_tightly if tight else sample_rows)(labelled, clicks, counts)
+        rows[name].append((sample_rows_tightly if tight else sample_rows)(labelled, clicks, counts))
         stages.lap('rows')
-    return rows
+    return {name: numpy.concatenate(pieces) for name, pieces in rows.items()}
 
 
-def measure(stages: Stages, folder: Path, tight: bool) -> dict[str, float]:
+def measure(stages: Stages, folder: Path, tight: bool, num_windows: int) -> dict[str, float]:
     r"""Runs on a MovieLens folder and returns the number of rows of each part."""
-    return {name: len(rows) for name, rows in run(folder, stages, tight=tight).items()}
+    rows = run(folder, stages, tight=tight, num_windows=num_windows)
+    return {name: len(part) for name, part in rows.items()}
