@@ -229,8 +229,8 @@ def draw_learning_curve(axes: plt.Axes, path: Path) -> None:
     points = [(int(row['step']), float(row['val_auc'])) for row in rows if row.get('val_auc')]
     other.plot(*zip(*points, strict=True), color='tab:red', marker='.', label='val AUC')
     other.set_ylabel('AUC', color='tab:red')
-    axes.legend(loc='upper right')
-    axes.set_title('Learning')
+    # Above the curves, which may run anywhere.
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 if __name__ == '__main__':
