@@ -158,6 +158,10 @@ def main() -> None:
         rank = int(os.environ.get('LOCAL_RANK', 0))
         result = {'weights': module.state_dict(), 'gradients': gradients.first, 'values': values}
         torch.save(result, f'{options.out}{rank}.pt')
+    if torch.distributed.is_initialized():
+        # A process that ends with the group alive may be terminated by the group's own threads.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -16,6 +16,15 @@ def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.fixture
+def reference(benchmarks_on_path):
+    for name in ('pandas', 'sklearn'):
+        pytest.importorskip(name, reason="the reference needs 'pip install pyg-mag[benchmarks]'")
+    import reference_coarsening
+
+    return reference_coarsening
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     r"""A log in MovieLens-1M's layout: distinct times, some pairs rated twice, ids with gaps."""
@@ -38,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def macro_parts(folder, benchmarks_on_path):
-    mag_coarsening = pytest.importorskip('mag_coarsening')
+    import mag_coarsening
     from stages import Stages
 
     data = mag_coarsening.read_movie_lens(folder)
@@ -84,8 +93,9 @@ def expected_row(batch, row, ids, category_order):
 
 
 @pytest.mark.parametrize('name', ['train', 'test'])
-def test_mag_and_reference_agree_on_every_row(name, folder, macro_parts, monkeypatch, tmp_path):
-    reference = pytest.importorskip('reference_coarsening')
+def test_mag_and_reference_agree_on_every_row(
+    name, folder, reference, macro_parts, monkeypatch, tmp_path
+):
     from mag.datasets import MovieLens
     from mag.loader import PairLoader
 
@@ -111,8 +121,7 @@ def test_mag_and_reference_agree_on_every_row(name, folder, macro_parts, monkeyp
     assert rows[:num_rows].tolist() == found
 
 
-def test_reference_loops_agree(folder):
-    reference = pytest.importorskip('reference_coarsening')
+def test_reference_loops_agree(folder, reference):
     from stages import Stages
 
     plain = reference.run(folder, Stages(), num_clusters=4)
@@ -120,6 +129,16 @@ def test_reference_loops_agree(folder):
     assert len(plain['train']) == len(plain['test']) == 600
     for name in ('train', 'test'):
         assert np.array_equal(plain[name], tight[name])
+
+
+def test_reference_rolls_over_the_same_windows(folder, reference):
+    import mag_coarsening
+    from stages import Stages
+
+    found = mag_coarsening.movie_lens(Stages(), folder, num_windows=3)
+    for tight in (False, True):
+        expected = reference.measure(Stages(), folder, tight=tight, num_windows=3)
+        assert expected == found
 
 
 def test_objective_is_the_summed_squared_distance(benchmarks_on_path):
@@ -191,14 +210,15 @@ def test_stages_add_up_laps_and_notice_memory():
     assert stages.peak['second'] >= block.nbytes
 
 
-def test_command_writes_the_tables(folder, tmp_path):
-    pytest.importorskip('reference_coarsening')
+def test_command_writes_the_tables(folder, reference, tmp_path):
     markdown = tmp_path / 'coarsening.md'
     command = [sys.executable, str(BENCHMARKS / 'coarsening.py'), '--parts', 'movielens', 'scale']
     command += ['--movielens', str(folder), '--repeats', '1', '--clicks', '5000', '--scale-repeats']
     command += ['1', '--markdown', str(markdown)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     text = markdown.read_text(encoding='utf-8')
-    assert '| plain |' in text
+    for way in ('plain', 'plain, tight loop', 'mag'):
+        for windows in ('1 window', '12 windows'):
+            assert f'| {way}, {windows} |' in text
     assert '480 train, 120 validation, 600 test' in text
     assert '| 5,000 | 50 | 50 |' in text

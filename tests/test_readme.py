@@ -1,0 +1,43 @@
+import ast
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_pipeline_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    duckdb.sql("""
+        COPY (
+            SELECT 'c' || hash(i) % 90 AS uid, hash(i + 1) % 70 AS sku, i AS ts,
+                   ((hash(i) % 90 + hash(i + 1) % 70) % 3 = 0)::INTEGER AS clicked
+            FROM range(20000) AS t(i)
+        ) TO 'clicks.parquet'
+    """)
+    (code,) = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    last = capfd.readouterr().out.strip().splitlines()[-1]
+    assert ast.literal_eval(last).keys() == {'auc', 'gauc', 'logloss'}
+    assert {path.name for path in Path('runs/shop').iterdir()} >= {'best.ckpt', 'metrics.csv'}
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r'\]\(([^)]+)\)', TEXT)
+    assert len(targets) > 8
+    for target in targets:
+        assert target.startswith('https://') or (ROOT / target).exists(), target
+
+
+def test_commands_are_in_the_makefile() -> None:
+    makefile = (ROOT / 'Makefile').read_text()
+    commands = re.findall(r'^    make (\w+)', TEXT, re.MULTILINE)
+    assert commands == ['demo', 'test']
+    for command in commands:
+        assert re.search(rf'^{command}:', makefile, re.MULTILINE)
