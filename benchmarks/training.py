@@ -24,7 +24,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,7 @@ def take_apart(subject: Subject, threads: int, repeats: int) -> Iterator[str]:
     with torch.no_grad():
         bare = seconds_of(products.replay, repeats)
     step = seconds_of(lambda: subject.step(next(batches)), repeats)
-    compiled = subject._replace(model=torch.compile(subject.model))
+    compiled = subject._replace(model=cast(nn.Module, torch.compile(subject.model)))
     fused = seconds_of(lambda: compiled.step(next(batches)), repeats)
     yield (
         f'{threads} thread{"s" * (threads > 1)}: a step takes {1000 * step:.2f} ms; its '
