@@ -7,6 +7,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from mag.schema import require_positive_integers
+
 
 class Grouping:
     r"""Groups nodes into macro nodes by k-means on their behavior embeddings, with FAISS, as in
@@ -38,14 +40,7 @@ class Grouping:
         num_iterations: int = 25,
         seed: int = 0,
     ) -> None:
-        if isinstance(num_clusters, bool) or not isinstance(num_clusters, int) or num_clusters < 1:
-            raise ValueError(
-                f"'num_clusters' must be a positive integer, but got {num_clusters!r}."
-            )
-        if not isinstance(num_iterations, int) or num_iterations < 1:
-            raise ValueError(
-                f"'num_iterations' must be a positive integer, but got {num_iterations!r}."
-            )
+        require_positive_integers(num_clusters=num_clusters, num_iterations=num_iterations)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"'seed' must be an integer, but got {seed!r}.")
         self.num_clusters = num_clusters
@@ -194,7 +189,9 @@ def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
     clicks = clicks.astype(np.float32)
     norm = np.sqrt(np.asarray(clicks.multiply(clicks).sum(axis=1))).ravel()
     if clicks.shape[1] <= projection_dim:
-        rows = np.pad(clicks.toarray(), ((0, 0), (0, projection_dim - clicks.shape[1])))
+        # A copy of the matrix already, so the caller's keeps its width.
+        clicks.resize(clicks.shape[0], projection_dim)
+        rows = clicks.toarray()
     else:
         signs = np.random.default_rng(seed).integers(
             0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8

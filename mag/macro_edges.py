@@ -4,7 +4,7 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 from tqdm import tqdm
 
-from mag.schema import OTHER
+from mag.schema import OTHER, require_positive_integers
 
 BYTES_PER_PAIR = 12
 CHUNK_PAIRS = 2**26
@@ -60,8 +60,7 @@ class MacroEdges:
         binary: bool = True,
         max_bytes: int = 8 * 2**30,
     ) -> None:
-        if isinstance(num_hops, bool) or not isinstance(num_hops, int) or num_hops < 1:
-            raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
+        require_positive_integers(num_hops=num_hops)
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
         if (

@@ -137,9 +137,10 @@ class RunState(Checkpoint):
             self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        random_states = [random_state()] * self._trainer.world_size
+        own = random_state()
+        random_states = [own] * self._trainer.world_size
         if self._trainer.world_size > 1:
-            torch.distributed.all_gather_object(random_states, random_state())
+            torch.distributed.all_gather_object(random_states, own)
         return {
             'config': self.config,
             'batches': self._batches(self._trainer),

@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
+from mag.schema import require_positive_integers
 
 
 class MacGNN(torch.nn.Module):
@@ -80,17 +81,14 @@ class MacGNN(torch.nn.Module):
         renormalise: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {
-            'num_users': num_users,
-            'num_items': num_items,
-            'num_macro_users': num_macro_users,
-            'num_macro_items': num_macro_items,
-            'num_hops': num_hops,
-            'embedding_dim': embedding_dim,
-        }
-        for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
+        require_positive_integers(
+            num_users=num_users,
+            num_items=num_items,
+            num_macro_users=num_macro_users,
+            num_macro_items=num_macro_items,
+            num_hops=num_hops,
+            embedding_dim=embedding_dim,
+        )
         if not isinstance(hidden_channels, Sequence):
             raise TypeError(
                 f"'hidden_channels' must be a sequence of sizes such as (200, 80), but got "

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from mag.grouping import Grouping, macro_behavior, raw_behavior
 from mag.macro_edges import MacroEdges
-from mag.schema import CLICKS, OTHER, require, require_cpu, window_of_click
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    require,
+    require_cpu,
+    require_positive_integers,
+    window_of_click,
+)
 
 
 @functional_transform('macro_coarsen')
@@ -94,8 +101,7 @@ class MacroCoarsen(BaseTransform):
                 raise ValueError(
                     f"'groups' must hold a positive number for '{node_type}', but got {group}."
                 )
-        if isinstance(num_hops, bool) or not isinstance(num_hops, int) or num_hops < 1:
-            raise ValueError(f"'num_hops' must be a positive integer, but got {num_hops!r}.")
+        require_positive_integers(num_hops=num_hops)
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
         if isinstance(projection_dim, bool) or not isinstance(projection_dim, int):

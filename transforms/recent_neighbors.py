@@ -4,7 +4,13 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, require_cpu, window_of_click
+from mag.schema import (
+    CLICKS,
+    require,
+    require_cpu,
+    require_positive_integers,
+    window_of_click,
+)
 
 
 @functional_transform('recent_neighbors')
@@ -27,8 +33,7 @@ class RecentNeighbors(BaseTransform):
     """
 
     def __init__(self, num: int = 20, item_order: str = 'time') -> None:
-        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-            raise ValueError(f"'num' must be a positive integer, but got {num!r}.")
+        require_positive_integers(num=num)
         if item_order not in ('time', 'user'):
             raise ValueError(f"'item_order' must be 'time' or 'user', but got {item_order!r}.")
         self.num = num

@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, require_cpu
+from mag.schema import CLICKS, require, require_cpu, require_positive_integers
 
 
 @functional_transform('temporal_split')
@@ -74,8 +74,7 @@ class TemporalSplit(BaseTransform):
                 f'TemporalSplit expects 0 < train_start < val_start < test_start < 1, but got '
                 f'{train_start}, {val_start}, {test_start}.'
             )
-        if isinstance(num_windows, bool) or not isinstance(num_windows, int) or num_windows < 1:
-            raise ValueError(f"'num_windows' must be a positive integer, but got {num_windows!r}.")
+        require_positive_integers(num_windows=num_windows)
         if by not in ('global', 'user'):
             raise ValueError(f"'by' must be 'global' or 'user', but got {by!r}.")
         self.train_start = train_start

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from mag.schema import require_positive_integers
+
 
 class BatchIndexSampler(Sampler[Tensor]):
     r"""Yields the row indices of whole batches as tensors, so that a batch is gathered by indexing
@@ -31,8 +33,7 @@ class BatchIndexSampler(Sampler[Tensor]):
     def __init__(
         self, num_rows: int, batch_size: int, shuffle: bool = False, seed: int = 0
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"'batch_size' must be a positive integer, but got {batch_size!r}.")
+        require_positive_integers(batch_size=batch_size)
         if num_rows < 0:
             raise ValueError(f"'num_rows' must not be negative, but got {num_rows}.")
         self.num_rows = num_rows

@@ -1,6 +1,8 @@
 import torch
 from torch import Tensor
 
+from mag.schema import require_positive_integers
+
 
 class Dice(torch.nn.Module):
     r"""The data-adaptive activation from the `"Deep Interest Network for Click-Through Rate
@@ -27,10 +29,7 @@ class Dice(torch.nn.Module):
 
     def __init__(self, num_features: int, released: bool = False) -> None:
         super().__init__()
-        if not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(
-                f"'num_features' must be a positive integer, but got {num_features!r}."
-            )
+        require_positive_integers(num_features=num_features)
         self.num_features = num_features
         self.released = released
         self.alpha = torch.nn.Parameter(torch.empty(1 if released else num_features))
