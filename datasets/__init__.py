@@ -3,5 +3,6 @@ r"""Raw click logs in, one cached micro graph out."""
 from mag.datasets.event_log import EventLog
 from mag.datasets.kuai_rand import KuaiRand
 from mag.datasets.movie_lens import MovieLens
+from mag.datasets.synthetic_market import SyntheticMarket
 
-__all__ = ['EventLog', 'KuaiRand', 'MovieLens']
+__all__ = ['EventLog', 'KuaiRand', 'MovieLens', 'SyntheticMarket']

@@ -1,0 +1,439 @@
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch_geometric.data import HeteroData, InMemoryDataset
+from tqdm import tqdm
+
+from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
+from mag.metrics import bayes_optimal
+
+DOMAINS = ('recommendation', 'search')
+MODALITIES = ('visual', 'acoustic', 'text')
+_CATEGORIES_PER_GROUP = 3
+_TERMS_PER_CATEGORY = 5
+_QUERY_LENGTH = 4
+_TASTE_SIZE, _STYLE_SIZE, _CONTENT_SIZE = 8, 4, 16
+_CLICK_RATE = 0.2
+_PERIOD = 28 * 24 * 3600
+_CHUNK = 1 << 20
+
+
+class SyntheticMarket(InMemoryDataset):
+    r"""A simulated shop whose truth is known: who would click what, who would buy what they never
+    clicked, and why.
+
+    .. code-block:: python
+
+        data = SyntheticMarket(selection_bias=2.0)[0]
+        data['user', 'clicks', 'item'].edge_label_conversion
+        data.truth['conversion_probability']  # of every exposure, also the unclicked
+
+    Users and items belong to planted groups with a taste each; what a user likes drifts from one
+    group to another over four weeks. Users differ in activity, items in popularity, by power laws.
+    An exposure :math:`(u, i, t)` comes from recommendation, or from search with a query of one to
+    four terms, most of which belong to the category the user looks for. It is clicked, and a
+    clicked one converted, with the probabilities
+
+    .. math::
+        P(\mathrm{click}) &= \sigma \left( c_0 + \mathrm{affinity}_{uit} + \mathrm{style}_{ui} +
+        \mathrm{match}_{it} + \beta \, \mathrm{value}_{ui} \right) \\
+        P(\mathrm{conversion} \mid \mathrm{click}) &= \sum_{\mathbf{b}} P(\mathbf{b} \mid e_{ui}) \,
+        \sigma \left( d_0 + \mathrm{value}_{ui} + \mathrm{need}_u + \mathbf{w} \cdot \mathbf{b}
+        \right).
+
+    The value of an item to a user depends on brand, seller and item, and on how the price level
+    suits the user's age level and gender. It drives conversion always, and clicks with the strength
+    :math:`\beta`, the :obj:`selection_bias`: at 0 the clicked exposures convert like the others
+    would, at larger ones better and better. Affinity is that of tastes; style is that of the user's
+    preferred modality (visual, acoustic or text) with the item's content there; a match is an item
+    of the category searched for. Between click and conversion come the ten micro-behaviors
+    :math:`\mathbf{b}`, drawn from a pairwise model that depends on the engagement :math:`e`.
+
+    The :class:`~torch_geometric.data.HeteroData` holds
+
+    * :obj:`data['user']`: the categoricals :obj:`gender` and :obj:`age_level`;
+    * :obj:`data['item']`: the categoricals :obj:`category`, :obj:`brand`, :obj:`seller` and
+      :obj:`price_level`, and the contents :obj:`x_visual`, :obj:`x_acoustic` and :obj:`x_text`,
+      each of shape :obj:`[num_items, 16]`;
+    * :obj:`data['user', 'clicks', 'item']`: the clicks (:obj:`edge_index`, :obj:`time`,
+      :obj:`query`, :obj:`domain`) and the exposures (:obj:`edge_label_index`, :obj:`edge_label`,
+      :obj:`edge_label_time`, :obj:`edge_label_query`, :obj:`edge_label_domain`,
+      :obj:`edge_label_behavior` of shape :obj:`[num_exposures, 10]`,
+      :obj:`edge_label_conversion`), both ordered by time in seconds. A query holds ids of terms,
+      shape :obj:`[4]`, padded with :obj:`-1`; that of a recommendation is the empty query, term
+      :obj:`0`. :obj:`edge_label_row` is the row of the exposure in :obj:`data.truth`, which a
+      split keeps;
+    * :obj:`data.truth`, a dictionary: for each exposure :obj:`click_probability`,
+      :obj:`conversion_probability` (given a click) and :obj:`intent` (the category looked for, in
+      search and in half of the recommendations, else :obj:`-1`); :obj:`user_group` (at the start
+      and at the end, shape :obj:`[num_users, 2]`), :obj:`item_group`,
+      :obj:`preferred_modality` (an index into :obj:`names['modality']`), :obj:`behavior_coupling`
+      (shape :obj:`[10, 10]`); and :obj:`bayes_optimal`, the AUC and log loss that nobody can expect
+      to beat, of :obj:`click`, of :obj:`conversion` on clicks, and of :obj:`click_and_conversion`
+      (see :func:`mag.metrics.bayes_optimal` for those of a part).
+
+    The same arguments give the same bytes.
+
+    Args:
+        num_users (int, optional): (default: :obj:`2_000`)
+        num_items (int, optional): (default: :obj:`1_000`)
+        num_exposures (int, optional): One in five is clicked. (default: :obj:`200_000`)
+        num_groups (int, optional): Groups of users, and of items, which have three categories each.
+            (default: :obj:`8`)
+        selection_bias (float, optional): :math:`\beta`; 2 is strong. (default: :obj:`1.0`)
+        search_share (float, optional): The share of exposures from search. (default: :obj:`0.4`)
+        query_noise (float, optional): The share of query terms that say nothing.
+            (default: :obj:`0.2`)
+        seed (int, optional): (default: :obj:`0`)
+        transform (callable, optional): Applied to the data on every access.
+        log (bool, optional): Whether to show progress. (default: :obj:`True`)
+
+    Raises:
+        TypeError: If a number is none.
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_users: int = 2_000,
+        num_items: int = 1_000,
+        num_exposures: int = 200_000,
+        num_groups: int = 8,
+        selection_bias: float = 1.0,
+        search_share: float = 0.4,
+        query_noise: float = 0.2,
+        seed: int = 0,
+        transform: Callable[[HeteroData], HeteroData] | None = None,
+        log: bool = True,
+    ) -> None:
+        sizes = {
+            'num_users': num_users,
+            'num_items': num_items,
+            'num_exposures': num_exposures,
+            'num_groups': num_groups,
+        }
+        shares = {'search_share': search_share, 'query_noise': query_noise}
+        _check_arguments(sizes, shares, selection_bias, seed)
+        super().__init__(None, transform, log=log)
+        world = _World(np.random.default_rng([seed, 0]), num_users, num_items, num_groups)
+        rng = np.random.default_rng([seed, 1])
+        with tqdm(total=3 * num_exposures, desc='Simulating', disable=not log, leave=False) as bar:
+            exposures = _draw_exposures(world, rng, num_exposures, search_share, query_noise, bar)
+            self._data = _to_data(world, exposures, selection_bias, rng, bar)
+        self.slices = None
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        r"""The names of the columns of :obj:`edge_label_behavior`, of the modalities and of the
+        values of :obj:`edge_label_domain`."""
+        return {
+            'behavior': list(BEHAVIORS),
+            'modality': list(MODALITIES),
+            'domain': list(DOMAINS),
+        }
+
+
+def _check_arguments(
+    sizes: dict[str, Any], shares: dict[str, Any], selection_bias: Any, seed: Any
+) -> None:
+    for name, value in {**sizes, 'seed': seed}.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"'{name}' must be an int, but got {value!r}.")
+        # A single exposure has no rank, so no AUC.
+        least = {'seed': 0, 'num_exposures': 2}.get(name, 1)
+        if value < least:
+            raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
+    for name, value in {**shares, 'selection_bias': selection_bias}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"'{name}' must be a float, but got {value!r}.")
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"'{name}' must lie between 0 and 1, but got {value}.")
+    if not 0 <= selection_bias < math.inf:
+        raise ValueError(f"'selection_bias' must be at least 0, but got {selection_bias}.")
+
+
+class _World:
+    r"""Who the users are and what the items are, before anything happens."""
+
+    def __init__(
+        self, rng: np.random.Generator, num_users: int, num_items: int, num_groups: int
+    ) -> None:
+        self.num_groups = num_groups
+        self.num_categories = num_groups * _CATEGORIES_PER_GROUP
+        self.num_terms = 1 + self.num_categories * _TERMS_PER_CATEGORY
+        self.num_brands, self.num_sellers, self.num_prices, self.num_ages = (
+            max(2, num_items // 20), max(2, num_items // 10), 5, 6,
+        )  # fmt: skip
+
+        self.activity = _power_law(rng, num_users, exponent=0.8)
+        self.user_group = rng.integers(num_groups, size=(num_users, 2))
+        centers = _unit(rng.standard_normal((num_groups, _TASTE_SIZE)))
+        self.user_taste = _unit(
+            centers[self.user_group] + 0.25 * rng.standard_normal((num_users, 2, _TASTE_SIZE))
+        ).astype(np.float32)
+        self.gender = rng.integers(2, size=num_users)
+        self.age_level = rng.integers(self.num_ages, size=num_users)
+        self.need = (0.5 * rng.standard_normal(num_users)).astype(np.float32)
+        self.diligence = rng.standard_normal(num_users).astype(np.float32)
+        self.preferred_modality = rng.integers(len(MODALITIES), size=num_users)
+        self.style_taste = _unit(rng.standard_normal((num_users, _STYLE_SIZE))).astype(np.float32)
+
+        self.popularity = _power_law(rng, num_items, exponent=0.8)
+        self.category = rng.integers(self.num_categories, size=num_items)
+        self.item_group = self.category // _CATEGORIES_PER_GROUP
+        self.item_taste = _unit(
+            centers[self.item_group] + 0.25 * rng.standard_normal((num_items, _TASTE_SIZE))
+        ).astype(np.float32)
+        self.brand = rng.integers(self.num_brands, size=num_items)
+        self.seller = rng.integers(self.num_sellers, size=num_items)
+        self.price_level = rng.integers(self.num_prices, size=num_items)
+        style = rng.standard_normal((len(MODALITIES), num_items, _STYLE_SIZE))
+        camera = rng.standard_normal((len(MODALITIES), _STYLE_SIZE, _CONTENT_SIZE))
+        noise = 0.3 * rng.standard_normal((len(MODALITIES), num_items, _CONTENT_SIZE))
+        self.style = style.astype(np.float32)
+        # Without a library of products, whose bits depend on the machine.
+        self.content = (np.einsum('mis,msc->mic', style, camera) + noise).astype(np.float32)
+
+        # What an item is worth by itself, and how far a price is from what suits a user.
+        quality = (
+            rng.standard_normal(self.num_brands)[self.brand]
+            + rng.standard_normal(self.num_sellers)[self.seller]
+            + 0.5 * rng.standard_normal(num_items)
+        )
+        self.quality = (0.5 * quality).astype(np.float32)
+        budget = rng.random((2, self.num_ages, 1)) * (self.num_prices - 1)
+        distance = np.abs(np.arange(self.num_prices) - budget)
+        self.price_fit = (0.8 * (1.2 - distance)).astype(np.float32)
+
+        # Items in the order of categories, so that those of one are an interval of `share`.
+        self.by_category = self.category.argsort(kind='stable')
+        self.share = self.popularity[self.by_category].cumsum()
+        self.share /= self.share[-1]
+        ends = np.searchsorted(
+            self.category[self.by_category], np.arange(self.num_categories), side='right'
+        )
+        self.category_end = np.concatenate([[0.0], self.share])[ends]
+        self.category_start = np.concatenate([[0.0], self.category_end[:-1]])
+
+
+class _Exposures(NamedTuple):
+    r"""What was shown to whom, when and where; :obj:`progress` is the time from 0 to 1."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    progress: np.ndarray
+    domain: np.ndarray
+    intent: np.ndarray
+    query: np.ndarray
+
+
+def _draw_exposures(
+    world: _World,
+    rng: np.random.Generator,
+    num_exposures: int,
+    search_share: float,
+    query_noise: float,
+    bar: tqdm,
+) -> _Exposures:
+    time = np.sort(rng.integers(_PERIOD, size=num_exposures))
+    progress = (time / _PERIOD).astype(np.float32)
+    parts = []
+    for start in range(0, num_exposures, _CHUNK):
+        now = progress[start : start + _CHUNK]
+        user = _draw(rng, world.activity.cumsum(), now.size)
+        domain = (rng.random(now.size) < search_share).astype(np.int64)
+        # What a user looks for moves from the first of two groups to the second.
+        group = world.user_group[user, (rng.random(now.size) < now).astype(np.int64)]
+        intent = group * _CATEGORIES_PER_GROUP + rng.integers(_CATEGORIES_PER_GROUP, size=now.size)
+        curious = rng.random(now.size) < np.where(domain == 1, 0.2, 0.5)
+        # A search has an intent always, a recommendation where the shop has guessed it.
+        anything = rng.integers(world.num_categories, size=now.size)
+        intent = np.where(curious, np.where(domain == 1, anything, -1), intent)
+        shown = np.where(rng.random(now.size) < 0.2, -1, intent)
+        parts.append((user, _draw_items(world, rng, shown), domain, intent,
+                      _draw_queries(world, rng, intent, domain, query_noise)))  # fmt: skip
+        bar.update(now.size)
+    user, item, domain, intent, query = (np.concatenate(column) for column in zip(*parts))
+    return _Exposures(user, item, time, progress, domain, intent, query)
+
+
+def _draw_items(world: _World, rng: np.random.Generator, category: np.ndarray) -> np.ndarray:
+    r"""Draws by popularity an item of each category, or of any where it is -1 or has none."""
+    start = np.where(category < 0, 0, world.category_start[category])
+    end = np.where(category < 0, 1, world.category_end[category])
+    end = np.where(end > start, end, 1)
+    point = start + rng.random(category.size) * (end - start)
+    position = np.searchsorted(world.share, point, side='right')
+    return world.by_category[np.minimum(position, world.by_category.size - 1)]
+
+
+def _draw_queries(
+    world: _World,
+    rng: np.random.Generator,
+    intent: np.ndarray,
+    domain: np.ndarray,
+    query_noise: float,
+) -> np.ndarray:
+    shape = (intent.size, _QUERY_LENGTH)
+    telling = (
+        1 + intent[:, None] * _TERMS_PER_CATEGORY + rng.integers(_TERMS_PER_CATEGORY, size=shape)
+    )
+    noise = rng.integers(1, world.num_terms, size=shape)
+    query = np.where(rng.random(shape) < query_noise, noise, telling)
+    length = rng.integers(1, _QUERY_LENGTH + 1, size=(intent.size, 1))
+    query[np.arange(_QUERY_LENGTH) >= length] = -1
+    query[domain == 0] = [0] + [-1] * (_QUERY_LENGTH - 1)
+    return query
+
+
+def _to_data(
+    world: _World,
+    exposures: _Exposures,
+    selection_bias: float,
+    rng: np.random.Generator,
+    bar: tqdm,
+) -> HeteroData:
+    micro = MicroBehavior()
+    num_exposures = exposures.user.size
+    click_logit, conversion_logit = (np.empty(num_exposures, np.float32) for _ in range(2))
+    level = np.empty(num_exposures, np.int8)
+    for start in range(0, num_exposures, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        value = _value(world, exposures, rows)
+        click_logit[rows] = _interest(world, exposures, rows) + selection_bias * value
+        conversion_logit[rows] = value + world.need[exposures.user[rows]]
+        level[rows] = micro.level(0.8 * value + 0.6 * world.diligence[exposures.user[rows]])
+        bar.update(value.size)
+    click_logit += _intercept(click_logit)
+    conversion_logit -= 3.0
+
+    click_probability, conversion_probability = (np.empty(num_exposures) for _ in range(2))
+    clicked, converted = (np.zeros(num_exposures, bool) for _ in range(2))
+    behavior = torch.zeros(num_exposures, len(BEHAVIORS))
+    states = torch.from_numpy(micro.states).float()
+    for start in range(0, num_exposures, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        now = level[rows].astype(np.int64)
+        click_probability[rows] = sigmoid(click_logit[rows].astype(np.float64))
+        conversion_probability[rows] = micro.conversion_probability(now, conversion_logit[rows])
+        clicked[rows] = rng.random(now.size) < click_probability[rows]
+        which = clicked[rows].nonzero()[0]
+        state = micro.draw(now[which], rng)
+        behavior[start + torch.from_numpy(which)] = states[torch.from_numpy(state)]
+        chance = sigmoid(conversion_logit[rows][which] + micro.lift[state])
+        converted[start + which] = rng.random(which.size) < chance
+        bar.update(now.size)
+
+    data = HeteroData()
+    _add_nodes(data, world)
+    _add_clicks(data, world, exposures, clicked)
+    clicks = data['user', 'clicks', 'item']
+    clicks.edge_label_behavior = behavior
+    clicks.edge_label_conversion = torch.from_numpy(converted).float()
+    click = torch.from_numpy(click_probability)
+    conversion = torch.from_numpy(conversion_probability)
+    data.truth = {
+        'click_probability': click,
+        'conversion_probability': conversion,
+        'intent': torch.from_numpy(exposures.intent),
+        'user_group': torch.from_numpy(world.user_group),
+        'item_group': torch.from_numpy(world.item_group),
+        'preferred_modality': torch.from_numpy(world.preferred_modality),
+        'behavior_coupling': torch.from_numpy(micro.coupling),
+        'bayes_optimal': {
+            name: dict(zip(('auc', 'logloss'), bayes_optimal(*probabilities), strict=True))
+            for name, probabilities in (
+                ('click', (click,)),
+                ('conversion', (conversion, click)),
+                ('click_and_conversion', (click * conversion,)),
+            )
+        },
+    }
+    return data
+
+
+def _value(world: _World, exposures: _Exposures, rows: slice) -> np.ndarray:
+    user, item = exposures.user[rows], exposures.item[rows]
+    fit = world.price_fit[world.gender[user], world.age_level[user], world.price_level[item]]
+    return world.quality[item] + fit
+
+
+def _interest(world: _World, exposures: _Exposures, rows: slice) -> np.ndarray:
+    r"""What draws a click and says nothing about a conversion."""
+    user, item, progress = (
+        column[rows] for column in (exposures.user, exposures.item, exposures.progress)
+    )
+    tastes = np.einsum('nkd,nd->nk', world.user_taste[user], world.item_taste[item])
+    angle = progress * (math.pi / 2)
+    affinity = np.cos(angle) * tastes[:, 0] + np.sin(angle) * tastes[:, 1]
+    modality = world.preferred_modality[user]
+    style = np.einsum('nd,nd->n', world.style_taste[user], world.style[modality, item])
+    is_match = exposures.intent[rows] == world.category[item]
+    match = np.where(exposures.domain[rows] == 1, np.where(is_match, 1.0, -1.0), 0.0)
+    return (2 * affinity + style + match).astype(np.float32)
+
+
+def _intercept(logit: np.ndarray) -> float:
+    r"""What to add to the logits for one click in five, by bisection on some of them."""
+    logit = logit[:: max(1, logit.size // 100_000)].astype(np.float64)
+    low, high = -100.0, 100.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle) if sigmoid(logit + middle).mean() > _CLICK_RATE else (middle, high)
+        )
+    return low
+
+
+def _add_nodes(data: HeteroData, world: _World) -> None:
+    user, item = data['user'], data['item']
+    user.num_nodes, item.num_nodes = world.gender.size, world.category.size
+    for store, name, value, num in (
+        (user, 'gender', world.gender, 2),
+        (user, 'age_level', world.age_level, world.num_ages),
+        (item, 'category', world.category, world.num_categories),
+        (item, 'brand', world.brand, world.num_brands),
+        (item, 'seller', world.seller, world.num_sellers),
+        (item, 'price_level', world.price_level, world.num_prices),
+    ):
+        store[name] = torch.from_numpy(value)
+        store[f'num_{name}'] = num
+    for name, content in zip(MODALITIES, world.content, strict=True):
+        item[f'x_{name}'] = torch.from_numpy(content)
+
+
+def _add_clicks(
+    data: HeteroData, world: _World, exposures: _Exposures, clicked: np.ndarray
+) -> None:
+    clicks = data['user', 'clicks', 'item']
+    is_click = torch.from_numpy(clicked)
+    clicks.edge_label_index = torch.from_numpy(np.stack([exposures.user, exposures.item]))
+    clicks.edge_label = is_click.float()
+    clicks.edge_label_time = torch.from_numpy(exposures.time)
+    clicks.edge_label_query = torch.from_numpy(exposures.query)
+    clicks.edge_label_domain = torch.from_numpy(exposures.domain)
+    clicks.edge_label_row = torch.arange(clicked.size)
+    clicks.edge_index = clicks.edge_label_index[:, is_click]
+    for name in ('time', 'query', 'domain'):
+        clicks[name] = clicks[f'edge_label_{name}'][is_click]
+    clicks.num_query, clicks.num_domain = world.num_terms, len(DOMAINS)
+
+
+def _power_law(rng: np.random.Generator, size: int, exponent: float) -> np.ndarray:
+    r"""Shares that fall with the rank, in random order."""
+    share = np.arange(1, size + 1) ** -exponent
+    return rng.permutation(share / share.sum())
+
+
+def _draw(rng: np.random.Generator, cumulative: np.ndarray, size: int) -> np.ndarray:
+    position = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side='right')
+    return np.minimum(position, cumulative.size - 1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

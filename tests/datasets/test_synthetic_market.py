@@ -1,0 +1,262 @@
+import hashlib
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+from mag.datasets import SyntheticMarket
+from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior
+from mag.metrics import group_auroc
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+
+
+@pytest.fixture(scope='module')
+def market() -> HeteroData:
+    return SyntheticMarket(num_exposures=100_000, selection_bias=2.0, log=False)[0]
+
+
+def fingerprint(data: HeteroData) -> str:
+    digest = hashlib.sha256()
+    stores = [data.truth, *(dict(store.items()) for store in data.stores[1:])]
+    for store in stores:
+        for name, value in sorted(store.items()):
+            digest.update(name.encode())
+            digest.update(
+                value.numpy().tobytes() if torch.is_tensor(value) else repr(value).encode()
+            )
+    return digest.hexdigest()
+
+
+def deviation(label: torch.Tensor, probability: torch.Tensor) -> float:
+    r"""How many standard deviations the number of ones lies from what is expected."""
+    variance = (probability * (1 - probability)).sum()
+    return float((label.double() - probability).sum() / variance.sqrt())
+
+
+def test_same_seed_gives_same_bytes() -> None:
+    first, again, other = (
+        SyntheticMarket(50, 30, 5_000, seed=seed, log=False)[0] for seed in (3, 3, 4)
+    )
+    assert fingerprint(first) == fingerprint(again)
+    assert fingerprint(first) != fingerprint(other)
+
+
+def test_number_of_threads_changes_no_byte() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = fingerprint(SyntheticMarket(50, 30, 5_000, log=False)[0])
+        torch.set_num_threads(2)
+        two = fingerprint(SyntheticMarket(50, 30, 5_000, log=False)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert one == two
+
+
+def test_draws_agree_with_the_probabilities_everywhere(market: HeteroData) -> None:
+    clicks, truth = market[CLICKS], market.truth
+    clicked = clicks.edge_label == 1
+    for label, probability in (
+        (clicks.edge_label, truth['click_probability']),
+        (clicks.edge_label_conversion[clicked], truth['conversion_probability'][clicked]),
+    ):
+        # In each tenth of the rows by probability, so that no error can hide behind another.
+        for rows in probability.argsort().chunk(10):
+            assert abs(deviation(label[rows], probability[rows])) < 4.5
+
+
+def test_one_exposure_in_five_is_clicked(market: HeteroData) -> None:
+    assert market.truth['click_probability'].mean() == pytest.approx(0.2, abs=0.002)
+
+
+def test_conversion_probability_sums_over_all_states() -> None:
+    micro = MicroBehavior()
+    weight = list(BEHAVIORS.values())
+    for level, logit in ((0, -3.0), (20, 0.5), (63, -1.0)):
+        # The pairwise model, state by state, from its published coupling and its odds.
+        numerator = 0.0
+        for index, state in enumerate(itertools.product((0, 1), repeat=10)):
+            bits = state[::-1]
+            assert micro.states[index].tolist() == list(bits)
+            lift = sum(w * b for w, b in zip(weight, bits, strict=True))
+            numerator += micro.probability[level, index] / (1 + math.exp(-logit - lift))
+        got = micro.conversion_probability(np.array([level]), np.array([logit]))
+        assert got.item() == pytest.approx(numerator, abs=1e-12)
+
+
+def test_log_odds_of_behaviors_are_the_coupling() -> None:
+    r"""In a pairwise model the log odds ratio of two, all others 0, is their coupling."""
+    micro = MicroBehavior()
+    for level in (0, 31, 63):
+        p = micro.probability[level]
+        for i, j in itertools.combinations(range(10), 2):
+            odds = math.log(p[2**i + 2**j] * p[0] / (p[2**i] * p[2**j]))
+            assert odds == pytest.approx(micro.coupling[i, j], abs=1e-9)
+
+
+def test_drawn_states_have_the_probabilities_of_their_level() -> None:
+    micro = MicroBehavior()
+    level = np.repeat([5, 32, 60], 200_000)
+    state = micro.draw(level, np.random.default_rng(0))
+    for value in (5, 32, 60):
+        expected = 200_000 * micro.probability[value]
+        observed = np.bincount(state[level == value], minlength=1024)
+        common = expected > 5
+        chi_square = ((observed - expected)[common] ** 2 / expected[common]).sum()
+        degrees = common.sum() - 1
+        assert abs(chi_square - degrees) < 5 * math.sqrt(2 * degrees)
+
+
+def test_behaviors_follow_clicks_only_and_are_correlated(market: HeteroData) -> None:
+    clicks = market[CLICKS]
+    behavior, clicked = clicks.edge_label_behavior, clicks.edge_label == 1
+    assert behavior.shape == (100_000, 10)
+    assert behavior[~clicked].sum() == 0
+    assert clicks.edge_label_conversion[~clicked].sum() == 0
+    correlation = torch.corrcoef(behavior[clicked].t())
+    within, across = correlation[0, 1], correlation[1, 5]
+    assert within > across + 0.05
+    assert (behavior[clicked].mean(0) > 0.02).all()
+
+
+def test_selection_bias_grows_with_its_parameter() -> None:
+    gaps = []
+    for bias in (0.0, 0.5, 1.0, 2.0, 4.0):
+        data = SyntheticMarket(num_exposures=100_000, selection_bias=bias, log=False)[0]
+        probability, click = data.truth['conversion_probability'], data.truth['click_probability']
+        gaps.append(float((click @ probability) / click.sum() - probability.mean()))
+    # Without it, the conversions of the clicked exposures are those of all.
+    assert abs(gaps[0]) < 0.01
+    assert all(gap < following - 0.02 for gap, following in itertools.pairwise(gaps))
+
+
+def test_selection_bias_leaves_conversion_as_it_is() -> None:
+    weak, strong = (
+        SyntheticMarket(50, 30, 2_000, selection_bias=bias, log=False)[0].truth
+        for bias in (0.0, 3.0)
+    )
+    assert torch.equal(weak['conversion_probability'], strong['conversion_probability'])
+    assert not torch.equal(weak['click_probability'], strong['click_probability'])
+
+
+def test_activity_and_popularity_follow_power_laws(market: HeteroData) -> None:
+    for row, num_nodes in ((0, 2_000), (1, 1_000)):
+        count = market[CLICKS].edge_label_index[row].bincount(minlength=num_nodes)
+        count = count.sort(descending=True).values.double()
+        assert count[: num_nodes // 10].sum() / count.sum() > 0.35
+        ranks = torch.arange(10, num_nodes // 4).double()
+        x, y = ranks.log(), count[10 : num_nodes // 4].log()
+        slope = ((x - x.mean()) @ (y - y.mean())) / ((x - x.mean()) @ (x - x.mean()))
+        assert -1.1 < slope < -0.5
+
+
+def test_interests_drift_from_one_group_to_the_other(market: HeteroData) -> None:
+    clicks, truth = market[CLICKS], market.truth
+    user, item = clicks.edge_index
+    group, moved = truth['item_group'][item], truth['user_group'][:, 0] != truth['user_group'][:, 1]
+    share = {}
+    for name, part in (('early', clicks.time < 7 * 86_400), ('late', clicks.time >= 21 * 86_400)):
+        rows = part & moved[user]
+        share[name] = [
+            float((group[rows] == truth['user_group'][user[rows], end]).double().mean())
+            for end in (0, 1)
+        ]
+    assert share['early'][0] > 2 * share['early'][1]
+    assert share['late'][1] > 2 * share['late'][0]
+
+
+def test_queries_reveal_the_intent_but_for_the_noise() -> None:
+    data = SyntheticMarket(num_exposures=50_000, query_noise=0.3, log=False)[0]
+    clicks, intent = data[CLICKS], data.truth['intent']
+    query, searched = clicks.edge_label_query, clicks.edge_label_domain == 1
+    assert searched.double().mean() == pytest.approx(0.4, abs=0.01)
+    assert (query[~searched] == torch.tensor([0, -1, -1, -1])).all()
+    assert query.max() < clicks.num_query
+    is_term = query[searched] >= 0
+    assert (query[searched] != 0).all()
+    assert is_term[:, 0].all()
+    assert (is_term[:, :-1] >= is_term[:, 1:]).all()
+    num_categories = data['item'].num_category
+    tells = (query[searched] - 1) // 5 == intent[searched].unsqueeze(1)
+    share = tells[is_term].double().mean()
+    assert share == pytest.approx(0.7 + 0.3 / num_categories, abs=0.01)
+    found = data['item'].category[clicks.edge_label_index[1, searched]] == intent[searched]
+    assert found.double().mean() > 0.75
+
+
+def test_preferred_modality_explains_clicks_best() -> None:
+    r"""A regression of a user's clicks on the content in one modality fits best in the one that the
+    user prefers."""
+    data = SyntheticMarket(24, 500, 60_000, selection_bias=0.0, log=False)[0]
+    user, item = data[CLICKS].edge_label_index
+    fits = torch.zeros(24, 3)
+    for column, name in enumerate(('visual', 'acoustic', 'text')):
+        for node in range(24):
+            rows = user == node
+            x, y = data['item'][f'x_{name}'][item[rows]], data[CLICKS].edge_label[rows]
+            x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+            fitted = x @ torch.linalg.lstsq(x, y.unsqueeze(1)).solution
+            fits[node, column] = -((y.unsqueeze(1) - fitted) ** 2).mean()
+    preferred = data.truth['preferred_modality']
+    enough = user.bincount(minlength=24) > 500
+    assert enough.sum() > 12
+    assert (fits.argmax(1) == preferred)[enough].double().mean() > 0.9
+
+
+def test_optimum_is_what_the_truth_scores(market: HeteroData) -> None:
+    clicks, truth = market[CLICKS], market.truth
+    clicked = clicks.edge_label == 1
+    both = clicks.edge_label_conversion
+    for name, target, probability in (
+        ('click', clicks.edge_label, truth['click_probability']),
+        ('conversion', both[clicked], truth['conversion_probability'][clicked]),
+        (
+            'click_and_conversion',
+            both,
+            truth['click_probability'] * truth['conversion_probability'],
+        ),
+    ):
+        auc, _ = group_auroc(probability, target, torch.zeros_like(target).long())
+        logloss = torch.nn.functional.binary_cross_entropy(probability, target.double())
+        optimum = truth['bayes_optimal'][name]
+        assert float(auc) == pytest.approx(optimum['auc'], abs=0.006)
+        assert float(logloss) == pytest.approx(optimum['logloss'], abs=0.006)
+
+
+def test_rows_find_their_truth_after_a_split(market: HeteroData) -> None:
+    for part in TemporalSplit(num_windows=1)(market):
+        clicks, truth = part[CLICKS], part.truth
+        row = clicks.edge_label_row
+        assert torch.equal(clicks.edge_label, market[CLICKS].edge_label[row])
+        assert torch.equal(clicks.edge_label_index, market[CLICKS].edge_label_index[:, row])
+        assert abs(deviation(clicks.edge_label, truth['click_probability'][row])) < 4.5
+
+
+def test_is_a_log_like_the_others(market: HeteroData) -> None:
+    market.validate()
+    train, _, _ = TemporalSplit(num_windows=3)(market)
+    macro = MacroCoarsen({'user': 4, 'item': 'category'})(RecentNeighbors(5)(train))
+    assert macro['user'].recent.shape == (2_000, 3, 5)
+    clicks = market[CLICKS]
+    assert (clicks.edge_label_time.diff() >= 0).all()
+    assert torch.equal(clicks.edge_index, clicks.edge_label_index[:, clicks.edge_label == 1])
+    assert torch.equal(clicks.query, clicks.edge_label_query[clicks.edge_label == 1])
+
+
+def test_tiny_markets() -> None:
+    data = SyntheticMarket(1, 1, 2, num_groups=1, search_share=1.0, query_noise=0.0, log=False)[0]
+    assert data[CLICKS].edge_label_index.tolist() == [[0, 0], [0, 0]]
+    assert data[CLICKS].edge_label_domain.tolist() == [1, 1]
+
+
+def test_names_are_those_of_the_columns() -> None:
+    dataset = SyntheticMarket(5, 5, 50, log=False)
+    assert len(dataset.names['behavior']) == dataset[0][CLICKS].edge_label_behavior.size(1)
+    assert dataset.names['modality'] == ['visual', 'acoustic', 'text']
+    assert dataset.names['domain'] == ['recommendation', 'search']
+    assert len(dataset) == 1
