@@ -1,7 +1,8 @@
 r"""HeteroData in, HeteroData out."""
 
+from mag.transforms.behavior_graph import BehaviorGraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
 from mag.transforms.temporal_split import TemporalSplit
 
-__all__ = ['MacroCoarsen', 'RecentNeighbors', 'TemporalSplit']
+__all__ = ['BehaviorGraph', 'MacroCoarsen', 'RecentNeighbors', 'TemporalSplit']

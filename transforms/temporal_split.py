@@ -211,7 +211,11 @@ def _require_whole_log(data: HeteroData) -> None:
             f'TemporalSplit splits a whole log, but this data has the cutoff '
             f'{clicks.cutoff.tolist()}: it is a part already.'
         )
-    made = [f"data['{name}']" for name in data.node_types if name.startswith('macro_')]
+    made = [
+        f"data['{name}']"
+        for name in data.node_types
+        if name.startswith('macro_') or name == 'behavior'
+    ]
     made += [
         f"data['{node_type}'].{name}"
         for node_type in ('user', 'item')
