@@ -4,5 +4,6 @@ from mag.datasets.event_log import EventLog
 from mag.datasets.kuai_rand import KuaiRand
 from mag.datasets.movie_lens import MovieLens
 from mag.datasets.synthetic_market import SyntheticMarket
+from mag.datasets.trivago import Trivago
 
-__all__ = ['EventLog', 'KuaiRand', 'MovieLens', 'SyntheticMarket']
+__all__ = ['EventLog', 'KuaiRand', 'MovieLens', 'SyntheticMarket', 'Trivago']

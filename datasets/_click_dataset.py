@@ -65,8 +65,19 @@ class ClickDataset(InMemoryDataset):
     #: Whether rows with the same user, item and time are one row.
     merge_duplicates = False
 
-    #: Columns of the log, 0 or 1, that tell what followed the click.
+    #: Columns of the log, 0 or 1, that tell what followed the click; written
+    #: as 0 where there was no click.
     behaviors: tuple[str, ...] = ()
+
+    #: Column of the log, 0 or 1, that tells whether the click converted;
+    #: written as 0 where there was no click.
+    conversion: str | None = None
+
+    #: Columns of the log that are categoricals of an exposure.
+    contexts: tuple[str, ...] = ()
+
+    #: Columns of the log that are numbers of an exposure, none missing.
+    features: tuple[str, ...] = ()
 
     #: Columns of the attribute tables that describe a node in words; they are
     #: kept beside the ids and are no features.
@@ -116,9 +127,15 @@ class ClickDataset(InMemoryDataset):
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         r"""Creates the table :obj:`log` with the columns :obj:`user`,
         :obj:`item` (raw ids), :obj:`time`, :obj:`label` (0 or 1), the
-        :attr:`behaviors`, and optionally :obj:`weight`, in file order;
-        optionally also :obj:`user_attribute` and :obj:`item_attribute`
-        with a column :obj:`id` and one column per attribute.
+        :attr:`behaviors`, the :attr:`conversion`, the :attr:`contexts`, the
+        :attr:`features`, and optionally :obj:`weight` and
+        :obj:`click_time`, in file order; optionally also
+        :obj:`user_attribute` and :obj:`item_attribute` with a column
+        :obj:`id` and one column per attribute.
+
+        :obj:`click_time` is when the exposure was clicked, in the unit of
+        :obj:`time` and not before it; any number where it was not clicked.
+        Without this column a click happens at the time of its exposure.
         """
         raise NotImplementedError
 
@@ -146,8 +163,9 @@ class ClickDataset(InMemoryDataset):
     @property
     def names(self) -> dict[str, list[str]]:
         r"""For every categorical attribute, the name of each code in the raw
-        files; for :obj:`'behavior'`, the columns of
-        :obj:`edge_label_behavior`.
+        files; for :obj:`'behavior'`, :obj:`'conversion'` and
+        :obj:`'feature'`, the columns of :obj:`edge_label_behavior`,
+        :obj:`edge_label_conversion` and :obj:`edge_label_x`.
         """
         return self._cache['names']
 
@@ -311,6 +329,8 @@ class ClickDataset(InMemoryDataset):
             steps.set_description('Mapping ids')
             for node in ('user', 'item'):
                 _map_ids(connection, node)
+            for name in self.contexts:
+                _map_names(connection, name)
             steps.update()
 
             steps.set_description('Sorting by time')
@@ -318,12 +338,10 @@ class ClickDataset(InMemoryDataset):
             steps.update()
 
             steps.set_description('Building')
-            data = self._to_data(connection)
             names: dict[str, list[str]] = {}
+            data = self._to_data(connection, names)
             for node in ('user', 'item'):
                 self._add_attributes(connection, data, node, names)
-            if self.behaviors:
-                names['behavior'] = list(self.behaviors)
             self.extend(connection, data, names)
             steps.update()
 
@@ -376,26 +394,35 @@ class ClickDataset(InMemoryDataset):
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _sort(self, connection: duckdb.DuckDBPyConnection) -> int:
-        extra = [
-            name
-            for name, *_ in connection.execute('DESCRIBE log').fetchall()
-            if name in ('weight', *self.behaviors)
+        merged = {
+            name: f'max({name})' for name in ('label', 'weight', *self.behaviors, self.conversion)
+        }
+        merged['click_time'] = 'min(click_time)'
+        merged |= {name: f'arg_min({name}, rowid)' for name in (*self.contexts, *self.features)}
+        columns = [
+            name for name, *_ in connection.execute('DESCRIBE log').fetchall() if name in merged
         ]
-        log = 'SELECT *, rowid AS position FROM log'
+        log = 'SELECT *, rowid AS log_position FROM log'
         if self.merge_duplicates:
-            merged = ', '.join(f'max({name}) AS {name}' for name in ('label', *extra))
-            log = (
-                f'SELECT user, item, time, {merged}, min(rowid) AS position '
-                f'FROM log GROUP BY user, item, time'
-            )
+            log = f"""
+                SELECT user, item, time, min(rowid) AS log_position,
+                       {', '.join(f'{merged[name]} AS {name}' for name in columns)}
+                FROM log GROUP BY user, item, time
+            """
+        codes = {name: f'{name}_name.code AS {name}' for name in self.contexts}
+        joins = (
+            f'JOIN {name}_name ON log.{name} IS NOT DISTINCT FROM {name}_name.raw'
+            for name in self.contexts
+        )
         connection.execute(f"""
             CREATE TABLE event AS
             SELECT user_node.node AS user, item_node.node AS item, time,
-                   {', '.join(('label', *extra))}
+                   {', '.join(codes.get(name, f'log.{name}') for name in columns)}
             FROM ({log}) AS log
             JOIN user_node ON log.user = user_node.id
             JOIN item_node ON log.item = item_node.id
-            ORDER BY time, position
+            {' '.join(joins)}
+            ORDER BY time, log_position
         """)
         if self.merge_duplicates:
             num_distinct = _count(connection, 'event')
@@ -405,33 +432,50 @@ class ClickDataset(InMemoryDataset):
         connection.execute('DROP TABLE log')
         return num_duplicates
 
-    def _to_data(self, connection: duckdb.DuckDBPyConnection) -> HeteroData:
-        columns = _fetch_events(connection, self.seconds)
+    def _to_data(
+        self, connection: duckdb.DuckDBPyConnection, names: dict[str, list[str]]
+    ) -> HeteroData:
+        columns = _fetch_events(connection, self.seconds, self.contexts)
         edge_label_index = columns.pop('index')
         edge_label_time = columns.pop('time')
         edge_label = columns.pop('label')
-        is_click = edge_label > 0
+        click = edge_label > 0
         # A log of clicks alone is held once.
-        has_clicks_only = bool(is_click.all())
-        edge_index = edge_label_index if has_clicks_only else edge_label_index[:, is_click]
-        time = edge_label_time if has_clicks_only else edge_label_time[is_click]
+        has_clicks_only = bool(click.all()) and 'click_time' not in columns
+        click_time = columns.get('click_time', edge_label_time)
+        if 'click_time' in columns:
+            click = click.nonzero().view(-1)
+            click = click[click_time[click].argsort(stable=True)]
 
         data = HeteroData()
         for node in ('user', 'item'):
             data[node].num_nodes = _count(connection, f'{node}_node')
         store = data['user', 'clicks', 'item']
-        store.edge_index = edge_index
-        store.time = time
+        store.edge_index = edge_label_index if has_clicks_only else edge_label_index[:, click]
+        store.time = edge_label_time if has_clicks_only else click_time[click]
         store.edge_label_index = edge_label_index
         store.edge_label = edge_label
         store.edge_label_time = edge_label_time
         if 'weight' in columns:
             store.edge_label_weight = columns['weight']
-            store.edge_weight = columns['weight'][is_click]
+            store.edge_weight = columns['weight'][click]
         if self.behaviors:
-            store.edge_label_behavior = torch.stack(
-                [columns[name] for name in self.behaviors], dim=1
-            )
+            behavior = torch.stack([columns.pop(name) for name in self.behaviors], dim=1)
+            store.edge_label_behavior = behavior.mul_(edge_label.view(-1, 1))
+            names['behavior'] = list(self.behaviors)
+        if self.conversion is not None:
+            store.edge_label_conversion = columns[self.conversion].mul_(edge_label)
+            names['conversion'] = [self.conversion]
+        if self.features:
+            store.edge_label_x = torch.stack([columns.pop(name) for name in self.features], dim=1)
+            names['feature'] = list(self.features)
+        for name in self.contexts:
+            known = connection.execute(
+                f'SELECT DISTINCT code, name FROM {name}_name ORDER BY code'
+            ).fetchall()
+            names[name] = ['unknown' if value is None else str(value) for _, value in known]
+            store[f'edge_label_{name}'] = columns[name]
+            store[f'num_{name}'] = len(names[name])
         return data
 
     def _add_attributes(
@@ -511,21 +555,41 @@ def _map_ids(connection: duckdb.DuckDBPyConnection, node: str) -> None:
     """)
 
 
+def _map_names(connection: duckdb.DuckDBPyConnection, column: str) -> None:
+    # What is called unknown in the files and what is missing there are one category.
+    connection.execute(f"""
+        CREATE TABLE {column}_name AS
+        SELECT raw, name, (dense_rank() OVER (ORDER BY name NULLS FIRST) - 1)::INTEGER AS code
+        FROM (
+            SELECT DISTINCT {column} AS raw,
+                   CASE WHEN {column}::VARCHAR <> 'unknown' THEN {column} END AS name
+            FROM log
+        )
+    """)
+
+
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return connection.execute(f'SELECT count(*) FROM {table}').fetchall()[0][0]
 
 
-def _fetch_events(connection: duckdb.DuckDBPyConnection, seconds: str) -> dict[str, Tensor]:
+def _fetch_events(
+    connection: duckdb.DuckDBPyConnection, seconds: str, contexts: tuple[str, ...]
+) -> dict[str, Tensor]:
+    connection.execute(f'CREATE MACRO seconds(time) AS {seconds}')
     num_rows = _count(connection, 'event')
     names = [name for name, *_ in connection.execute('DESCRIBE event').fetchall()]
     index = torch.empty(2, num_rows, dtype=torch.long)
-    columns = {'user': index[0], 'item': index[1], 'time': torch.empty(num_rows, dtype=torch.long)}
+    columns = {'user': index[0], 'item': index[1]}
+    times = [name for name in names if name in ('time', 'click_time')]
+    for name in (*times, *contexts):
+        columns[name] = torch.empty(num_rows, dtype=torch.long)
     columns |= {name: torch.empty(num_rows) for name in names if name not in columns}
+    in_seconds = ', '.join(f'seconds({name}) AS {name}' for name in times)
     # In pieces, as one query would hold the whole result twice.
     for start in range(0, num_rows, 1 << 20):
         stop = min(start + (1 << 20), num_rows)
         piece = connection.execute(f"""
-            SELECT * REPLACE ({seconds} AS time) FROM event
+            SELECT * REPLACE ({in_seconds}) FROM event
             WHERE rowid >= {start} AND rowid < {stop}
         """).fetchnumpy()
         for name, column in columns.items():

@@ -14,6 +14,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
 from mag.datasets import EventLog
+from mag.datasets._click_dataset import ClickDataset
 
 CLICKS = ('user', 'clicks', 'item')
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
@@ -352,3 +353,60 @@ def test_progress(log, capsys):
     assert 'Sorting by time' in capsys.readouterr().err
     load(log, force_reload=True)
     assert capsys.readouterr().err == ''
+
+
+class Shop(ClickDataset):
+    seconds = 'time // 10'
+    merge_duplicates = True
+    behaviors = ('likes', 'shares')
+    conversion = 'buys'
+    contexts = ('device', 'slot')
+    features = ('price', 'position')
+    arguments = {}
+    raw_file_names = ['log.csv']
+
+    @property
+    def source_files(self):
+        return self.raw_paths
+
+    def read(self, connection):
+        connection.execute(f"CREATE TABLE log AS FROM read_csv('{self.raw_paths[0]}')")
+
+
+def test_exposures_of_every_kind(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'log.csv').write_text(
+        'user,item,time,label,likes,shares,buys,device,slot,price,position,click_time,weight\n'
+        '1,1,10,1,0,0,1,phone,3,5.5,0,95,2\n'
+        '1,2,20,0,1,1,1,,2,1.5,1,20,1\n'
+        '2,2,40,1,0,0,0,desk,2,0,3,45,5\n'
+        '2,1,30,1,1,0,0,unknown,10,2.5,0,42,3\n'
+        '2,1,30,0,0,1,0,phone,1,9,9,60,4\n'
+    )
+    dataset = Shop(tmp_path, log=False)
+    store = dataset[0][CLICKS]
+    assert dataset.num_duplicates == 1
+    assert store.edge_label_index.tolist() == [[0, 0, 1, 1], [0, 1, 0, 1]]
+    assert store.edge_label_time.tolist() == [1, 2, 3, 4]
+    assert store.edge_label.tolist() == [1, 0, 1, 1]
+    assert store.edge_label_weight.tolist() == [2, 1, 4, 5]
+    # Nothing follows where there was no click.
+    assert store.edge_label_behavior.tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
+    assert store.edge_label_conversion.tolist() == [1, 0, 0, 0]
+    assert store.edge_label_x.tolist() == [[5.5, 0], [1.5, 1], [2.5, 0], [0, 3]]
+    assert store.edge_label_device.tolist() == [2, 0, 0, 1]
+    assert store.edge_label_slot.tolist() == [2, 1, 3, 1]
+    assert (store.num_device, store.num_slot) == (3, 4)
+    assert store.edge_label_conversion.dtype == store.edge_label_x.dtype == torch.float
+    assert store.edge_label_device.dtype == store.time.dtype == torch.long
+    # The first exposure was clicked last, two in one second as they were shown.
+    assert store.time.tolist() == [4, 4, 9]
+    assert store.edge_index.tolist() == [[1, 1, 0], [0, 1, 0]]
+    assert store.edge_weight.tolist() == [4, 5, 2]
+    assert dataset.names == {
+        'behavior': ['likes', 'shares'],
+        'conversion': ['buys'],
+        'feature': ['price', 'position'],
+        'device': ['unknown', 'desk', 'phone'],
+        'slot': ['1', '2', '3', '10'],
+    }

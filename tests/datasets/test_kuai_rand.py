@@ -25,7 +25,7 @@ VIDEO = (
     'video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,'
     'server_width,server_height,music_id,music_type,tag\n'
 )
-BEHAVIORS = ('long_view', 'is_profile_enter', 'is_like', 'is_comment', 'is_follow', 'is_forward')
+BEHAVIORS = ('is_profile_enter', 'is_like', 'is_comment', 'is_follow', 'is_forward')
 
 
 def log_row(user, video, time, click=0, hour=0, **behaviors):
@@ -55,8 +55,8 @@ def write(folder, name='pure', **files):
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         f'log_standard_4_08_to_4_21_{name}.csv': LOG
-        + log_row(9, 4, 1_000_500, 1, long_view=1)
-        + log_row(3, 4, 1_000_400),
+        + log_row(9, 4, 1_000_500, 1, long_view=1, is_profile_enter=1)
+        + log_row(3, 4, 1_000_400, 0, long_view=1, is_like=1),
         f'log_standard_4_22_to_5_08_{name}.csv': LOG
         + log_row(9, 2, 3_000_000, 1, is_like=1, is_forward=1)
         + log_row(9, 2, 3_000_000, 1, hour=100, is_follow=1)
@@ -98,13 +98,16 @@ def test_golden_rows(tmp_path, name, folder):
     assert store.edge_index.tolist() == [[1, 1], [1, 0]]
     assert store.time.tolist() == [1000, 3000]
     assert names['behavior'] == list(BEHAVIORS)
-    # The row that was logged twice has what either of its rows has.
+    assert names['conversion'] == ['long_view']
+    # The row that was logged twice has what either of its rows has; nothing follows no click.
     assert store.edge_label_behavior.tolist() == [
-        [0, 0, 0, 0, 0, 0],
-        [1, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 1, 0, 1, 1],
+        [0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 1, 0, 1, 1],
     ]
+    assert store.edge_label_conversion.tolist() == [0, 1, 0, 0]
+    assert store.edge_label_conversion.dtype == torch.float
     assert dataset.num_duplicates == 1
 
     assert names['category'] == ['unknown', '39']
@@ -144,7 +147,7 @@ def test_equals_plain_python(tmp_path):
     dataset = KuaiRand(tmp_path, log=False)
     data, names, ids = dataset[0], dataset.names, dataset.raw_ids
 
-    num_rows = num_clicked = 0
+    num_rows = num_clicked = num_unclicked = 0
     merged = defaultdict(lambda: [0] * 7)
     for path in sorted(glob(os.path.join(folder, 'log_standard_*_pure.csv'))):
         with open(path, newline='') as file:
@@ -152,7 +155,8 @@ def test_equals_plain_python(tmp_path):
                 num_rows += 1
                 num_clicked += row['is_click'] == '1'
                 key = int(row['time_ms']), int(row['user_id']), int(row['video_id'])
-                found = [int(row[name]) for name in ('is_click', *BEHAVIORS)]
+                found = [int(row[name]) for name in ('is_click', 'long_view', *BEHAVIORS)]
+                num_unclicked += found[0] < found[1]
                 merged[key] = [max(pair) for pair in zip(merged[key], found)]
     assert (num_rows, num_clicked) == (228_329, 100_900)
     rows = sorted(merged.items(), key=lambda row: row[0][0])
@@ -172,8 +176,13 @@ def test_equals_plain_python(tmp_path):
     assert torch.equal(store.edge_label_time, torch.tensor([key[0] // 1000 for key, _ in rows]))
     found = torch.tensor([values for _, values in rows]).float()
     assert torch.equal(store.edge_label, found[:, 0])
-    assert torch.equal(store.edge_label_behavior, found[:, 1:])
     clicked = found[:, 0] > 0
+    assert num_unclicked == 250
+    found[~clicked] = 0
+    assert torch.equal(store.edge_label_conversion, found[:, 1])
+    assert torch.equal(store.edge_label_behavior, found[:, 2:])
+    assert int(store.edge_label_conversion.sum()) == 70_234
+    assert store.edge_label_behavior.sum(0).int().tolist() == [3920, 3181, 559, 248, 178]
     assert torch.equal(store.edge_index, store.edge_label_index[:, clicked])
     assert torch.equal(store.time, store.edge_label_time[clicked])
 

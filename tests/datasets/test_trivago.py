@@ -1,0 +1,315 @@
+import csv
+import os
+
+import pytest
+import torch
+
+from mag.datasets import Trivago
+
+CLICKS = ('user', 'clicks', 'item')
+BEHAVIORS = {
+    'image': 'interaction item image',
+    'info': 'interaction item info',
+    'rating': 'interaction item rating',
+    'deals': 'interaction item deals',
+    'search': 'search for item',
+}
+HEADER = (
+    'user_id,session_id,timestamp,step,action_type,reference,platform,city,device,'
+    'current_filters,impressions,prices\n'
+)
+ROME = 'IT,"Rome, Italy",desktop'
+
+
+def action(session, time, step, action_type, reference, place=ROME, impressions='', prices=''):
+    return (
+        f'{session},{time},{step},{action_type},{reference},{place},Pool|WiFi,'
+        f'{impressions},{prices}\n'
+    )
+
+
+def clickout(session, time, step, reference, impressions, prices, place=ROME):
+    return action(session, time, step, 'clickout item', reference, place, impressions, prices)
+
+
+SESSIONS = [
+    # The item 99 is on no list.
+    action('b,s1', 100, 1, 'search for destination', '"Rome, Italy"'),
+    action('b,s1', 110, 2, 'interaction item image', 30),
+    action('b,s1', 109, 3, 'interaction item info', 99),
+    action('b,s1', 115, 4, 'interaction item image', 30),
+    clickout('b,s1', 120, 5, 30, '10|20|30|10', '50|60|70|80'),
+    action('b,s1', 130, 6, 'interaction item rating', 20),
+    action('b,s1', 140, 7, 'interaction item deals', 40),
+    action('b,s1', 150, 9, 'filter selection', 'Pool'),
+    clickout('b,s1', 160, 10, 40, '20|40', '10|30'),
+    action('b,s1', 170, 11, 'interaction item image', 20),
+    # The clickout is on no item of its list.
+    action('a,s2', 135, 1, 'search for item', 20, 'DE,,mobile'),
+    clickout('a,s2', 136, 2, 77, '20|10', '5|5', 'DE,,mobile'),
+    action('a,s2', 137, 3, 'interaction item image', 10, 'DE,,mobile'),
+    # Another session of the same id, which has none of the actions before.
+    action('a,s2', 90, 1, 'interaction item info', 'unknown', 'DE,unknown,tablet'),
+    clickout('a,s2', 95, 2, 10, '10', '0', 'DE,unknown,tablet'),
+    # The same id of another user, who never left.
+    action('c,s1', 50, 1, 'interaction item info', 10),
+]
+
+
+def write(folder, rows, header=HEADER):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'train.csv').write_text(header + ''.join(rows))
+
+
+@pytest.mark.parametrize('folder', ['raw', 'raw/trivago'])
+def test_golden_rows(tmp_path, folder):
+    write(tmp_path / folder, SESSIONS)
+    dataset = Trivago(tmp_path, log=False)
+    data, names = dataset[0], dataset.names
+    assert data.validate()
+    assert dataset.raw_ids['user'].tolist() == ['a', 'b']
+    assert dataset.raw_ids['item'].tolist() == [10, 20, 30, 40]
+    store = data[CLICKS]
+    # By time: the list of a's second session, both of b, that of a's first.
+    assert store.edge_label_index.tolist() == [[0, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 2, 1, 3, 1, 0]]
+    assert store.edge_label_time.tolist() == [95, 110, 110, 110, 130, 130, 135, 135]
+    assert store.edge_label.tolist() == [1, 0, 0, 1, 1, 1, 1, 0]
+    assert names['conversion'] == ['clickout']
+    assert store.edge_label_conversion.tolist() == [1, 0, 0, 1, 0, 1, 0, 0]
+    assert names['behavior'] == ['image', 'info', 'rating', 'deals', 'search']
+    assert store.edge_label_behavior.tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0],
+    ]
+    # The item 40 was acted on at 140, ten seconds after the list's first item.
+    assert store.time.tolist() == [95, 110, 130, 135, 140]
+    assert store.edge_index.tolist() == [[0, 1, 1, 0, 1], [0, 2, 1, 1, 3]]
+    assert names['feature'] == ['position', 'price', 'relative_price']
+    expected = torch.tensor(
+        [
+            [0, 0, 1],
+            [0, 50, 50 / 65],
+            [1, 60, 60 / 65],
+            [2, 70, 70 / 65],
+            [0, 10, 0.5],
+            [1, 30, 1.5],
+            [0, 5, 1],
+            [1, 5, 1],
+        ]
+    )
+    assert torch.equal(store.edge_label_x, expected)
+    for name, known, codes in (
+        ('platform', ['DE', 'IT'], [0, 1, 1, 1, 1, 1, 0, 0]),
+        ('device', ['desktop', 'mobile', 'tablet'], [2, 0, 0, 0, 0, 0, 1, 1]),
+        ('city', ['unknown', 'Rome, Italy'], [0, 1, 1, 1, 1, 1, 0, 0]),
+    ):
+        assert names[name] == known
+        assert store[f'edge_label_{name}'].tolist() == codes
+        assert store[f'num_{name}'] == len(known)
+    assert dataset.num_duplicates == 0
+
+
+def test_later_actions_change_nothing_before(tmp_path):
+    later = [
+        action('b,s1', 170, 12, 'interaction item info', 30),
+        clickout('b,s1', 171, 13, 10, '10|20|30', '1|2|3'),
+    ]
+    write(tmp_path / 'before' / 'raw', SESSIONS)
+    write(tmp_path / 'after' / 'raw', [*SESSIONS[:10], *later, *SESSIONS[10:]])
+    before = Trivago(tmp_path / 'before', log=False)[0][CLICKS]
+    after = Trivago(tmp_path / 'after', log=False)[0][CLICKS]
+    assert after.edge_label_time.tolist() == [*before.edge_label_time.tolist(), 170, 170, 170]
+    for name in ('index', 'conversion', 'behavior', 'x', 'platform', 'device', 'city'):
+        value = after[f'edge_label_{name}']
+        earlier = value[:, :8] if name == 'index' else value[:8]
+        assert torch.equal(earlier, before[f'edge_label_{name}'])
+    assert torch.equal(after.edge_index[:, :5], before.edge_index)
+    # What was done to the item 20 at 170 belongs to the later list.
+    assert after.edge_label[8:].tolist() == [1, 1, 1]
+    assert after.edge_label_behavior[8:, :2].tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert after.time[5:].tolist() == [170, 170, 171]
+
+
+def test_a_clock_that_goes_back(tmp_path):
+    rows = [
+        action('a,s', 105, 1, 'interaction item image', 2),
+        clickout('a,s', 100, 2, 1, '1|2', '3|3'),
+    ]
+    write(tmp_path / 'raw', rows)
+    store = Trivago(tmp_path, log=False)[0][CLICKS]
+    assert store.edge_label_time.tolist() == [100, 100]
+    assert store.time.tolist() == [100, 105]
+    assert store.edge_index[1].tolist() == [0, 1]
+
+
+def exposures_of(segment):
+    r"""The exposures of the actions up to a clickout, each a row of plain values."""
+    *_, last = segment
+    items = [int(item) for item in last['impressions'].split('|')]
+    prices = [int(price) for price in last['prices'].split('|')]
+    times, happened = {}, {}
+    for row in segment:
+        if row['action_type'] in (*BEHAVIORS.values(), 'clickout item'):
+            item = int(row['reference']) if row['reference'].isdigit() else None
+            times.setdefault(item, int(row['timestamp']))
+            happened.setdefault(item, set()).add(row['action_type'])
+    time = min([int(last['timestamp']), *(times[item] for item in items if item in times)])
+    for position, (item, price) in enumerate(zip(items, prices)):
+        actions = happened.get(item, set())
+        yield {
+            'time': time,
+            'click_time': times.get(item),
+            'user': last['user_id'],
+            'item': item,
+            'label': float(bool(actions)),
+            'conversion': float('clickout item' in actions),
+            'behavior': [float(action in actions) for action in BEHAVIORS.values()],
+            'x': [position, price, price / (sum(prices) / len(prices))],
+        } | {name: last[name] for name in ('platform', 'device', 'city')}
+
+
+def test_equals_plain_python(tmp_path, mag_data):
+    os.symlink(mag_data / 'trivago', tmp_path / 'raw')
+    dataset = Trivago(tmp_path, log=False)
+    data, names, ids = dataset[0], dataset.names, dataset.raw_ids
+    expected, segment, num_rows, num_lists = [], [], 0, 0
+    with open(mag_data / 'trivago' / 'train.csv', newline='', encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            num_rows += 1
+            if row['step'] == '1':
+                segment = []
+            segment.append(row)
+            if row['action_type'] == 'clickout item':
+                num_lists += 1
+                expected += exposures_of(segment)
+                segment = []
+    assert (num_rows, num_lists, len(expected)) == (100_003, 13_597, 312_539)
+    expected.sort(key=lambda row: row['time'])
+
+    store = data[CLICKS]
+    user = {name: node for node, name in enumerate(ids['user'].tolist())}
+    item = {name: node for node, name in enumerate(ids['item'].tolist())}
+    assert list(user) == sorted({row['user'] for row in expected})
+    assert list(item) == sorted({row['item'] for row in expected})
+    assert (len(user), len(item)) == (6_593, 106_866)
+    index = [(user[row['user']], item[row['item']]) for row in expected]
+    assert torch.equal(store.edge_label_index, torch.tensor(index).t())
+    for name in ('time', 'conversion', 'behavior', 'x'):
+        assert torch.equal(
+            store[f'edge_label_{name}'], torch.tensor([row[name] for row in expected])
+        )
+    assert torch.equal(store.edge_label, torch.tensor([row['label'] for row in expected]))
+    for name in ('platform', 'device', 'city'):
+        known = sorted({row[name] for row in expected})
+        assert names[name] == known
+        code = {value: code for code, value in enumerate(known)}
+        found = torch.tensor([code[row[name]] for row in expected])
+        assert torch.equal(store[f'edge_label_{name}'], found)
+
+    clicked = [(row, pair) for row, pair in zip(expected, index) if row['label']]
+    assert all(row['click_time'] >= row['time'] for row, _ in clicked)
+    clicked.sort(key=lambda click: click[0]['click_time'])
+    assert torch.equal(store.time, torch.tensor([row['click_time'] for row, _ in clicked]))
+    assert torch.equal(store.edge_index, torch.tensor([pair for _, pair in clicked]).t())
+
+    assert len(clicked) == 16_401
+    # One clickout of the sample is on an item that its list has not.
+    assert int(store.edge_label_conversion.sum()) == 13_596
+    assert store.edge_label_behavior.sum(0).int().tolist() == [4618, 1197, 877, 688, 525]
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        Trivago(tmp_path, log=False)
+    for piece in (
+        'needs train.csv',
+        repr(str(tmp_path / 'raw')),
+        repr(str(tmp_path / 'raw' / 'trivago')),
+        'https://recsys.trivago.cloud/challenge/dataset/',
+    ):
+        assert piece in str(error.value)
+
+
+FIRST = clickout('a,s', 1, 1, 5, '5|6', '7|8')
+
+
+@pytest.mark.parametrize(
+    'rows, match',
+    [
+        ([], "has no row with the action_type 'clickout item', and so no list"),
+        (
+            [action('a,s', 1, 1, 'interaction item image', 5)],
+            "has no row with the action_type 'clickout item', and so no list",
+        ),
+        (
+            [FIRST, clickout('a,s', 'noon', 2, 5, '5', '7')],
+            "line 3: column 'timestamp' holds 'noon', expected a whole number",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, '', 5, '5', '7')],
+            "line 3: column 'step' holds nothing, expected a whole number",
+        ),
+        ([clickout(',s', 1, 1, 5, '5', '7')], "line 2: column 'user_id' holds nothing"),
+        ([clickout('a,', 1, 1, 5, '5', '7')], "line 2: column 'session_id' holds nothing"),
+        (
+            [FIRST, action('a,s', 1, 2, 'interaction item smell', 5)],
+            "line 3: column 'action_type' holds 'interaction item smell', expected one of "
+            "'interaction item image', .*'clickout item', .*'search for poi'",
+        ),
+        (
+            [FIRST, action('a,s', 1, 2, 'interaction item info', 'Rome')],
+            "line 3: column 'reference' holds 'Rome', expected the id of an item, or 'unknown'",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, '', '5', '7')],
+            "line 3: column 'reference' holds nothing, expected the id of an item",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '5|x', '7|8')],
+            r"line 3: column 'impressions' holds '5\|x', expected ids of items with '\|' between",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '5||6', '7|8|9')],
+            r"line 3: column 'impressions' holds '5\|\|6'",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '', '')],
+            "line 3: column 'impressions' holds nothing, expected ids of items",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '5|6|7', '7|8')],
+            r"line 3: column 'prices' holds '7\|8', expected a whole number for each of the 3 "
+            'impressions',
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '5|6', '7|cheap')],
+            r"line 3: column 'prices' holds '7\|cheap', expected a whole number for each of the 2",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 2, 5, '5', '7'), clickout('a,s', 1, 2, 5, '5', '7')],
+            "line 4: column 'step' holds 2, expected more than 2, the session's step before, or 1",
+        ),
+        (
+            [FIRST, clickout('a,s', 1, 4, 5, '5', '7'), clickout('a,s', 1, 3, 5, '5', '7')],
+            "line 4: column 'step' holds 3, expected more than 4",
+        ),
+    ],
+)
+def test_bad_values(tmp_path, rows, match):
+    write(tmp_path / 'raw', rows)
+    with pytest.raises(ValueError, match=match) as error:
+        Trivago(tmp_path, log=False)
+    assert str(tmp_path / 'raw' / 'train.csv') in str(error.value)
+    assert not (tmp_path / 'processed').exists()
+
+
+def test_missing_column(tmp_path):
+    write(tmp_path / 'raw', [FIRST], HEADER.replace('prices', 'costs'))
+    with pytest.raises(ValueError, match=r"train\.csv has no column 'prices'; its columns are"):
+        Trivago(tmp_path, log=False)
