@@ -48,6 +48,9 @@ class TemporalSplit(BaseTransform):
             cut: then clicks of *other* users may be in the history although they happened later.
             The cutoffs are then measured on :obj:`position` (and :obj:`edge_label_position`), the
             share of the user's exposures that came strictly before. (default: :obj:`"global"`)
+        keep_cold (bool, optional): If set to :obj:`True`, exposures of a user or an item without a
+            click in the history are kept, for models that read other features than history.
+            (default: :obj:`False`)
 
     Raises:
         ValueError: If the shares do not ascend, a part holds no exposure, or the data is a part
@@ -61,6 +64,7 @@ class TemporalSplit(BaseTransform):
         test_start: float = 0.9,
         num_windows: int = 12,
         by: str = 'global',
+        keep_cold: bool = False,
     ) -> None:
         for name, share in (
             ('train_start', train_start),
@@ -82,6 +86,7 @@ class TemporalSplit(BaseTransform):
         self.test_start = test_start
         self.num_windows = num_windows
         self.by = by
+        self.keep_cold = keep_cold
 
     def forward(self, data: HeteroData) -> tuple[HeteroData, HeteroData, HeteroData]:
         require(
@@ -169,14 +174,19 @@ class TemporalSplit(BaseTransform):
             window = torch.bucketize(label_clock[labels], cutoff, right=True) - 1
             label_cutoff = cutoff[window]
         warm = torch.ones(labels.numel(), dtype=torch.bool)
-        for row, node_type in enumerate(('user', 'item')):
+        for row, node_type in enumerate(() if self.keep_cold else ('user', 'item')):
             node = data[CLICKS].edge_label_index[row, labels]
             warm &= first[node_type][node] < label_cutoff
         if not bool(warm.any()):
             advice = " A short log can be split with by='user'." if self.by == 'global' else ''
+            reason = (
+                ''
+                if self.keep_cold
+                else (', and none of them has both a user and an item with an earlier click')
+            )
             raise ValueError(
-                f'{self!r} leaves no {name} exposure: {labels.numel()} lie in the range, and none '
-                f'of them has both a user and an item with an earlier click.{advice}'
+                f'{self!r} leaves no {name} exposure: {labels.numel()} lie in the range{reason}.'
+                f'{advice}'
             )
 
         part = data.__copy__()
@@ -199,7 +209,7 @@ class TemporalSplit(BaseTransform):
         return (
             f'{self.__class__.__name__}(train_start={self.train_start}, '
             f'val_start={self.val_start}, test_start={self.test_start}, '
-            f'num_windows={self.num_windows}, by={self.by!r})'
+            f'num_windows={self.num_windows}, by={self.by!r}, keep_cold={self.keep_cold})'
         )
 
 

@@ -177,9 +177,36 @@ def test_windows_follow_each_other():
 def test_default_arguments():
     split = TemporalSplit()
     assert (split.train_start, split.val_start, split.test_start) == (0.3, 0.88, 0.9)
-    assert repr(TemporalSplit(0.2, 0.5, 0.75, 3, 'user')) == (
-        "TemporalSplit(train_start=0.2, val_start=0.5, test_start=0.75, num_windows=3, by='user')"
+    assert repr(TemporalSplit(0.2, 0.5, 0.75, 3, 'user', True)) == (
+        'TemporalSplit(train_start=0.2, val_start=0.5, test_start=0.75, num_windows=3, '
+        "by='user', keep_cold=True)"
     )
+
+
+@pytest.mark.parametrize('by', ['global', 'user'])
+def test_cold_exposures_are_kept_on_demand(by):
+    data = random_log(3)
+    # A user whose only exposures come last, and are not clicked.
+    data['user'].num_nodes += 1
+    data[CLICKS].edge_label_index[0, -5:] = data['user'].num_nodes - 1
+    data[CLICKS].edge_label[-5:] = 0
+    late = data[CLICKS].edge_label_time[-1]
+    kept = data[CLICKS].time < late - 10
+    data[CLICKS].edge_index, data[CLICKS].time = (
+        data[CLICKS].edge_index[:, kept],
+        data[CLICKS].time[kept],
+    )
+    warm, cold = (TemporalSplit(by=by, keep_cold=keep)(data) for keep in (False, True))
+    num_cold = 0
+    for without, part in zip(warm, cold, strict=True):
+        a, b = without[CLICKS], part[CLICKS]
+        assert b.num_dropped == 0
+        assert b.edge_label.numel() == a.edge_label.numel() + a.num_dropped
+        # The history is the same, and ends before every window.
+        assert torch.equal(a.edge_index, b.edge_index)
+        assert torch.equal(a.cutoff, b.cutoff)
+        num_cold += a.num_dropped
+    assert num_cold > 0
 
 
 @pytest.mark.parametrize('split', SPLITS, ids=repr)
