@@ -1,7 +1,17 @@
-r"""Loaders that read a macro graph in batches."""
+r"""Loaders that read a log or a macro graph in batches."""
 
 from mag.loader.batch_index_sampler import BatchIndexSampler
+from mag.loader.exposure_batch import ExposureBatch
+from mag.loader.exposure_features import ExposureFeatures
+from mag.loader.exposure_loader import ExposureLoader
 from mag.loader.pair_batch import PairBatch
 from mag.loader.pair_loader import PairLoader
 
-__all__ = ['BatchIndexSampler', 'PairBatch', 'PairLoader']
+__all__ = [
+    'BatchIndexSampler',
+    'ExposureBatch',
+    'ExposureFeatures',
+    'ExposureLoader',
+    'PairBatch',
+    'PairLoader',
+]

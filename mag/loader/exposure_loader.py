@@ -1,0 +1,202 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import HeteroData
+
+from mag.loader.batch_index_sampler import BatchIndexSampler
+from mag.loader.exposure_batch import ExposureBatch
+from mag.loader.exposure_features import ExposureFeatures
+from mag.schema import CLICKS, require
+
+
+class ExposureLoader(DataLoader):
+    r"""Loads the exposures of a log as batches of features and labels, :class:`ExposureBatch`.
+
+    .. code-block:: python
+
+        train_loader = ExposureLoader(train, batch_size=2048, shuffle=True)
+        for batch in train_loader:
+            loss = model.loss(model(batch), batch)
+
+    Features of users and items are gathered by indexing; the same code makes one request's batch at
+    serving time, see :meth:`request`.
+
+    Args:
+        data (HeteroData): A part of a log, see :class:`ExposureFeatures` for what is read.
+        batch_size (int, optional): Exposures a batch. (default: :obj:`2048`)
+        shuffle (bool, optional): If set to :obj:`True`, exposures are shuffled anew each epoch.
+            (default: :obj:`False`)
+        seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
+        **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
+            :obj:`num_workers`.
+
+    Attributes:
+        fields (tuple[str, ...]): The name of each column of :obj:`ExposureBatch.sparse`.
+
+    Raises:
+        ValueError: If a conversion or a behavior is neither 0 nor 1, or follows no click.
+    """
+
+    dataset: '_ExposureRows'
+
+    def __init__(
+        self,
+        data: HeteroData,
+        batch_size: int = 2048,
+        shuffle: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
+        if taken:
+            raise TypeError(
+                f'ExposureLoader makes its batches itself and takes no {sorted(taken)}.'
+            )
+        rows = _ExposureRows(data)
+        sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
+        super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.dataset.features.fields
+
+    def request(
+        self,
+        user: int | Tensor,
+        items: Tensor,
+        x: Tensor | None = None,
+        **contexts: int | Tensor,
+    ) -> ExposureBatch:
+        r"""Makes the batch of one request: one user and its candidate items.
+
+        .. code-block:: python
+
+            loader.request(7, torch.arange(1_000), query=torch.tensor([12, 5, -1, -1]), domain=1)
+
+        Args:
+            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            x (torch.Tensor, optional): The dense features of the exposures, shape :obj:`[B, F]` or
+                :obj:`[F]`, if the log has some.
+            **contexts (int or torch.Tensor): Every categorical attribute that the exposures of the
+                log have, one for the request or one for each item.
+
+        Raises:
+            IndexError: If the user or an item does not exist.
+            TypeError: If an id is no integer.
+            ValueError: If a context or :obj:`x` is missing, unknown or has another shape.
+        """
+        user, items = torch.as_tensor(user), torch.as_tensor(items)
+        told = {name: torch.as_tensor(value) for name, value in contexts.items()}
+        for name, value in (('user', user), ('items', items), *told.items()):
+            if value.is_floating_point() or value.dtype == torch.bool:
+                raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
+        if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
+            raise ValueError(
+                f'A request takes items of shape [B], and one user or a user for each item, but '
+                f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
+            )
+        return self.dataset.request(user.long().expand(items.shape), items.long(), x, told)
+
+
+def _keep_batch(batch: Any) -> Any:
+    r"""In place of the default, which would turn a batch into a list."""
+    return batch
+
+
+class _ExposureRows(torch.utils.data.Dataset):
+    r"""The exposures of a part, indexed by tensors of rows."""
+
+    def __init__(self, data: HeteroData) -> None:
+        self.features = ExposureFeatures(data)
+        clicks = data[CLICKS]
+        self.label: Tensor | None = None
+        if 'edge_label' in clicks:
+            require(data, 'ExposureLoader', 'edge_label_index', 'edge_label')
+            self.label = clicks.edge_label.float()
+        self.conversion = self._following(clicks, 'edge_label_conversion', 1)
+        self.behavior = self._following(clicks, 'edge_label_behavior', 2)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: Tensor) -> ExposureBatch:
+        features = self.features
+        user, item = features.user[index], features.item[index]
+        contexts = [column[index] for column in features.contexts.values()]
+        return ExposureBatch(
+            user,
+            item,
+            features.sparse_rows(user, item, contexts),
+            features.dense_rows(user, item, features.x[index]),
+            *(
+                None if label is None else label[index]
+                for label in (self.label, self.conversion, self.behavior)
+            ),
+        )
+
+    def request(
+        self, user: Tensor, item: Tensor, x: Tensor | None, contexts: dict[str, Tensor]
+    ) -> ExposureBatch:
+        features = self.features
+        for node_type, node in (('user', user), ('item', item)):
+            num_nodes = features.num_nodes[node_type]
+            if node.numel() > 0 and not 0 <= node.min() <= node.max() < num_nodes:
+                raise IndexError(
+                    f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
+                    f'there are {num_nodes} {node_type}s.'
+                )
+        if contexts.keys() != features.contexts.keys():
+            raise ValueError(
+                f'A request for this log must tell {sorted(features.contexts) or "no context"}, '
+                f'but told {sorted(contexts) or "none"}.'
+            )
+        size = item.numel()
+        columns = [
+            _expand(name, contexts[name], size, column.size(1))
+            for name, column in features.contexts.items()
+        ]
+        x = torch.empty(size, 0) if x is None else torch.as_tensor(x)
+        return ExposureBatch(
+            user,
+            item,
+            features.sparse_rows(user, item, columns),
+            features.dense_rows(user, item, _expand('x', x.float(), size, features.x.size(1))),
+        )
+
+    def _following(self, clicks: Any, name: str, num_dims: int) -> Tensor | None:
+        r"""What followed the clicks, or :obj:`None` if the log does not tell."""
+        value = clicks.get(name)
+        if value is None or self.label is None:
+            return None
+        if not isinstance(value, Tensor) or value.dim() != num_dims or len(value) != len(self):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            expected = f'[{len(self)}]' if num_dims == 1 else f'[{len(self)}, N]'
+            raise ValueError(f"ExposureLoader expects '{name}' of shape {expected}, got {shape}.")
+        other = (value != 0) & (value != 1)
+        if bool(other.any()):
+            row = int(other.nonzero()[0, 0])
+            raise ValueError(
+                f"ExposureLoader expects '{name}' of 0 and 1, but row {row} holds "
+                f'{value[row].tolist()}.'
+            )
+        early = (value != 0 if num_dims == 1 else (value != 0).any(1)) & (self.label == 0)
+        if bool(early.any()):
+            raise ValueError(
+                f"ExposureLoader found '{name}' in {int(early.sum())} exposures without a click, "
+                f'such as row {int(early.nonzero()[0])}: it tells what followed a click.'
+            )
+        return value.float()
+
+
+def _expand(name: str, value: Tensor, size: int, width: int) -> Tensor:
+    is_column = width == 1 and value.dim() < 2
+    table = value.view(-1, 1) if is_column else value
+    if list(table.shape) not in ([width], [1, width], [size, width]):
+        raise ValueError(
+            f"A request of {size} items expects '{name}' of shape [{size}, {width}] or "
+            f'[{width}], but got {list(value.shape)}.'
+        )
+    return table.expand(size, width)

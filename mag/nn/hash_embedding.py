@@ -1,0 +1,99 @@
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mag.schema import require_positive_integers
+
+_PRIME = 2**31 - 1
+
+
+class HashEmbedding(torch.nn.Module):
+    r"""One embedding table for all categorical fields, whose ids are hashed into its rows: eq. 9 of
+    the `"GMCM: Graph-based Micro-behavior Conversion Model for Post-click Conversion Rate
+    Estimation" <https://doi.org/10.1145/3397271.3401425>`_ paper.
+
+    .. math::
+        \mathbf{x}_e = \mathbf{W}_e[h_1(x_1)] \Vert \cdots \Vert \mathbf{W}_e[h_F(x_F)], \qquad
+        h_f(x) = ((a_f x^2 + b_f x + c_f) \bmod (2^{31} - 1)) \bmod d_h
+
+    A polynomial of degree two hashes any three ids independently (Wegman and Carter, 1981): two ids
+    of a field, and the same id of two fields, share a row with a probability of about
+    :math:`1 / d_h`. One of degree one would do so too, but maps consecutive ids to steps of one
+    size, which with bad luck come round often. The function of a field depends on its name alone,
+    so it keeps its rows when others come and go; columns of the same name, such as the terms of a
+    query, share one. The memory does not grow with the number of ids, and an id never seen in
+    training needs no special case.
+
+    Args:
+        fields (Sequence[str]): The name of each column.
+        num_buckets (int): The number :math:`d_h` of rows.
+        embedding_dim (int): The size :math:`d_e` of each.
+
+    Shapes:
+        - **input:** integer ids :math:`(B, F)`, negative ones too
+        - **output:** :math:`(B, F \cdot d_e)`
+
+    Raises:
+        TypeError: If :obj:`fields` is no sequence of names, or ids are no integers.
+        ValueError: If a size is no positive integer or the number of columns differs.
+
+    .. code-block:: pycon
+
+        >>> embedding = HashEmbedding(['user', 'query', 'query'], num_buckets=1000, embedding_dim=4)
+        >>> embedding(torch.tensor([[7, 3, 3]])).shape
+        torch.Size([1, 12])
+    """
+
+    coefficient: Tensor
+
+    def __init__(self, fields: Sequence[str], num_buckets: int, embedding_dim: int) -> None:
+        super().__init__()
+        require_positive_integers(num_buckets=num_buckets, embedding_dim=embedding_dim)
+        if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
+            raise TypeError(f"'fields' must be a sequence of names, but got {fields!r}.")
+        if len(fields) == 0 or num_buckets > _PRIME:
+            raise ValueError(
+                f'HashEmbedding needs at least one field and at most {_PRIME:,} buckets, but got '
+                f'{len(fields)} and {num_buckets:,}.'
+            )
+        self.fields = tuple(fields)
+        self.num_buckets = num_buckets
+        self.embedding_dim = embedding_dim
+        self.weight = torch.nn.Parameter(torch.empty(num_buckets, embedding_dim))
+        self.register_buffer('coefficient', torch.stack([_coefficients(name) for name in fields]))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.weight, std=0.05)
+
+    def buckets(self, ids: Tensor) -> Tensor:
+        r"""The row of each id, shape :obj:`[B, F]`."""
+        square, linear, constant = self.coefficient.t()
+        ids = ids.long().remainder(_PRIME)
+        # All factors are below 2^31, so each product fits into 64 bits.
+        hashed = (square * ids + linear) % _PRIME
+        return (hashed * ids + constant) % _PRIME % self.num_buckets
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.dim() != 2 or ids.size(1) != len(self.fields):
+            raise ValueError(
+                f'HashEmbedding expects ids of shape [B, {len(self.fields)}], a column for each of '
+                f'{list(dict.fromkeys(self.fields))}, but got {list(ids.shape)}.'
+            )
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f'HashEmbedding expects integer ids, but got {ids.dtype}.')
+        rows = self.weight.index_select(0, self.buckets(ids).reshape(-1))
+        return rows.view(ids.size(0), len(self.fields) * self.embedding_dim)
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({list(self.fields)}, num_buckets={self.num_buckets}, '
+            f'embedding_dim={self.embedding_dim})'
+        )
+
+
+def _coefficients(name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randint(1, _PRIME, (3,), generator=generator)
