@@ -4,47 +4,98 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryCalibrationError
 
 from mag.metrics import GroupAUROC
 
 
-def click_metrics(
-    outputs: list[tuple[Tensor, Tensor, Tensor]], device: torch.device
-) -> dict[str, float]:
-    r"""AUC, GAUC (by user, weighted by impressions) and log loss, over all processes.
+def click_metrics(outputs: list[tuple[Tensor, ...]], device: torch.device) -> dict[str, float]:
+    r"""The metrics of clicks, and of conversions where these are predicted, over all processes.
 
     Args:
-        outputs (list): The logits, labels and users of each batch of this process.
+        outputs (list): What :func:`mag.click_module.score` returned for each batch of this process.
         device (torch.device): Where they are.
 
     Returns:
-        The values under :obj:`"auc"`, :obj:`"gauc"` and :obj:`"logloss"`.
+        Of clicks, :obj:`"auc"`, :obj:`"gauc"` (by user, weighted by impressions) and
+        :obj:`"logloss"`; if conversions are predicted also, on the clicked rows, :obj:`"cvr_auc"`,
+        :obj:`"cvr_mse"` (eq. 21 of GMCM) and :obj:`"cvr_calibration_error"` (the mean distance of
+        prediction and rate in 15 bins), and the same under :obj:`"ctcvr_..."` of click and
+        conversion together on all rows, with :obj:`"ctcvr_gauc"`.
 
     Raises:
         ValueError: If there are no rows, a logit is NaN or infinite, or no user has both classes.
     """
+    num_columns = _agree_on_maximum(len(outputs[0]) if outputs else 0, device)
+    columns = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
     # A process may have no batch while others have.
-    none = torch.empty(0, device=device)
-    logits, target, group = (
-        torch.cat(parts) for parts in zip(*outputs, (none, none, none.long()), strict=True)
-    )
-    # AUC is that of a single group. torchmetrics' own takes the sigmoid of logits, which is 1 for
-    # all the large ones; on the other hand it has no log loss of two classes.
-    auc, gauc = GroupAUROC().to(device), GroupAUROC().to(device)
-    # In this order: to() forgets the type that sums are made in.
-    logloss = MeanMetric(nan_strategy='disable').to(device).set_dtype(torch.double)
-    auc.update(logits, target, torch.zeros_like(group))
-    gauc.update(logits, target, group)
-    logloss.update(
-        F.binary_cross_entropy_with_logits(logits.double(), target.double(), reduction='none')
-    )
-    # GAUC comes first because it refuses what has no AUC either.
+    columns = columns or [torch.empty(0, device=device)] * max(num_columns, 3)
+    logits, target, user = columns[0], columns[1], columns[2].long()
     values = {
-        name: float(metric.compute())
-        for name, metric in (('gauc', gauc), ('auc', auc), ('logloss', logloss))
+        # GAUC comes first because it refuses what has no AUC either.
+        'gauc': _gauc(logits, target, user),
+        'auc': _auc(logits, target),
+        'logloss': _mean(
+            F.binary_cross_entropy_with_logits(logits.double(), target.double(), reduction='none')
+        ),
     }
     if not math.isfinite(values['logloss']):
         raise ValueError(
             f'The log loss is {values["logloss"]}: the model returned an infinite logit.'
         )
+    if num_columns > 3:
+        values |= _conversion_metrics(user, target == 1, *columns[3:])
     return values
+
+
+def _conversion_metrics(
+    user: Tensor, clicked: Tensor, logits: Tensor, log_both: Tensor, conversion: Tensor
+) -> dict[str, float]:
+    both = log_both.exp()
+    probability, converted = logits[clicked].double().sigmoid(), conversion[clicked]
+    try:
+        return {
+            'cvr_auc': _auc(logits[clicked], converted),
+            'cvr_mse': _mean((probability - converted).square()),
+            'cvr_calibration_error': _calibration_error(probability, converted),
+            'ctcvr_gauc': _gauc(log_both, conversion, user),
+            'ctcvr_auc': _auc(log_both, conversion),
+            'ctcvr_mse': _mean((both - conversion).square()),
+            'ctcvr_calibration_error': _calibration_error(both, conversion),
+        }
+    except ValueError as error:
+        raise ValueError(f'Of conversions: {error}') from error
+
+
+def _agree_on_maximum(number: int, device: torch.device) -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    maximum = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    return int(maximum)
+
+
+def _auc(preds: Tensor, target: Tensor) -> float:
+    # The AUC of a single group. torchmetrics' own takes the sigmoid of logits, which is 1 for all
+    # the large ones; on the other hand it has no log loss of two classes.
+    return _gauc(preds, target, torch.zeros_like(target, dtype=torch.long))
+
+
+def _gauc(preds: Tensor, target: Tensor, group: Tensor) -> float:
+    metric = GroupAUROC().to(preds.device)
+    metric.update(preds, target, group)
+    return float(metric.compute())
+
+
+def _mean(values: Tensor) -> float:
+    # In this order: to() forgets the type that sums are made in.
+    metric = MeanMetric(nan_strategy='disable').to(values.device).set_dtype(torch.double)
+    metric.update(values)
+    return float(metric.compute())
+
+
+def _calibration_error(probability: Tensor, target: Tensor) -> float:
+    # Without its checks, which refuse the empty share of a process.
+    metric = BinaryCalibrationError(n_bins=15, validate_args=False).to(probability.device)
+    metric.update(probability.float(), target.long())
+    return float(metric.compute())

@@ -1,3 +1,4 @@
+import inspect
 import math
 from typing import Any
 
@@ -7,15 +8,19 @@ from lightning import LightningModule
 from torch import Tensor
 
 from mag.click_metrics import click_metrics
+from mag.conversion_loss import ConversionLogits
 
 
 class ClickModule(LightningModule):
-    r"""Trains any click model: binary cross-entropy, Adam with coupled weight decay (the decay is
-    added to the gradient, as MacGNN's authors do), and AUC, GAUC and log loss on validation.
+    r"""Trains any model of clicks, and of conversions: Adam with coupled weight decay (the decay is
+    added to the gradient, as MacGNN's authors do), and metrics on validation.
 
     Args:
-        model (torch.nn.Module): :obj:`model(batch)` returns logits of shape :obj:`[B]`;
-            :obj:`batch.label` holds the clicks and :obj:`batch.user` the groups of GAUC.
+        model (torch.nn.Module): :obj:`model(batch)` returns the logits of clicks, shape
+            :obj:`[B]`, or :class:`~mag.conversion_loss.ConversionLogits`; :obj:`batch.label` holds
+            the clicks, :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the
+            conversions. A model with a method :obj:`loss(output, batch)`, which returns a scalar,
+            is trained with it; else with the binary cross-entropy of the clicks.
         learning_rate (float, optional): The step size of Adam. (default: :obj:`1e-2`)
         weight_decay (float, optional): The share of a parameter that is added to its gradient.
             (default: :obj:`5e-5`)
@@ -39,15 +44,19 @@ class ClickModule(LightningModule):
         self.model = model
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._outputs: list[tuple[Tensor, ...]] = []
 
-    def forward(self, batch: Any) -> Tensor:
-        r"""The logits of :obj:`batch`, shape :obj:`[B]`."""
+    def forward(self, batch: Any) -> Tensor | ConversionLogits:
+        r"""What the model returns for :obj:`batch`."""
         return self.model(batch)
 
     def loss(self, batch: Any) -> Tensor:
-        r"""The mean binary cross-entropy of :obj:`batch`."""
-        logits, label, _ = score(self.model, batch)
+        r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""
+        loss: Any = getattr(self.model, 'loss', None)
+        # A model may as well keep a loss function under that name.
+        if inspect.ismethod(loss):
+            return loss(self.model(batch), batch)
+        logits, label, *_ = score(self.model, batch)
         return F.binary_cross_entropy_with_logits(logits.float(), label.float())
 
     def transfer_batch_to_device(
@@ -86,18 +95,37 @@ class ClickModule(LightningModule):
         )
 
 
-def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The logits, labels and users of a batch, each of shape :obj:`[B]`.
+def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
+    r"""The columns of a batch that metrics are made of, each of shape :obj:`[B]`.
+
+    Returns:
+        The logits, labels and users; if the model predicts conversions, also their logits, the
+        logarithms of the probabilities that click and conversion both happen, and the conversions.
 
     Raises:
-        ValueError: If there are no labels or not one logit a row.
+        ValueError: If labels are missing or there is not one logit a row.
     """
-    logits = model(batch)
+    output = model(batch)
+    logits = {'click': output}
+    if isinstance(output, ConversionLogits):
+        logits = {'click': output.click, 'conversion': output.conversion}
     if batch.label is None:
         raise ValueError('Training and evaluation need labels, but batch.label is None.')
-    if logits.shape != batch.label.shape:
+    for name, value in logits.items():
+        if value.shape != batch.label.shape:
+            raise ValueError(
+                f'{type(model).__name__} must return one logit of the {name} a row, shape '
+                f'{list(batch.label.shape)} like batch.label, but returned {list(value.shape)}.'
+            )
+    if not isinstance(output, ConversionLogits):
+        return output, batch.label, batch.user
+    if batch.conversion is None:
         raise ValueError(
-            f'{type(model).__name__} must return one logit a row, shape '
-            f'{list(batch.label.shape)} like batch.label, but returned {list(logits.shape)}.'
+            f'{type(model).__name__} predicts conversions, but batch.conversion is None.'
         )
-    return logits, batch.label, batch.user
+    # In float64: probabilities that are products come closer to each other than float32 can tell.
+    if output.both is None:
+        log_both = F.logsigmoid(output.click.double()) + F.logsigmoid(output.conversion.double())
+    else:
+        log_both = F.logsigmoid(output.both.double())
+    return output.click, batch.label, batch.user, output.conversion, log_both, batch.conversion

@@ -121,6 +121,11 @@ class RunState(Checkpoint):
             self._raise_if_interrupted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f'The run is to stop by {self.monitor!r}, but a validation of this model gives '
+                f'{sorted(name for name in trainer.callback_metrics if name.startswith("val_"))}.'
+            )
         value = self.sign * float(trainer.callback_metrics[self.monitor])
         if value > self.best:
             self.best = value

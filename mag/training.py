@@ -29,7 +29,18 @@ from mag.run_state import Interrupted, RunState
 
 __all__ = ['ClickModule', 'evaluate', 'fit']
 
-MONITORS = {'auc': 'max', 'gauc': 'max', 'logloss': 'min'}
+MONITORS = {
+    'auc': 'max',
+    'gauc': 'max',
+    'logloss': 'min',
+    'cvr_auc': 'max',
+    'cvr_mse': 'min',
+    'cvr_calibration_error': 'min',
+    'ctcvr_auc': 'max',
+    'ctcvr_gauc': 'max',
+    'ctcvr_mse': 'min',
+    'ctcvr_calibration_error': 'min',
+}
 
 # Arguments of the Trainer that fit sets itself, and those with which a run would count its steps
 # wrongly, pass over early stopping, or end without a checkpoint or a validation.
@@ -107,8 +118,8 @@ def fit(
             epoch. (default: :obj:`None`)
         log_every_n_steps (int, optional): Steps between logged training losses.
             (default: :obj:`50`)
-        monitor (str, optional): The validation metric to stop and select by: :obj:`"auc"`,
-            :obj:`"gauc"` or :obj:`"logloss"`. (default: :obj:`"auc"`)
+        monitor (str, optional): The validation metric to stop and select by, one of those that
+            :func:`evaluate` returns. (default: :obj:`"auc"`)
         resume (bool, optional): If set to :obj:`False`, a run that :obj:`directory` holds is
             deleted, not resumed. (default: :obj:`True`)
         progress (bool, optional): If set to :obj:`False`, no progress bar is shown.
@@ -189,7 +200,8 @@ def fit(
 def evaluate(
     module: torch.nn.Module, loader: DataLoader, progress: bool = False
 ) -> dict[str, float]:
-    r"""AUC, GAUC (by user, weighted by impressions) and log loss of a model.
+    r"""The metrics of a model: AUC, GAUC and log loss of clicks, and those of conversions where it
+    predicts them, see :func:`mag.click_metrics.click_metrics`.
 
     Where a process group exists, each process scores its share, and all return the values of the
     whole.
@@ -202,7 +214,8 @@ def evaluate(
             (default: :obj:`False`)
 
     Returns:
-        The values under :obj:`"auc"`, :obj:`"gauc"` and :obj:`"logloss"`.
+        The values under :obj:`"auc"`, :obj:`"gauc"`, :obj:`"logloss"`, and of conversions
+        :obj:`"cvr_auc"`, :obj:`"ctcvr_auc"` and so on.
 
     Raises:
         ValueError: If the loader is empty or unlabelled, a logit is NaN or infinite, or no user has

@@ -1,3 +1,4 @@
+import copy
 import csv
 import math
 import random
@@ -21,8 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.loader import PairBatch, PairLoader
-from mag.training import ClickModule, evaluate, fit
+from mag.conversion_loss import ConversionLogits
+from mag.datasets import SyntheticMarket
+from mag.loader import ExposureBatch, ExposureLoader, PairBatch, PairLoader
+from mag.models import GMCM
+from mag.training import MONITORS, ClickModule, evaluate, fit
+from mag.transforms import BehaviorGraph, TemporalSplit
 
 SCRIPT = Path(__file__).with_name('training_run.py')
 sys.path.insert(0, str(SCRIPT.parent))
@@ -757,3 +762,190 @@ def test_bad_batches() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+
+
+CLICKS = ('user', 'clicks', 'item')
+
+
+@cache
+def market() -> tuple[HeteroData, HeteroData]:
+    r"""Training and validation part of a small shop."""
+    train_part, val_part, _ = TemporalSplit(0.1, 0.7, 0.98, num_windows=1)(
+        SyntheticMarket(50, 30, 3000, log=False)[0]
+    )
+    return BehaviorGraph()(train_part), val_part
+
+
+def train_conversions(
+    directory: Path,
+    train_part: HeteroData | None = None,
+    shuffle: bool = True,
+    callbacks: tuple[lightning.Callback, ...] = (),
+    max_epochs: int = 2,
+    monitor: str = 'ctcvr_auc',
+    **arguments: Any,
+) -> tuple[ClickModule, dict[str, float]]:
+    train_part = market()[0] if train_part is None else train_part
+    train_loader = ExposureLoader(train_part, 100, shuffle=shuffle, seed=3)
+    val_loader = ExposureLoader(market()[1], 200)
+    lightning.seed_everything(1, verbose=False)
+    model = GMCM.from_data(
+        train_part,
+        **{
+            'tower_channels': (16, 8, 8),
+            'hidden_channels': 6,
+            'num_buckets': 997,
+            'embedding_dim': 4,
+            **arguments,
+        },
+    )
+    module = ClickModule(model, 5e-3, 1e-5)
+    fit(
+        module,
+        train_loader,
+        val_loader,
+        directory=str(directory),
+        max_epochs=max_epochs,
+        patience=100,
+        log_every_n_steps=3,
+        validate_every=7,
+        monitor=monitor,
+        progress=False,
+        accelerator='cpu',
+        callbacks=list(callbacks),
+    )
+    return module, evaluate(module, val_loader)
+
+
+def test_conversions_are_trained_and_selected_by(tmp_path: Path) -> None:
+    module, values = train_conversions(tmp_path, max_epochs=4)
+    validated = [row for row in rows(tmp_path) if row['val_auc']]
+    assert {f'val_{name}' for name in values} == {
+        name for name in validated[0] if name.startswith('val_')
+    }
+    assert set(values) == set(MONITORS)
+    best = max(validated, key=lambda row: float(row['val_ctcvr_auc']))
+    for name, value in values.items():
+        assert value == pytest.approx(float(best[f'val_{name}']), abs=1e-6), name
+    assert load(tmp_path / 'best.ckpt')['global_step'] == int(best['step'])
+    assert values['ctcvr_auc'] > 0.7
+    # What was logged is the model's own loss, of clicks, conversions and behaviors.
+    losses = [float(row['train_loss']) for row in rows(tmp_path)]
+    assert losses[0] > 1.8 > 2 * math.log(2)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_smallest_calibration_error_is_best(tmp_path: Path) -> None:
+    _, values = train_conversions(tmp_path, monitor='cvr_calibration_error')
+    logged = [float(row['val_cvr_calibration_error']) for row in rows(tmp_path) if row['val_auc']]
+    assert values['cvr_calibration_error'] == pytest.approx(min(logged), abs=1e-6)
+
+
+def test_conversion_steps_are_those_of_a_bare_loop(tmp_path: Path) -> None:
+    module, _ = train_conversions(tmp_path)
+    lightning.seed_everything(1, verbose=False)
+    model = GMCM.from_data(
+        market()[0], tower_channels=(16, 8, 8), hidden_channels=6, num_buckets=997, embedding_dim=4
+    )
+    # Biases before a normalization have a gradient of roundings, which Adam makes large.
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3, weight_decay=1e-5, fused=True)
+    loader = ExposureLoader(market()[0], 100, shuffle=True, seed=3)
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            optimizer.zero_grad()
+            model.loss(model(batch), batch).backward()
+            optimizer.step()
+    last = load(tmp_path / 'last.ckpt')
+    assert last['global_step'] == 2 * len(loader)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(last['state_dict'][f'model.{name}'], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('hook', ['on_before_optimizer_step', 'on_validation_end'])
+def test_failed_conversion_run_resumes_exactly(tmp_path: Path, hook: str) -> None:
+    train_conversions(tmp_path / 'whole')
+    count = {'on_before_optimizer_step': 26, 'on_validation_end': 2}[hook]
+    with pytest.raises(RuntimeError, match='failed on purpose'):
+        train_conversions(tmp_path / 'failed', callbacks=(Fail(hook, count),))
+    steps = Steps()
+    train_conversions(tmp_path / 'failed', callbacks=(steps,))
+    assert steps.steps[0] > 1
+    assert_same_run(tmp_path / 'failed', tmp_path / 'whole')
+
+
+def test_other_conversion_runs_are_refused(tmp_path: Path) -> None:
+    train_conversions(tmp_path, max_epochs=1)
+    content, query = (copy.copy(market()[0]) for _ in range(2))
+    content['item'].x_text = content['item'].x_text + 1
+    query[CLICKS].edge_label_query = query[CLICKS].edge_label_query.flip(0)
+    bought = copy.copy(market()[0])
+    bought[CLICKS].edge_label_conversion = bought[CLICKS].edge_label
+    for arguments, sentence in (
+        ({'loss': 'naive'}, "loss='ipw'.* there; the model has .*loss='naive'.* here"),
+        ({'output': 'sum'}, "output='mean'.* there; the model has .*output='sum'.* here"),
+        ({'literal': True}, 'literal=False.* there; the model has .*literal=True.* here'),
+        ({'monitor': 'auc'}, 'monitor is ctcvr_auc there, auc here'),
+        ({'train_part': content}, 'train_loader features'),
+        ({'train_part': query}, 'train_loader features'),
+        ({'train_part': bought}, 'train_loader conversion'),
+    ):
+        with pytest.raises(ValueError, match=f'other settings: .*{sentence}'):
+            train_conversions(tmp_path, **{'max_epochs': 1, 'callbacks': (Forbid(),), **arguments})
+    train_conversions(tmp_path, max_epochs=1, callbacks=(Forbid(),))
+
+
+@pytest.mark.parametrize('loss', ['ipw', 'ipw_mean', 'naive', 'doubly_robust', 'esmm', 'division'])
+def test_batches_without_clicks_are_trained_on(tmp_path: Path, loss: str) -> None:
+    data = copy.copy(market()[0])
+    clicks = data[CLICKS]
+    for name in ('edge_label', 'edge_label_conversion', 'edge_label_behavior'):
+        clicks[name] = clicks[name].clone()
+        clicks[name][100:400] = 0
+    loader = ExposureLoader(data, 100)
+    assert [bool(batch.label.any()) for batch in loader][:5] == [True, False, False, False, True]
+    module, values = train_conversions(tmp_path, data, shuffle=False, max_epochs=1, loss=loss)
+    assert all(map(math.isfinite, values.values()))
+    last = load(tmp_path / 'last.ckpt')
+    assert last['global_step'] == len(loader)
+    assert all(bool(value.isfinite().all()) for value in last['state_dict'].values())
+
+
+def test_monitor_that_the_model_does_not_give(tmp_path: Path) -> None:
+    sentence = r"by 'val_ctcvr_auc', but .* gives .*'val_auc', 'val_gauc', 'val_logloss'\]"
+    with pytest.raises(ValueError, match=sentence):
+        train(str(tmp_path), max_epochs=1, monitor='ctcvr_auc')
+
+
+class ConversionsWithoutLoss(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor([0.5, -1.0]))
+
+    def forward(self, batch: ExposureBatch) -> ConversionLogits:
+        click, conversion = self.bias.unsqueeze(1) + 0.1 * (batch.user - batch.item)
+        return ConversionLogits(click, conversion)
+
+
+def test_without_a_loss_of_its_own_a_model_learns_clicks() -> None:
+    batch = next(iter(ExposureLoader(market()[0], 100)))
+    module = ClickModule(ConversionsWithoutLoss())
+    loss = module.loss(batch)
+    logit = 0.5 + 0.1 * (batch.user - batch.item)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert module.model.bias.grad[1] == 0 != module.model.bias.grad[0]
+    assert set(evaluate(module, ExposureLoader(market()[0], 100))) == set(MONITORS)
+    with pytest.raises(ValueError, match='predicts conversions, but batch.conversion is None'):
+        module.loss(batch._replace(conversion=None))
+
+
+def test_a_click_model_is_trained_and_judged_as_before() -> None:
+    module = ClickModule(TinyModel(plain=True))
+    loader = PairLoader(macro_data(301, 2), 50)
+    batch = next(iter(loader))
+    logit = module(batch)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)
+    assert torch.equal(module.loss(batch), expected)
+    assert list(evaluate(module, loader)) == ['gauc', 'auc', 'logloss']
