@@ -1,5 +1,6 @@
 r"""Complete models, one a file, built from the layers of :mod:`mag.nn`."""
 
+from mag.models.gmcm import GMCM
 from mag.models.macgnn import MacGNN
 
-__all__ = ['MacGNN']
+__all__ = ['GMCM', 'MacGNN']

@@ -9,15 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
+from mag.conversion_loss import propensity_weights
 from mag.datasets import EventLog, KuaiRand, MovieLens
 from mag.grouping import Grouping, raw_behavior
-from mag.loader import BatchIndexSampler, PairLoader
+from mag.loader import BatchIndexSampler, ExposureFeatures, ExposureLoader, PairLoader
 from mag.macro_edges import MacroEdges
 from mag.metrics import GroupAUROC, group_auroc, relative_improvement
-from mag.models import MacGNN
-from mag.nn import MLP, Dice, MacroConv
+from mag.models import GMCM, MacGNN
+from mag.nn import MLP, Dice, HashEmbedding, MacroConv
 from mag.training import ClickModule, evaluate, fit
-from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+from mag.transforms import BehaviorGraph, MacroCoarsen, RecentNeighbors, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 GROUPS: dict[str, int | str] = {'user': 2, 'item': 'category'}
@@ -91,6 +92,31 @@ def call_conv(edge_index: torch.Tensor, edge_weight: torch.Tensor | None = None,
 
 def module() -> ClickModule:
     return ClickModule(MacGNN(5, 6, 2, 3))
+
+
+def bought(**attributes: object) -> HeteroData:
+    r"""The log with what followed its clicks."""
+    label = log()[CLICKS].edge_label
+    behavior = label.view(-1, 1) * torch.tensor([[1.0, 1.0]])
+    return edited(**{'edge_label_behavior': behavior, 'edge_label_conversion': label, **attributes})
+
+
+def searched(**attributes: object) -> ExposureLoader:
+    query = torch.zeros(40, 3, dtype=torch.long)
+    return ExposureLoader(bought(edge_label_query=query, num_query=9, **attributes))
+
+
+def gmcm(**arguments: object) -> GMCM:
+    return GMCM.from_data(
+        BehaviorGraph()(bought()), tower_channels=(8, 4), hidden_channels=4, **arguments
+    )
+
+
+def conversions(**columns: object) -> torch.Tensor:
+    r"""The loss of a batch of which some columns are others."""
+    model = gmcm(num_buckets=10)
+    batch = next(iter(ExposureLoader(bought())))._replace(**columns)
+    return model.loss(model(batch), batch)
 
 
 def csv_log(folder: Path, text: str, **columns: str) -> EventLog:
@@ -391,6 +417,110 @@ CASES: dict[str, Case] = {
         ValueError,
         'RecentNeighbors',
     ),
+    # Layers, loader and model of conversions
+    'hash fields': (
+        lambda p: HashEmbedding('user', 10, 2), TypeError, "sequence of names, but got 'user'"
+    ),
+    'hash no fields': (lambda p: HashEmbedding([], 10, 2), ValueError, 'at least one field'),
+    'hash buckets': (
+        lambda p: HashEmbedding(['user'], 0, 2), ValueError, "'num_buckets'.*integer.*got 0"
+    ),
+    'hash shape': (
+        lambda p: HashEmbedding(['user'], 9, 2)(torch.zeros(4, 2).long()),
+        ValueError,
+        r"\[B, 1\].*\['user'\], but got \[4, 2\]",
+    ),
+    'hash floats': (
+        lambda p: HashEmbedding(['user'], 9, 2)(torch.rand(4, 1)), TypeError, 'integer ids.*float32'
+    ),
+    'weighting': (
+        lambda p: propensity_weights(torch.ones(2), torch.ones(2), 'snips'),
+        ValueError,
+        "'self_normalised'.*got 'snips'",
+    ),
+    'features no data': (lambda p: ExposureFeatures([1]), TypeError, 'HeteroData.*got list'),  # type: ignore[arg-type]
+    'features float id': (
+        lambda p: ExposureFeatures(edited(edge_label_hour=torch.rand(40), num_hour=24)),
+        TypeError,
+        "'edge_label_hour' must hold integer ids.*float32",
+    ),
+    'features length': (
+        lambda p: ExposureFeatures(edited(edge_label_hour=torch.ones(20).long(), num_hour=24)),
+        ValueError,
+        r"'edge_label_hour'.*\[40\] or \[40, F\], but got \[20\]",
+    ),
+    'features nan': (
+        lambda p: ExposureFeatures(edited(edge_label_x=torch.full((40, 2), torch.nan))),
+        ValueError,
+        'edge_label_x is NaN or infinite, first in row 0',
+    ),
+    'features integer x': (
+        lambda p: ExposureFeatures(edited(edge_label_x=torch.ones(40).long())),
+        TypeError,
+        'edge_label_x must hold floats.*int64',
+    ),
+    'exposures sampler': (
+        lambda p: ExposureLoader(log(), drop_last=True), TypeError, 'drop_last'
+    ),
+    'exposures no click': (
+        lambda p: ExposureLoader(bought(edge_label_conversion=torch.ones(40))),
+        ValueError,
+        "'edge_label_conversion' in 20 exposures without a click, such as row 1",
+    ),
+    'exposures behavior': (
+        lambda p: ExposureLoader(bought(edge_label_behavior=torch.full((40, 2), 0.5))),
+        ValueError,
+        r"'edge_label_behavior' of 0 and 1, but row 0 holds \[0.5, 0.5\]",
+    ),
+    'exposures shape': (
+        lambda p: ExposureLoader(bought(edge_label_behavior=torch.ones(40))),
+        ValueError,
+        r"'edge_label_behavior' of shape \[40, N\], got \[40\]",
+    ),
+    'request item': (
+        lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),
+        IndexError,
+        'item ids from 6 to 6, but there are 6 items',
+    ),
+    'request no query': (
+        lambda p: searched().request(0, torch.tensor([1])),
+        ValueError,
+        r"must tell \['query'\], but told none",
+    ),
+    'request float query': (
+        lambda p: searched().request(0, torch.tensor([1]), query=torch.rand(3)),
+        TypeError,
+        "'query' must hold integer ids",
+    ),
+    'request query shape': (
+        lambda p: searched().request(0, torch.tensor([1, 2]), query=torch.ones(3, 2).long()),
+        ValueError,
+        r"'query' of shape \[2, 3\] or \[3\], but got \[3, 2\]",
+    ),
+    'gmcm merge': (lambda p: gmcm(merge='max'), ValueError, "'merge'.*'graph'.*got 'max'"),
+    'gmcm loss': (lambda p: gmcm(loss='bce'), ValueError, "'loss'.*'esmm'.*got 'bce'"),
+    'gmcm output': (lambda p: gmcm(output='max'), ValueError, "'output'.*'concat'.*got 'max'"),
+    'gmcm floor': (lambda p: gmcm(floor=2), ValueError, "'floor'.*probability.*got 2"),
+    'gmcm tower': (
+        lambda p: GMCM(['user'], merge='none', tower_channels=(8,)), ValueError, r'two.*\(8,\)'
+    ),
+    'gmcm no behavior': (
+        lambda p: GMCM(['user']), ValueError, "num_behaviors is 0.*take merge='none'"
+    ),
+    'gmcm no graph': (
+        lambda p: GMCM.from_data(bought()), ValueError, 'apply BehaviorGraph first'
+    ),
+    'gmcm no conversion': (
+        lambda p: GMCM.from_data(log()), ValueError, "needs 'edge_label_conversion'"
+    ),
+    'gmcm dense': (
+        lambda p: conversions(dense=torch.ones(40, 2)), ValueError, '0 dense features.*batch has 2'
+    ),
+    'gmcm no label': (
+        lambda p: conversions(label=None, behavior=None),
+        ValueError,
+        r"\['label', 'behavior'\], but these are None",
+    ),
     # Metrics
     'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
     'gauc shapes': (
@@ -487,3 +617,5 @@ def test_good_input_passes() -> None:
     assert data.validate()
     assert fitted().assign(torch.rand(3, 2)).shape == (3,)
     assert torch.isfinite(MacGNN.from_data(data)(next(iter(PairLoader(data))))).all()
+    assert torch.isfinite(conversions())
+    assert searched().request(0, torch.tensor([1]), query=torch.ones(3).long()).user.tolist() == [0]

@@ -1,0 +1,364 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.nn import MLP
+
+from mag.conversion_loss import (
+    ConversionLogits,
+    behavior_loss,
+    click_and_conversion_loss,
+    conversion_loss,
+    doubly_robust_loss,
+    propensity_weights,
+)
+from mag.loader import ExposureBatch, ExposureFeatures
+from mag.log_probability import log_complement
+from mag.nn import BehaviorGraphConv, HashEmbedding
+from mag.schema import require, require_positive_integers
+
+MERGES = ('graph', 'concat', 'gru', 'none')
+OUTPUTS = ('mean', 'sum', 'concat')
+# How each loss weights the labels that only clicks have.
+LOSSES = {
+    'ipw': 'self_normalised',
+    'ipw_mean': 'mean',
+    'ipw_literal': 'literal',
+    'naive': 'clicks',
+    'doubly_robust': 'self_normalised',
+    'esmm': 'clicks',
+    'division': 'clicks',
+}
+_SLOPE = 0.01
+
+
+class GMCM(torch.nn.Module):
+    r"""The conversion model from the `"GMCM: Graph-based Micro-behavior Conversion Model for
+    Post-click Conversion Rate Estimation" <https://doi.org/10.1145/3397271.3401425>`_ paper.
+
+    A tower predicts the click of an exposure (eq. 11). The trunk :math:`\mathbf{h}` of another
+    (eq. 13) gives each micro-behavior an embedding, convolved over the graph of behaviors,
+
+    .. math::
+        \mathbf{H}^{(0)}_i = \sigma (\mathbf{h} \, \mathbf{\Theta}_i), \qquad \mathbf{H}^{(l)} =
+        \sigma \left( \hat{\mathbf{A}} \mathbf{H}^{(l-1)} \mathbf{\Theta}^{(l)} \right)
+
+    (eq. 14 and 15, :class:`~mag.nn.BehaviorGraphConv`, one learned bias for all layers), from which
+    the behaviors (eq. 16) and, pooled, the conversion (eq. 17) are predicted. Behaviors are labels,
+    not inputs: when an exposure is scored, nothing has followed it. The loss is that of the click
+    plus those of conversion and behaviors on the clicks, weighted by inverse propensities
+    (eq. 18 and 19, see :meth:`loss`).
+
+    Other models are the same towers with other arguments:
+
+    ================ ============================================================================
+    Base             :obj:`merge="none", loss="naive"`
+    ESMM             :obj:`merge="none", loss="esmm"`
+    Division         :obj:`merge="none", loss="division"`: the second tower predicts click and
+                     conversion together, and is divided by the first
+    MCM-10           :obj:`merge="concat"`: no graph
+    MCM-2            the same, on data with two columns of :obj:`edge_label_behavior`
+    MCM-GRU          :obj:`merge="gru"`: a GRU over the behaviors, in the order of columns
+    ================ ============================================================================
+
+    Where the paper says nothing: activations are leaky ReLUs of slope 0.01, after batch
+    normalization in the towers; the two towers read the same features; the second tower of
+    :obj:`merge="none"` is as deep as the first.
+
+    Args:
+        fields (Sequence[str]): The names of the categorical columns, see
+            :class:`~mag.loader.ExposureFeatures`.
+        num_dense (int, optional): The number of dense features. (default: :obj:`0`)
+        num_behaviors (int, optional): The number :math:`N` of micro-behaviors, 0 only with
+            :obj:`merge="none"`. (default: :obj:`0`)
+        edge_index (torch.Tensor, optional): The graph of behaviors, shape :obj:`[2, E]`, with
+            :obj:`merge="graph"`. (default: :obj:`None`)
+        edge_weight (torch.Tensor, optional): Its co-occurrence probabilities, shape :obj:`[E]`.
+            (default: :obj:`None`)
+        merge (str, optional): How the embeddings of behaviors become one: :obj:`"graph"`,
+            :obj:`"concat"`, :obj:`"gru"`, or :obj:`"none"`, without behaviors.
+            (default: :obj:`"graph"`)
+        loss (str, optional): :obj:`"ipw"`, :obj:`"ipw_mean"`, :obj:`"ipw_literal"`,
+            :obj:`"naive"`, :obj:`"doubly_robust"`, :obj:`"esmm"` or :obj:`"division"`, see
+            :meth:`loss`. (default: :obj:`"ipw"`)
+        output (str, optional): How the graph is pooled (:math:`f_{output}` of eq. 17):
+            :obj:`"mean"`, :obj:`"sum"` or :obj:`"concat"`. (default: :obj:`"mean"`)
+        num_buckets (int, optional): Rows of the embedding table. (default: :obj:`100_000`)
+        embedding_dim (int, optional): Size of an embedding. (default: :obj:`16`)
+        tower_channels (Sequence[int], optional): Hidden sizes of a tower; the trunk has all but the
+            last. (default: :obj:`(512, 256, 128, 64)`)
+        hidden_channels (int, optional): Size of a behavior's embedding. (default: :obj:`64`)
+        num_layers (int, optional): The number of convolutions. (default: :obj:`2`)
+        floor (float, optional): Smaller click probabilities are taken for this one in the weights.
+            (default: :obj:`1e-2`)
+        literal (bool, optional): See :class:`~mag.nn.BehaviorGraphConv`. (default: :obj:`False`)
+
+    Raises:
+        ValueError: If an argument is out of range or does not go with another.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    edge_index: Tensor | None
+    edge_weight: Tensor | None
+    conversion_tower: MLP
+    imputation_tower: MLP
+
+    def __init__(
+        self,
+        fields: Sequence[str],
+        num_dense: int = 0,
+        num_behaviors: int = 0,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        merge: str = 'graph',
+        loss: str = 'ipw',
+        output: str = 'mean',
+        num_buckets: int = 100_000,
+        embedding_dim: int = 16,
+        tower_channels: Sequence[int] = (512, 256, 128, 64),
+        hidden_channels: int = 64,
+        num_layers: int = 2,
+        floor: float = 1e-2,
+        literal: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive_integers(hidden_channels=hidden_channels, num_layers=num_layers)
+        for name, value, choices in (
+            ('merge', merge, MERGES), ('loss', loss, tuple(LOSSES)), ('output', output, OUTPUTS)
+        ):  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"'{name}' must be one of {choices}, but got {value!r}.")
+        if (
+            not isinstance(tower_channels, Sequence)
+            or len(tower_channels) < 2
+            or not all(isinstance(size, int) and size > 0 for size in tower_channels)
+        ):
+            raise ValueError(
+                f"'tower_channels' must hold two positive sizes or more, such as (512, 256, 128, "
+                f'64), but got {tower_channels!r}.'
+            )
+        if not 0 < floor <= 1:
+            raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
+        for name, number in (('num_dense', num_dense), ('num_behaviors', num_behaviors)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ValueError(f"'{name}' must be an integer of at least 0, but got {number!r}.")
+        if merge != 'none' and num_behaviors < 1:
+            raise ValueError(
+                f'GMCM with merge={merge!r} needs the micro-behaviors after a click, but '
+                f"num_behaviors is {num_behaviors}; without them, take merge='none'."
+            )
+        if merge == 'graph' and (edge_index is None or edge_weight is None):
+            raise ValueError(
+                "GMCM with merge='graph' needs 'edge_index' and 'edge_weight' of the graph of "
+                'behaviors, see BehaviorGraph.'
+            )
+        self.merge = merge
+        self.objective = loss
+        self.output = output
+        self.floor = floor
+        self.num_behaviors = num_behaviors if merge != 'none' else 0
+
+        self.embedding = HashEmbedding(fields, num_buckets, embedding_dim)
+        self.register_buffer('mean', torch.zeros(num_dense))
+        self.register_buffer('deviation', torch.ones(num_dense))
+        # Copies: weights that are loaded later must not be written into the caller's graph.
+        for name, edges in (('edge_index', edge_index), ('edge_weight', edge_weight)):
+            self.register_buffer(name, None if edges is None or merge != 'graph' else edges.clone())
+        in_channels = num_dense + len(fields) * embedding_dim
+        self.click_tower = _tower([in_channels, *tower_channels, 1], plain_last=True)
+        if loss == 'doubly_robust':
+            self.imputation_tower = _tower([in_channels, *tower_channels, 1], plain_last=True)
+        if merge == 'none':
+            self.conversion_tower = _tower([in_channels, *tower_channels, 1], plain_last=True)
+        else:
+            self.trunk = _tower([in_channels, *tower_channels[:-1]], plain_last=False)
+            self.behavior_weight = torch.nn.Parameter(
+                torch.empty(num_behaviors, tower_channels[-2], hidden_channels)
+            )
+            self.behavior_head = torch.nn.Parameter(torch.empty(num_behaviors, hidden_channels))
+            is_wide = merge == 'concat' or (merge == 'graph' and output == 'concat')
+            width = num_behaviors * hidden_channels if is_wide else hidden_channels
+            self.conversion_head = torch.nn.Linear(width, 1, bias=False)
+        if merge == 'gru':
+            self.gru = torch.nn.GRU(hidden_channels, hidden_channels, batch_first=True)
+        convs = [
+            BehaviorGraphConv(hidden_channels, hidden_channels, num_behaviors, literal)
+            for _ in range(num_layers if merge == 'graph' else 0)
+        ]
+        for conv in convs[1:]:
+            # There is one graph, and so one bias of its edges.
+            conv.edge_bias = convs[0].edge_bias
+        self.convs = torch.nn.ModuleList(convs)
+        self.reset_parameters()
+
+    @classmethod
+    def from_data(cls, data: HeteroData, **kwargs: Any) -> 'GMCM':
+        r"""Builds the model for a log, with the mean and standard deviation of its dense features.
+
+        Args:
+            data (HeteroData): A training part; with :obj:`merge="graph"` one that went through
+                :class:`~mag.transforms.BehaviorGraph`.
+            **kwargs (optional): Arguments of :class:`GMCM`.
+
+        Raises:
+            ValueError: If the data has no conversions, or no behaviors or graph where these are
+                asked for.
+        """
+        require(data, 'GMCM.from_data', 'edge_index', 'edge_label_index')
+        clicks = data['user', 'clicks', 'item']
+        if 'edge_label_conversion' not in clicks:
+            raise ValueError(
+                "GMCM.from_data needs 'edge_label_conversion', whether each click converted, but "
+                f'the data has {list(clicks.keys())}.'
+            )
+        if kwargs.get('merge', 'graph') == 'graph':
+            if 'behavior' not in data.node_types:
+                raise ValueError(
+                    f'GMCM.from_data needs the graph of behaviors, but the data has the node types '
+                    f"{data.node_types}: apply BehaviorGraph first, or take another 'merge'."
+                )
+            follows = data['behavior', 'follows', 'behavior']
+            kwargs |= {'edge_index': follows.edge_index, 'edge_weight': follows.edge_weight}
+        features = ExposureFeatures(data)
+        behavior = clicks.get('edge_label_behavior')
+        if behavior is not None and behavior.dim() != 2:
+            raise ValueError(
+                f"GMCM.from_data expects 'edge_label_behavior' of shape [num_exposures, N], but "
+                f'got {list(behavior.shape)}.'
+            )
+        num_behaviors = 0 if behavior is None else behavior.size(1)
+        model = cls(features.fields, features.num_dense, num_behaviors, **kwargs)
+        mean, deviation = features.moments()
+        model.mean.copy_(mean)
+        model.deviation.copy_(deviation)
+        return model
+
+    def reset_parameters(self) -> None:
+        modules: list[Any] = [*self.children(), *self.convs]
+        for module in modules:
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        if self.merge != 'none':
+            # Each slice is a layer of its own.
+            for weight in self.behavior_weight:
+                torch.nn.init.xavier_uniform_(weight)
+            torch.nn.init.xavier_uniform_(self.behavior_head)
+
+    def forward(self, batch: ExposureBatch) -> ConversionLogits:
+        r"""
+        Args:
+            batch (ExposureBatch): Exposures with their features, see
+                :class:`~mag.loader.ExposureBatch`.
+
+        Returns:
+            The logits of click, conversion and behaviors, see
+            :class:`~mag.conversion_loss.ConversionLogits`.
+        """
+        if batch.dense.size(1) != self.mean.numel():
+            raise ValueError(
+                f'GMCM was built for {self.mean.numel()} dense features, but the batch has '
+                f'{batch.dense.size(1)}.'
+            )
+        x = torch.cat(
+            [(batch.dense - self.mean) / self.deviation, self.embedding(batch.sparse)], dim=1
+        )
+        click = self.click_tower(x).squeeze(-1)
+        imputation = None
+        if self.objective == 'doubly_robust':
+            imputation = self.imputation_tower(x).squeeze(-1)
+        behavior = None
+        if self.merge == 'none':
+            conversion = self.conversion_tower(x).squeeze(-1)
+        else:
+            hidden = self.behavior_embedding(x)
+            behavior = (hidden * self.behavior_head).sum(-1)
+            conversion = self.conversion_head(self._pool(hidden)).squeeze(-1)
+        if self.objective != 'division':
+            return ConversionLogits(click, conversion, behavior, imputation=imputation)
+        return ConversionLogits(click, _divide(conversion, click), behavior, both=conversion)
+
+    def behavior_embedding(self, x: Tensor) -> Tensor:
+        r"""The embeddings of the behaviors (eq. 13 to 15), shape :obj:`[B, N, hidden_channels]`,
+        from the features of exposures."""
+        hidden = torch.einsum('bc,nch->bnh', self.trunk(x), self.behavior_weight)
+        hidden = F.leaky_relu(hidden, _SLOPE)
+        for conv in self.convs:
+            hidden = F.leaky_relu(conv(hidden, self.edge_index, self.edge_weight), _SLOPE)
+        if self.merge == 'gru':
+            hidden, _ = self.gru(hidden)
+        return hidden
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        if self.merge == 'gru':
+            return hidden[:, -1]
+        if self.merge == 'concat' or self.output == 'concat':
+            return hidden.flatten(1)
+        return hidden.mean(1) if self.output == 'mean' else hidden.sum(1)
+
+    def loss(self, logits: ConversionLogits, batch: ExposureBatch) -> Tensor:
+        r"""The loss of the click (eq. 12) plus that of conversion and behaviors (eq. 18).
+
+        With :math:`\mathrm{loss}` as given to the constructor, those of conversion and behaviors
+        are
+
+        * :obj:`"ipw"`: on clicks, weighted by inverse click probabilities that are normalised to
+          sum to 1, and through which no gradient flows;
+        * :obj:`"ipw_mean"`: not normalised; :obj:`"ipw_literal"`: eq. 18 as printed, over all
+          exposures; :obj:`"naive"`: not weighted (see
+          :func:`~mag.conversion_loss.propensity_weights`);
+        * :obj:`"doubly_robust"`: beyond the paper, see
+          :func:`~mag.conversion_loss.doubly_robust_loss`; behaviors as in :obj:`"ipw"`;
+        * :obj:`"esmm"` and :obj:`"division"`: that of click and conversion together, over all
+          exposures, whose gradient reaches both towers of ESMM and only the second of Division;
+          behaviors as in :obj:`"naive"`.
+
+        A batch without clicks has no loss of conversion and behaviors, but for those over all
+        exposures.
+
+        Raises:
+            ValueError: If the batch has no clicks, conversions or behaviors to learn from.
+        """
+        label, conversion, behavior = batch.label, batch.conversion, batch.behavior
+        lacks_behavior = logits.behavior is not None and behavior is None
+        if label is None or conversion is None or lacks_behavior:
+            names = ['label', 'conversion', *(['behavior'] if lacks_behavior else [])]
+            missing = [name for name in names if getattr(batch, name) is None]
+            raise ValueError(f'GMCM learns from batches with {missing}, but these are None.')
+        weight = propensity_weights(label, logits.click, LOSSES[self.objective], self.floor)
+        total = F.binary_cross_entropy_with_logits(logits.click.float(), label)
+        if logits.imputation is not None:
+            total = total + doubly_robust_loss(
+                logits.conversion, logits.imputation, conversion, weight
+            )
+        elif logits.both is not None:
+            total = total + F.binary_cross_entropy_with_logits(logits.both.float(), conversion)
+        elif self.objective == 'esmm':
+            total = total + click_and_conversion_loss(logits.click, logits.conversion, conversion)
+        else:
+            total = total + conversion_loss(logits.conversion, conversion, weight)
+        if logits.behavior is not None and behavior is not None:
+            total = total + behavior_loss(logits.behavior, behavior, weight)
+        return total
+
+    def extra_repr(self) -> str:
+        return (
+            f'merge={self.merge!r}, loss={self.objective!r}, output={self.output!r}, '
+            f'floor={self.floor}'
+        )
+
+
+def _tower(channels: list[int], plain_last: bool) -> MLP:
+    return MLP(
+        channels, act='leaky_relu', act_kwargs={'negative_slope': _SLOPE}, plain_last=plain_last
+    )
+
+
+def _divide(both: Tensor, click: Tensor) -> Tensor:
+    r"""The logit of :math:`\sigma(both) / \sigma(click)`, at most 1."""
+    log_quotient = F.logsigmoid(both.float()) - F.logsigmoid(click.float())
+    log_quotient = log_quotient.clamp(max=-1e-6)
+    return log_quotient - log_complement(log_quotient)
