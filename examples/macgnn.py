@@ -20,7 +20,7 @@ from lightning import seed_everything
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import Compose
 
-from mag.datasets import EventLog, KuaiRand, MovieLens
+from mag.datasets import EventLog, KuaiRand, MovieLens, SyntheticMarket
 from mag.loader import PairLoader
 from mag.models import MacGNN
 from mag.training import ClickModule, evaluate, fit
@@ -29,7 +29,9 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
-DATASETS = ('movielens-100k', 'movielens-1m', 'movielens-10m', 'kuairand', 'event-log')
+DATASETS = (
+    'movielens-100k', 'movielens-1m', 'movielens-10m', 'kuairand', 'event-log', 'synthetic'
+)  # fmt: skip
 
 
 def main() -> None:
@@ -151,7 +153,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_dataset(args: argparse.Namespace) -> MovieLens | KuaiRand | EventLog:
+def load_dataset(
+    args: argparse.Namespace,
+) -> MovieLens | KuaiRand | EventLog | SyntheticMarket:
+    if args.dataset == 'synthetic':
+        return SyntheticMarket(seed=args.seed)
     root = os.path.join(args.root, args.dataset)
     if args.dataset == 'event-log':
         return EventLog(root, args.path, dict(column.split('=', 1) for column in args.columns))

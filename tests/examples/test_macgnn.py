@@ -86,3 +86,12 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], sentence: str) -> N
     assert done.returncode == 2
     assert sentence in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_simulated_clicks(tmp_path: Path) -> None:
+    done = run(tmp_path, '--dataset', 'synthetic', *SMALL, '--epochs', '1', '--batch-size', '2048')
+    assert done.returncode == 0, done.stderr
+    assert '2,000 users, 1,000 items, 200,000 exposures' in done.stdout
+    output = tmp_path / 'runs' / 'macgnn-synthetic-seed0'
+    assert json.loads((output / 'results.json').read_text())['results']['test']['auc'] > 0.6
+    assert (output / 'macgnn.png').read_bytes()[1:4] == b'PNG'

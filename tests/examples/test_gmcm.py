@@ -1,0 +1,64 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / 'examples' / 'gmcm.py'
+SMALL = ['--epochs', '1', '--num-buckets', '2000', '--accelerator', 'cpu']
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SOURCE), *SMALL, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def results_of(folder: Path, name: str) -> dict:
+    output = folder / 'runs' / name
+    assert (output / 'gmcm.png').read_bytes()[1:4] == b'PNG'
+    assert {'best.ckpt', 'last.ckpt', 'metrics.csv'} <= {path.name for path in output.iterdir()}
+    return json.loads((output / 'results.json').read_text())
+
+
+def test_synthetic_market(tmp_path: Path) -> None:
+    arguments = ['--exposures', '20000', '--epochs', '3', '--batch-size', '512']
+    first = run(tmp_path, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert 'synthetic: 200 users, 100 items, 20,000 exposures' in first.stdout
+    results = results_of(tmp_path, 'gmcm-synthetic-ipw-seed0')['results']
+    assert results['test']['rows'] == 2_000
+    assert results['test']['ctcvr_auc'] > 0.7
+    assert f'{results["test"]["ctcvr_auc"]:.4f}' in first.stdout
+    # A constant would be .02 to .03 from the truth.
+    assert 0 < results['truth']['over all exposures'] < 0.05
+    assert f'{results["truth"]["over all exposures"]:.4f} over all exposures' in first.stdout
+    # Given again, it loads what it has trained.
+    again = run(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert results_of(tmp_path, 'gmcm-synthetic-ipw-seed0')['results'] == results
+
+
+def test_without_a_graph(tmp_path: Path) -> None:
+    done = run(tmp_path, '--exposures', '6000', '--merge', 'none', '--loss', 'esmm')
+    assert done.returncode == 0, done.stderr
+    results_of(tmp_path, 'gmcm-synthetic-esmm-seed0')
+
+
+@pytest.mark.parametrize(
+    ('name', 'release', 'described'),
+    [
+        ('kuairand', 'KuaiRand-Pure', '222,444 exposures, 100,008 clicks, 70,234 conversions'),
+        ('trivago', 'trivago', '312,539 exposures, 16,401 clicks, 13,596 conversions'),
+    ],
+)
+def test_real_logs(tmp_path: Path, mag_data: Path, name: str, release: str, described: str) -> None:
+    raw = tmp_path / 'data' / name / 'raw'
+    raw.mkdir(parents=True)
+    (raw / release).symlink_to(mag_data / release)
+    done = run(tmp_path, '--dataset', name, '--batch-size', '8192')
+    assert done.returncode == 0, done.stderr
+    assert described in done.stdout
+    results = results_of(tmp_path, f'gmcm-{name}-ipw-seed0')['results']
+    assert 0.5 < results['test']['ctcvr_auc'] < 1
+    assert 'truth' not in results
