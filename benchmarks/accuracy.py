@@ -18,30 +18,30 @@ Results are appended after each run, so the command can be stopped and given aga
     python benchmarks/accuracy.py table benchmarks/results/accuracy-*.json \
         --findings benchmarks/results/accuracy-findings.md > benchmarks/accuracy.md
 
+Conversions, of GMCM and its variants, are in conversion_accuracy.py:
+
+    python benchmarks/accuracy.py run-conversion --dataset market-0.5 market-1 market-2 \
+        --out benchmarks/results/conversion-market.json
+    python benchmarks/accuracy.py table-conversion benchmarks/results/conversion-*.json \
+        --findings benchmarks/results/conversion-findings.md > benchmarks/conversion.md
+
 Protocols, or halves of the models, can run side by side, each with an --out and with --checkpoints
 of its own.
 """
 
 import argparse
-import json
-import logging
-import os
-import shlex
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from functools import lru_cache, partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import torch
+import conversion_accuracy
 from baselines import DeepCTR, LightGCN
-from lightning import Callback, seed_everything
+from harness import Record, Results, Steps, made_by, prepare, select, stamp
+from lightning import seed_everything
 from torch import nn
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import Compose
@@ -52,7 +52,6 @@ from mag.models import MacGNN
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
-Record = dict[str, Any]
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 TRIALS = ((1e-2, 5e-5), (1e-2, 1e-5), (3e-3, 5e-5), (3e-3, 1e-5))
 METRICS = ('auc', 'gauc', 'logloss')
@@ -180,36 +179,6 @@ MODELS = {
 }
 
 
-class Results:
-    r"""Records of runs in a JSON file that is replaced whole after each, so that a kill loses at
-    most the run at work."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: list[Record] = json.loads(path.read_text()) if path.exists() else []
-
-    def find(self, **wanted: Any) -> list[Record]:
-        return select(self.records, **wanted)
-
-    def append(self, record: Record) -> None:
-        self.records.append(record)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f'{self.path.name}.tmp')
-        temporary.write_text(json.dumps(self.records, indent=1) + '\n')
-        os.replace(temporary, self.path)
-
-
-class Steps(Callback):
-    r"""Counts the steps of this process, so that seconds and epochs stay of one run: what was
-    trained before a kill is in neither."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.count += 1
-
-
 class Bench:
     r"""Runs of one protocol on one log."""
 
@@ -270,9 +239,7 @@ class Bench:
             'cost': cost,
             'val': evaluate(module, val_loader),
             'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
-            'date': date.today().isoformat(),
-            'command': shlex.join(['python', 'benchmarks/accuracy.py', *sys.argv[1:]]),
-            'packages': {name: version(name) for name in PACKAGES},
+            **stamp(*PACKAGES),
         }
         if with_test:
             if isinstance(module.model, LightGCN):
@@ -308,12 +275,7 @@ def report(record: Record) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    # Adam's second moments sink into denormal numbers, which take a processor many times as long.
-    torch.set_flush_denormal(True)
-    warnings.filterwarnings('ignore', '.*Sparse .*')
-    logging.getLogger('lightning').setLevel(logging.ERROR)
-    logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
+    prepare(args.threads)
     data = DATASETS[args.dataset].load(args.root)
     results = Results(Path(args.out))
     for protocol in args.protocol:
@@ -377,14 +339,6 @@ def render(records: list[Record]) -> Iterable[str]:
             )
 
 
-def select(records: list[Record], **wanted: Any) -> list[Record]:
-    return [
-        record
-        for record in records
-        if all(record.get(name) == value for name, value in wanted.items())
-    ]
-
-
 def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[str]:
     rows = {name: runs for name, runs in rows.items() if runs}
     yield from ('', f'## {title}', '', text, '')
@@ -393,12 +347,7 @@ def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[st
     for name, runs in rows.items():
         yield row(name, runs)
     yield ''
-    records = [record for runs in rows.values() for record in runs]
-    commands = sorted({record['command'] for record in records})
-    dates = sorted({record['date'] for record in records})
-    packages = ', '.join(f'{name} {number}' for name, number in records[0]['packages'].items())
-    yield 'Made by ' + ' and '.join(f'`{command}`' for command in commands) + ','
-    yield f'{" to ".join(dict.fromkeys([dates[0], dates[-1]]))}, {packages}.'
+    yield from made_by([record for runs in rows.values() for record in runs])
 
 
 def row(title: str, runs: list[Record]) -> str:
@@ -458,6 +407,7 @@ def parse_args() -> argparse.Namespace:
     tabler.add_argument('results', nargs='+', help='JSON files of run')
     tabler.add_argument('--findings', help='Markdown to put before the tables')
     tabler.set_defaults(act=table)
+    conversion_accuracy.add_commands(commands)
     return parser.parse_args()
 
 

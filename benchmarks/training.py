@@ -8,7 +8,11 @@ strides. Timings mean something only on a machine that does nothing else.
 
     python benchmarks/training.py --root data/movielens-1m --markdown benchmarks/training.md
 
-The folder --root holds the raw files, raw/ml-1m/*.dat.
+The folder --root holds the raw files, raw/ml-1m/*.dat. What GMCM's graph costs is in
+gmcm_training.py, and needs none:
+
+    python benchmarks/training.py --model gmcm --batch-size 2048 \
+        --markdown benchmarks/training-gmcm.md
 """
 
 import argparse
@@ -26,6 +30,7 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
+import gmcm_training
 import torch
 import torch.nn.functional as F
 from baselines import DeepCTR
@@ -201,7 +206,7 @@ def take_apart(subject: Subject, threads: int, repeats: int) -> Iterator[str]:
     yield f'| the other {len(shares) - 12} | {1 - sum(shares[key] for key in largest):.1%} | |'
 
 
-def run(args: argparse.Namespace) -> Iterator[str]:
+def run_macgnn(args: argparse.Namespace) -> Iterator[str]:
     torch.set_flush_denormal(True)
     subjects = make_subjects(args)
     yield '# Training and scoring'
@@ -243,6 +248,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield ''
     yield "## Where MacGNN's training step goes"
     yield from profiles
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    yield from gmcm_training.run(args) if args.model == 'gmcm' else run_macgnn(args)
     yield ''
     yield (
         f'Made by `{shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])}` on '
@@ -263,7 +272,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--root', required=True, help='folder with raw/, and of the cache')
+    parser.add_argument('--model', choices=['macgnn', 'gmcm'], default='macgnn')
+    parser.add_argument('--root', help='folder with raw/, and of the cache; macgnn needs it')
     parser.add_argument('--markdown', help='file to write; default: print')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], help='default: 1 2')
     parser.add_argument('--batch-size', type=int, default=1024, help='default: 1024')
@@ -271,7 +281,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--requests', type=int, default=200, help='requests a run, default: 200')
     parser.add_argument('--candidates', type=int, default=1000, help='default: 1000')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each, default: 5')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.model == 'macgnn' and args.root is None:
+        parser.error('--model macgnn needs --root')
+    return args
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import HeteroData
 
-from mag.transforms import TemporalSplit
+from mag.transforms import BehaviorGraph, TemporalSplit
 from mag.transforms.temporal_split import user_position
 
 CLICKS = ('user', 'clicks', 'item')
@@ -299,6 +299,18 @@ def test_part_without_labels():
     data[CLICKS].time = data[CLICKS].time + 1000
     with pytest.raises(ValueError, match='none of them has both a user and an item with an'):
         TemporalSplit()(data)
+
+
+def test_graph_of_behaviors_made_from_the_whole_log():
+    data = random_log(0)
+    store = data[CLICKS]
+    store.edge_label_behavior = store.edge_label.view(-1, 1).expand(-1, 2).clone()
+    parts = TemporalSplit()(data)
+    graph = BehaviorGraph().fit(parts[0])
+    assert all(graph(part)['behavior'].num_nodes == 2 for part in parts)
+    whole = BehaviorGraph()(data)
+    with pytest.raises(ValueError, match=r"data\['behavior'\], made from the whole log.*Split fir"):
+        TemporalSplit()(whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')

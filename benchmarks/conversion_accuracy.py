@@ -1,0 +1,324 @@
+r"""How well GMCM and its variants predict conversions: the commands `run-conversion` and
+`table-conversion` of accuracy.py.
+
+On SyntheticMarket, of which each seed draws another, the conversion probability of every test
+exposure is known, also of those without a click: "true MSE" is the mean squared distance of a
+prediction from it. No real log has it. Every model sees the same rows, in batches of the same size,
+with the same optimiser and the same early stopping on validation.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from harness import Record, Results, made_by, prepare, select, stamp
+from lightning import seed_everything
+from scipy.stats import ttest_rel
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
+from mag.datasets import KuaiRand, SyntheticMarket, Trivago
+from mag.loader import ExposureLoader
+from mag.metrics import bayes_optimal
+from mag.models import GMCM
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import BehaviorGraph, TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
+SPLIT = TemporalSplit(0.01, 0.8, 0.9, num_windows=1, keep_cold=True)
+NUM_EXPOSURES = 120_000
+METRICS = {
+    'auc': 'click AUC',
+    'cvr_auc': 'CVR AUC',
+    'cvr_mse': 'CVR MSE',
+    'ctcvr_auc': 'CTCVR AUC',
+    'ctcvr_gauc': 'CTCVR GAUC',
+    'ctcvr_mse': 'CTCVR MSE',
+}
+TRUTH = {
+    'true_mse': 'true MSE',
+    'true_mse_clicked': 'on clicked',
+    'true_mse_unclicked': 'on unclicked',
+    'true_bias': 'mean prediction - truth',
+}
+
+
+class Dataset(NamedTuple):
+    r"""A log with conversions; only a market depends on the seed."""
+
+    title: str
+    load: Callable[[str, int], HeteroData]
+
+
+def market(bias: float) -> Dataset:
+    def load(root: str, seed: int) -> HeteroData:
+        return SyntheticMarket(
+            NUM_EXPOSURES // 100,
+            NUM_EXPOSURES // 200,
+            NUM_EXPOSURES,
+            selection_bias=bias,
+            seed=seed,
+            log=False,
+        )[0]
+
+    return Dataset(f'SyntheticMarket, selection bias {bias:g}', load)
+
+
+DATASETS = {
+    'market-0.5': market(0.5),
+    'market-1': market(1.0),
+    'market-2': market(2.0),
+    'kuairand': Dataset('KuaiRand-Pure', lambda root, seed: KuaiRand(root)[0]),
+    'trivago': Dataset('trivago', lambda root, seed: Trivago(root)[0]),
+}
+
+
+class Model(NamedTuple):
+    r"""A row of the table: arguments of GMCM, and how many of the behaviors it knows."""
+
+    title: str
+    arguments: dict[str, Any]
+    num_behaviors: int | None = None
+
+
+MODELS = {
+    'base': Model('Base (naive)', {'merge': 'none', 'loss': 'naive'}),
+    'base_ipw': Model('Base + IPW', {'merge': 'none'}),
+    'esmm': Model('ESMM', {'merge': 'none', 'loss': 'esmm'}),
+    'division': Model('Division', {'merge': 'none', 'loss': 'division'}),
+    'mcm_2': Model('MCM-2', {'merge': 'concat'}, num_behaviors=2),
+    'mcm_all': Model('MCM-10 (all behaviors)', {'merge': 'concat'}),
+    'mcm_gru': Model('MCM-GRU', {'merge': 'gru'}),
+    'gmcm': Model('GMCM', {}),
+    'gmcm_naive': Model('GMCM, naive', {'loss': 'naive'}),
+    'gmcm_doubly_robust': Model('GMCM, doubly robust', {'loss': 'doubly_robust'}),
+}
+# What is compared, on the same seeds: which claim the difference of the two is about.
+PAIRS = (
+    ('base_ipw', 'base', 'inverse propensities, two towers'),
+    ('gmcm', 'gmcm_naive', 'inverse propensities, GMCM'),
+    ('gmcm_doubly_robust', 'gmcm', 'doubly robust'),
+    ('gmcm', 'base_ipw', 'micro-behaviors and their graph'),
+    ('gmcm', 'mcm_all', 'the graph'),
+    ('gmcm', 'esmm', 'against ESMM'),
+)
+
+
+def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Record:
+    model = MODELS[name]
+    data = DATASETS[dataset].load(args.root, seed)
+    clicks = data[CLICKS]
+    clicks.edge_label_behavior = clicks.edge_label_behavior[:, : model.num_behaviors]
+    train, val, test = SPLIT(data)
+    train = BehaviorGraph()(train)
+    train_loader = ExposureLoader(train, args.batch_size, shuffle=True, seed=seed)
+    val_loader, test_loader = (ExposureLoader(part, 4 * args.batch_size) for part in (val, test))
+    seed_everything(seed, verbose=False)
+    gmcm = GMCM.from_data(train, num_buckets=args.num_buckets, **model.arguments)
+    module = ClickModule(gmcm, args.learning_rate, args.weight_decay)
+    start = time.perf_counter()
+    fit(
+        module,
+        train_loader,
+        val_loader,
+        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=seed,
+        validate_every=-(-len(train_loader) // 2),
+        monitor='ctcvr_auc',
+        progress=False,
+        accelerator=args.accelerator,
+        logger=False,
+    )
+    seconds = time.perf_counter() - start
+    record = {
+        'dataset': dataset,
+        'model': name,
+        'seed': seed,
+        'seconds': seconds,
+        'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
+        'clicks': int(clicks.edge_label.sum()),
+        'conversions': int(clicks.edge_label_conversion.sum()),
+        'val': evaluate(module, val_loader),
+        'test': evaluate(module, test_loader),
+        **stamp(*PACKAGES),
+    }
+    if 'truth' in data:
+        record['test'] |= true_error(module, test, test_loader)
+        record['optimum'] = optimum(test)
+    return record
+
+
+def true_error(module: ClickModule, test: HeteroData, loader: ExposureLoader) -> dict[str, float]:
+    r"""How far the conversion probabilities are from the truth, over all exposures."""
+    module.eval()
+    with torch.inference_mode():
+        logits = torch.cat([module(batch).conversion for batch in loader])
+    clicks = test[CLICKS]
+    truth = test.truth['conversion_probability'][clicks.edge_label_row]
+    error = logits.double().sigmoid() - truth
+    clicked = clicks.edge_label == 1
+    return {
+        'true_mse': float(error.square().mean()),
+        'true_mse_clicked': float(error[clicked].square().mean()),
+        'true_mse_unclicked': float(error[~clicked].square().mean()),
+        'true_bias': float(error.mean()),
+    }
+
+
+def optimum(test: HeteroData) -> dict[str, float]:
+    r"""What nobody can expect to beat on the test part."""
+    row = test[CLICKS].edge_label_row
+    click, conversion = (
+        test.truth[name][row] for name in ('click_probability', 'conversion_probability')
+    )
+    both = click * conversion
+    return {
+        'auc': bayes_optimal(click)[0],
+        'cvr_auc': bayes_optimal(conversion, click)[0],
+        'cvr_mse': float((click * conversion * (1 - conversion)).sum() / click.sum()),
+        'ctcvr_auc': bayes_optimal(both)[0],
+        'ctcvr_mse': float((both * (1 - both)).mean()),
+        'true_mse': 0.0,
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    prepare(args.threads)
+    results = Results(Path(args.out))
+    jobs = [
+        (dataset, name, seed)
+        for dataset in args.dataset
+        for seed in range(args.seeds)
+        for name in args.models
+        if not results.find(dataset=dataset, model=name, seed=seed)
+    ]
+    for dataset, name, seed in tqdm(jobs):
+        results.append(run_one(dataset, name, seed, args))
+
+
+def table(args: argparse.Namespace) -> None:
+    records = [record for path in args.results for record in Results(Path(path)).records]
+    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
+    title, *sections = render(records)
+    print('\n'.join([title, *findings, *sections]))
+
+
+def render(records: list[Record]) -> Iterable[str]:
+    r"""The committed table, two sections a log: what models reach, and paired differences."""
+    yield '# Conversion'
+    yield ''
+    yield (
+        'Mean and standard deviation over seeds on the test part. CVR is the conversion of clicked '
+        'exposures, CTCVR click and conversion of all of them; MSE is eq. 21 of GMCM. Each seed '
+        'draws its own market, weights and order; stopping looks at the CTCVR AUC of validation. '
+        'P-values are of paired t-tests over the seeds, without correction for their number.'
+    )
+    for dataset in DATASETS:
+        runs = select(records, dataset=dataset)
+        if runs:
+            yield from section(dataset, runs)
+    yield ''
+    yield from made_by(records)
+
+
+def section(dataset: str, runs: list[Record]) -> Iterable[str]:
+    columns = METRICS | (TRUTH if 'optimum' in runs[0] else {})
+    train, val, test = runs[0]['rows']
+    yield from ('', f'## {DATASETS[dataset].title}', '')
+    yield (
+        f'{train:,} rows trained, {val:,} validated, {test:,} tested; {runs[0]["clicks"]:,} clicks '
+        f'and {runs[0]["conversions"]:,} conversions in all'
+        + (' (of seed 0).' if 'optimum' in runs[0] else '.')
+    )
+    yield ''
+    yield f'| model | {" | ".join(columns.values())} | seeds | seconds |'
+    yield '| --- |' + ' --- |' * (len(columns) + 2)
+    for name, model in MODELS.items():
+        found = select(runs, model=name)
+        if found:
+            cells = [spread([run['test'][metric] for run in found]) for metric in columns]
+            seconds = mean(run['seconds'] for run in found)
+            yield f'| {model.title} | {" | ".join(cells)} | {len(found)} | {seconds:.0f} |'
+    if 'optimum' in runs[0]:
+        found = select(runs, model=runs[0]['model'])
+        cells = [
+            spread([run['optimum'][metric] for run in found])
+            if metric in runs[0]['optimum']
+            else ''
+            for metric in columns
+        ]
+        yield f'| whoever knows the truth | {" | ".join(cells)} | {len(found)} | |'
+    yield from differences(runs, 'true_mse' if 'optimum' in runs[0] else 'cvr_auc')
+
+
+def differences(runs: list[Record], first: str) -> Iterable[str]:
+    metrics = dict.fromkeys([first, 'cvr_auc', 'cvr_mse', 'ctcvr_auc'])
+    titles = METRICS | TRUTH
+    yield ''
+    yield f'| what it adds | models | {" | ".join(titles[metric] for metric in metrics)} |'
+    yield '| --- | --- |' + ' --- |' * len(metrics)
+    for name, other, claim in PAIRS:
+        seeds = sorted(
+            {run['seed'] for run in select(runs, model=name)}
+            & {run['seed'] for run in select(runs, model=other)}
+        )
+        if len(seeds) < 2:
+            continue
+        cells = []
+        for metric in metrics:
+            ours, theirs = (
+                [select(runs, model=model, seed=seed)[0]['test'][metric] for seed in seeds]
+                for model in (name, other)
+            )
+            change = mean(ours) - mean(theirs)
+            cells.append(f'{change:+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})')
+        pair = f'{MODELS[name].title} - {MODELS[other].title}'
+        yield f'| {claim} | {pair} | {" | ".join(cells)} |'
+
+
+def spread(values: list[float]) -> str:
+    return f'{mean(values):.4f}' + (f' ± {stdev(values):.4f}' if len(values) > 1 else '')
+
+
+def add_commands(commands: Any) -> None:
+    r"""Adds `run-conversion` and `table-conversion` to the commands of accuracy.py."""
+    runner = commands.add_parser(
+        'run-conversion', help='train and score GMCM and its variants',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    runner.add_argument(
+        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
+        help=f"which of {', '.join(DATASETS)}",
+    )  # fmt: skip
+    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
+    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
+    runner.add_argument(
+        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
+        help=f"which of {', '.join(MODELS)}",
+    )  # fmt: skip
+    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
+    runner.add_argument(
+        '--checkpoints', default='output/conversion', help='folder of the runs, to resume from'
+    )
+    runner.add_argument('--batch-size', type=int, default=2048, help='rows a step')
+    runner.add_argument('--max-epochs', type=int, default=4, help='at most this many passes')
+    runner.add_argument('--patience', type=int, default=3, help='validations without improvement')
+    runner.add_argument('--learning-rate', type=float, default=1e-3, help='of Adam')
+    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    runner.add_argument('--num-buckets', type=int, default=50_000, help='rows of the embedding')
+    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
+    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
+    runner.set_defaults(act=run)
+    tabler = commands.add_parser(
+        'table-conversion', help='print the Markdown table of result files'
+    )
+    tabler.add_argument('results', nargs='+', help='JSON files of run-conversion')
+    tabler.add_argument('--findings', help='Markdown to put before the tables')
+    tabler.set_defaults(act=table)

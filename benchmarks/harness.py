@@ -1,0 +1,84 @@
+r"""What the benchmarks of accuracy share: how runs are set up, recorded and told of."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+
+Record = dict[str, Any]
+
+
+def prepare(threads: int) -> None:
+    r"""Sets up this process for runs on a CPU, without a word of Lightning's."""
+    torch.set_num_threads(threads)
+    # Adam's second moments sink into denormal numbers, which take a processor many times as long.
+    torch.set_flush_denormal(True)
+    warnings.filterwarnings('ignore', '.*Sparse .*')
+    for name in ('lightning', 'lightning.pytorch'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Results:
+    r"""Records of runs in a JSON file that is replaced whole after each, so that a kill loses at
+    most the run at work."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = json.loads(path.read_text()) if path.exists() else []
+
+    def find(self, **wanted: Any) -> list[Record]:
+        return select(self.records, **wanted)
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f'{self.path.name}.tmp')
+        temporary.write_text(json.dumps(self.records, indent=1) + '\n')
+        os.replace(temporary, self.path)
+
+
+class Steps(Callback):
+    r"""Counts the steps of this process, so that seconds and epochs stay of one run: what was
+    trained before a kill is in neither."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.count += 1
+
+
+def select(records: list[Record], **wanted: Any) -> list[Record]:
+    return [
+        record
+        for record in records
+        if all(record.get(name) == value for name, value in wanted.items())
+    ]
+
+
+def stamp(*packages: str) -> Record:
+    r"""When and how a record was made."""
+    return {
+        'date': date.today().isoformat(),
+        'command': shlex.join(['python', 'benchmarks/accuracy.py', *sys.argv[1:]]),
+        'packages': {name: version(name) for name in packages},
+    }
+
+
+def made_by(records: list[Record]) -> Iterable[str]:
+    r"""The last lines of a table: its commands, dates and versions."""
+    commands = sorted({record['command'] for record in records})
+    dates = sorted({record['date'] for record in records})
+    packages = ', '.join(f'{name} {number}' for name, number in records[0]['packages'].items())
+    yield 'Made by ' + ' and '.join(f'`{command}`' for command in commands) + ','
+    yield f'{" to ".join(dict.fromkeys([dates[0], dates[-1]]))}, {packages}.'
