@@ -8,7 +8,6 @@ with the same optimiser and the same early stopping on validation.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -121,7 +120,6 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     seed_everything(seed, verbose=False)
     gmcm = GMCM.from_data(train, num_buckets=args.num_buckets, **model.arguments)
     module = ClickModule(gmcm, args.learning_rate, args.weight_decay)
-    start = time.perf_counter()
     fit(
         module,
         train_loader,
@@ -136,12 +134,10 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
         accelerator=args.accelerator,
         logger=False,
     )
-    seconds = time.perf_counter() - start
     record = {
         'dataset': dataset,
         'model': name,
         'seed': seed,
-        'seconds': seconds,
         'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
         'clicks': int(clicks.edge_label.sum()),
         'conversions': int(clicks.edge_label_conversion.sum()),
@@ -229,6 +225,7 @@ def render(records: list[Record]) -> Iterable[str]:
 
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
+    runs = sorted(runs, key=lambda run: run['seed'])
     columns = METRICS | (TRUTH if 'optimum' in runs[0] else {})
     train, val, test = runs[0]['rows']
     yield from ('', f'## {DATASETS[dataset].title}', '')
@@ -238,14 +235,13 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
         + (' (of seed 0).' if 'optimum' in runs[0] else '.')
     )
     yield ''
-    yield f'| model | {" | ".join(columns.values())} | seeds | seconds |'
-    yield '| --- |' + ' --- |' * (len(columns) + 2)
+    yield f'| model | {" | ".join(columns.values())} | seeds |'
+    yield '| --- |' + ' --- |' * (len(columns) + 1)
     for name, model in MODELS.items():
         found = select(runs, model=name)
         if found:
             cells = [spread([run['test'][metric] for run in found]) for metric in columns]
-            seconds = mean(run['seconds'] for run in found)
-            yield f'| {model.title} | {" | ".join(cells)} | {len(found)} | {seconds:.0f} |'
+            yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
     if 'optimum' in runs[0]:
         found = select(runs, model=runs[0]['model'])
         cells = [
@@ -254,7 +250,7 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             else ''
             for metric in columns
         ]
-        yield f'| whoever knows the truth | {" | ".join(cells)} | {len(found)} | |'
+        yield f'| whoever knows the truth | {" | ".join(cells)} | {len(found)} |'
     yield from differences(runs, 'true_mse' if 'optimum' in runs[0] else 'cvr_auc')
 
 

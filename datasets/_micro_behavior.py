@@ -80,7 +80,7 @@ class MicroBehavior:
         r"""The probability of a purchase after a click, over all that may happen in between:
         :math:`\sum_{\mathbf{b}} P(\mathbf{b} \mid e) \, \sigma(\mathrm{logit} + \mathbf{w}
         \cdot \mathbf{b})`, in float64."""
-        probability = np.zeros(level.size)
+        probability, logit = np.zeros(level.size), logit.astype(np.float64)
         for step, weight in enumerate(self._lift_probability.T):
             probability += weight[level] * sigmoid(logit + step * _STEP)
         return probability
@@ -88,4 +88,6 @@ class MicroBehavior:
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
     r"""The logistic function."""
-    return 1 / (1 + np.exp(-logit))
+    # What overflows is a probability of 0.
+    with np.errstate(over='ignore'):
+        return 1 / (1 + np.exp(-logit))

@@ -266,7 +266,8 @@ def _draw_items(world: _World, rng: np.random.Generator, category: np.ndarray) -
     r"""Draws by popularity an item of each category, or of any where it is -1 or has none."""
     start = np.where(category < 0, 0, world.category_start[category])
     end = np.where(category < 0, 1, world.category_end[category])
-    end = np.where(end > start, end, 1)
+    is_empty = end <= start
+    start, end = np.where(is_empty, 0, start), np.where(is_empty, 1, end)
     point = start + rng.random(category.size) * (end - start)
     position = np.searchsorted(world.share, point, side='right')
     return world.by_category[np.minimum(position, world.by_category.size - 1)]
@@ -381,7 +382,8 @@ def _interest(world: _World, exposures: _Exposures, rows: slice) -> np.ndarray:
 def _intercept(logit: np.ndarray) -> float:
     r"""What to add to the logits for one click in five, by bisection on some of them."""
     logit = logit[:: max(1, logit.size // 100_000)].astype(np.float64)
-    low, high = -100.0, 100.0
+    high = max(100.0, 2 * float(np.abs(logit).max()))
+    low = -high
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (

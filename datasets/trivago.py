@@ -74,7 +74,8 @@ class Trivago(ClickDataset):
     any item of the list, at the latest that of the clickout: all that the
     labels tell happened then or later, and no history strictly before that
     time knows it.
-    Positions and prices are those that were logged with the clickout.
+    Positions, prices and the city are those that were logged with the
+    clickout.
     A search comes before the list that it leads to, so the position of an
     item can tell that it was searched for.
 

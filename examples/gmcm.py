@@ -43,7 +43,8 @@ COLUMNS = {
 
 def main() -> None:
     args = parse_args()
-    output = Path(args.output or f'runs/gmcm-{args.dataset}-{args.loss}-seed{args.seed}')
+    name = f'gmcm-{args.dataset}-{args.merge}-{args.loss}-seed{args.seed}'
+    output = Path(args.output or f'runs/{name}')
     output.mkdir(parents=True, exist_ok=True)
 
     dataset = load_dataset(args)
@@ -124,7 +125,7 @@ def parse_args() -> argparse.Namespace:
 
     run = parser.add_argument_group('run')
     run.add_argument(
-        '--output', help='folder of the results; default: runs/gmcm-DATASET-LOSS-seedSEED'
+        '--output', help='folder of the results; default: runs/gmcm-DATASET-MERGE-LOSS-seedSEED'
     )
     run.add_argument(
         '--resume', action=argparse.BooleanOptionalAction, default=True,

@@ -329,13 +329,15 @@ class GMCM(torch.nn.Module):
             missing = [name for name in names if getattr(batch, name) is None]
             raise ValueError(f'GMCM learns from batches with {missing}, but these are None.')
         weight = propensity_weights(label, logits.click, LOSSES[self.objective], self.floor)
-        total = F.binary_cross_entropy_with_logits(logits.click.float(), label)
+        total = F.binary_cross_entropy_with_logits(logits.click.float(), label.float())
         if logits.imputation is not None:
             total = total + doubly_robust_loss(
                 logits.conversion, logits.imputation, conversion, weight
             )
         elif logits.both is not None:
-            total = total + F.binary_cross_entropy_with_logits(logits.both.float(), conversion)
+            total = total + F.binary_cross_entropy_with_logits(
+                logits.both.float(), conversion.float()
+            )
         elif self.objective == 'esmm':
             total = total + click_and_conversion_loss(logits.click, logits.conversion, conversion)
         else:

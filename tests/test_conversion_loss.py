@@ -122,6 +122,12 @@ def test_unknown_weighting() -> None:
         propensity_weights(CLICK, CLICK_LOGIT, 'ipw')
 
 
+@pytest.mark.parametrize('floor', [0.0, -0.1, 1.5, math.nan])
+def test_floor_that_is_no_probability(floor: float) -> None:
+    with pytest.raises(ValueError, match=f'floor must be a probability above 0, but got {floor}'):
+        propensity_weights(CLICK, CLICK_LOGIT, floor=floor)
+
+
 def test_click_and_conversion_follows_the_formula() -> None:
     click_logit, conversion_logit, conversion = random_rows(20)
     value = click_and_conversion_loss(click_logit, conversion_logit, conversion)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import HeteroData
+from tqdm import tqdm
 
 from mag.datasets import SyntheticMarket
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior
+from mag.datasets.synthetic_market import _draw_exposures, _draw_items, _World
 from mag.metrics import group_auroc
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
@@ -89,6 +91,83 @@ def test_conversion_probability_sums_over_all_states() -> None:
         assert got.item() == pytest.approx(numerator, abs=1e-12)
 
 
+def test_probabilities_follow_the_formula() -> None:
+    r"""Exposure by exposure, in the words of the docstring, up to the intercept of clicks."""
+    world = _World(np.random.default_rng([5, 0]), num_users=40, num_items=60, num_groups=4)
+    exposures = _draw_exposures(
+        world, np.random.default_rng([5, 1]), 2_000, 0.4, 0.2, tqdm(disable=True)
+    )
+    data = SyntheticMarket(40, 60, 2_000, 4, selection_bias=1.5, seed=5, log=False)[0]
+    index = torch.from_numpy(np.stack([exposures.user, exposures.item]))
+    assert torch.equal(data[CLICKS].edge_label_index, index)
+
+    micro = MicroBehavior()
+    weight = np.array(list(BEHAVIORS.values()))
+    intercepts = []
+    for row in range(0, 2_000, 10):
+        user, item = exposures.user[row], exposures.item[row]
+        first, last = world.user_taste[user] @ world.item_taste[item]
+        angle = math.pi / 2 * exposures.time[row] / (28 * 86_400)
+        match = 0
+        if exposures.domain[row] == 1:
+            match = 1 if world.category[item] == exposures.intent[row] else -1
+        value = (
+            world.quality[item]
+            + world.price_fit[world.gender[user], world.age_level[user], world.price_level[item]]
+        )
+        logit = (
+            2 * (math.cos(angle) * first + math.sin(angle) * last)
+            + world.style_taste[user] @ world.style[world.preferred_modality[user], item]
+            + match
+            + 1.5 * value
+        )
+        click = data.truth['click_probability'][row].item()
+        intercepts.append(math.log(click / (1 - click)) - logit)
+
+        engagement = 0.8 * value + 0.6 * world.diligence[user]
+        level = np.abs(micro.engagement - engagement).argmin()
+        chance = 1 / (1 + np.exp(3 - value - world.need[user] - micro.states @ weight))
+        conversion = data.truth['conversion_probability'][row].item()
+        assert conversion == pytest.approx(micro.probability[level] @ chance, abs=1e-5)
+    assert intercepts == pytest.approx([intercepts[0]] * len(intercepts), abs=1e-4)
+
+
+def test_value_is_that_of_brand_seller_and_price() -> None:
+    world = _World(np.random.default_rng(0), num_users=10, num_items=2_000, num_groups=8)
+    for group in (world.brand, world.seller):
+        count = np.maximum(np.bincount(group), 1)
+        within = world.quality - (np.bincount(group, world.quality) / count)[group]
+        # Four parts in nine each; groups of ten or twenty items alone would take a tenth.
+        assert within.var() / world.quality.var() < 0.7
+    # Each gender and age level has a price that suits it, and the farther the less.
+    assert (np.diff(world.price_fit, n=2) <= 1e-6).all()
+    assert world.price_fit.std() > 0.3
+    assert len(np.unique(world.price_fit.argmax(2))) > 2
+
+
+def test_purchases_depend_on_what_came_before_them(market: HeteroData) -> None:
+    clicks = market[CLICKS]
+    clicked = clicks.edge_label == 1
+    probability = market.truth['conversion_probability'][clicked]
+    bought, behavior = clicks.edge_label_conversion[clicked], clicks.edge_label_behavior[clicked]
+    # More than the probability tells, which is the mean over all that may happen after a click.
+    surplus = [
+        deviation(bought[happened], probability[happened]) for happened in behavior.bool().t()
+    ]
+    assert all(surplus[number] > 10 for number in (0, 1, 2))
+    nothing = behavior.sum(1) == 0
+    assert deviation(bought[nothing], probability[nothing]) < -10
+
+
+def test_engagement_makes_every_behavior_likelier() -> None:
+    micro = MicroBehavior()
+    assert micro.engagement == pytest.approx([-4 + number / 8 for number in range(64)])
+    assert micro.level(np.array([-9.0, -4.0, 0.07, 3.8, 9.0])).tolist() == [0, 0, 33, 62, 63]
+    odds = micro.probability[:, [2**number for number in range(10)]] / micro.probability[:, :1]
+    steps = np.diff(np.log(odds), axis=0)
+    assert (steps > 0.01).all() and steps == pytest.approx(steps[:1].repeat(63, axis=0))
+
+
 def test_log_odds_of_behaviors_are_the_coupling() -> None:
     r"""In a pairwise model the log odds ratio of two, all others 0, is their coupling."""
     micro = MicroBehavior()
@@ -119,8 +198,10 @@ def test_behaviors_follow_clicks_only_and_are_correlated(market: HeteroData) -> 
     assert behavior[~clicked].sum() == 0
     assert clicks.edge_label_conversion[~clicked].sum() == 0
     correlation = torch.corrcoef(behavior[clicked].t())
-    within, across = correlation[0, 1], correlation[1, 5]
-    assert within > across + 0.05
+    across = correlation[:4, 4:8]
+    for block in (correlation[:4, :4], correlation[4:8, 4:8]):
+        pairs = block[~torch.eye(4, dtype=torch.bool)]
+        assert pairs.min() > across.max() + 0.05
     assert (behavior[clicked].mean(0) > 0.02).all()
 
 
@@ -252,6 +333,25 @@ def test_tiny_markets() -> None:
     data = SyntheticMarket(1, 1, 2, num_groups=1, search_share=1.0, query_noise=0.0, log=False)[0]
     assert data[CLICKS].edge_label_index.tolist() == [[0, 0], [0, 0]]
     assert data[CLICKS].edge_label_domain.tolist() == [1, 1]
+
+
+def test_where_a_category_has_no_item_any_is_shown() -> None:
+    r"""As if the noise of recommendations had drawn it: by popularity alone."""
+    world = _World(np.random.default_rng(0), num_users=10, num_items=30, num_groups=40)
+    empty = np.setdiff1d(np.arange(world.num_categories), world.category)
+    # The last one has no items after it, either.
+    assert empty[-1] == world.num_categories - 1
+    for category in (empty[0], empty[len(empty) // 2], empty[-1]):
+        item = _draw_items(world, np.random.default_rng(1), np.full(20_000, category))
+        share = np.bincount(item, minlength=30) / 20_000
+        assert share == pytest.approx(world.popularity, abs=0.015)
+
+
+@pytest.mark.filterwarnings('error')
+def test_one_in_five_is_clicked_at_any_selection_bias() -> None:
+    for bias in (0.0, 50.0, 500.0, 1e6):
+        data = SyntheticMarket(300, 200, 20_000, selection_bias=bias, log=False)[0]
+        assert data.truth['click_probability'].mean() == pytest.approx(0.2, abs=0.01)
 
 
 def test_names_are_those_of_the_columns() -> None:

@@ -26,7 +26,7 @@ def test_synthetic_market(tmp_path: Path) -> None:
     first = run(tmp_path, *arguments)
     assert first.returncode == 0, first.stderr
     assert 'synthetic: 200 users, 100 items, 20,000 exposures' in first.stdout
-    results = results_of(tmp_path, 'gmcm-synthetic-ipw-seed0')['results']
+    results = results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')['results']
     assert results['test']['rows'] == 2_000
     assert results['test']['ctcvr_auc'] > 0.7
     assert f'{results["test"]["ctcvr_auc"]:.4f}' in first.stdout
@@ -36,13 +36,13 @@ def test_synthetic_market(tmp_path: Path) -> None:
     # Given again, it loads what it has trained.
     again = run(tmp_path, *arguments)
     assert again.returncode == 0, again.stderr
-    assert results_of(tmp_path, 'gmcm-synthetic-ipw-seed0')['results'] == results
+    assert results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')['results'] == results
 
 
 def test_without_a_graph(tmp_path: Path) -> None:
     done = run(tmp_path, '--exposures', '6000', '--merge', 'none', '--loss', 'esmm')
     assert done.returncode == 0, done.stderr
-    results_of(tmp_path, 'gmcm-synthetic-esmm-seed0')
+    results_of(tmp_path, 'gmcm-synthetic-none-esmm-seed0')
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,6 @@ def test_real_logs(tmp_path: Path, mag_data: Path, name: str, release: str, desc
     done = run(tmp_path, '--dataset', name, '--batch-size', '8192')
     assert done.returncode == 0, done.stderr
     assert described in done.stdout
-    results = results_of(tmp_path, f'gmcm-{name}-ipw-seed0')['results']
+    results = results_of(tmp_path, f'gmcm-{name}-graph-ipw-seed0')['results']
     assert 0.5 < results['test']['ctcvr_auc'] < 1
     assert 'truth' not in results

@@ -538,6 +538,20 @@ def test_layers_share_the_bias_of_the_graph(market: HeteroData) -> None:
         assert twin.convs[2].edge_bias is twin.convs[0].edge_bias
 
 
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('dtype', [torch.bool, torch.long, torch.double])
+def test_labels_of_any_type(market: HeteroData, loss: str, dtype: torch.dtype) -> None:
+    model = build(market, loss=loss).eval()
+    batch = some_rows(market)
+    other = batch._replace(
+        label=batch.label.to(dtype),
+        conversion=batch.conversion.to(dtype),
+        behavior=batch.behavior.to(dtype),
+    )
+    logits = model(batch)
+    assert torch.equal(model.loss(logits, other), model.loss(logits, batch))
+
+
 @pytest.mark.parametrize('merge', ['graph', 'none'])
 @pytest.mark.parametrize('loss', LOSSES)
 def test_batches_without_clicks(market: HeteroData, loss: str, merge: str) -> None:
