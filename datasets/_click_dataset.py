@@ -4,7 +4,7 @@ import os
 import os.path as osp
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import duckdb
@@ -15,7 +15,16 @@ from torch import Tensor
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._delimited import explain_read_error, quote, scan_parquet
+from mag.datasets._delimited import (
+    explain_read_error,
+    line_of_row,
+    quote,
+    read_header,
+    scan_parquet,
+)
+
+DOMAINS = ('recommendation', 'search')
+_MAX_TERMS = 10
 
 
 class ClickDataset(InMemoryDataset):
@@ -62,7 +71,8 @@ class ClickDataset(InMemoryDataset):
     #: SQL expression over the log's :obj:`time` column that gives seconds.
     seconds = 'time'
 
-    #: Whether rows with the same user, item and time are one row.
+    #: Whether rows with the same user, item, time and, where there is one,
+    #: query are one row.
     merge_duplicates = False
 
     #: Columns of the log, 0 or 1, that tell what followed the click; written
@@ -78,6 +88,12 @@ class ClickDataset(InMemoryDataset):
 
     #: Columns of the log that are numbers of an exposure, none missing.
     features: tuple[str, ...] = ()
+
+    #: Column of the log, the list of the terms of the search that led to the
+    #: exposure, NULL where a recommendation did. What is missing, empty or
+    #: called unknown is no term, and a search without terms has the term
+    #: 'unknown'; of a longer search the first 10 terms are kept.
+    query: str | None = None
 
     #: Columns of the attribute tables that describe a node in words; they are
     #: kept beside the ids and are no features.
@@ -128,7 +144,7 @@ class ClickDataset(InMemoryDataset):
         r"""Creates the table :obj:`log` with the columns :obj:`user`,
         :obj:`item` (raw ids), :obj:`time`, :obj:`label` (0 or 1), the
         :attr:`behaviors`, the :attr:`conversion`, the :attr:`contexts`, the
-        :attr:`features`, and optionally :obj:`weight` and
+        :attr:`features`, the :attr:`query`, and optionally :obj:`weight` and
         :obj:`click_time`, in file order; optionally also
         :obj:`user_attribute` and :obj:`item_attribute` with a column
         :obj:`id` and one column per attribute.
@@ -165,14 +181,16 @@ class ClickDataset(InMemoryDataset):
         r"""For every categorical attribute, the name of each code in the raw
         files; for :obj:`'behavior'`, :obj:`'conversion'` and
         :obj:`'feature'`, the columns of :obj:`edge_label_behavior`,
-        :obj:`edge_label_conversion` and :obj:`edge_label_x`.
+        :obj:`edge_label_conversion` and :obj:`edge_label_x`; for
+        :obj:`'query'`, the terms, the first of which, :obj:`''`, is the
+        empty query.
         """
         return self._cache['names']
 
     @property
     def num_duplicates(self) -> int:
-        r"""The number of rows that repeat an earlier row's user, item and
-        time.
+        r"""The number of rows that repeat an earlier row's user, item, time
+        and, where there is one, query.
         """
         return self._cache['num_duplicates']
 
@@ -331,6 +349,8 @@ class ClickDataset(InMemoryDataset):
                 _map_ids(connection, node)
             for name in self.contexts:
                 _map_names(connection, name)
+            if self.query is not None:
+                _map_queries(connection, self.query)
             steps.update()
 
             steps.set_description('Sorting by time')
@@ -384,6 +404,14 @@ class ClickDataset(InMemoryDataset):
                 raise explain_read_error(error) from error
         if _count(connection, 'log') == 0:
             raise ValueError(f'no rows in {", ".join(self.source_files)}')
+        # It also lets another column be empty than the one that must not.
+        for name in ('user', 'item', 'time', 'label'):
+            count = _count(connection, f'log WHERE {name} IS NULL')
+            if count:
+                raise ValueError(
+                    f'{count:,} rows without {name} in {", ".join(self.source_files)}; '
+                    f'expected none'
+                )
 
     def _replace_cache(self, staging: str) -> None:
         replaced = f'{self.processed_dir}.replaced'
@@ -398,7 +426,14 @@ class ClickDataset(InMemoryDataset):
             name: f'max({name})' for name in ('label', 'weight', *self.behaviors, self.conversion)
         }
         merged['click_time'] = 'min(click_time)'
-        merged |= {name: f'arg_min({name}, rowid)' for name in (*self.contexts, *self.features)}
+        # `arg_min` skips NULL, and so would take the value of a later row.
+        merged |= {
+            name: f'arg_min_null({name}, rowid)' for name in (*self.contexts, *self.features)
+        }
+        keys = 'user, item, time'
+        if self.query is not None:
+            merged[self.query] = self.query
+            keys += f', {self.query}'
         columns = [
             name for name, *_ in connection.execute('DESCRIBE log').fetchall() if name in merged
         ]
@@ -407,12 +442,12 @@ class ClickDataset(InMemoryDataset):
             log = f"""
                 SELECT user, item, time, min(rowid) AS log_position,
                        {', '.join(f'{merged[name]} AS {name}' for name in columns)}
-                FROM log GROUP BY user, item, time
+                FROM log GROUP BY {keys}
             """
-        codes = {name: f'{name}_name.code AS {name}' for name in self.contexts}
+        codes = {name: f'{name}_name.code AS {name}' for name in self._mapped}
         joins = (
             f'JOIN {name}_name ON log.{name} IS NOT DISTINCT FROM {name}_name.raw'
-            for name in self.contexts
+            for name in self._mapped
         )
         connection.execute(f"""
             CREATE TABLE event AS
@@ -427,7 +462,7 @@ class ClickDataset(InMemoryDataset):
         if self.merge_duplicates:
             num_distinct = _count(connection, 'event')
         else:
-            num_distinct = _count(connection, '(SELECT DISTINCT user, item, time FROM event)')
+            num_distinct = _count(connection, f'(SELECT DISTINCT {keys} FROM event)')
         num_duplicates = _count(connection, 'log') - num_distinct
         connection.execute('DROP TABLE log')
         return num_duplicates
@@ -435,7 +470,7 @@ class ClickDataset(InMemoryDataset):
     def _to_data(
         self, connection: duckdb.DuckDBPyConnection, names: dict[str, list[str]]
     ) -> HeteroData:
-        columns = _fetch_events(connection, self.seconds, self.contexts)
+        columns = _fetch_events(connection, self.seconds, self._mapped)
         edge_label_index = columns.pop('index')
         edge_label_time = columns.pop('time')
         edge_label = columns.pop('label')
@@ -476,7 +511,20 @@ class ClickDataset(InMemoryDataset):
             names[name] = ['unknown' if value is None else str(value) for _, value in known]
             store[f'edge_label_{name}'] = columns[name]
             store[f'num_{name}'] = len(names[name])
+        if self.query is not None:
+            terms, is_search, names['query'] = _fetch_queries(connection, self.query)
+            names['domain'] = list(DOMAINS)
+            for name, value in (('query', terms), ('domain', is_search)):
+                of_exposure = value[columns[self.query]]
+                store[f'edge_label_{name}'] = of_exposure
+                store[name] = of_exposure if has_clicks_only else of_exposure[click]
+                store[f'num_{name}'] = len(names[name])
         return data
+
+    @property
+    def _mapped(self) -> tuple[str, ...]:
+        # The columns of the log of which the events hold codes.
+        return self.contexts if self.query is None else (*self.contexts, self.query)
 
     def _add_attributes(
         self,
@@ -539,6 +587,52 @@ def create_attributes(
         raise ValueError(f'{path} has {count} rows for the {node} {name}, expected one')
 
 
+def check_values(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    path: str,
+    columns: Mapping[str, str],
+    checks: Mapping[str, tuple[str, str]],
+) -> None:
+    r"""Raises for the first bad value in a table that holds a CSV file in its
+    order.
+
+    Args:
+        connection: The connection of the table.
+        table (str): The table.
+        path (str): The file.
+        columns (dict): The columns that were read from it.
+        checks (dict): From the name of a column to the SQL of what must hold
+            in every row and the SQL of what was expected.
+    """
+    bad = ', '.join(f'min(rowid) FILTER (({holds}) IS NOT TRUE)' for holds, _ in checks.values())
+    rows = connection.execute(f'SELECT {bad} FROM {table}').fetchall()[0]
+    for (column, (_, expected)), row in zip(checks.items(), rows):
+        if row is not None:
+            value, expected = connection.execute(
+                f'SELECT {column}, {expected} FROM {table} WHERE rowid = {row}'
+            ).fetchall()[0]
+            raise bad_value(path, row, columns, column, value, expected)
+
+
+def bad_value(
+    path: str,
+    row: int,
+    columns: Mapping[str, str],
+    column: str,
+    value: str | int | None,
+    expected: str,
+) -> ValueError:
+    r"""The error that says on which line of a CSV file a column holds what it
+    must not.
+    """
+    delimiter, _ = read_header(path, tuple(columns))
+    return ValueError(
+        f'{path}, line {line_of_row(path, row, delimiter)}: column {column!r} holds '
+        f'{"nothing" if value in (None, "") else repr(value)}, expected {expected}'
+    )
+
+
 def _attributes(connection: duckdb.DuckDBPyConnection, node: str) -> list[str]:
     columns = connection.execute(
         'SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index',
@@ -568,12 +662,34 @@ def _map_names(connection: duckdb.DuckDBPyConnection, column: str) -> None:
     """)
 
 
+def _map_queries(connection: duckdb.DuckDBPyConnection, column: str) -> None:
+    # Queries are mapped like the names of a context, as there are fewer of them than of exposures.
+    connection.execute(f"""
+        CREATE TABLE {column}_name AS
+        SELECT raw, (row_number() OVER () - 1)::INTEGER AS code,
+               CASE WHEN len(terms) = 0 THEN [NULL] ELSE terms[:{_MAX_TERMS}] END AS terms
+        FROM (
+            SELECT DISTINCT {column} AS raw,
+                   list_filter({column}, lambda term:
+                       term::VARCHAR NOT IN ('', 'unknown')
+                   ) AS terms
+            FROM log
+        )
+    """)
+    # From 1, as 0 is the empty query.
+    connection.execute(f"""
+        CREATE TABLE {column}_term AS
+        SELECT term, (row_number() OVER (ORDER BY term NULLS FIRST))::INTEGER AS code
+        FROM (SELECT DISTINCT unnest(terms) AS term FROM {column}_name)
+    """)
+
+
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return connection.execute(f'SELECT count(*) FROM {table}').fetchall()[0][0]
 
 
 def _fetch_events(
-    connection: duckdb.DuckDBPyConnection, seconds: str, contexts: tuple[str, ...]
+    connection: duckdb.DuckDBPyConnection, seconds: str, mapped: tuple[str, ...]
 ) -> dict[str, Tensor]:
     connection.execute(f'CREATE MACRO seconds(time) AS {seconds}')
     num_rows = _count(connection, 'event')
@@ -581,7 +697,7 @@ def _fetch_events(
     index = torch.empty(2, num_rows, dtype=torch.long)
     columns = {'user': index[0], 'item': index[1]}
     times = [name for name in names if name in ('time', 'click_time')]
-    for name in (*times, *contexts):
+    for name in (*times, *mapped):
         columns[name] = torch.empty(num_rows, dtype=torch.long)
     columns |= {name: torch.empty(num_rows) for name in names if name not in columns}
     in_seconds = ', '.join(f'seconds({name}) AS {name}' for name in times)
@@ -596,6 +712,28 @@ def _fetch_events(
             column[start:stop] = torch.from_numpy(piece[name])
     del columns['user'], columns['item']
     return columns | {'index': index}
+
+
+def _fetch_queries(
+    connection: duckdb.DuckDBPyConnection, column: str
+) -> tuple[Tensor, Tensor, list[str]]:
+    is_search = connection.execute(
+        f'SELECT raw IS NOT NULL AS is_search FROM {column}_name ORDER BY code'
+    ).fetchnumpy()['is_search']
+    found = connection.execute(f"""
+        SELECT query.code AS query, position, known.code AS term
+        FROM (
+            SELECT code, unnest(terms) AS term, generate_subscripts(terms, 1) - 1 AS position
+            FROM {column}_name
+        ) AS query
+        JOIN {column}_term AS known ON query.term IS NOT DISTINCT FROM known.term
+    """).fetchnumpy()
+    terms = np.full((is_search.size, found['position'].max(initial=0) + 1), -1)
+    terms[~is_search, 0] = 0
+    terms[found['query'], found['position']] = found['term']
+    known = connection.execute(f'SELECT term::VARCHAR FROM {column}_term ORDER BY code').fetchall()
+    names = ['', *('unknown' if term is None else term for (term,) in known)]
+    return torch.from_numpy(terms), torch.from_numpy(is_search).long(), names
 
 
 def hash_file(path: str, algorithm: str = 'blake2b') -> str:

@@ -3,8 +3,8 @@ from typing import Any
 
 import duckdb
 
-from mag.datasets._click_dataset import ClickDataset
-from mag.datasets._delimited import line_of_row, quote, read_header, scan_csv
+from mag.datasets._click_dataset import ClickDataset, bad_value, check_values
+from mag.datasets._delimited import quote, scan_csv
 
 _COLUMNS = {
     'user_id': 'VARCHAR',
@@ -16,6 +16,7 @@ _COLUMNS = {
     'platform': 'VARCHAR',
     'city': 'VARCHAR',
     'device': 'VARCHAR',
+    'current_filters': 'VARCHAR',
     'impressions': 'VARCHAR',
     'prices': 'VARCHAR',
 }
@@ -29,13 +30,10 @@ _BEHAVIORS = {
 }
 _CLICKOUT = 'clickout item'
 _ITEM_ACTIONS = _BEHAVIORS | {'clickout': _CLICKOUT}
-_ACTIONS = (
-    *_ITEM_ACTIONS.values(),
-    'change of sort order',
-    'filter selection',
-    'search for destination',
-    'search for poi',
-)
+_SEARCHES = ('search for destination', 'search for poi')
+# The actions with which the log has the filters that are on after them.
+_FILTERED = (_CLICKOUT, 'filter selection', *_SEARCHES)
+_ACTIONS = (*_ITEM_ACTIONS.values(), 'change of sort order', 'filter selection', *_SEARCHES)
 
 # A BIGINT holds every number of so many digits.
 _NUMBER = '[0-9]{1,18}'
@@ -79,6 +77,32 @@ class Trivago(ClickDataset):
     A search comes before the list that it leads to, so the position of an
     item can tell that it was searched for.
 
+    A list that is shown with an active search or active filters is of the
+    domain search, and their terms are its query; any other is of the domain
+    recommendation, browsing with the empty query.
+    Active is what the rows of the session say that come before the first
+    action on the list, which gives its time:
+
+    * The last destination or point of interest that was searched for is the
+      first term. It stays active across clickouts, unless the row before
+      that first action is in another city than the search: the log has the
+      city of a destination from the search on, so a session that is in
+      another one has left the search.
+    * The filters of the last row that has them are the other terms, in the
+      order of the log: those that were on after the last selection of a
+      filter, search or clickout. Orders that the log has as filters, such as
+      :obj:`'Sort by Price'`, are terms, too. The filter that a selection
+      names is no term by itself, as selecting one that was on takes it away.
+
+    So the filters that are logged with a clickout count for the lists after
+    it and not for its own. They could have been changed after the first
+    action on the list (in the log of 13,597 clickouts used in tests, filters
+    were selected in between for 241 lists); and to read them only where the
+    clickout is itself the first action would let a query tell that nobody had
+    looked at the list before.
+    A list with filters that no row before had told of is so taken for one
+    without them.
+
     Actions are in the order of the file, where the steps of a session ascend.
     The log has a session id that one user has for two sessions; where the
     steps begin again at 1, another session begins.
@@ -98,7 +122,14 @@ class Trivago(ClickDataset):
       :obj:`num_platform`, :obj:`num_device` and :obj:`num_city`;
     * :obj:`edge_label_x`, shape :obj:`[num_exposures, 3]`: the position in
       the list, from 0, the price, and the price divided by the mean price of
-      the list.
+      the list;
+    * of the exposures :obj:`edge_label_query`, shape
+      :obj:`[num_exposures, Q]`, and of the clicks :obj:`query`, shape
+      :obj:`[num_clicks, Q]`: the ids of at most 10 terms, padded with
+      :obj:`-1`; that of the empty query is :obj:`0`, and :obj:`num_query`
+      is the number of terms with it;
+    * :obj:`edge_label_domain` and :obj:`domain`, 0 in recommendation and 1 in
+      search, with :obj:`num_domain`.
 
     The meaning of each code is in :attr:`names`, the id of each node in
     :attr:`raw_ids`; a missing value has the name :obj:`'unknown'`.
@@ -129,10 +160,12 @@ class Trivago(ClickDataset):
             another file.
     """
 
+    schema_version = 2
     behaviors = tuple(_BEHAVIORS)
     conversion = 'clickout'
     contexts = ('platform', 'device', 'city')
     features = ('position', 'price', 'relative_price')
+    query = 'query'
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -174,36 +207,68 @@ class Trivago(ClickDataset):
         labels = ', '.join(f'coalesce(touch.{name}, false) AS {name}' for name in _ITEM_ACTIONS)
         # A segment is known by the row of the clickout that ends it. All is joined and sorted
         # before the lists are taken apart, while it is one row a list and not one an exposure.
-        # `least` skips the NULL of a list that nobody acted on.
+        # `least` skips the NULL of a list that nobody acted on. Touches are compared by their
+        # first field, the row.
         connection.execute(f"""
             CREATE OR REPLACE TABLE log AS
             WITH numbered AS (
-                SELECT rowid AS row, user_id, session_id, timestamp, action_type,
+                SELECT rowid AS row, user_id, session_id, timestamp, action_type, city,
                        TRY_CAST(reference AS BIGINT) AS item,
                        count(*) FILTER (step = 1) OVER (
                            PARTITION BY user_id, session_id ORDER BY rowid
-                       ) AS session
+                       ) AS session,
+                       CASE WHEN action_type IN ({', '.join(map(quote, _SEARCHES))}) THEN
+                           struct_pack(term := coalesce(reference, 'unknown'), city := city)
+                       END AS place,
+                       CASE WHEN action_type IN ({', '.join(map(quote, _FILTERED))}) THEN
+                           list_filter(string_split(coalesce(current_filters, ''), '|'),
+                                       lambda term: term <> '')
+                       END AS filters
                 FROM action
             ),
+            known AS (
+                SELECT * EXCLUDE (city, place, filters),
+                       last_value(city) OVER earlier AS city,
+                       last_value(place IGNORE NULLS) OVER earlier AS place,
+                       last_value(filters IGNORE NULLS) OVER earlier AS filters
+                FROM numbered
+                WINDOW earlier AS (
+                    PARTITION BY user_id, session_id, session ORDER BY row
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                )
+            ),
+            searched AS (
+                SELECT * EXCLUDE (city, place, filters), list_concat(
+                           CASE WHEN place IS NOT NULL AND place.city IS NOT DISTINCT FROM city
+                           THEN [place.term] ELSE [] END,
+                           coalesce(filters, [])
+                       ) AS query
+                FROM known
+            ),
             segmented AS (
-                SELECT timestamp, action_type, item,
+                SELECT row, timestamp, action_type, item, query,
                        min(row) FILTER (action_type = {quote(_CLICKOUT)}) OVER (
                            PARTITION BY user_id, session_id, session ORDER BY row DESC
                        ) AS segment
-                FROM numbered
+                FROM searched
             ),
             touched AS (
                 SELECT segment, struct_pack(
+                           row := min(row), query := arg_min(query, row),
                            item := item, click_time := min(timestamp), {happened}
-                       ) AS touch
+                       ) AS touch, max(row) AS row, arg_max(query, row) AS query
                 FROM segmented
                 WHERE action_type IN ({', '.join(map(quote, _ITEM_ACTIONS.values()))})
                 GROUP BY segment, item
             ),
             clickout AS (
-                SELECT user_id, timestamp, {', '.join(self.contexts)}, impressions, prices, touches
+                SELECT user_id, timestamp, {', '.join(self.contexts)}, impressions, prices, touches,
+                       query
                 FROM action
-                JOIN (SELECT segment, list(touch) AS touches FROM touched GROUP BY segment)
+                JOIN (
+                    SELECT segment, list(touch) AS touches, arg_max(query, row) AS query
+                    FROM touched GROUP BY segment
+                )
                 ON action.rowid = segment
                 ORDER BY segment
             ),
@@ -217,7 +282,9 @@ class Trivago(ClickDataset):
                 FROM clickout
             ),
             exposure AS (
-                SELECT * EXCLUDE (touches), generate_subscripts(items, 1) - 1 AS position,
+                SELECT * EXCLUDE (touches, query),
+                       coalesce(list_min(touches).query, query) AS query,
+                       generate_subscripts(items, 1) - 1 AS position,
                        unnest(items) AS item, unnest(prices) AS price, unnest(touches) AS touch,
                        least(
                            list_min(list_transform(touches, lambda touch: touch.click_time)),
@@ -227,7 +294,8 @@ class Trivago(ClickDataset):
             )
             SELECT user_id AS user, item, time, touch IS NOT NULL AS label,
                    coalesce(touch.click_time, time) AS click_time,
-                   {labels}, {', '.join(self.contexts)}, position, price,
+                   {labels}, {', '.join(self.contexts)},
+                   CASE WHEN len(query) > 0 THEN query END AS query, position, price,
                    coalesce(price / nullif(list_avg(prices), 0), 1) AS relative_price
             FROM exposure
             WHERE list_position(items, item) = position + 1
@@ -268,14 +336,7 @@ def _check_values(connection: duckdb.DuckDBPyConnection, path: str) -> None:
             f"concat('a whole number for each of the ', {num_impressions}, ' impressions')",
         ),
     }
-    bad = ', '.join(f'min(rowid) FILTER (({holds}) IS NOT TRUE)' for holds, _ in checks.values())
-    rows = connection.execute(f'SELECT {bad} FROM action').fetchall()[0]
-    for (column, (_, expected)), row in zip(checks.items(), rows):
-        if row is not None:
-            value, expected = connection.execute(
-                f'SELECT {column}, {expected} FROM action WHERE rowid = {row}'
-            ).fetchall()[0]
-            raise _bad_value(path, row, column, value, expected)
+    check_values(connection, 'action', path, _COLUMNS, checks)
 
 
 def _check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -291,14 +352,4 @@ def _check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     if found:
         row, step, previous = found[0]
         expected = f"more than {previous}, the session's step before, or 1 for another session"
-        raise _bad_value(path, row, 'step', step, expected)
-
-
-def _bad_value(
-    path: str, row: int, column: str, value: str | int | None, expected: str
-) -> ValueError:
-    delimiter, _ = read_header(path, tuple(_COLUMNS))
-    return ValueError(
-        f'{path}, line {line_of_row(path, row, delimiter)}: column {column!r} holds '
-        f'{"nothing" if value in (None, "") else repr(value)}, expected {expected}'
-    )
+        raise bad_value(path, row, _COLUMNS, 'step', step, expected)

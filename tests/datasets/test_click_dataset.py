@@ -410,3 +410,21 @@ def test_exposures_of_every_kind(tmp_path):
         'device': ['unknown', 'desk', 'phone'],
         'slot': ['1', '2', '3', '10'],
     }
+
+
+def test_merged_rows_have_the_context_of_the_first(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'log.csv').write_text(
+        'user,item,time,label,likes,shares,buys,device,slot,price,position\n'
+        '1,1,10,1,0,0,0,,3,5,0\n'
+        '1,1,10,0,0,0,0,phone,2,6,1\n'
+        '1,2,10,0,0,0,0,desk,1,7,2\n'
+        '1,2,10,0,0,0,0,,2,8,3\n'
+    )
+    dataset = Shop(tmp_path, log=False)
+    store = dataset[0][CLICKS]
+    # The first row of the first exposure has no device: that of its second row is not its own.
+    device = [dataset.names['device'][code] for code in store.edge_label_device]
+    assert device == ['unknown', 'desk']
+    assert [dataset.names['slot'][code] for code in store.edge_label_slot] == ['3', '1']
+    assert store.edge_label_x.tolist() == [[5, 0], [7, 2]]

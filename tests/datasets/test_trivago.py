@@ -14,6 +14,8 @@ BEHAVIORS = {
     'deals': 'interaction item deals',
     'search': 'search for item',
 }
+PLACES = ('search for destination', 'search for poi')
+FILTERED = (*PLACES, 'filter selection', 'clickout item')
 HEADER = (
     'user_id,session_id,timestamp,step,action_type,reference,platform,city,device,'
     'current_filters,impressions,prices\n'
@@ -21,28 +23,32 @@ HEADER = (
 ROME = 'IT,"Rome, Italy",desktop'
 
 
-def action(session, time, step, action_type, reference, place=ROME, impressions='', prices=''):
+def action(
+    session, time, step, action_type, reference, place=ROME, filters='', impressions='', prices=''
+):
     return (
-        f'{session},{time},{step},{action_type},{reference},{place},Pool|WiFi,'
+        f'{session},{time},{step},{action_type},{reference},{place},{filters},'
         f'{impressions},{prices}\n'
     )
 
 
-def clickout(session, time, step, reference, impressions, prices, place=ROME):
-    return action(session, time, step, 'clickout item', reference, place, impressions, prices)
+def clickout(session, time, step, reference, impressions, prices, place=ROME, filters=''):
+    return action(
+        session, time, step, 'clickout item', reference, place, filters, impressions, prices
+    )
 
 
 SESSIONS = [
     # The item 99 is on no list.
-    action('b,s1', 100, 1, 'search for destination', '"Rome, Italy"'),
+    action('b,s1', 100, 1, 'search for destination', '"Rome, Italy"', filters='Pool|WiFi'),
     action('b,s1', 110, 2, 'interaction item image', 30),
     action('b,s1', 109, 3, 'interaction item info', 99),
     action('b,s1', 115, 4, 'interaction item image', 30),
-    clickout('b,s1', 120, 5, 30, '10|20|30|10', '50|60|70|80'),
+    clickout('b,s1', 120, 5, 30, '10|20|30|10', '50|60|70|80', filters='Hotel'),
     action('b,s1', 130, 6, 'interaction item rating', 20),
     action('b,s1', 140, 7, 'interaction item deals', 40),
-    action('b,s1', 150, 9, 'filter selection', 'Pool'),
-    clickout('b,s1', 160, 10, 40, '20|40', '10|30'),
+    action('b,s1', 150, 9, 'filter selection', 'Pool', filters='WiFi'),
+    clickout('b,s1', 160, 10, 40, '20|40', '10|30', filters='Spa'),
     action('b,s1', 170, 11, 'interaction item image', 20),
     # The clickout is on no item of its list.
     action('a,s2', 135, 1, 'search for item', 20, 'DE,,mobile'),
@@ -112,24 +118,185 @@ def test_golden_rows(tmp_path, folder):
         assert names[name] == known
         assert store[f'edge_label_{name}'].tolist() == codes
         assert store[f'num_{name}'] == len(known)
+    # The second list of b came with the filters of the clickout before it.
+    assert names['query'] == ['', 'Hotel', 'Pool', 'Rome, Italy', 'WiFi']
+    assert store.num_query == 5
+    none, first, second = [0, -1, -1], [3, 2, 4], [3, 1, -1]
+    assert store.edge_label_query.dtype == torch.long
+    assert store.edge_label_query.tolist() == [
+        none, first, first, first, second, second, none, none
+    ]  # fmt: skip
+    assert store.query.tolist() == [none, first, second, none, second]
+    assert names['domain'] == ['recommendation', 'search']
+    assert store.num_domain == 2
+    assert store.edge_label_domain.tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
+    assert store.domain.tolist() == [0, 1, 1, 0, 1]
     assert dataset.num_duplicates == 0
+
+
+def queries_of(dataset):
+    r"""The terms of each exposure in words, and None of a recommendation."""
+    store, names = dataset[0][CLICKS], dataset.names['query']
+    for query, domain in zip(store.edge_label_query.tolist(), store.edge_label_domain.tolist()):
+        if domain == 0:
+            assert query == [0] + [-1] * (len(query) - 1)
+            yield None
+        else:
+            terms = [names[term] for term in query if term != -1]
+            assert 0 not in query and [term != -1 for term in query] == sorted(
+                (term != -1 for term in query), reverse=True
+            )
+            yield terms
+
+
+PARIS = 'IT,"Paris, France",desktop'
+LOOK = 'interaction item image'
+
+
+@pytest.mark.parametrize(
+    'rows, expected',
+    [
+        # What is logged with a clickout counts for the next list, and no longer than until then.
+        (
+            [
+                (1, 'clickout', 1, ROME, 'Pool|Hotel'),
+                (2, 'clickout', 1, ROME, ''),
+                (3, 'clickout', 1, ROME, ''),
+            ],
+            [None, ['Pool', 'Hotel'], None],
+        ),
+        # A filter that is selected again goes away, whatever its row refers to.
+        (
+            [
+                (1, 'filter selection', 'Pool', ROME, 'Pool'),
+                (2, 'filter selection', 'Hotel', ROME, 'Pool|Hotel'),
+                (3, 'filter selection', 'Pool', ROME, 'Hotel'),
+                (4, 'clickout', 1, ROME, 'Hotel'),
+                (5, 'filter selection', 'Hotel', ROME, ''),
+                (6, 'clickout', 1, ROME, 'Spa'),
+            ],
+            [['Hotel'], None],
+        ),
+        # Filters and searches after the first look at the list are not those that it came with.
+        (
+            [
+                (1, 'search for poi', 'Colosseum', ROME, ''),
+                (2, LOOK, 2, ROME, ''),
+                (3, 'search for poi', 'Forum', ROME, ''),
+                (4, 'filter selection', 'Pool', ROME, 'Pool'),
+                (5, 'clickout', 1, ROME, 'Pool'),
+                (6, LOOK, 2, ROME, ''),
+                (7, 'clickout', 1, ROME, ''),
+            ],
+            [['Colosseum'], ['Forum', 'Pool']],
+        ),
+        # A look at an item outside of the list is none at the list.
+        (
+            [
+                (1, LOOK, 9, ROME, ''),
+                (2, 'filter selection', 'Pool', ROME, 'Pool'),
+                (3, 'clickout', 9, ROME, ''),
+            ],
+            [['Pool']],
+        ),
+        # A search without filters takes them away; it stays itself until the next one.
+        (
+            [
+                (1, 'filter selection', 'Pool', ROME, 'Pool'),
+                (2, 'search for destination', 'Rome', ROME, ''),
+                (3, 'clickout', 1, ROME, ''),
+                (4, 'search for item', 9, ROME, ''),
+                (5, 'clickout', 1, ROME, ''),
+                (6, 'search for destination', 'Paris', PARIS, 'Spa'),
+                (7, 'clickout', 1, PARIS, 'Spa'),
+            ],
+            [['Rome'], ['Rome'], ['Paris', 'Spa']],
+        ),
+        # It ends where the session has gone to another city before.
+        (
+            [
+                (1, 'search for destination', 'Rome', ROME, 'Pool'),
+                (2, 'clickout', 1, PARIS, 'Pool'),
+                (3, 'clickout', 1, PARIS, 'Pool'),
+                (4, 'clickout', 1, ROME, ''),
+            ],
+            [['Rome', 'Pool'], ['Pool'], ['Pool']],
+        ),
+        # The city may be missing.
+        (
+            [
+                (1, 'search for destination', 'Rome', 'IT,,desktop', ''),
+                (2, 'clickout', 1, 'IT,,desktop', ''),
+            ],
+            [['Rome']],
+        ),
+        (
+            [
+                (1, 'search for destination', 'unknown', ROME, ''),
+                (2, 'clickout', 1, ROME, ''),
+                (3, 'search for destination', '', ROME, ''),
+                (4, 'clickout', 1, ROME, '|Pool||unknown'),
+                (5, 'clickout', 1, ROME, ''),
+            ],
+            [['unknown'], ['unknown'], ['Pool']],
+        ),
+        (
+            [
+                (1, 'search for destination', 'Rome', ROME, 'a|b|c|d|e|f|g|h|i|j|k'),
+                (2, 'clickout', 1, ROME, ''),
+            ],
+            [['Rome', *'abcdefghi']],
+        ),
+        # Nothing is known of another session.
+        (
+            [
+                (1, 'search for destination', 'Rome', ROME, 'Pool'),
+                (2, 'clickout', 1, ROME, 'Pool'),
+                (1, 'clickout', 1, ROME, 'Pool'),
+            ],
+            [['Rome', 'Pool'], None],
+        ),
+    ],
+)
+def test_queries(tmp_path, rows, expected):
+    lines = []
+    for time, (step, kind, reference, place, filters) in enumerate(rows):
+        if kind == 'clickout':
+            lines.append(clickout('a,s', time, step, reference, '1|2', '5|5', place, filters))
+        else:
+            lines.append(action('a,s', time, step, kind, reference, place, filters))
+    write(tmp_path / 'raw', lines)
+    dataset = Trivago(tmp_path, log=False)
+    assert list(queries_of(dataset)) == [query for query in expected for _ in range(2)]
+    # What is beyond the tenth term of every query has no id.
+    known = {term for query in expected for term in query or []}
+    assert dataset.names['query'] == [
+        '', *(['unknown'] if 'unknown' in known else []), *sorted(known - {'unknown'})
+    ]  # fmt: skip
+    longest = max((len(query) for query in expected if query), default=1)
+    assert dataset[0][CLICKS].edge_label_query.size(1) == longest
 
 
 def test_later_actions_change_nothing_before(tmp_path):
     later = [
         action('b,s1', 170, 12, 'interaction item info', 30),
-        clickout('b,s1', 171, 13, 10, '10|20|30', '1|2|3'),
+        action('b,s1', 170, 13, 'search for poi', 'Later', filters='Later'),
+        clickout('b,s1', 171, 14, 10, '10|20|30', '1|2|3', filters='Later'),
     ]
     write(tmp_path / 'before' / 'raw', SESSIONS)
     write(tmp_path / 'after' / 'raw', [*SESSIONS[:10], *later, *SESSIONS[10:]])
-    before = Trivago(tmp_path / 'before', log=False)[0][CLICKS]
-    after = Trivago(tmp_path / 'after', log=False)[0][CLICKS]
+    datasets = [Trivago(tmp_path / name, log=False) for name in ('before', 'after')]
+    before, after = (dataset[0][CLICKS] for dataset in datasets)
     assert after.edge_label_time.tolist() == [*before.edge_label_time.tolist(), 170, 170, 170]
     for name in ('index', 'conversion', 'behavior', 'x', 'platform', 'device', 'city'):
         value = after[f'edge_label_{name}']
         earlier = value[:, :8] if name == 'index' else value[:8]
         assert torch.equal(earlier, before[f'edge_label_{name}'])
     assert torch.equal(after.edge_index[:, :5], before.edge_index)
+    # What was searched at 170 comes after the first action on the later list, too.
+    queries = [list(queries_of(dataset)) for dataset in datasets]
+    assert queries[1] == [*queries[0], *[['Rome, Italy', 'Spa']] * 3]
+    assert torch.equal(after.domain[:5], before.domain)
     # What was done to the item 20 at 170 belongs to the later list.
     assert after.edge_label[8:].tolist() == [1, 1, 1]
     assert after.edge_label_behavior[8:, :2].tolist() == [[0, 0], [1, 0], [0, 1]]
@@ -148,9 +315,32 @@ def test_a_clock_that_goes_back(tmp_path):
     assert store.edge_index[1].tolist() == [0, 1]
 
 
-def exposures_of(segment):
+def first_action_on_list(segment):
+    *_, last = segment
+    listed = last['impressions'].split('|')
+    for position, row in enumerate(segment):
+        is_action = row['action_type'] in BEHAVIORS.values() and row['reference'] in listed
+        if row is last or is_action:
+            return position
+    raise AssertionError
+
+
+def query_after(rows):
+    r"""The active terms after the first rows of a session."""
+    place, city, filters = None, None, []
+    for row in rows:
+        if row['action_type'] in PLACES:
+            place, city = row['reference'], row['city']
+        if row['action_type'] in FILTERED:
+            filters = [term for term in row['current_filters'].split('|') if term]
+    is_there = place is not None and city == rows[-1]['city']
+    return ([place] if is_there else []) + filters
+
+
+def exposures_of(segment, before):
     r"""The exposures of the actions up to a clickout, each a row of plain values."""
     *_, last = segment
+    query = query_after([*before, *segment[: first_action_on_list(segment)]])[:10] or None
     items = [int(item) for item in last['impressions'].split('|')]
     prices = [int(price) for price in last['prices'].split('|')]
     times, happened = {}, {}
@@ -171,6 +361,7 @@ def exposures_of(segment):
             'conversion': float('clickout item' in actions),
             'behavior': [float(action in actions) for action in BEHAVIORS.values()],
             'x': [position, price, price / (sum(prices) / len(prices))],
+            'query': query,
         } | {name: last[name] for name in ('platform', 'device', 'city')}
 
 
@@ -178,17 +369,21 @@ def test_equals_plain_python(tmp_path, mag_data):
     os.symlink(mag_data / 'trivago', tmp_path / 'raw')
     dataset = Trivago(tmp_path, log=False)
     data, names, ids = dataset[0], dataset.names, dataset.raw_ids
-    expected, segment, num_rows, num_lists = [], [], 0, 0
+    expected, segment, before, num_rows, num_lists, num_changed = [], [], [], 0, 0, 0
     with open(mag_data / 'trivago' / 'train.csv', newline='', encoding='utf-8') as file:
         for row in csv.DictReader(file):
             num_rows += 1
             if row['step'] == '1':
-                segment = []
+                segment, before = [], []
             segment.append(row)
             if row['action_type'] == 'clickout item':
                 num_lists += 1
-                expected += exposures_of(segment)
-                segment = []
+                expected += exposures_of(segment, before)
+                later = segment[first_action_on_list(segment) :]
+                num_changed += any(row['action_type'] == 'filter selection' for row in later)
+                before, segment = [*before, *segment], []
+    # That many lists had a filter selected between the first action and the clickout.
+    assert num_changed == 241
     assert (num_rows, num_lists, len(expected)) == (100_003, 13_597, 312_539)
     expected.sort(key=lambda row: row['time'])
 
@@ -212,16 +407,59 @@ def test_equals_plain_python(tmp_path, mag_data):
         found = torch.tensor([code[row[name]] for row in expected])
         assert torch.equal(store[f'edge_label_{name}'], found)
 
+    queries = [row['query'] for row in expected]
+    assert list(queries_of(dataset)) == queries
+    known = sorted({term for query in queries if query for term in query}, key=str.encode)
+    assert names['query'] == ['', *known]
+    assert store.num_query == len(known) + 1 == 1_723
+    lengths = (store.edge_label_query >= 0).sum(1)[store.edge_label_domain == 1]
+    assert torch.bincount(lengths).tolist() == [
+        0, 88_024, 38_340, 8_435, 5_510, 3_325, 1_958, 2_351, 1_749, 919, 644
+    ]  # fmt: skip
+    assert int(store.edge_label_domain.sum()) == len(lengths) == 151_255
+
     clicked = [(row, pair) for row, pair in zip(expected, index) if row['label']]
     assert all(row['click_time'] >= row['time'] for row, _ in clicked)
     clicked.sort(key=lambda click: click[0]['click_time'])
     assert torch.equal(store.time, torch.tensor([row['click_time'] for row, _ in clicked]))
     assert torch.equal(store.edge_index, torch.tensor([pair for _, pair in clicked]).t())
+    code = {term: code for code, term in enumerate(names['query'])}
+    found = [[code[term] for term in row['query'] or ['']] for row, _ in clicked]
+    assert store.query.tolist() == [query + [-1] * (10 - len(query)) for query in found]
+    assert store.domain.tolist() == [float(row['query'] is not None) for row, _ in clicked]
 
     assert len(clicked) == 16_401
     # One clickout of the sample is on an item that its list has not.
     assert int(store.edge_label_conversion.sum()) == 13_596
     assert store.edge_label_behavior.sum(0).int().tolist() == [4618, 1197, 877, 688, 525]
+
+
+def test_the_last_lists_of_real_sessions_are_not_told_what_follows(tmp_path, mag_data):
+    os.symlink(mag_data / 'trivago', tmp_path / 'raw')
+    with open(mag_data / 'trivago' / 'train.csv', newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    (tmp_path / 'later' / 'raw').mkdir(parents=True)
+    with open(tmp_path / 'later' / 'raw' / 'train.csv', 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, HEADER.strip().split(','))
+        writer.writeheader()
+        starts = [number for number, row in enumerate(rows) if row['step'] == '1']
+        for start, stop in zip(starts, [*starts[1:], len(rows)]):
+            session = rows[start:stop]
+            ends = [n for n, row in enumerate(session) if row['action_type'] == 'clickout item']
+            first = len(session)
+            if ends:
+                segment = session[([-1, *ends])[-2] + 1 : ends[-1] + 1]
+                first = ends[-1] + 1 - len(segment) + first_action_on_list(segment)
+            for row in session[first:]:
+                row['current_filters'] = 'Canary'
+                if row['action_type'] in (*PLACES, 'filter selection'):
+                    row['reference'] = 'Canary'
+            writer.writerows(session)
+    before = Trivago(tmp_path, log=False)
+    later = Trivago(tmp_path / 'later', log=False)
+    assert torch.equal(before[0][CLICKS].edge_label_query, later[0][CLICKS].edge_label_query)
+    assert torch.equal(before[0][CLICKS].edge_label_domain, later[0][CLICKS].edge_label_domain)
+    assert before.names['query'] == later.names['query']
 
 
 def test_no_file(tmp_path):
