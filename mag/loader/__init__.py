@@ -6,6 +6,8 @@ from mag.loader.exposure_features import ExposureFeatures
 from mag.loader.exposure_loader import ExposureLoader
 from mag.loader.pair_batch import PairBatch
 from mag.loader.pair_loader import PairLoader
+from mag.loader.path_loader import PathLoader
+from mag.loader.path_sampler import PathSampler
 
 __all__ = [
     'BatchIndexSampler',
@@ -14,4 +16,6 @@ __all__ = [
     'ExposureLoader',
     'PairBatch',
     'PairLoader',
+    'PathLoader',
+    'PathSampler',
 ]

@@ -1,0 +1,217 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.schema import CLICKS, OTHER, require, require_cpu, require_positive_integers
+
+
+class PathSampler:
+    r"""Draws paths back through the clicks before a moment, the neighbor sampling of the `"Joint
+    Learning of E-commerce Search and Recommendation with a Unified Graph Neural Network"
+    <https://doi.org/10.1145/3488560.3498414>`_ paper.
+
+    From the user of a target :math:`(u, p, t)` go :math:`w_1` clicks, from the item of each of them
+    :math:`w_2` clicks, and so on; likewise from the target's item :math:`p`. Only clicks strictly
+    before :math:`t` are drawn, uniformly, and the children of a node come newest first. Of a user,
+    only items are drawn that share an attribute with :math:`p`, by default the category: clicks are
+    sorted by user, category and time, so that the candidates are an interval, whose ends are found
+    by binary search, and a draw is a number within it.
+
+    Args:
+        data (HeteroData): The clicks to draw from.
+        widths (dict[str, Sequence[int]], optional): For :obj:`"user"` and :obj:`"item"`, how many
+            clicks go from a node at each depth, equally deep. By default those of the paper,
+            :obj:`{'user': [25, 1, 10], 'item': [1, 25, 1]}`.
+        attribute (str, optional): The categorical attribute of items to filter by; :obj:`None` for
+            no filter. (default: :obj:`"category"`)
+        replace (bool, optional): If set to :obj:`False`, no click is drawn twice for one node, and
+            a node has all its candidates where these are no more than its width.
+            (default: :obj:`True`)
+
+    Raises:
+        TypeError: If :obj:`widths` is no dictionary of sequences.
+        ValueError: If a width is not positive, the two are not equally deep, the attribute does not
+            exist, or there are too many users, categories and moments to number their combinations.
+    """
+
+    def __init__(
+        self,
+        data: HeteroData,
+        widths: Mapping[str, Sequence[int]] | None = None,
+        attribute: str | None = 'category',
+        replace: bool = True,
+    ) -> None:
+        require(data, 'PathSampler', 'edge_index', 'time')
+        require_cpu(data, 'PathSampler')
+        self.widths = _checked_widths(widths or {'user': [25, 1, 10], 'item': [1, 25, 1]})
+        self.attribute = attribute
+        self.replace = replace
+        self.neighbor = {'user': data[CLICKS].edge_index[1], 'item': data[CLICKS].edge_index[0]}
+        self.category = _category(data, attribute)
+        self._num_categories = 1 + int(self.category.max()) if self.category.numel() > 0 else 1
+        self._moments, moment = data[CLICKS].time.unique(return_inverse=True)
+        user, item = data[CLICKS].edge_index
+        largest = max(data['user'].num_nodes * self._num_categories, data['item'].num_nodes)
+        if largest * (self._moments.numel() + 1) >= 2**63:
+            raise ValueError(
+                f'PathSampler numbers the combinations of {data["user"].num_nodes} users, '
+                f'{self._num_categories} values of {attribute!r} and {self._moments.numel()} '
+                f'moments, which are too many for int64.'
+            )
+        # Clicks in the order of (user, category, time) and of (item, time): their ranks there, and
+        # how many of the same owner come before.
+        self._key, self._click, self._place = {}, {}, {}
+        for node_type, owner in (
+            ('user', user * self._num_categories + self.category[item]),
+            ('item', item),
+        ):
+            key, click = self._rank(owner, moment).sort(stable=True)
+            owner, place = owner[click], torch.arange(click.numel())
+            is_first = torch.ones_like(owner, dtype=torch.bool)
+            is_first[1:] = owner[1:] != owner[:-1]
+            self._key[node_type], self._click[node_type] = key, click
+            self._place[node_type] = place - place.where(is_first, 0).cummax(0).values
+
+    @property
+    def depth(self) -> int:
+        r"""How many clicks a path has."""
+        return len(self.widths['user'])
+
+    def draw(
+        self, user: Tensor, item: Tensor, time: Tensor, generator: torch.Generator
+    ) -> dict[str, list[Tensor]]:
+        r"""Draws the paths of :math:`B` targets.
+
+        Args:
+            user (torch.Tensor): Their users, shape :obj:`[B]`.
+            item (torch.Tensor): Their items, shape :obj:`[B]`.
+            time (torch.Tensor): Their times, int64 seconds, shape :obj:`[B]`.
+            generator (torch.Generator): What draws.
+
+        Returns:
+            For the root types :obj:`"user"` and :obj:`"item"`, the drawn clicks of every depth, as
+            columns of :obj:`data['user', 'clicks', 'item']`, :obj:`-1` where there is none, each of
+            shape :obj:`[B, w_1, ..., w_d]`.
+        """
+        moment = torch.searchsorted(self._moments, time)
+        category = self.category[item]
+        paths = {}
+        for root, node in (('user', user), ('item', item)):
+            node_type, levels = root, []
+            for width in self.widths[root]:
+                lead = [-1] + [1] * (node.dim() - 1)
+                node = self._draw_clicks(
+                    node_type, node, moment.view(lead), category.view(lead), width, generator
+                )
+                levels.append(node)
+                node = self._follow(node_type, node)
+                node_type = OTHER[node_type]
+            paths[root] = levels
+        return paths
+
+    def _draw_clicks(
+        self,
+        node_type: str,
+        node: Tensor,
+        moment: Tensor,
+        category: Tensor,
+        width: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        clicks = self._click[node_type]
+        if clicks.numel() == 0:
+            return torch.full((*node.shape, width), -1)
+        owner = node if node_type == 'item' else node * self._num_categories + category
+        end = torch.searchsorted(self._key[node_type], self._rank(owner, moment))
+        # The click before the end is the newest candidate, unless it is another's.
+        newest = (end - 1).clamp(min=0)
+        newest_owner = self._key[node_type][newest] // (self._moments.numel() + 1)
+        is_own = (end > 0) & (node >= 0) & (newest_owner == owner)
+        count = (self._place[node_type][newest] + 1).where(is_own, 0)
+        offset = draw_offsets(count, width, self.replace, generator)
+        if width > 1:
+            # The largest offset is that of the newest, and -1, for none, is the smallest.
+            offset = offset.sort(dim=-1, descending=True).values
+        start = (end - count).unsqueeze(-1)
+        return clicks[(start + offset).clamp(min=0)].where(offset >= 0, -1)
+
+    def _follow(self, node_type: str, click: Tensor) -> Tensor:
+        neighbor = self.neighbor[node_type]
+        if neighbor.numel() == 0:
+            return click
+        return neighbor[click.clamp(min=0)].where(click >= 0, -1)
+
+    def _rank(self, owner: Tensor, moment: Tensor) -> Tensor:
+        return owner * (self._moments.numel() + 1) + moment
+
+
+def draw_offsets(count: Tensor, width: int, replace: bool, generator: torch.Generator) -> Tensor:
+    r"""Draws :obj:`width` of the numbers from 0 to :obj:`count - 1`, for each count.
+
+    Args:
+        count (torch.Tensor): How many there are to draw from, any shape.
+        width (int): How many to draw.
+        replace (bool): Whether a number can be drawn again. Without, all are drawn where they are
+            no more than :obj:`width`; else any subset is as likely as any other.
+        generator (torch.Generator): What draws.
+
+    Returns:
+        Shape :obj:`[*count.shape, width]`, :obj:`-1` for none.
+    """
+    # In float64 the share of a number is wrong by at most 2^-53 times the count.
+    chance = torch.rand((*count.shape, width), dtype=torch.double, generator=generator)
+    if replace:
+        drawn = (chance * count.unsqueeze(-1)).long()
+        return drawn.where(count.unsqueeze(-1) > 0, -1)
+    # Floyd's algorithm: each number is drawn from one more than the one before, and where that was
+    # drawn already, the one more is taken.
+    drawn = torch.full_like(chance, -1, dtype=torch.long)
+    for column in range(width):
+        last = count - width + column
+        number = (chance[..., column] * (last + 1).clamp(min=0)).long()
+        taken = (drawn[..., :column] == number.unsqueeze(-1)).any(-1)
+        drawn[..., column] = torch.where(taken, last, number).where(last >= 0, -1)
+    return drawn
+
+
+def _checked_widths(widths: Any) -> dict[str, list[int]]:
+    if not isinstance(widths, Mapping) or set(widths) != {'user', 'item'}:
+        raise TypeError(
+            f"'widths' must tell for 'user' and 'item' how many clicks go from a node at each "
+            f"depth, such as {{'user': [25, 1, 10], 'item': [1, 25, 1]}}, but got {widths!r}."
+        )
+    for node_type, numbers in widths.items():
+        if isinstance(numbers, str) or not isinstance(numbers, Sequence):
+            raise TypeError(
+                f"'widths' must hold a sequence of numbers for {node_type!r}, but got {numbers!r}."
+            )
+        for depth, number in enumerate(numbers, start=1):
+            require_positive_integers(**{f'widths[{node_type!r}] at depth {depth}': number})
+    if len(widths['user']) != len(widths['item']) or len(widths['user']) == 0:
+        raise ValueError(
+            f"The paths of 'user' and 'item' must be equally deep, but 'widths' has "
+            f'{len(widths["user"])} and {len(widths["item"])} numbers.'
+        )
+    return {node_type: list(numbers) for node_type, numbers in widths.items()}
+
+
+def _category(data: HeteroData, attribute: str | None) -> Tensor:
+    num_items = data['item'].num_nodes
+    if attribute is None:
+        return torch.zeros(num_items, dtype=torch.long)
+    category = data['item'].get(attribute)
+    if not isinstance(category, Tensor) or category.shape != (num_items,):
+        shape = list(category.shape) if isinstance(category, Tensor) else 'none'
+        raise ValueError(
+            f"PathSampler filters by data['item'].{attribute} of shape [{num_items}], but got "
+            f"{shape}; data['item'] has {list(data['item'].keys())}. Pass attribute=None for no "
+            f'filter.'
+        )
+    if category.is_floating_point() or (category.numel() > 0 and int(category.min()) < 0):
+        raise ValueError(
+            f"PathSampler expects data['item'].{attribute} to hold integers of at least 0."
+        )
+    return category
