@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from mag.click_metrics import click_metrics
 from mag.conversion_loss import ConversionLogits
+from mag.schema import CLICKS
 
 
 class ClickModule(LightningModule):
@@ -19,8 +21,11 @@ class ClickModule(LightningModule):
         model (torch.nn.Module): :obj:`model(batch)` returns the logits of clicks, shape
             :obj:`[B]`, or :class:`~mag.conversion_loss.ConversionLogits`; :obj:`batch.label` holds
             the clicks, :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the
-            conversions. A model with a method :obj:`loss(output, batch)`, which returns a scalar,
-            is trained with it; else with the binary cross-entropy of the clicks.
+            conversions. In a :class:`~torch_geometric.data.HeteroData`, as
+            :class:`~mag.loader.PathLoader` and PyG's loaders of links make, clicks, users and
+            conversions are found where these put them. A model with a method
+            :obj:`loss(output, batch)`, which returns a scalar, is trained with it; else with the
+            binary cross-entropy of the clicks.
         learning_rate (float, optional): The step size of Adam. (default: :obj:`1e-2`)
         weight_decay (float, optional): The share of a parameter that is added to its gradient.
             (default: :obj:`5e-5`)
@@ -106,20 +111,19 @@ def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
         ValueError: If labels are missing or there is not one logit a row.
     """
     output = model(batch)
+    label, user, conversion = _labels(batch)
     logits = {'click': output}
     if isinstance(output, ConversionLogits):
         logits = {'click': output.click, 'conversion': output.conversion}
-    if batch.label is None:
-        raise ValueError('Training and evaluation need labels, but batch.label is None.')
     for name, value in logits.items():
-        if value.shape != batch.label.shape:
+        if value.shape != label.shape:
             raise ValueError(
                 f'{type(model).__name__} must return one logit of the {name} a row, shape '
-                f'{list(batch.label.shape)} like batch.label, but returned {list(value.shape)}.'
+                f'{list(label.shape)} like the labels, but returned {list(value.shape)}.'
             )
     if not isinstance(output, ConversionLogits):
-        return output, batch.label, batch.user
-    if batch.conversion is None:
+        return output, label, user
+    if conversion is None:
         raise ValueError(
             f'{type(model).__name__} predicts conversions, but batch.conversion is None.'
         )
@@ -128,4 +132,17 @@ def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
         log_both = F.logsigmoid(output.click.double()) + F.logsigmoid(output.conversion.double())
     else:
         log_both = F.logsigmoid(output.both.double())
-    return output.click, batch.label, batch.user, output.conversion, log_both, batch.conversion
+    return output.click, label, user, output.conversion, log_both, conversion
+
+
+def _labels(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""Clicks, users and conversions."""
+    if isinstance(batch, HeteroData):
+        clicks = batch[CLICKS]
+        if 'edge_label' not in clicks:
+            raise ValueError('Training and evaluation need labels, but the batch has none.')
+        user = batch['user'].n_id[clicks.edge_label_index[0]]
+        return clicks.edge_label, user, clicks.get('edge_label_conversion')
+    if batch.label is None:
+        raise ValueError('Training and evaluation need labels, but batch.label is None.')
+    return batch.label, batch.user, getattr(batch, 'conversion', None)

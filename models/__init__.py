@@ -2,5 +2,6 @@ r"""Complete models, one a file, built from the layers of :mod:`mag.nn`."""
 
 from mag.models.gmcm import GMCM
 from mag.models.macgnn import MacGNN
+from mag.models.srjgraph import SRJGraph
 
-__all__ = ['GMCM', 'MacGNN']
+__all__ = ['GMCM', 'MacGNN', 'SRJGraph']

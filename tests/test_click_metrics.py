@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from mag.click_metrics import click_metrics
 from mag.click_module import ClickModule, score
@@ -275,3 +276,20 @@ def test_two_processes(tmp_path: Path) -> None:
 
 if __name__ == '__main__':
     compute_in_process(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+
+
+def test_columns_of_a_graph() -> None:
+    rows = random_batch()
+    data = HeteroData()
+    users = torch.arange(20).flip(0)
+    data['user'].n_id = users
+    clicks = data['user', 'clicks', 'item']
+    clicks.edge_label_index = torch.stack([users[rows.user], rows.item])
+    clicks.edge_label, clicks.edge_label_conversion = rows.label, rows.conversion
+    data.item = rows.item
+    table = random_table()
+    for column, expected in zip(score(table, data), score(table, rows), strict=True):
+        assert torch.equal(column, expected)
+    del clicks['edge_label_conversion']
+    with pytest.raises(ValueError, match='predicts conversions, but batch.conversion is None'):
+        score(table, data)

@@ -1,0 +1,355 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.nn.module_dict import ModuleDict
+
+from mag.nn import MLP, IntentionConv
+from mag.schema import CLICKS, OTHER, require, require_positive_integers
+
+REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
+# By the type of the child: its edges to precursors.
+TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
+
+
+class SRJGraph(torch.nn.Module):
+    r"""The click model from the `"Joint Learning of E-commerce Search and Recommendation with a
+    Unified Graph Neural Network" <https://doi.org/10.1145/3488560.3498414>`_ paper.
+
+    Search and recommendation are one graph, whose edges carry the query that led to the click. For
+    a target :math:`(u, q, p)` the embeddings of its intention :math:`\mathbf{e}^I = \mathbf{e}_u
+    \Vert \mathbf{e}_q \Vert \mathbf{e}_p` guide the aggregation of the paths from :math:`u` and
+    from :math:`p` (:class:`~mag.loader.PathLoader`). A node :math:`n` comes with its upstream, the
+    precursor and the query by which it was reached, as the triple :math:`\mathbf{e}^{(0)}_n` of
+    user, query and item (eq. 7); :class:`~mag.nn.IntentionConv` aggregates, from the leaves to the
+    roots, what its children have learned (eq. 8 to 11). One layer serves all users and one all
+    items, at any depth. The click is predicted by a head of the target's domain,
+
+    .. math::
+        \hat{y} = \mathrm{MLP}_{domain} \left( \mathrm{BN} \left( \mathbf{e}_u \Vert \mathbf{e}_p
+        \Vert \mathbf{e}_q \Vert \mathbf{e}^{(K)}_u \Vert \mathbf{e}^{(K)}_p \right) \right)
+
+    (eq. 12 and 13). The embedding of a query is the sum of those of its terms; the empty query of a
+    recommendation is a term of its own. Where the paper leaves it open, the upstream of the
+    target's user is its item and the target's query, and vice versa, as in the released code.
+
+    Args:
+        num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
+        attributes (dict[str, dict[str, int]], optional): For :obj:`"user"` and :obj:`"item"`, the
+            number of values of each categorical attribute. (default: :obj:`None`)
+        num_terms (int, optional): The number of query terms, the empty query among them.
+            (default: :obj:`1`)
+        num_domains (int, optional): The number of heads. (default: :obj:`2`)
+        id_dim (int, optional): Size of the embedding of an id, and of a term.
+            (default: :obj:`16`)
+        attribute_dim (dict[str, int], optional): Size of that of an attribute. By default those of
+            the paper, :obj:`{'user': 4, 'item': 8}`.
+        hidden_channels (Sequence[int], optional): Hidden sizes of a head.
+            (default: :obj:`(256, 64)`)
+        num_positions (int, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`26`)
+        query (bool, optional): If set to :obj:`False`, edges carry no queries ("w/o query" of Table
+            5); the intention keeps its own. (default: :obj:`True`)
+        intention (bool, optional): If set to :obj:`False`, the intention guides nothing ("w/o
+            intention"). (default: :obj:`True`)
+        upstream (bool, optional): If set to :obj:`False`, centers do not know how they were reached
+            ("w/o upstream"). (default: :obj:`True`)
+        standard (bool, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`False`)
+
+    Raises:
+        ValueError: If a size is not positive, or that of a node type is missing.
+    """
+
+    def __init__(
+        self,
+        num_nodes: Mapping[str, int],
+        attributes: Mapping[str, Mapping[str, int]] | None = None,
+        num_terms: int = 1,
+        num_domains: int = 2,
+        id_dim: int = 16,
+        attribute_dim: Mapping[str, int] | None = None,
+        hidden_channels: Sequence[int] = (256, 64),
+        num_positions: int = 26,
+        query: bool = True,
+        intention: bool = True,
+        upstream: bool = True,
+        standard: bool = False,
+    ) -> None:
+        super().__init__()
+        require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
+        attributes = {'user': {}, 'item': {}, **(attributes or {})}
+        attribute_dim = {'user': 4, 'item': 8, **(attribute_dim or {})}
+        arguments = {
+            'num_nodes': num_nodes,
+            'attributes': attributes,
+            'attribute_dim': attribute_dim,
+        }
+        for argument, value in arguments.items():
+            if set(value) != {'user', 'item'}:
+                raise ValueError(f"'{argument}' must be of 'user' and 'item', but got {value!r}.")
+        for node_type in ('user', 'item'):
+            require_positive_integers(
+                **{
+                    f'num_nodes[{node_type!r}]': num_nodes[node_type],
+                    f'attribute_dim[{node_type!r}]': attribute_dim[node_type],
+                },
+                **{
+                    f'attributes[{node_type!r}][{name!r}]': num
+                    for name, num in attributes[node_type].items()
+                },
+            )
+        self.query = query
+        self.intention = intention
+        self.upstream = upstream
+        self.embedding = torch.nn.ModuleDict(
+            {name: torch.nn.Embedding(num_nodes[name], id_dim) for name in ('user', 'item')}
+        )
+        self.attribute_embedding = torch.nn.ModuleDict(
+            {
+                # PyG's takes an attribute of any name, such as `type`.
+                node_type: ModuleDict(
+                    {
+                        name: torch.nn.Embedding(num, attribute_dim[node_type])
+                        for name, num in attributes[node_type].items()
+                    }
+                )
+                for node_type in ('user', 'item')
+            }
+        )
+        # Row 0 stands for a padding, -1.
+        self.term_embedding = torch.nn.EmbeddingBag(
+            num_terms + 1, id_dim, mode='sum', padding_idx=0
+        )
+        self.size = {
+            name: id_dim + attribute_dim[name] * len(attributes[name]) for name in ('user', 'item')
+        }
+        channels = self.size['user'] + id_dim + self.size['item']
+        # By the type of the centers.
+        self.convs = torch.nn.ModuleDict(
+            {
+                name: IntentionConv(channels, channels, num_positions, standard)
+                for name in ('user', 'item')
+            }
+        )
+        self.norms = torch.nn.ModuleList(
+            torch.nn.BatchNorm1d(3 * channels) for _ in range(num_domains)
+        )
+        self.heads = torch.nn.ModuleList(
+            MLP([3 * channels, *hidden_channels, 1]) for _ in range(num_domains)
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def from_data(cls, data: HeteroData, **kwargs: Any) -> 'SRJGraph':
+        r"""Builds the model for a log, with all categorical attributes of users and items.
+
+        Args:
+            data (HeteroData): Any part of the log; all parts share their sizes.
+            **kwargs (optional): Arguments of :class:`SRJGraph`, such as :obj:`attributes` to leave
+                some out.
+
+        Raises:
+            ValueError: If an attribute does not hold one code a node, from 0 to its number of
+                values.
+        """
+        require(data, 'SRJGraph.from_data', 'edge_index')
+        if 'attributes' not in kwargs:
+            kwargs['attributes'] = {
+                node_type: {
+                    name: _num_values(data, node_type, name)
+                    for name in data[node_type].keys()
+                    if f'num_{name}' in data[node_type]
+                }
+                for node_type in ('user', 'item')
+            }
+        kwargs.setdefault('num_terms', data[CLICKS].get('num_query', 1))
+        kwargs.setdefault('num_domains', data[CLICKS].get('num_domain', 1))
+        num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
+        return cls(num_nodes, **kwargs)
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                torch.nn.init.xavier_uniform_(module.weight)
+        for module in (*self.convs.values(), *self.norms, *self.heads):
+            module.reset_parameters()
+
+    def forward(
+        self, batch: HeteroData, return_attention_weights: bool = False
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        r"""
+        Args:
+            batch (HeteroData): Targets with their paths, see :class:`~mag.loader.PathLoader`.
+            return_attention_weights (bool, optional): If set to :obj:`True`, also returns for the
+                targets' :obj:`"user"` and :obj:`"item"` their attention to themselves and then to
+                each of their children, the first edges of the batch, shape :obj:`[B + E_1]`.
+                (default: :obj:`False`)
+
+        Returns:
+            The logit of each click, shape :obj:`[B]`.
+
+        Raises:
+            TypeError: If :obj:`batch` is no :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, or has a
+                domain without a head.
+        """
+        _check_batch(batch)
+        num_targets = batch[CLICKS].edge_label_index.size(1)
+        node = {name: self._nodes(batch, name) for name in ('user', 'item')}
+        query = self._queries(batch[CLICKS].get('edge_label_query'), num_targets, node['user'])
+        root = {name: x[:num_targets] for name, x in node.items()}
+        intention = torch.cat([root['user'], query, root['item']], dim=1)
+        aggregated, attention = self._aggregate(batch, node, query, intention)
+        features = torch.cat([root['user'], root['item'], query, *aggregated], dim=1)
+
+        domain = batch[CLICKS].get('edge_label_domain')
+        if domain is None:
+            domain = torch.zeros(num_targets, dtype=torch.long, device=features.device)
+        logit = features.new_zeros(num_targets)
+        num_known = 0
+        for number, (norm, head) in enumerate(zip(self.norms, self.heads, strict=True)):
+            rows = (domain == number).nonzero().view(-1)
+            num_known += rows.numel()
+            if rows.numel() == 0:
+                continue
+            # One row has no statistics of its own, and takes those that have been gathered.
+            norm.train(self.training and rows.numel() > 1)
+            head.train(self.training and rows.numel() > 1)
+            own = head(norm(features[rows]))
+            # In half precision a head answers in another dtype than it was asked.
+            logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
+        if num_known < num_targets:
+            raise ValueError(
+                f'SRJGraph has heads for the domains 0 to {len(self.heads) - 1}, but the batch has '
+                f'domains from {int(domain.min())} to {int(domain.max())}.'
+            )
+        return (logit, attention) if return_attention_weights else logit
+
+    def _aggregate(
+        self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, intention: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        triple = {name: self._triples(batch, node, query, name) for name in ('user', 'item')}
+        place = {name: _ends(batch[name].num_sampled_nodes) for name in ('user', 'item')}
+        edge = {
+            name: _ends(batch[edge_type].num_sampled_edges)
+            for name, edge_type in TO_PRECURSOR.items()
+        }
+        depth = len(place['user']) - 2
+        blocks = {
+            name: [triple[name][start:end] for start, end in zip(ends, ends[1:])]
+            for name, ends in place.items()
+        }
+        hidden = {name: blocks[name][depth] for name in ('user', 'item')}
+        for level in reversed(range(depth)):
+            following, attention = {}, {}
+            for center, child in OTHER.items():
+                edges = slice(edge[child][level], edge[child][level + 1])
+                edge_index = batch[TO_PRECURSOR[child]].edge_index[:, edges]
+                start = torch.tensor(
+                    [[place[child][level + 1]], [place[center][level]]], device=edge_index.device
+                )
+                target = batch[center].batch[place[center][level] : place[center][level + 1]]
+                guide = intention[target] if self.intention else torch.zeros_like(intention)[target]
+                centers = blocks[center][level]
+                if not self.upstream:
+                    centers = centers * self._own(center, centers)
+                following[center], attention[center] = self.convs[center](
+                    (hidden[child], centers),
+                    edge_index - start,
+                    guide,
+                    return_attention_weights=True,
+                )
+            hidden = following
+        return [hidden['user'], hidden['item']], attention
+
+    def _nodes(self, batch: HeteroData, name: str) -> Tensor:
+        parts = [self.embedding[name](batch[name].n_id)]
+        attributes: Any = self.attribute_embedding[name]
+        parts += [embedding(batch[name][attribute]) for attribute, embedding in attributes.items()]
+        return torch.cat(parts, dim=1)
+
+    def _queries(self, terms: Tensor | None, num: int, like: Tensor) -> Tensor:
+        if terms is None:
+            terms = torch.zeros(num, 1, dtype=torch.long, device=like.device)
+        return self.term_embedding(terms + 1)
+
+    def _triples(
+        self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, name: str
+    ) -> Tensor:
+        r"""User, query and item of the edge by which each node of a type was reached."""
+        store = batch[TO_PRECURSOR[name]]
+        # A child is numbered by its edge; the first are the targets' own, reached from each other.
+        precursor = torch.cat(
+            [torch.arange(query.size(0), device=query.device), store.edge_index[1]]
+        )
+        reached = self._queries(store.get('query'), store.edge_index.size(1), query)
+        if not self.query:
+            reached = torch.zeros_like(reached)
+        pair = {name: node[name], OTHER[name]: node[OTHER[name]][precursor]}
+        return torch.cat([pair['user'], torch.cat([query, reached]), pair['item']], dim=1)
+
+    def _own(self, name: str, like: Tensor) -> Tensor:
+        r"""1 in the channels of a triple that are the node itself, 0 in those of its upstream."""
+        own = torch.zeros(like.size(1), dtype=like.dtype, device=like.device)
+        if name == 'user':
+            own[: self.size['user']] = 1
+        else:
+            own[-self.size['item'] :] = 1
+        return own
+
+
+def _num_values(data: HeteroData, node_type: str, name: str) -> int:
+    value, num = data[node_type][name], data[node_type][f'num_{name}']
+    expected = [data[node_type].num_nodes]
+    if not isinstance(value, Tensor) or list(value.shape) != expected:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"SRJGraph.from_data expects data['{node_type}'].{name} of shape {expected}, but got "
+            f'{shape}; leave it out by attributes=.'
+        )
+    low, high = (int(bound) for bound in value.aminmax()) if value.numel() > 0 else (0, 0)
+    if low < 0 or high >= num:
+        raise ValueError(
+            f"SRJGraph.from_data found values from {low} to {high} in data['{node_type}'].{name}, "
+            f'but num_{name} is {num}: expected values from 0 to {num - 1}.'
+        )
+    return num
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, HeteroData):
+        raise TypeError(
+            f'SRJGraph reads the batches of PathLoader, which are HeteroData, but got '
+            f'{type(batch).__name__}.'
+        )
+    needed = {
+        'user': ['n_id', 'batch', 'num_sampled_nodes'],
+        'item': ['n_id', 'batch', 'num_sampled_nodes'],
+        CLICKS: ['edge_index', 'num_sampled_edges', 'edge_label_index'],
+        REVERSE_CLICKS: ['edge_index', 'num_sampled_edges'],
+    }
+    types = {*batch.node_types, *batch.edge_types}
+    for store, names in needed.items():
+        missing = [name for name in names if store not in types or name not in batch[store]]
+        if missing:
+            raise ValueError(
+                f'SRJGraph reads the batches of PathLoader, but in this one {store!r} has no '
+                f'{missing}.'
+            )
+    num_targets = batch[CLICKS].edge_label_index.size(1)
+    for name, edge_type in TO_PRECURSOR.items():
+        # PyG's loaders share nodes among the paths of a target, and then none has one precursor.
+        sizes = [num_targets, *batch[edge_type].num_sampled_edges]
+        if batch[name].num_sampled_nodes != sizes:
+            raise ValueError(
+                f'SRJGraph reads the batches of PathLoader, where each node is a target or has one '
+                f'edge, so {sizes} {name}s by depth, but got {batch[name].num_sampled_nodes}.'
+            )
+
+
+def _ends(sizes: list[int]) -> list[int]:
+    ends = [0]
+    for size in sizes:
+        ends.append(ends[-1] + size)
+    return ends

@@ -1,0 +1,314 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.datasets import SyntheticMarket
+from mag.loader import PathLoader
+from mag.models import SRJGraph
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+REVERSE = ('item', 'rev_clicks', 'user')
+EDGES = {'user': CLICKS, 'item': REVERSE}
+OTHER = {'user': 'item', 'item': 'user'}
+WIDTHS = {'user': [3, 1, 2], 'item': [1, 3, 1]}
+
+
+@pytest.fixture(scope='module')
+def parts() -> tuple[HeteroData, HeteroData, HeteroData]:
+    return TemporalSplit(0.3, 0.8, 0.9, num_windows=3)(
+        SyntheticMarket(60, 40, 4_000, num_groups=2, log=False)[0]
+    )
+
+
+@pytest.fixture
+def train(parts: tuple[HeteroData, ...]) -> HeteroData:
+    return parts[0]
+
+
+@pytest.fixture
+def batch(parts: tuple[HeteroData, ...]) -> HeteroData:
+    return next(iter(PathLoader(parts[0], 20, shuffle=True, widths=WIDTHS)))
+
+
+def build(data: HeteroData, seed: int = 0, **arguments: object) -> SRJGraph:
+    torch.manual_seed(seed)
+    model = SRJGraph.from_data(data, **arguments).double().eval()
+    # Off their first values, which are equal for all.
+    for name, parameter in model.named_parameters():
+        if 'norm' in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def embed(model: SRJGraph, batch: HeteroData, name: str, node: int) -> Tensor:
+    parts = [model.embedding[name].weight[batch[name].n_id[node]]]
+    for attribute, embedding in model.attribute_embedding[name].items():
+        parts.append(embedding.weight[batch[name][attribute][node]])
+    return torch.cat(parts)
+
+
+def embed_query(model: SRJGraph, terms: Tensor) -> Tensor:
+    table = model.term_embedding.weight
+    return sum(
+        (table[term + 1] for term in terms.tolist() if term >= 0), torch.zeros_like(table[0])
+    )
+
+
+def triple(model: SRJGraph, batch: HeteroData, name: str, node: int) -> Tensor:
+    num_targets = batch[CLICKS].edge_label.numel()
+    if node < num_targets:
+        precursor, terms = node, batch[CLICKS].edge_label_query[node]
+        query = embed_query(model, terms)
+    else:
+        store = batch[EDGES[name]]
+        edge = (store.edge_index[0] == node).nonzero().item()
+        precursor = store.edge_index[1, edge].item()
+        query = embed_query(model, store.query[edge])
+        query = query if model.query else torch.zeros_like(query)
+    pair = {
+        name: embed(model, batch, name, node),
+        OTHER[name]: embed(model, batch, OTHER[name], precursor),
+    }
+    return torch.cat([pair['user'], query, pair['item']])
+
+
+def aggregate(
+    model: SRJGraph, batch: HeteroData, name: str, node: int, depth: int, intention: Tensor
+) -> Tensor:
+    r"""What a node has learned from its children, one node at a time."""
+    own = triple(model, batch, name, node)
+    if depth == 0:
+        return own
+    store = batch[EDGES[OTHER[name]]]
+    children = store.edge_index[0, store.edge_index[1] == node].tolist()
+    learned = [
+        aggregate(model, batch, OTHER[name], child, depth - 1, intention) for child in children
+    ]
+    if not model.upstream:
+        kept = torch.zeros_like(own)
+        size = model.size[name]
+        place = slice(0, size) if name == 'user' else slice(len(own) - size, len(own))
+        kept[place] = own[place]
+        own = kept
+    guide = intention if model.intention else torch.zeros_like(intention)
+    child = torch.stack(learned) if learned else torch.empty(0, len(own), dtype=own.dtype)
+    return model.convs[name].dense(child[None], own[None], guide[None])[0]
+
+
+def plain_logit(model: SRJGraph, batch: HeteroData, row: int, depth: int) -> Tensor:
+    user, item = (embed(model, batch, name, row) for name in ('user', 'item'))
+    query = embed_query(model, batch[CLICKS].edge_label_query[row])
+    intention = torch.cat([user, query, item])
+    learned = [aggregate(model, batch, name, row, depth, intention) for name in ('user', 'item')]
+    domain = int(batch[CLICKS].edge_label_domain[row])
+    features = torch.cat([user, item, query, *learned])
+    return model.heads[domain](model.norms[domain](features[None]))[0, 0]
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'query': False},
+        {'intention': False},
+        {'upstream': False},
+        {'standard': True, 'num_positions': 2},
+    ],
+)
+def test_forward_node_by_node(
+    train: HeteroData, batch: HeteroData, arguments: dict[str, object]
+) -> None:
+    model = build(train, **arguments)
+    with torch.no_grad():
+        logit = model(batch)
+        expected = torch.stack([plain_logit(model, batch, row, 3) for row in range(20)])
+    assert logit.std() > 0
+    torch.testing.assert_close(logit, expected)
+
+
+def test_sizes_are_those_of_the_paper() -> None:
+    model = SRJGraph(
+        {'user': 7, 'item': 9},
+        {
+            'user': {'gender': 2, 'age': 6},
+            'item': {'brand': 3, 'seller': 3, 'category': 3, 'price': 3},
+        },
+        num_terms=5,
+    )
+    assert model.size == {'user': 24, 'item': 48}
+    assert model.convs['user'].channels == 88
+    assert model.convs['user'].lin_intention.in_channels == 176
+    assert model.norms[0].num_features == 264
+
+
+def test_ablations_leave_out_what_they_say(train: HeteroData, batch: HeteroData) -> None:
+    other = copy.deepcopy(batch)
+    for edge_type in (CLICKS, REVERSE):
+        other[edge_type].query = other[edge_type].query.flip(0)
+    assert torch.equal(build(train, query=False)(batch), build(train, query=False)(other))
+    assert not torch.allclose(build(train)(batch), build(train)(other))
+    # The query of the target itself stays.
+    other = copy.deepcopy(batch)
+    other[CLICKS].edge_label_query = other[CLICKS].edge_label_query.flip(0)
+    changed = build(train, query=False)(batch) - build(train, query=False)(other)
+    assert changed.abs().max() > 1e-6
+    full, without = build(train), build(train, intention=False)
+    without.load_state_dict(full.state_dict())
+    assert not torch.allclose(full(batch), without(batch))
+
+
+def test_rows_do_not_read_each_other(parts: tuple[HeteroData, ...]) -> None:
+    loader = PathLoader(parts[0], 40, widths=WIDTHS, fixed=True)
+    model = build(parts[0])
+    whole = next(iter(loader))
+    logit = model(whole)
+    part = loader.dataset[torch.arange(10, 20)]
+    torch.testing.assert_close(model(part), logit[10:20])
+
+
+def test_padding_of_queries_changes_nothing(train: HeteroData, batch: HeteroData) -> None:
+    other = copy.deepcopy(batch)
+    for store, name in (
+        (other[CLICKS], 'query'),
+        (other[REVERSE], 'query'),
+        (other[CLICKS], 'edge_label_query'),
+    ):
+        padding = torch.full((len(store[name]), 3), -1)
+        store[name] = torch.cat([store[name], padding], dim=1)
+    model = build(train)
+    torch.testing.assert_close(model(batch), model(other))
+    # The empty query is a term, and no padding.
+    assert model.term_embedding.weight[1].abs().sum() > 0
+
+
+def test_each_domain_has_its_head(train: HeteroData, batch: HeteroData) -> None:
+    model = build(train).train()
+    searched = batch[CLICKS].edge_label_domain == 1
+    assert 0 < searched.sum() < 20
+    model(batch)[searched].sum().backward()
+    reached = [
+        any(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+        for head in model.heads
+    ]
+    assert reached == [False, True]
+
+
+def test_a_domain_with_one_row_or_none_trains(parts: tuple[HeteroData, ...]) -> None:
+    loader = PathLoader(parts[0], 40, widths=WIDTHS)
+    domain = parts[0][CLICKS].edge_label_domain
+    rows = torch.cat([(domain == 0).nonzero().view(-1)[:5], (domain == 1).nonzero()[0]])
+    model = build(parts[0]).train()
+    before = model.norms[1].running_mean.clone()
+    for index in (rows, rows[:5], rows[5:]):
+        loss = model(loader.dataset[index]).square().sum()
+        loss.backward()
+        assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    # The rows of another domain are no statistics of this one.
+    assert torch.equal(model.norms[1].running_mean, before)
+    model(loader.dataset[(domain == 1).nonzero().view(-1)[:9]])
+    assert not torch.equal(model.norms[1].running_mean, before)
+
+
+def test_targets_without_a_history(parts: tuple[HeteroData, ...]) -> None:
+    part = copy.copy(parts[0])
+    part[CLICKS].edge_label_time = torch.zeros_like(parts[0][CLICKS].edge_label_time)
+    loader = PathLoader(part, 12, history=parts[2])
+    batch = loader.dataset[torch.arange(12)]
+    model = build(parts[0])
+    expected = torch.stack([plain_logit(model, batch, row, 3) for row in range(12)])
+    torch.testing.assert_close(model(batch), expected)
+
+
+def test_a_log_without_queries_and_domains(parts: tuple[HeteroData, ...]) -> None:
+    train = copy.copy(parts[0])
+    for name in ('query', 'domain', 'num_query', 'num_domain'):
+        del train[CLICKS][name]
+    for name in ('edge_label_query', 'edge_label_domain'):
+        del train[CLICKS][name]
+    model = build(train)
+    assert len(model.heads) == 1
+    batch = next(iter(PathLoader(train, 30, widths=WIDTHS)))
+    assert model(batch).shape == (30,)
+
+
+def test_learns(parts: tuple[HeteroData, ...], tmp_path) -> None:
+    train, val, test = parts
+    torch.manual_seed(0)
+    module = ClickModule(SRJGraph.from_data(train), 3e-3, 1e-6)
+    loaders = [
+        PathLoader(part, 128, shuffle=part is train, widths={'user': [5], 'item': [3]})
+        for part in parts
+    ]
+    before = evaluate(module, loaders[2])
+    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=4, progress=False, logger=False)
+    after = evaluate(module, loaders[2])
+    assert after['auc'] > max(before['auc'], 0.55)
+    assert after['gauc'] != after['auc']
+
+
+def test_a_domain_without_a_head_raises(train: HeteroData, batch: HeteroData) -> None:
+    with pytest.raises(ValueError, match='the domains 0 to 0, but the batch has domains from 0 to'):
+        build(train, num_domains=1)(batch)
+    batch[CLICKS].edge_label_domain -= 1
+    with pytest.raises(ValueError, match='domains from -1 to 0'):
+        build(train)(batch)
+
+
+def test_half_precision(train: HeteroData, batch: HeteroData) -> None:
+    model = build(train).float()
+    with torch.no_grad():
+        expected = model(batch)
+        with torch.autocast('cpu', torch.bfloat16):
+            logit = model(batch)
+    assert logit.dtype == torch.float
+    assert (logit - expected).abs().max() < 0.1 * expected.std() + 0.05
+
+
+def test_attributes_of_any_name(train: HeteroData) -> None:
+    data = copy.copy(train)
+    data['item']['type'], data['item'].num_type = train['item'].brand, train['item'].num_brand
+    batch = next(iter(PathLoader(data, 20, widths=WIDTHS)))
+    assert build(data)(batch).isfinite().all()
+    few = build(data, attributes={'user': {}, 'item': {'type': data['item'].num_type}})
+    assert few.size == {'user': 16, 'item': 24}
+    assert few(batch).isfinite().all()
+
+
+def test_bad_sizes(train: HeteroData) -> None:
+    for arguments, message in (
+        (({'user': 3},), r"'num_nodes' must be of 'user' and 'item', but got \{'user': 3\}"),
+        (({'user': 3, 'item': 0},), "'num_nodes.'item'.' must be a positive integer, but got 0"),
+        (({'user': 3, 'item': 4}, {'users': {}}), "'attributes' must be of 'user' and 'item'"),
+        (({'user': 3, 'item': 4}, {'item': {'brand': 0}}), "'brand'.' must be a positive integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SRJGraph(*arguments)
+    # What is not told is as by default.
+    model = SRJGraph({'user': 3, 'item': 4}, {'item': {'brand': 2}}, attribute_dim={'user': 2})
+    assert model.size == {'user': 16, 'item': 24}
+
+    data = copy.copy(train)
+    data['item'].brand = train['item'].brand - 1
+    with pytest.raises(ValueError, match=r"from -1 to .* in data\['item'\]\.brand"):
+        SRJGraph.from_data(data)
+    data['item'].brand = train['item'].brand.view(-1, 1)
+    with pytest.raises(ValueError, match=r'brand of shape \[40\], but got \[40, 1\]; leave it out'):
+        SRJGraph.from_data(data)
+
+
+def test_another_batch_raises(train: HeteroData, batch: HeteroData) -> None:
+    model = build(train)
+    with pytest.raises(TypeError, match='which are HeteroData, but got dict'):
+        model(batch.to_dict())
+    with pytest.raises(ValueError, match=r"'user' has no \['n_id', 'batch', 'num_sampled_nodes'\]"):
+        model(train)
+    # A node that two paths share, as PyG's loaders have it.
+    batch['item'].num_sampled_nodes[1] -= 1
+    with pytest.raises(ValueError, match='each node is a target or has one edge'):
+        model(batch)
