@@ -39,6 +39,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import conversion_accuracy
+import search_accuracy
 from baselines import DeepCTR, LightGCN
 from harness import Record, Results, Steps, made_by, prepare, select, stamp
 from lightning import seed_everything
@@ -408,6 +409,7 @@ def parse_args() -> argparse.Namespace:
     tabler.add_argument('--findings', help='Markdown to put before the tables')
     tabler.set_defaults(act=table)
     conversion_accuracy.add_commands(commands)
+    search_accuracy.add_commands(commands)
     return parser.parse_args()
 
 

@@ -10,13 +10,11 @@ with the same optimiser and the same early stopping on validation.
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from harness import Record, Results, made_by, prepare, select, stamp
+from harness import Record, Results, made_by, paired_difference, prepare, select, spread, stamp
 from lightning import seed_everything
-from scipy.stats import ttest_rel
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
@@ -273,14 +271,9 @@ def differences(runs: list[Record], first: str) -> Iterable[str]:
                 [select(runs, model=model, seed=seed)[0]['test'][metric] for seed in seeds]
                 for model in (name, other)
             )
-            change = mean(ours) - mean(theirs)
-            cells.append(f'{change:+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})')
+            cells.append(paired_difference(ours, theirs))
         pair = f'{MODELS[name].title} - {MODELS[other].title}'
         yield f'| {claim} | {pair} | {" | ".join(cells)} |'
-
-
-def spread(values: list[float]) -> str:
-    return f'{mean(values):.4f}' + (f' ± {stdev(values):.4f}' if len(values) > 1 else '')
 
 
 def add_commands(commands: Any) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
 from lightning import Callback
+from scipy.stats import ttest_rel
 
 Record = dict[str, Any]
 
@@ -82,3 +84,13 @@ def made_by(records: list[Record]) -> Iterable[str]:
     packages = ', '.join(f'{name} {number}' for name, number in records[0]['packages'].items())
     yield 'Made by ' + ' and '.join(f'`{command}`' for command in commands) + ','
     yield f'{" to ".join(dict.fromkeys([dates[0], dates[-1]]))}, {packages}.'
+
+
+def spread(values: list[float]) -> str:
+    r"""Mean and standard deviation."""
+    return f'{mean(values):.4f}' + (f' ± {stdev(values):.4f}' if len(values) > 1 else '')
+
+
+def paired_difference(ours: list[float], theirs: list[float]) -> str:
+    r"""The mean difference of two models on the same seeds, and the p-value of a paired t-test."""
+    return f'{mean(ours) - mean(theirs):+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})'

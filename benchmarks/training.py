@@ -9,10 +9,12 @@ strides. Timings mean something only on a machine that does nothing else.
     python benchmarks/training.py --root data/movielens-1m --markdown benchmarks/training.md
 
 The folder --root holds the raw files, raw/ml-1m/*.dat. What GMCM's graph costs is in
-gmcm_training.py, and needs none:
+gmcm_training.py, and what SRJGraph's paths cost in srjgraph_training.py; they need none:
 
     python benchmarks/training.py --model gmcm --batch-size 2048 \
         --markdown benchmarks/training-gmcm.md
+    python benchmarks/training.py --model srjgraph --batch-size 128 --threads 1 \
+        --markdown benchmarks/training-srjgraph.md
 """
 
 import argparse
@@ -31,6 +33,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, cast
 
 import gmcm_training
+import srjgraph_training
 import torch
 import torch.nn.functional as F
 from baselines import DeepCTR
@@ -251,7 +254,8 @@ def run_macgnn(args: argparse.Namespace) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
-    yield from gmcm_training.run(args) if args.model == 'gmcm' else run_macgnn(args)
+    runs = {'macgnn': run_macgnn, 'gmcm': gmcm_training.run, 'srjgraph': srjgraph_training.run}
+    yield from runs[args.model](args)
     yield ''
     yield (
         f'Made by `{shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])}` on '
@@ -272,7 +276,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--model', choices=['macgnn', 'gmcm'], default='macgnn')
+    parser.add_argument('--model', choices=['macgnn', 'gmcm', 'srjgraph'], default='macgnn')
     parser.add_argument('--root', help='folder with raw/, and of the cache; macgnn needs it')
     parser.add_argument('--markdown', help='file to write; default: print')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], help='default: 1 2')
