@@ -69,7 +69,7 @@ def make_subject(name: str) -> Subject:
         **SUBJECTS[name],
     )
     for conv in model.convs:
-        conv.fuse = not name.endswith('messages')
+        setattr(conv, 'fuse', not name.endswith('messages'))  # noqa: B010  (to mypy it is a module)
     return Subject(model, torch.optim.Adam(model.parameters(), 1e-4, fused=True))
 
 

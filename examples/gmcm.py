@@ -197,8 +197,9 @@ def draw(path: Path, data: HeteroData, model: GMCM, names: list[str]) -> None:
     edges = follows.edge_index, follows.edge_weight
     counted = BehaviorGraphConv(1, 1, len(names)).normalized_adjacency(*edges).detach()
     panels = [('Counted on training clicks', counted, 'Blues')]
-    if model.merge == 'graph':
-        learned = model.cpu().convs[0].normalized_adjacency(*edges).detach()
+    conv = model.cpu().convs[0] if model.merge == 'graph' else None
+    if isinstance(conv, BehaviorGraphConv):
+        learned = conv.normalized_adjacency(*edges).detach()
         panels += [
             ('Learned', learned, 'Blues'),
             ('Learned - counted', learned - counted, 'RdBu_r'),

@@ -67,7 +67,7 @@ def main() -> None:
             args.batch_size if shuffle else 4 * args.batch_size,
             shuffle,
             widths={'user': args.user_widths, 'item': args.item_widths},
-            attribute=args.attribute if args.attribute in data['item'] else None,
+            attribute=args.attribute,
             history=data,
             seed=args.seed,
         )
@@ -77,15 +77,12 @@ def main() -> None:
             part, args.batch_size if shuffle else 4 * args.batch_size, shuffle, args.seed
         )
 
+    seed_everything(args.seed, verbose=False)
+    dnn = DNN(features(parts[0]).fields, args.num_buckets)
+    srjgraph = SRJGraph.from_data(parts[0])
     results: dict[str, dict[str, dict[str, float]]] = {}
-    for name, load in (('DNN', features), ('SRJGraph', paths)):
+    for name, model, load in (('DNN', dnn, features), ('SRJGraph', srjgraph, paths)):
         train_loader = load(parts[0], shuffle=True)
-        seed_everything(args.seed, verbose=False)
-        model = (
-            SRJGraph.from_data(parts[0])
-            if name == 'SRJGraph'
-            else DNN(features(parts[0]).fields, args.num_buckets)
-        )
         module = ClickModule(model, args.learning_rate, args.weight_decay)
         fit(
             module,
@@ -105,7 +102,7 @@ def main() -> None:
         }
     print(results_table(results))
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
-    draw(output / 'srjgraph.png', model.cpu().eval(), paths(of_domain(parts[2], 1)))
+    draw(output / 'srjgraph.png', srjgraph.cpu().eval(), paths(of_domain(parts[2], 1)))
     print(f'In {output}: DNN/, SRJGraph/, results.json, srjgraph.png')
 
 
@@ -129,7 +126,9 @@ def parse_args() -> argparse.Namespace:
         help='clicks drawn at each depth from the item; the paper: 1 25 1',
     )  # fmt: skip
     paths.add_argument(
-        '--attribute', default='category', help='what items of a user share with the target'
+        '--attribute',
+        help='what items drawn from a user share with the target; default: category, and nothing '
+        'for trivago, whose items have no attributes',
     )
 
     model = parser.add_argument_group('model and training')
@@ -152,7 +151,10 @@ def parse_args() -> argparse.Namespace:
         '--resume', action=argparse.BooleanOptionalAction, default=True,
         help='go on with the run in the output folder if there is one',
     )  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.attribute is None and args.dataset == 'synthetic':
+        args.attribute = 'category'
+    return args
 
 
 def load_dataset(args: argparse.Namespace) -> SyntheticMarket | Trivago:

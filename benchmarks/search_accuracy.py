@@ -1,0 +1,280 @@
+r"""How well SRJGraph predicts clicks in search and in recommendation: the commands `run-search` and
+`table-search` of accuracy.py.
+
+Every model sees the same exposures, in batches of the same size, with the same optimiser and the
+same early stopping on validation; those that read paths draw them from all clicks before each
+exposure. A model of one domain trains on the exposures of that domain and draws from its clicks
+alone. Each seed draws its own market.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import Record, Results, made_by, paired_difference, prepare, select, spread, stamp
+from lightning import seed_everything
+from path_models import PathModel
+from torch import nn
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
+from mag.datasets import SyntheticMarket, Trivago
+from mag.loader import PathLoader
+from mag.models import SRJGraph
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+DOMAINS = ('recommendation', 'search')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
+SPLIT = TemporalSplit(0.3, 0.8, 0.9, num_windows=1, keep_cold=True)
+NUM_EXPOSURES = 40_000
+WIDTHS = {'user': [10, 1, 5], 'item': [1, 10, 1]}
+
+
+class Dataset(NamedTuple):
+    r"""A log of both domains; only a market depends on the seed."""
+
+    title: str
+    load: Callable[[str, int], HeteroData]
+    attribute: str | None
+
+
+def market(root: str, seed: int) -> HeteroData:
+    return SyntheticMarket(
+        NUM_EXPOSURES // 100, NUM_EXPOSURES // 200, NUM_EXPOSURES, seed=seed, log=False
+    )[0]
+
+
+DATASETS = {
+    'market': Dataset('SyntheticMarket', market, 'category'),
+    'trivago': Dataset('trivago', lambda root, seed: Trivago(root)[0], None),
+}
+
+
+class Model(NamedTuple):
+    r"""A row of the table.
+
+    Args:
+        title: What the table calls it.
+        build: From the training part and the depth of the paths.
+        widths: Those of the paths.
+        domain: The only domain it trains on, or both.
+        is_filtered: Whether items of a user share the category of the target.
+    """
+
+    title: str
+    build: Callable[[HeteroData, int], nn.Module]
+    widths: dict[str, list[int]] = WIDTHS
+    domain: int | None = None
+    is_filtered: bool = True
+
+
+def srjgraph(train: HeteroData, depth: int, **arguments: Any) -> nn.Module:
+    return SRJGraph.from_data(train, **arguments)
+
+
+def other(architecture: str) -> Callable[[HeteroData, int], nn.Module]:
+    return lambda train, depth: PathModel(train, architecture, depth)
+
+
+MODELS = {
+    'srjgraph': Model('SRJGraph', srjgraph),
+    'only_recommendation': Model('SRJGraph, recommendation alone', srjgraph, domain=0),
+    'only_search': Model('SRJGraph, search alone', srjgraph, domain=1),
+    'no_query': Model('SRJGraph w/o query', partial(srjgraph, query=False)),
+    'no_intention': Model('SRJGraph w/o intention', partial(srjgraph, intention=False)),
+    'no_upstream': Model('SRJGraph w/o upstream', partial(srjgraph, upstream=False)),
+    'no_filter': Model('SRJGraph w/o category filter', srjgraph, is_filtered=False),
+    'standard': Model('SRJGraph, standard transformer', partial(srjgraph, standard=True)),
+    'depth_1': Model('SRJGraph, depth 1', srjgraph, {'user': [10], 'item': [1]}),
+    'depth_2': Model('SRJGraph, depth 2', srjgraph, {'user': [10, 1], 'item': [1, 10]}),
+    'depth_4': Model('SRJGraph, depth 4', srjgraph, {'user': [10, 1, 5, 1], 'item': [1, 10, 1, 5]}),
+    'narrow': Model('SRJGraph, widths 5 1 2', srjgraph, {'user': [5, 1, 2], 'item': [1, 5, 1]}),
+    'wide': Model('SRJGraph, widths 25 1 10', srjgraph, {'user': [25, 1, 10], 'item': [1, 25, 1]}),
+    'dnn': Model('DNN', other('dnn'), {'user': [1], 'item': [1]}),
+    'din': Model('DIN', other('din'), {'user': [10], 'item': [1]}),
+    'gat': Model('GAT', other('gat')),
+    'hgt': Model('HGT', other('hgt')),
+    'lightgcn': Model('LightGCN', other('lightgcn')),
+}
+
+
+def of_domain(part: HeteroData, number: int, with_clicks: bool) -> HeteroData:
+    r"""The exposures of one domain, and its clicks alone unless :obj:`with_clicks`."""
+    part = copy.copy(part)
+    clicks = part[CLICKS]
+    shown = clicks.edge_label_domain == number
+    clicked = clicks.domain == number
+    for name in list(clicks.keys()):
+        value = clicks[name]
+        if name.startswith('edge_label'):
+            clicks[name] = value[:, shown] if name == 'edge_label_index' else value[shown]
+        elif name in ('edge_index', 'time', 'query', 'domain') and not with_clicks:
+            clicks[name] = value[:, clicked] if name == 'edge_index' else value[clicked]
+    return part
+
+
+def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Record:
+    model = MODELS[name]
+    data = DATASETS[dataset].load(args.root, seed)
+    parts = SPLIT(data)
+    if model.domain is not None:
+        parts = tuple(of_domain(part, model.domain, with_clicks=False) for part in parts)
+        data = of_domain(data, model.domain, with_clicks=False)
+
+    def load(part: HeteroData, shuffle: bool = False) -> PathLoader:
+        return PathLoader(
+            part,
+            args.batch_size if shuffle else 2 * args.batch_size,
+            shuffle,
+            widths=model.widths,
+            attribute=DATASETS[dataset].attribute if model.is_filtered else None,
+            history=data,
+            seed=seed,
+        )
+
+    train_loader = load(parts[0], shuffle=True)
+    seed_everything(seed, verbose=False)
+    depth = len(model.widths['user'])
+    module = ClickModule(model.build(parts[0], depth), args.learning_rate, args.weight_decay)
+    fit(
+        module,
+        train_loader,
+        load(parts[1]),
+        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=seed,
+        validate_every=-(-len(train_loader) // 2),
+        progress=False,
+        accelerator=args.accelerator,
+        logger=False,
+    )
+    domains = range(len(DOMAINS)) if model.domain is None else [model.domain]
+    return {
+        'dataset': dataset,
+        'model': name,
+        'seed': seed,
+        'rows': [len(part[CLICKS].edge_label) for part in parts],
+        'test': {
+            DOMAINS[number]: evaluate(module, load(of_domain(parts[2], number, with_clicks=True)))
+            for number in domains
+        },
+        **stamp(*PACKAGES),
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    prepare(args.threads)
+    results = Results(Path(args.out))
+    jobs = [
+        (dataset, name, seed)
+        for dataset in args.dataset
+        for seed in range(args.seeds)
+        for name in args.models
+        if not results.find(dataset=dataset, model=name, seed=seed)
+    ]
+    for dataset, name, seed in tqdm(jobs):
+        results.append(run_one(dataset, name, seed, args))
+
+
+def table(args: argparse.Namespace) -> None:
+    records = [record for path in args.results for record in Results(Path(path)).records]
+    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
+    title, *sections = render(records)
+    print('\n'.join([title, *findings, *sections]))
+
+
+def render(records: list[Record]) -> Iterable[str]:
+    r"""The committed table: what models reach in each domain, and the distance to SRJGraph."""
+    yield '# Search and recommendation'
+    yield ''
+    yield (
+        'Mean and standard deviation over seeds on the test part, and the difference to SRJGraph '
+        'on the same seeds with the p-value of a paired t-test, without correction for their '
+        'number. '
+        f'Paths are {WIDTHS["user"]} from the user and {WIDTHS["item"]} from the item unless said '
+        'otherwise.'
+    )
+    for dataset in DATASETS:
+        runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])
+        if runs:
+            yield from section(dataset, runs)
+    yield ''
+    yield from made_by(records)
+
+
+def section(dataset: str, runs: list[Record]) -> Iterable[str]:
+    yield from ('', f'## {DATASETS[dataset].title}', '')
+    train, val, test = runs[0]['rows']
+    yield f'{train:,} rows trained, {val:,} validated, {test:,} tested.'
+    yield ''
+    yield (
+        '| model | search AUC | against SRJGraph | recommendation AUC | against SRJGraph | '
+        'search logloss | recommendation logloss | seeds |'
+    )
+    yield '| --- |' + ' --- |' * 7
+    for name, model in MODELS.items():
+        found = select(runs, model=name)
+        if not found:
+            continue
+        cells = []
+        for domain in ('search', 'recommendation'):
+            cells += [values(found, domain, 'auc'), against(runs, name, domain)]
+        cells += [values(found, domain, 'logloss') for domain in ('search', 'recommendation')]
+        yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
+
+
+def values(runs: list[Record], domain: str, metric: str) -> str:
+    found = [run['test'][domain][metric] for run in runs if domain in run['test']]
+    return spread(found) if found else ''
+
+
+def against(runs: list[Record], name: str, domain: str) -> str:
+    pairs = [
+        (run['test'][domain]['auc'], base[0]['test'][domain]['auc'])
+        for run in select(runs, model=name)
+        if domain in run['test'] and (base := select(runs, model='srjgraph', seed=run['seed']))
+    ]
+    if name == 'srjgraph' or len(pairs) < 2:
+        return ''
+    ours, theirs = (list(column) for column in zip(*pairs))
+    return paired_difference(ours, theirs)
+
+
+def add_commands(commands: Any) -> None:
+    r"""Adds `run-search` and `table-search` to the commands of accuracy.py."""
+    runner = commands.add_parser(
+        'run-search', help='train and score SRJGraph and what it is compared with',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    runner.add_argument(
+        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
+        help=f"which of {', '.join(DATASETS)}",
+    )  # fmt: skip
+    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
+    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
+    runner.add_argument(
+        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
+        help=f"which of {', '.join(MODELS)}",
+    )  # fmt: skip
+    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
+    runner.add_argument(
+        '--checkpoints', default='output/search', help='folder of the runs, to resume from'
+    )
+    runner.add_argument('--batch-size', type=int, default=512, help='rows a step')
+    runner.add_argument('--max-epochs', type=int, default=3, help='at most this many passes')
+    runner.add_argument('--patience', type=int, default=3, help='validations without improvement')
+    runner.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
+    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
+    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
+    runner.set_defaults(act=run)
+    tabler = commands.add_parser('table-search', help='print the Markdown table of result files')
+    tabler.add_argument('results', nargs='+', help='JSON files of run-search')
+    tabler.add_argument('--findings', help='Markdown to put before the tables')
+    tabler.set_defaults(act=table)
