@@ -1,4 +1,4 @@
-r"""Graph-based click prediction with PyTorch Geometric, from raw clicks to a trained model."""
+r"""Graph-based click and conversion prediction with PyTorch Geometric, from raw logs to models."""
 
 # torch comes before faiss: with faiss first, a forked DataLoader worker that calls faiss hangs.
 # Every module of the package is imported after this line, so none needs to think of it.
