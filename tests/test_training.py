@@ -740,7 +740,7 @@ def test_bad_batches() -> None:
     for call, sentence in (
         (lambda: evaluate(module, unlabelled), 'need labels, but batch.label is None'),
         (lambda: module.loss(next(iter(unlabelled))), 'need labels, but batch.label is None'),
-        (lambda: evaluate(module, labelled), r'shape \[2\] like batch.label, .* \[2, 1\]'),
+        (lambda: evaluate(module, labelled), r'shape \[2\] like the labels, .* \[2, 1\]'),
         (lambda: module.loss(next(iter(labelled))), r'Scores must .* \[2\] .* returned \[2, 1\]'),
         (lambda: evaluate(module, DataLoader([])), 'nothing to evaluate: .* one row, but got none'),
         (

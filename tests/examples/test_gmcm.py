@@ -56,7 +56,7 @@ def test_real_logs(tmp_path: Path, mag_data: Path, name: str, release: str, desc
     raw = tmp_path / 'data' / name / 'raw'
     raw.mkdir(parents=True)
     (raw / release).symlink_to(mag_data / release)
-    done = run(tmp_path, '--dataset', name, '--batch-size', '8192')
+    done = run(tmp_path, '--dataset', name)
     assert done.returncode == 0, done.stderr
     assert described in done.stdout
     results = results_of(tmp_path, f'gmcm-{name}-graph-ipw-seed0')['results']
