@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import conversion_accuracy
 import search_accuracy
 from baselines import DeepCTR, LightGCN
-from harness import Record, Results, Steps, made_by, prepare, select, stamp
+from harness import Record, Results, Steps, made_by, prepare, print_table, select, stamp
 from lightning import seed_everything
 from torch import nn
 from torch_geometric.data import HeteroData
@@ -292,10 +292,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    records = [record for path in args.results for record in Results(Path(path)).records]
-    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
-    title, *sections = render(records)
-    print('\n'.join([title, *findings, *sections]))
+    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:

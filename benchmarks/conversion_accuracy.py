@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import Record, Results, made_by, paired_difference, prepare, select, spread, stamp
+from harness import (
+    Record,
+    made_by,
+    paired_difference,
+    print_table,
+    run_missing,
+    select,
+    spread,
+    stamp,
+)
 from lightning import seed_everything
 from torch_geometric.data import HeteroData
-from tqdm import tqdm
 
 from mag.datasets import KuaiRand, SyntheticMarket, Trivago
 from mag.loader import ExposureLoader
@@ -184,24 +192,11 @@ def optimum(test: HeteroData) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    prepare(args.threads)
-    results = Results(Path(args.out))
-    jobs = [
-        (dataset, name, seed)
-        for dataset in args.dataset
-        for seed in range(args.seeds)
-        for name in args.models
-        if not results.find(dataset=dataset, model=name, seed=seed)
-    ]
-    for dataset, name, seed in tqdm(jobs):
-        results.append(run_one(dataset, name, seed, args))
+    run_missing(args, run_one)
 
 
 def table(args: argparse.Namespace) -> None:
-    records = [record for path in args.results for record in Results(Path(path)).records]
-    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
-    title, *sections = render(records)
-    print('\n'.join([title, *findings, *sections]))
+    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:

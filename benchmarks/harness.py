@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning import Callback
 from scipy.stats import ttest_rel
+from tqdm import tqdm
 
 Record = dict[str, Any]
 
@@ -94,3 +95,26 @@ def spread(values: list[float]) -> str:
 def paired_difference(ours: list[float], theirs: list[float]) -> str:
     r"""The mean difference of two models on the same seeds, and the p-value of a paired t-test."""
     return f'{mean(ours) - mean(theirs):+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})'
+
+
+def run_missing(args: Any, run_one: Callable[[str, str, int, Any], Record]) -> None:
+    r"""Runs every model and seed on every log of which :obj:`args.out` has no record yet."""
+    prepare(args.threads)
+    results = Results(Path(args.out))
+    jobs = [
+        (dataset, name, seed)
+        for dataset in args.dataset
+        for seed in range(args.seeds)
+        for name in args.models
+        if not results.find(dataset=dataset, model=name, seed=seed)
+    ]
+    for dataset, name, seed in tqdm(jobs):
+        results.append(run_one(dataset, name, seed, args))
+
+
+def print_table(args: Any, render: Callable[[list[Record]], Iterable[str]]) -> None:
+    r"""Prints the table of the files of :obj:`args`, with the findings after its title."""
+    records = [record for path in args.results for record in Results(Path(path)).records]
+    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
+    title, *sections = render(records)
+    print('\n'.join([title, *findings, *sections]))

@@ -14,12 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import Record, Results, made_by, paired_difference, prepare, select, spread, stamp
+from harness import (
+    Record,
+    made_by,
+    paired_difference,
+    print_table,
+    run_missing,
+    select,
+    spread,
+    stamp,
+)
 from lightning import seed_everything
 from path_models import PathModel
 from torch import nn
 from torch_geometric.data import HeteroData
-from tqdm import tqdm
 
 from mag.datasets import SyntheticMarket, Trivago
 from mag.loader import PathLoader
@@ -169,24 +177,11 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
 
 
 def run(args: argparse.Namespace) -> None:
-    prepare(args.threads)
-    results = Results(Path(args.out))
-    jobs = [
-        (dataset, name, seed)
-        for dataset in args.dataset
-        for seed in range(args.seeds)
-        for name in args.models
-        if not results.find(dataset=dataset, model=name, seed=seed)
-    ]
-    for dataset, name, seed in tqdm(jobs):
-        results.append(run_one(dataset, name, seed, args))
+    run_missing(args, run_one)
 
 
 def table(args: argparse.Namespace) -> None:
-    records = [record for path in args.results for record in Results(Path(path)).records]
-    findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
-    title, *sections = render(records)
-    print('\n'.join([title, *findings, *sections]))
+    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:

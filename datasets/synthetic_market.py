@@ -7,10 +7,10 @@ import torch
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
+from mag.datasets._click_dataset import DOMAINS
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
 from mag.metrics import bayes_optimal
 
-DOMAINS = ('recommendation', 'search')
 MODALITIES = ('visual', 'acoustic', 'text')
 _CATEGORIES_PER_GROUP = 3
 _TERMS_PER_CATEGORY = 5

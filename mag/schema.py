@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 CLICKS = ('user', 'clicks', 'item')
+REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 OTHER = {'user': 'item', 'item': 'user'}
 
 

@@ -7,9 +7,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.nn import MLP, IntentionConv
-from mag.schema import CLICKS, OTHER, require, require_positive_integers
+from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, require, require_positive_integers
 
-REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 # By the type of the child: its edges to precursors.
 TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
 

@@ -2,16 +2,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
+from mag.loader.row_loader import RowLoader, check_requested
 from mag.schema import CLICKS, require
 
 
-class ExposureLoader(DataLoader):
+class ExposureLoader(RowLoader):
     r"""Loads the exposures of a log as batches of features and labels, :class:`ExposureBatch`.
 
     .. code-block:: python
@@ -49,14 +48,7 @@ class ExposureLoader(DataLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
-        if taken:
-            raise TypeError(
-                f'ExposureLoader makes its batches itself and takes no {sorted(taken)}.'
-            )
-        rows = _ExposureRows(data)
-        sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
-        super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+        super().__init__(_ExposureRows(data), batch_size, shuffle, seed, **kwargs)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -101,11 +93,6 @@ class ExposureLoader(DataLoader):
         return self.dataset.request(user.long().expand(items.shape), items.long(), x, told)
 
 
-def _keep_batch(batch: Any) -> Any:
-    r"""In place of the default, which would turn a batch into a list."""
-    return batch
-
-
 class _ExposureRows(torch.utils.data.Dataset):
     r"""The exposures of a part, indexed by tensors of rows."""
 
@@ -142,12 +129,7 @@ class _ExposureRows(torch.utils.data.Dataset):
     ) -> ExposureBatch:
         features = self.features
         for node_type, node in (('user', user), ('item', item)):
-            num_nodes = features.num_nodes[node_type]
-            if node.numel() > 0 and not 0 <= node.min() <= node.max() < num_nodes:
-                raise IndexError(
-                    f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
-                    f'there are {num_nodes} {node_type}s.'
-                )
+            check_requested(node_type, node, features.num_nodes[node_type])
         if contexts.keys() != features.contexts.keys():
             raise ValueError(
                 f'A request for this log must tell {sorted(features.contexts) or "no context"}, '

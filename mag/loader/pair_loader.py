@@ -2,15 +2,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.pair_batch import PairBatch
+from mag.loader.row_loader import RowLoader, check_requested
 from mag.schema import CLICKS, OTHER, require
 
 
-class PairLoader(DataLoader):
+class PairLoader(RowLoader):
     r"""Loads the exposures of a macro graph as batches of user-item pairs with their macro rows,
     :class:`PairBatch`.
 
@@ -50,12 +49,7 @@ class PairLoader(DataLoader):
         **kwargs: Any,
     ) -> None:
         require(data, 'PairLoader', 'edge_index')
-        taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
-        if taken:
-            raise TypeError(f'PairLoader makes its batches itself and takes no {sorted(taken)}.')
-        rows = _MacroRows(data)
-        sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
-        super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+        super().__init__(_MacroRows(data), batch_size, shuffle, seed, **kwargs)
 
     def request(self, user: int | Tensor, items: Tensor) -> PairBatch:
         r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff.
@@ -79,11 +73,6 @@ class PairLoader(DataLoader):
                 f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
             )
         return self.dataset.request(user.long().expand(items.shape), items.long())
-
-
-def _keep_batch(batch: Any) -> Any:
-    r"""In place of the default, which would turn the tuples within a batch into lists."""
-    return batch
 
 
 def _check_ids(what: str, ids: Tensor, first: int, num: int) -> None:
@@ -124,11 +113,7 @@ class _MacroRows(torch.utils.data.Dataset):
 
     def request(self, user: Tensor, item: Tensor) -> PairBatch:
         for node_type, node in (('user', user), ('item', item)):
-            if node.numel() > 0 and not 0 <= node.min() <= node.max() < self.num_nodes[node_type]:
-                raise IndexError(
-                    f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
-                    f'there are {self.num_nodes[node_type]} {node_type}s.'
-                )
+            check_requested(node_type, node, self.num_nodes[node_type])
         window = torch.full_like(user, self.num_windows - 1) if self.num_windows > 1 else None
         return self._gather(user, item, window, None)
 

@@ -5,19 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.path_sampler import PathSampler
-from mag.schema import CLICKS, OTHER, require
+from mag.loader.row_loader import RowLoader
+from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, require
 
-REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 _CHUNK = 4096
 
 
-class PathLoader(DataLoader):
+class PathLoader(RowLoader):
     r"""Loads the exposures of a log with the paths that :class:`PathSampler` draws for them, as two
     trees each, in batches that are :class:`~torch_geometric.data.HeteroData`.
 
@@ -86,22 +84,11 @@ class PathLoader(DataLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        taken = {'dataset', 'sampler', 'batch_sampler', 'drop_last', 'collate_fn'} & set(kwargs)
-        if taken:
-            raise TypeError(f'PathLoader makes its batches itself and takes no {sorted(taken)}.')
         targets = _Targets(data, data if history is None else history, seed)
         targets.sampler = PathSampler(targets.history, widths, attribute, replace)
         if fixed:
             targets.draw_all()
-        sampler = BatchIndexSampler(len(targets), batch_size, shuffle, seed)
-        super().__init__(
-            targets, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs
-        )
-
-
-def _keep_batch(batch: Any) -> Any:
-    r"""In place of the default, which would turn a batch into a list."""
-    return batch
+        super().__init__(targets, batch_size, shuffle, seed, **kwargs)
 
 
 def _has_length(value: Any, length: int) -> bool:
