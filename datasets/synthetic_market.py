@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from mag.datasets._click_dataset import DOMAINS
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
+from mag.datasets._occasion import NUM_OCCASIONS, Occasion
 from mag.metrics import bayes_optimal
 
 MODALITIES = ('visual', 'acoustic', 'text')
@@ -39,7 +40,8 @@ class SyntheticMarket(InMemoryDataset):
 
     .. math::
         P(\mathrm{click}) &= \sigma \left( c_0 + \mathrm{affinity}_{uit} + \mathrm{style}_{ui} +
-        \mathrm{match}_{it} + \beta \, \mathrm{value}_{ui} \right) \\
+        \mathrm{match}_{it} + \beta \, \mathrm{value}_{ui} + \gamma \, \mathrm{fit}_{uit} \right)
+        \\
         P(\mathrm{conversion} \mid \mathrm{click}) &= \sum_{\mathbf{b}} P(\mathbf{b} \mid e_{ui}) \,
         \sigma \left( d_0 + \mathrm{value}_{ui} + \mathrm{need}_u + \mathbf{w} \cdot \mathbf{b}
         \right).
@@ -49,7 +51,11 @@ class SyntheticMarket(InMemoryDataset):
     :math:`\beta`, the :obj:`selection_bias`: at 0 the clicked exposures convert like the others
     would, at larger ones better and better. Affinity is that of tastes; style is that of the user's
     preferred modality (visual, acoustic or text) with the item's content there; a match is an item
-    of the category searched for. Between click and conversion come the ten micro-behaviors
+    of the category searched for. A search has one of two occasions, and a last term that tells it;
+    fit is how near the price level is to the one that this user wants on this occasion, and
+    :math:`\gamma` the :obj:`occasion_strength`: at 0 there are no occasions, at larger ones what a
+    user clicked before tells what they click now, if it was searched for on the same occasion, and
+    misleads if not. Between click and conversion come the ten micro-behaviors
     :math:`\mathbf{b}`, drawn from a pairwise model that depends on the engagement :math:`e`.
 
     The :class:`~torch_geometric.data.HeteroData` holds
@@ -63,9 +69,9 @@ class SyntheticMarket(InMemoryDataset):
       :obj:`edge_label_time`, :obj:`edge_label_query`, :obj:`edge_label_domain`,
       :obj:`edge_label_behavior` of shape :obj:`[num_exposures, 10]`,
       :obj:`edge_label_conversion`), both ordered by time in seconds. A query holds ids of terms,
-      shape :obj:`[4]`, padded with :obj:`-1`; that of a recommendation is the empty query, term
-      :obj:`0`. :obj:`edge_label_row` is the row of the exposure in :obj:`data.truth`, which a
-      split keeps;
+      shape :obj:`[4]` or, with occasions, :obj:`[5]`, padded with :obj:`-1`; that of a
+      recommendation is the empty query, term :obj:`0`. :obj:`edge_label_row` is the row of the
+      exposure in :obj:`data.truth`, which a split keeps;
     * :obj:`data.truth`, a dictionary: for each exposure :obj:`click_probability`,
       :obj:`conversion_probability` (given a click) and :obj:`intent` (the category looked for, in
       search and in half of the recommendations, else :obj:`-1`); :obj:`user_group` (at the start
@@ -87,6 +93,7 @@ class SyntheticMarket(InMemoryDataset):
         search_share (float, optional): The share of exposures from search. (default: :obj:`0.4`)
         query_noise (float, optional): The share of query terms that say nothing.
             (default: :obj:`0.2`)
+        occasion_strength (float, optional): :math:`\gamma`; 2 is strong. (default: :obj:`0.0`)
         seed (int, optional): (default: :obj:`0`)
         transform (callable, optional): Applied to the data on every access.
         log (bool, optional): Whether to show progress. (default: :obj:`True`)
@@ -105,6 +112,7 @@ class SyntheticMarket(InMemoryDataset):
         selection_bias: float = 1.0,
         search_share: float = 0.4,
         query_noise: float = 0.2,
+        occasion_strength: float = 0.0,
         seed: int = 0,
         transform: Callable[[HeteroData], HeteroData] | None = None,
         log: bool = True,
@@ -116,13 +124,21 @@ class SyntheticMarket(InMemoryDataset):
             'num_groups': num_groups,
         }
         shares = {'search_share': search_share, 'query_noise': query_noise}
-        _check_arguments(sizes, shares, selection_bias, seed)
+        strengths = {'selection_bias': selection_bias, 'occasion_strength': occasion_strength}
+        _check_arguments(sizes, shares, strengths, seed)
         super().__init__(None, transform, log=log)
         world = _World(np.random.default_rng([seed, 0]), num_users, num_items, num_groups)
         rng = np.random.default_rng([seed, 1])
         with tqdm(total=3 * num_exposures, desc='Simulating', disable=not log, leave=False) as bar:
             exposures = _draw_exposures(world, rng, num_exposures, search_share, query_noise, bar)
-            self._data = _to_data(world, exposures, selection_bias, rng, bar)
+            occasion = None
+            if occasion_strength > 0:
+                # Draws of its own, which leave the market without occasions as it is.
+                own = np.random.default_rng([seed, 2])
+                occasion = Occasion(own, num_users, world.num_prices, exposures.domain)
+                query = occasion.add_term(exposures.query, world.num_terms)
+                exposures = exposures._replace(query=query)
+            self._data = _to_data(world, exposures, occasion, strengths, rng, bar)
         self.slices = None
 
     @property
@@ -137,7 +153,7 @@ class SyntheticMarket(InMemoryDataset):
 
 
 def _check_arguments(
-    sizes: dict[str, Any], shares: dict[str, Any], selection_bias: Any, seed: Any
+    sizes: dict[str, Any], shares: dict[str, Any], strengths: dict[str, Any], seed: Any
 ) -> None:
     for name, value in {**sizes, 'seed': seed}.items():
         if isinstance(value, bool) or not isinstance(value, int):
@@ -146,14 +162,15 @@ def _check_arguments(
         least = {'seed': 0, 'num_exposures': 2}.get(name, 1)
         if value < least:
             raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
-    for name, value in {**shares, 'selection_bias': selection_bias}.items():
+    for name, value in {**shares, **strengths}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"'{name}' must be a float, but got {value!r}.")
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"'{name}' must lie between 0 and 1, but got {value}.")
-    if not 0 <= selection_bias < math.inf:
-        raise ValueError(f"'selection_bias' must be at least 0, but got {selection_bias}.")
+    for name, value in strengths.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"'{name}' must be finite and at least 0, but got {value}.")
 
 
 class _World:
@@ -295,7 +312,8 @@ def _draw_queries(
 def _to_data(
     world: _World,
     exposures: _Exposures,
-    selection_bias: float,
+    occasion: Occasion | None,
+    strengths: dict[str, float],
     rng: np.random.Generator,
     bar: tqdm,
 ) -> HeteroData:
@@ -306,7 +324,11 @@ def _to_data(
     for start in range(0, num_exposures, _CHUNK):
         rows = slice(start, start + _CHUNK)
         value = _value(world, exposures, rows)
-        click_logit[rows] = _interest(world, exposures, rows) + selection_bias * value
+        click_logit[rows] = _interest(world, exposures, rows) + strengths['selection_bias'] * value
+        if occasion is not None:
+            price = world.price_level[exposures.item[rows]]
+            fit = occasion.fit(exposures.user[rows], price, rows)
+            click_logit[rows] += strengths['occasion_strength'] * fit
         conversion_logit[rows] = value + world.need[exposures.user[rows]]
         level[rows] = micro.level(0.8 * value + 0.6 * world.diligence[exposures.user[rows]])
         bar.update(value.size)
@@ -336,6 +358,8 @@ def _to_data(
     clicks = data['user', 'clicks', 'item']
     clicks.edge_label_behavior = behavior
     clicks.edge_label_conversion = torch.from_numpy(converted).float()
+    if occasion is not None:
+        clicks.num_query += NUM_OCCASIONS
     click = torch.from_numpy(click_probability)
     conversion = torch.from_numpy(conversion_probability)
     data.truth = {
@@ -355,6 +379,9 @@ def _to_data(
             )
         },
     }
+    if occasion is not None:
+        data.truth['occasion'] = torch.from_numpy(occasion.drawn)
+        data.truth['occasion_price'] = torch.from_numpy(occasion.price)
     return data
 
 
@@ -365,7 +392,7 @@ def _value(world: _World, exposures: _Exposures, rows: slice) -> np.ndarray:
 
 
 def _interest(world: _World, exposures: _Exposures, rows: slice) -> np.ndarray:
-    r"""What draws a click and says nothing about a conversion."""
+    r"""What draws a click on any occasion and says nothing about a conversion."""
     user, item, progress = (
         column[rows] for column in (exposures.user, exposures.item, exposures.progress)
     )

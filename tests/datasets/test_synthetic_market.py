@@ -309,6 +309,45 @@ def test_optimum_is_what_the_truth_scores(market: HeteroData) -> None:
         assert float(logloss) == pytest.approx(optimum['logloss'], abs=0.006)
 
 
+def test_occasions_change_clicks_alone_and_as_the_formula_says() -> None:
+    arguments = (100, 60, 20_000)
+    without = SyntheticMarket(*arguments, log=False)[0]
+    data = SyntheticMarket(*arguments, occasion_strength=1.5, log=False)[0]
+    for name in ('edge_label_index', 'edge_label_time', 'edge_label_domain'):
+        assert torch.equal(data[CLICKS][name], without[CLICKS][name])
+    assert torch.equal(data[CLICKS].edge_label_query[:, :4], without[CLICKS].edge_label_query)
+    name = 'conversion_probability'
+    assert torch.equal(data.truth[name], without.truth[name])
+
+    user, item = data[CLICKS].edge_label_index
+    occasion = data.truth['occasion']
+    wanted = data.truth['occasion_price'][user, occasion.clamp(min=0)]
+    fit = 1.2 - (data['item'].price_level[item] - wanted).abs()
+    fit[data[CLICKS].edge_label_domain == 0] = 0
+    shift = (
+        data.truth['click_probability'].logit()
+        - without.truth['click_probability'].logit()
+        - 1.5 * fit
+    )
+    # What is left is the constant that keeps one click in five.
+    assert torch.allclose(shift, shift[0], atol=1e-4)
+    assert data[CLICKS].edge_label.mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_last_term_of_a_search_tells_the_occasion() -> None:
+    without = SyntheticMarket(50, 30, 5_000, log=False)[0]
+    data = SyntheticMarket(50, 30, 5_000, occasion_strength=1.0, log=False)[0]
+    is_search = data[CLICKS].edge_label_domain == 1
+    occasion, term = data.truth['occasion'], data[CLICKS].edge_label_query[:, 4]
+    num_terms = without[CLICKS].num_query
+    assert torch.equal(term[is_search], num_terms + occasion[is_search])
+    assert set(occasion[is_search].tolist()) == {0, 1}
+    assert (occasion[~is_search] == -1).all() and (term[~is_search] == -1).all()
+    assert data[CLICKS].num_query == num_terms + 2
+    assert data[CLICKS].query.max() == num_terms + 1
+    assert 'occasion' not in without.truth
+
+
 def test_rows_find_their_truth_after_a_split(market: HeteroData) -> None:
     for part in TemporalSplit(num_windows=1)(market):
         clicks, truth = part[CLICKS], part.truth
@@ -360,3 +399,19 @@ def test_names_are_those_of_the_columns() -> None:
     assert dataset.names['modality'] == ['visual', 'acoustic', 'text']
     assert dataset.names['domain'] == ['recommendation', 'search']
     assert len(dataset) == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'error', 'said'),
+    [
+        ('occasion_strength', -0.5, ValueError, 'at least 0, but got -0.5'),
+        ('occasion_strength', math.nan, ValueError, 'at least 0, but got nan'),
+        ('selection_bias', math.inf, ValueError, 'finite and at least 0, but got inf'),
+        ('occasion_strength', '1', TypeError, "a float, but got '1'"),
+    ],
+)
+def test_strengths_are_finite_and_not_negative(
+    name: str, value: object, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=f"'{name}' must be.*{said}"):
+        SyntheticMarket(50, 30, 500, log=False, **{name: value})
