@@ -72,6 +72,17 @@ def test_runs_tables_and_goes_on(search: ModuleType, tmp_path: Path) -> None:
     assert json.loads(path.read_text())[-1]['test'] == records[-1]['test']
 
 
+def test_improvement_over_the_dnn_is_that_of_the_means(search: ModuleType) -> None:
+    runs = [
+        {'model': model, 'seed': seed, 'test': {'search': {'auc': auc}}}
+        for model, aucs in {'dnn': (0.55, 0.65), 'srjgraph': (0.63, 0.67)}.items()
+        for seed, auc in enumerate(aucs)
+    ]
+    assert search.over_dnn(runs, 'srjgraph', 'search') == '+50.0 %'
+    assert search.over_dnn(runs, 'dnn', 'search') == ''
+    assert search.over_dnn(runs, 'srjgraph', 'recommendation') == ''
+
+
 def test_one_domain_has_nothing_of_the_other(search: ModuleType) -> None:
     data = SyntheticMarket(40, 20, 2_000, log=False)[0]
     part = search.of_domain(data, 1, with_clicks=False)
