@@ -56,6 +56,10 @@ class PathModel(nn.Module):
         width = 2 * SIZE + TERM_SIZE + ARCHITECTURES[architecture] * SIZE
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(clicks.num_domain))
         self.heads = nn.ModuleList(MLP([width, 256, 64, 1]) for _ in range(clicks.num_domain))
+        # As SRJGraph's: PyTorch's default is so large that much of it is still there at the end.
+        for module in self.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                nn.init.xavier_uniform_(module.weight)
 
     def forward(self, batch: HeteroData) -> Tensor:
         targets = batch[CLICKS]

@@ -4,8 +4,8 @@ r"""How well SRJGraph predicts clicks in search and in recommendation: the comma
 Every model sees the same exposures, in batches of the same size, with the same optimiser and the
 same early stopping on validation; those that read paths draw them from all clicks before each
 exposure. A model of one domain trains on the exposures of that domain and draws from its clicks
-alone. Each seed draws its own market: a plain one, or a denser one with occasions, where a click
-tells the next only if it was searched for on the same occasion.
+alone. Each seed draws its own market: a plain one, or one with occasions, where a click tells
+the next only if it was searched for on the same occasion.
 """
 
 import argparse
@@ -47,11 +47,18 @@ WIDTHS = {'user': [10, 1, 5], 'item': [1, 10, 1]}
 
 
 class Dataset(NamedTuple):
-    r"""A log of both domains; only a market depends on the seed."""
+    r"""A log of both domains.
+
+    Args:
+        title: What the table calls it.
+        load: From a folder and a seed, on which only a market depends.
+        is_filtered: Whether items drawn from a user share the category of the target, unless a
+            model says otherwise.
+    """
 
     title: str
     load: Callable[[str, int], HeteroData]
-    attribute: str | None
+    is_filtered: bool = False
 
 
 def market(root: str, seed: int) -> HeteroData:
@@ -62,10 +69,10 @@ def market(root: str, seed: int) -> HeteroData:
 
 def occasions(root: str, seed: int) -> HeteroData:
     return SyntheticMarket(
-        NUM_EXPOSURES // 200,
+        NUM_EXPOSURES // 40,
         NUM_EXPOSURES // 400,
         5 * NUM_EXPOSURES // 2,
-        num_groups=4,
+        num_groups=2,
         occasion_strength=2.0,
         seed=seed,
         log=False,
@@ -73,9 +80,9 @@ def occasions(root: str, seed: int) -> HeteroData:
 
 
 DATASETS = {
-    'market': Dataset('SyntheticMarket', market, 'category'),
-    'occasions': Dataset('SyntheticMarket with occasions', occasions, 'category'),
-    'trivago': Dataset('trivago', lambda root, seed: Trivago(root)[0], None),
+    'market': Dataset('SyntheticMarket', market, is_filtered=True),
+    'occasions': Dataset('SyntheticMarket with occasions', occasions),
+    'trivago': Dataset('trivago', lambda root, seed: Trivago(root)[0]),
 }
 
 
@@ -87,14 +94,15 @@ class Model(NamedTuple):
         build: From the training part and the depth of the paths.
         widths: Those of the paths.
         domain: The only domain it trains on, or both.
-        is_filtered: Whether items of a user share the category of the target.
+        is_filtered: Whether items of a user share the category of the target; otherwise as the
+            log says.
     """
 
     title: str
     build: Callable[[HeteroData, int], nn.Module]
     widths: dict[str, list[int]] = WIDTHS
     domain: int | None = None
-    is_filtered: bool = True
+    is_filtered: bool | None = None
 
 
 def srjgraph(train: HeteroData, depth: int, **arguments: Any) -> nn.Module:
@@ -116,6 +124,7 @@ MODELS = {
         'SRJGraph w/o intention and upstream', partial(srjgraph, intention=False, upstream=False)
     ),
     'no_filter': Model('SRJGraph w/o category filter', srjgraph, is_filtered=False),
+    'filter': Model('SRJGraph with category filter', srjgraph, is_filtered=True),
     'standard': Model('SRJGraph, standard transformer', partial(srjgraph, standard=True)),
     'depth_1': Model('SRJGraph, depth 1', srjgraph, {'user': [10], 'item': [1]}),
     'depth_2': Model('SRJGraph, depth 2', srjgraph, {'user': [10, 1], 'item': [1, 10]}),
@@ -149,6 +158,9 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     model = MODELS[name]
     data = DATASETS[dataset].load(args.root, seed)
     parts = SPLIT(data)
+    is_filtered = DATASETS[dataset].is_filtered
+    if model.is_filtered is not None:
+        is_filtered = model.is_filtered
     if model.domain is not None:
         parts = tuple(of_domain(part, model.domain, with_clicks=False) for part in parts)
         data = of_domain(data, model.domain, with_clicks=False)
@@ -159,7 +171,7 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
             args.batch_size if shuffle else 2 * args.batch_size,
             shuffle,
             widths=model.widths,
-            attribute=DATASETS[dataset].attribute if model.is_filtered else None,
+            attribute='category' if is_filtered else None,
             history=data,
             seed=seed,
         )
@@ -186,7 +198,9 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
         'dataset': dataset,
         'model': name,
         'seed': seed,
+        'learning_rate': args.learning_rate,
         'rows': [len(part[CLICKS].edge_label) for part in parts],
+        'val': evaluate(module, load(parts[1])),
         'test': {
             DOMAINS[number]: evaluate(module, load(of_domain(parts[2], number, with_clicks=True)))
             for number in domains

@@ -3,8 +3,9 @@ target pays attention to.
 
     python examples/srjgraph.py
 
-on a simulated market whose queries reveal what a user looks for. On real sessions, with train.csv
-in data/trivago/raw:
+on a simulated market whose queries reveal what a user looks for and on which occasion, so that of
+the earlier clicks those of the same occasion matter. On real sessions, with train.csv in
+data/trivago/raw:
 
     python examples/srjgraph.py --dataset trivago
 """
@@ -161,9 +162,11 @@ def load_dataset(args: argparse.Namespace) -> SyntheticMarket | Trivago:
     if args.dataset == 'trivago':
         return Trivago(os.path.join(args.root, args.dataset))
     return SyntheticMarket(
-        max(args.exposures // 100, 1),
-        max(args.exposures // 200, 1),
+        max(args.exposures // 500, 1),
+        max(args.exposures // 1000, 1),
         args.exposures,
+        num_groups=4,
+        occasion_strength=2.0,
         seed=args.seed,
     )
 
@@ -219,25 +222,26 @@ def draw(path: Path, model: SRJGraph, loader: PathLoader) -> None:
     target = int(variety.argmax())
     rows = (user == target).nonzero().view(-1)
     clicks = batch[CLICKS]
-    labels = ['itself']
+    asked = [term for term in clicks.edge_label_query[target].tolist() if term >= 0]
+    labels, colors = ['itself'], ['tab:gray']
     for row in rows.tolist():
         item = int(batch['item'].n_id[edges.edge_index[0, row]])
         days = (int(clicks.edge_label_time[target]) - int(edges.time[row])) / DAY
         words = [term for term in edges.query[row].tolist() if term >= 0]
         reached = f'search for {words}' if edges.domain[row] == 1 else 'recommended'
         labels.append(f'item {item}, {days:.1f} days before, {reached}')
+        colors.append('tab:orange' if set(words) & set(asked) else 'tab:blue')
     own = torch.tensor([target])
     weights = attention['user'][torch.cat([own, clicks.edge_label_time.numel() + rows])]
 
     figure, ax = plt.subplots(figsize=(9, 1 + 0.3 * len(labels)), layout='constrained')
-    ax.barh(range(len(labels)), weights, color=['tab:gray'] + ['tab:blue'] * len(rows))
+    ax.barh(range(len(labels)), weights, color=colors)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
-    words = [term for term in clicks.edge_label_query[target].tolist() if term >= 0]
-    ax.set_xlabel('attention')
+    ax.set_xlabel('attention (orange: clicked on a query that shares a term)')
     ax.set_title(
         f'User {int(batch["user"].n_id[target])} is shown item {int(batch["item"].n_id[target])} '
-        f'on a search for {words}'
+        f'on a search for {asked}'
     )
     temporary = path.with_suffix('.tmp.png')
     figure.savefig(temporary, dpi=100)
