@@ -128,8 +128,8 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     paths.add_argument(
         '--attribute',
-        help='what items drawn from a user share with the target; default: category, and nothing '
-        'for trivago, whose items have no attributes',
+        help='what items drawn from a user share with the target, such as category; by default '
+        'nothing',
     )
 
     model = parser.add_argument_group('model and training')
@@ -139,7 +139,7 @@ def parse_args() -> argparse.Namespace:
         '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
     )
     model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=1e-3, help='of Adam')
+    model.add_argument('--learning-rate', type=float, default=1e-2, help='of Adam')
     model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
     model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
     model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
@@ -152,20 +152,17 @@ def parse_args() -> argparse.Namespace:
         '--resume', action=argparse.BooleanOptionalAction, default=True,
         help='go on with the run in the output folder if there is one',
     )  # fmt: skip
-    args = parser.parse_args()
-    if args.attribute is None and args.dataset == 'synthetic':
-        args.attribute = 'category'
-    return args
+    return parser.parse_args()
 
 
 def load_dataset(args: argparse.Namespace) -> SyntheticMarket | Trivago:
     if args.dataset == 'trivago':
         return Trivago(os.path.join(args.root, args.dataset))
     return SyntheticMarket(
-        max(args.exposures // 500, 1),
+        max(args.exposures // 100, 1),
         max(args.exposures // 1000, 1),
         args.exposures,
-        num_groups=4,
+        num_groups=2,
         occasion_strength=2.0,
         seed=args.seed,
     )
