@@ -5,7 +5,7 @@ Every model sees the same exposures, in batches of the same size, with the same 
 same early stopping on validation; those that read paths draw them from all clicks before each
 exposure. A model of one domain trains on the exposures of that domain and draws from its clicks
 alone. Each seed draws its own market: a plain one, or one with occasions, where a click tells
-the next only if it was searched for on the same occasion.
+the next only if it was searched for on the same occasion, and an id is known for a week.
 """
 
 import argparse
@@ -69,11 +69,12 @@ def market(root: str, seed: int) -> HeteroData:
 
 def occasions(root: str, seed: int) -> HeteroData:
     return SyntheticMarket(
-        NUM_EXPOSURES // 40,
+        NUM_EXPOSURES // 160,
         NUM_EXPOSURES // 400,
         5 * NUM_EXPOSURES // 2,
         num_groups=2,
-        occasion_strength=2.0,
+        occasion_strength=4.0,
+        id_lifetime=7.0,
         seed=seed,
         log=False,
     )[0]

@@ -18,7 +18,8 @@ _TERMS_PER_CATEGORY = 5
 _QUERY_LENGTH = 4
 _TASTE_SIZE, _STYLE_SIZE, _CONTENT_SIZE = 8, 4, 16
 _CLICK_RATE = 0.2
-_PERIOD = 28 * 24 * 3600
+_DAY = 24 * 3600
+_PERIOD = 28 * _DAY
 _CHUNK = 1 << 20
 
 
@@ -55,8 +56,11 @@ class SyntheticMarket(InMemoryDataset):
     fit is how near the price level is to the one that this user wants on this occasion, and
     :math:`\gamma` the :obj:`occasion_strength`: at 0 there are no occasions, at larger ones what a
     user clicked before tells what they click now, if it was searched for on the same occasion, and
-    misleads if not. Between click and conversion come the ten micro-behaviors
-    :math:`\mathbf{b}`, drawn from a pairwise model that depends on the engagement :math:`e`.
+    misleads if not. With an :obj:`id_lifetime`, users are known by ids that expire, as cookies do,
+    each user's at times of their own: what is learned about an id is soon of no use, and what the
+    id has clicked is all there is to read. Between click and conversion come the ten
+    micro-behaviors :math:`\mathbf{b}`, drawn from a pairwise model that depends on the engagement
+    :math:`e`.
 
     The :class:`~torch_geometric.data.HeteroData` holds
 
@@ -93,7 +97,10 @@ class SyntheticMarket(InMemoryDataset):
         search_share (float, optional): The share of exposures from search. (default: :obj:`0.4`)
         query_noise (float, optional): The share of query terms that say nothing.
             (default: :obj:`0.2`)
-        occasion_strength (float, optional): :math:`\gamma`; 2 is strong. (default: :obj:`0.0`)
+        occasion_strength (float, optional): :math:`\gamma`; 4 is strong. (default: :obj:`0.0`)
+        id_lifetime (float, optional): Days after which a user goes on with another id, a node of
+            its own, so that there are several times :obj:`num_users` of them; :obj:`None` for
+            never. (default: :obj:`None`)
         seed (int, optional): (default: :obj:`0`)
         transform (callable, optional): Applied to the data on every access.
         log (bool, optional): Whether to show progress. (default: :obj:`True`)
@@ -113,6 +120,7 @@ class SyntheticMarket(InMemoryDataset):
         search_share: float = 0.4,
         query_noise: float = 0.2,
         occasion_strength: float = 0.0,
+        id_lifetime: float | None = None,
         seed: int = 0,
         transform: Callable[[HeteroData], HeteroData] | None = None,
         log: bool = True,
@@ -126,6 +134,10 @@ class SyntheticMarket(InMemoryDataset):
         shares = {'search_share': search_share, 'query_noise': query_noise}
         strengths = {'selection_bias': selection_bias, 'occasion_strength': occasion_strength}
         _check_arguments(sizes, shares, strengths, seed)
+        if id_lifetime is not None and not 0.01 <= id_lifetime < math.inf:
+            raise ValueError(
+                f"'id_lifetime' must be a number of days of at least 0.01, but got {id_lifetime}."
+            )
         super().__init__(None, transform, log=log)
         world = _World(np.random.default_rng([seed, 0]), num_users, num_items, num_groups)
         rng = np.random.default_rng([seed, 1])
@@ -139,6 +151,8 @@ class SyntheticMarket(InMemoryDataset):
                 query = occasion.add_term(exposures.query, world.num_terms)
                 exposures = exposures._replace(query=query)
             self._data = _to_data(world, exposures, occasion, strengths, rng, bar)
+        if id_lifetime is not None:
+            _expire_ids(self._data, id_lifetime, np.random.default_rng([seed, 3]))
         self.slices = None
 
     @property
@@ -451,6 +465,25 @@ def _add_clicks(
     for name in ('time', 'query', 'domain'):
         clicks[name] = clicks[f'edge_label_{name}'][is_click]
     clicks.num_query, clicks.num_domain = world.num_terms, len(DOMAINS)
+
+
+def _expire_ids(data: HeteroData, id_lifetime: float, rng: np.random.Generator) -> None:
+    num_persons, lifetime = data['user'].num_nodes, id_lifetime * _DAY
+    num_ids = 1 + math.ceil(_PERIOD / lifetime)
+    # How much of its lifetime the first id of each has behind it.
+    age = torch.from_numpy(rng.random(num_persons))
+    clicks = data['user', 'clicks', 'item']
+    for index, time in (('edge_index', 'time'), ('edge_label_index', 'edge_label_time')):
+        person, item = clicks[index]
+        expired = (clicks[time] / lifetime + age[person]).long()
+        clicks[index] = torch.stack([person * num_ids + expired, item])
+
+    for name in ('gender', 'age_level'):
+        data['user'][name] = data['user'][name].repeat_interleave(num_ids)
+    data['user'].num_nodes = num_persons * num_ids
+    for name in {'user_group', 'preferred_modality', 'occasion_price'} & set(data.truth):
+        data.truth[name] = data.truth[name].repeat_interleave(num_ids, dim=0)
+    data.truth['person'] = torch.arange(num_persons).repeat_interleave(num_ids)
 
 
 def _power_law(rng: np.random.Generator, size: int, exponent: float) -> np.ndarray:

@@ -159,11 +159,12 @@ def load_dataset(args: argparse.Namespace) -> SyntheticMarket | Trivago:
     if args.dataset == 'trivago':
         return Trivago(os.path.join(args.root, args.dataset))
     return SyntheticMarket(
-        max(args.exposures // 100, 1),
+        max(args.exposures // 400, 1),
         max(args.exposures // 1000, 1),
         args.exposures,
         num_groups=2,
-        occasion_strength=2.0,
+        occasion_strength=4.0,
+        id_lifetime=7.0,
         seed=args.seed,
     )
 

@@ -348,6 +348,37 @@ def test_the_last_term_of_a_search_tells_the_occasion() -> None:
     assert 'occasion' not in without.truth
 
 
+def test_expired_ids_are_of_the_same_person_and_none_outlives_its_time() -> None:
+    arguments = (30, 40, 20_000)
+    without = SyntheticMarket(*arguments, occasion_strength=1.0, log=False)[0]
+    data = SyntheticMarket(*arguments, occasion_strength=1.0, id_lifetime=6.5, log=False)[0]
+    person, clicks = data.truth['person'], data[CLICKS]
+    assert data['user'].num_nodes == person.numel() == 30 * 6
+    for name in ('edge_index', 'edge_label_index'):
+        assert torch.equal(person[clicks[name][0]], without[CLICKS][name][0])
+        assert torch.equal(clicks[name][1], without[CLICKS][name][1])
+    is_click = clicks.edge_label == 1
+    assert torch.equal(clicks.edge_index, clicks.edge_label_index[:, is_click])
+    for name in ('gender', 'age_level'):
+        assert torch.equal(data['user'][name], without['user'][name][person])
+    for name in ('user_group', 'preferred_modality', 'occasion_price'):
+        assert torch.equal(data.truth[name], without.truth[name][person])
+    assert torch.equal(data.truth['click_probability'], without.truth['click_probability'])
+
+    user, time = clicks.edge_label_index[0], clicks.edge_label_time
+    first, last = (
+        torch.zeros(180, dtype=torch.long).scatter_reduce(0, user, time, way, include_self=False)
+        for way in ('amin', 'amax')
+    )
+    assert (last - first).max() <= 6.5 * 24 * 3600
+    # One id after another, each at a time of the person's own.
+    same = person[1:] == person[:-1]
+    seen = user.bincount(minlength=180) > 0
+    both = same & seen[1:] & seen[:-1]
+    assert (first[1:][both] > last[:-1][both]).all()
+    assert first[1:][both].unique().numel() > 60
+
+
 def test_rows_find_their_truth_after_a_split(market: HeteroData) -> None:
     for part in TemporalSplit(num_windows=1)(market):
         clicks, truth = part[CLICKS], part.truth
@@ -415,3 +446,9 @@ def test_strengths_are_finite_and_not_negative(
 ) -> None:
     with pytest.raises(error, match=f"'{name}' must be.*{said}"):
         SyntheticMarket(50, 30, 500, log=False, **{name: value})
+
+
+@pytest.mark.parametrize('lifetime', [0.0, -1.0, math.nan, math.inf])
+def test_a_lifetime_is_a_number_of_days(lifetime: float) -> None:
+    with pytest.raises(ValueError, match=f"'id_lifetime' must be.*but got {lifetime}"):
+        SyntheticMarket(50, 30, 500, id_lifetime=lifetime, log=False)
