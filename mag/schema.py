@@ -9,6 +9,8 @@ from torch_geometric.data import HeteroData
 CLICKS = ('user', 'clicks', 'item')
 REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 OTHER = {'user': 'item', 'item': 'user'}
+# By the type of the child: the edges by which PathLoader joins it to its precursor.
+TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
 
 
 def require(data: Any, reader: str, *attributes: str) -> None:

@@ -7,10 +7,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.nn import MLP, IntentionConv
-from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, require, require_positive_integers
-
-# By the type of the child: its edges to precursors.
-TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    REVERSE_CLICKS,
+    TO_PRECURSOR,
+    require,
+    require_positive_integers,
+)
 
 
 class SRJGraph(torch.nn.Module):
@@ -190,10 +194,10 @@ class SRJGraph(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`batch` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, or has a
-                domain without a head.
+            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, lacks an
+                attribute or the queries that the model reads, or has a domain without a head.
         """
-        _check_batch(batch)
+        _check_batch(batch, self._needed())
         num_targets = batch[CLICKS].edge_label_index.size(1)
         node = {name: self._nodes(batch, name) for name in ('user', 'item')}
         query = self._queries(batch[CLICKS].get('edge_label_query'), num_targets, node['user'])
@@ -224,6 +228,18 @@ class SRJGraph(torch.nn.Module):
                 f'domains from {int(domain.min())} to {int(domain.max())}.'
             )
         return (logit, attention) if return_attention_weights else logit
+
+    def _needed(self) -> dict[Any, list[str]]:
+        r"""What each store of a batch must have."""
+        nodes = {}
+        for name in ('user', 'item'):
+            attributes: Any = self.attribute_embedding[name]
+            nodes[name] = ['n_id', 'batch', 'num_sampled_nodes', *attributes.keys()]
+        edges = ['edge_index', 'num_sampled_edges']
+        # Where all queries are the empty one, they need not be told.
+        if self.query and self.term_embedding.num_embeddings > 2:
+            edges.append('query')
+        return {**nodes, CLICKS: [*edges, 'edge_label_index'], REVERSE_CLICKS: edges}
 
     def _aggregate(
         self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, intention: Tensor
@@ -316,18 +332,12 @@ def _num_values(data: HeteroData, node_type: str, name: str) -> int:
     return num
 
 
-def _check_batch(batch: Any) -> None:
+def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
     if not isinstance(batch, HeteroData):
         raise TypeError(
             f'SRJGraph reads the batches of PathLoader, which are HeteroData, but got '
             f'{type(batch).__name__}.'
         )
-    needed = {
-        'user': ['n_id', 'batch', 'num_sampled_nodes'],
-        'item': ['n_id', 'batch', 'num_sampled_nodes'],
-        CLICKS: ['edge_index', 'num_sampled_edges', 'edge_label_index'],
-        REVERSE_CLICKS: ['edge_index', 'num_sampled_edges'],
-    }
     types = {*batch.node_types, *batch.edge_types}
     for store, names in needed.items():
         missing = [name for name in names if store not in types or name not in batch[store]]

@@ -308,6 +308,14 @@ def test_another_batch_raises(train: HeteroData, batch: HeteroData) -> None:
         model(batch.to_dict())
     with pytest.raises(ValueError, match=r"'user' has no \['n_id', 'batch', 'num_sampled_nodes'\]"):
         model(train)
+    few = [name for name in model.attribute_embedding['item'].keys() if name != 'brand']
+    few += [*model.attribute_embedding['user'].keys(), 'query']
+    for names, message in (
+        (few, r"'item' has no \['brand'\]"),
+        ([*few[:-1], 'brand'], r"'user', 'clicks', 'item'\) has no \['query'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(next(iter(PathLoader(train, 20, widths=WIDTHS, batch_attributes=names))))
     # A node that two paths share, as PyG's loaders have it.
     batch['item'].num_sampled_nodes[1] -= 1
     with pytest.raises(ValueError, match='each node is a target or has one edge'):
