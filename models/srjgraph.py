@@ -209,25 +209,33 @@ class SRJGraph(torch.nn.Module):
         domain = batch[CLICKS].get('edge_label_domain')
         if domain is None:
             domain = torch.zeros(num_targets, dtype=torch.long, device=features.device)
-        logit = features.new_zeros(num_targets)
-        num_known = 0
-        for number, (norm, head) in enumerate(zip(self.norms, self.heads, strict=True)):
+        logit = self._predict(features, domain)
+        return (logit, attention) if return_attention_weights else logit
+
+    def _predict(self, features: Tensor, domain: Tensor) -> Tensor:
+        # What is exported has no values yet to look at.
+        if not torch.compiler.is_exporting():
+            _check_domain(domain, len(self.heads))
+        heads = list(zip(self.norms, self.heads, strict=True))
+        if not self.training:
+            # All heads look at all rows, as numbers of rows that depend on values are not exported.
+            logits = [head(norm(features)) for norm, head in heads]
+            return (
+                torch.cat(logits, dim=1).gather(1, domain.view(-1, 1)).view(-1).to(features.dtype)
+            )
+        logit = features.new_zeros(domain.numel())
+        for number, (norm, head) in enumerate(heads):
+            # The rows of another domain are no statistics of this one.
             rows = (domain == number).nonzero().view(-1)
-            num_known += rows.numel()
             if rows.numel() == 0:
                 continue
             # One row has no statistics of its own, and takes those that have been gathered.
-            norm.train(self.training and rows.numel() > 1)
-            head.train(self.training and rows.numel() > 1)
+            norm.train(rows.numel() > 1)
+            head.train(rows.numel() > 1)
             own = head(norm(features[rows]))
             # In half precision a head answers in another dtype than it was asked.
             logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
-        if num_known < num_targets:
-            raise ValueError(
-                f'SRJGraph has heads for the domains 0 to {len(self.heads) - 1}, but the batch has '
-                f'domains from {int(domain.min())} to {int(domain.max())}.'
-            )
-        return (logit, attention) if return_attention_weights else logit
+        return logit
 
     def _needed(self) -> dict[Any, list[str]]:
         r"""What each store of a batch must have."""
@@ -355,6 +363,14 @@ def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
                 f'SRJGraph reads the batches of PathLoader, where each node is a target or has one '
                 f'edge, so {sizes} {name}s by depth, but got {batch[name].num_sampled_nodes}.'
             )
+
+
+def _check_domain(domain: Tensor, num_heads: int) -> None:
+    if domain.numel() > 0 and not 0 <= domain.min() <= domain.max() < num_heads:
+        raise ValueError(
+            f'SRJGraph has heads for the domains 0 to {num_heads - 1}, but the batch has domains '
+            f'from {int(domain.min())} to {int(domain.max())}.'
+        )
 
 
 def _ends(sizes: list[int]) -> list[int]:
