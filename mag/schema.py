@@ -121,6 +121,31 @@ def _check_label(reader: str, label: Tensor) -> None:
         )
 
 
+def label_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry an
+    exposure."""
+    return [name for name in data[CLICKS].keys() if name.startswith('edge_label')]
+
+
+def click_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry a click."""
+    clicks = data[CLICKS]
+    num_clicks = clicks.edge_index.size(1)
+    # There can be as many cutoffs or exposures as clicks.
+    others = {'cutoff', *label_attributes(data)}
+    return [
+        name
+        for name, value in clicks.items()
+        if name == 'edge_index'
+        or (
+            name not in others
+            and isinstance(value, Tensor)
+            and value.dim() > 0
+            and value.size(0) == num_clicks
+        )
+    ]
+
+
 def history_clock(data: HeteroData) -> Tensor:
     r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
     :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""

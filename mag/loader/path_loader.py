@@ -10,7 +10,14 @@ from tqdm import tqdm
 
 from mag.loader.path_sampler import PathSampler, take
 from mag.loader.row_loader import RowLoader
-from mag.schema import CLICKS, OTHER, TO_PRECURSOR, require
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    TO_PRECURSOR,
+    click_attributes,
+    label_attributes,
+    require,
+)
 
 _CHUNK = 4096
 
@@ -130,9 +137,7 @@ class _Targets(torch.utils.data.Dataset):
         clicks = data[CLICKS]
         self.num_clicks = history[CLICKS].edge_index.size(1)
         self.label_attributes = [
-            name
-            for name in clicks.keys()
-            if name.startswith('edge_label') and name != 'edge_label_index'
+            name for name in label_attributes(data) if name != 'edge_label_index'
         ]
         for name in self.label_attributes:
             value = clicks[name]
@@ -142,13 +147,7 @@ class _Targets(torch.utils.data.Dataset):
                     f'{len(self)} exposures, but got '
                     f'{list(value.shape) if isinstance(value, Tensor) else type(value).__name__}.'
                 )
-        self.click_attributes = [
-            name
-            for name, value in history[CLICKS].items()
-            if name not in ('edge_index', 'cutoff')
-            and not name.startswith('edge_label')
-            and _has_length(value, self.num_clicks)
-        ]
+        self.click_attributes = [name for name in click_attributes(history) if name != 'edge_index']
         self.node_attributes = {
             node_type: [
                 name
