@@ -53,7 +53,8 @@ class SRJGraph(torch.nn.Module):
             (default: :obj:`(256, 64)`)
         num_positions (int, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`26`)
         query (bool, optional): If set to :obj:`False`, edges carry no queries ("w/o query" of Table
-            5); the intention keeps its own. (default: :obj:`True`)
+            5); the target's own query stays in the intention, in the triples of the target's user
+            and item, and in the head. (default: :obj:`True`)
         intention (bool, optional): If set to :obj:`False`, the intention guides nothing ("w/o
             intention"). (default: :obj:`True`)
         upstream (bool, optional): If set to :obj:`False`, centers do not know how they were reached

@@ -61,9 +61,10 @@ class PathLoader(RowLoader):
         widths (dict[str, Sequence[int]], optional): See :class:`PathSampler`.
         attribute (str, optional): See :class:`PathSampler`. (default: :obj:`"category"`)
         replace (bool, optional): See :class:`PathSampler`. (default: :obj:`True`)
-        history (HeteroData, optional): The clicks to draw from, such as those of the whole log, of
-            which each exposure reads what came before itself. By default those of :obj:`data`,
-            which end at the last cutoff. (default: :obj:`None`)
+        history (HeteroData, optional): The clicks to draw from: with :obj:`history=train` the graph
+            of a later part is frozen at the last cutoff of training, and with the whole log each
+            exposure is served all clicks before itself. By default those of :obj:`data`, which end
+            at the last cutoff. (default: :obj:`None`)
         fixed (bool, optional): If set to :obj:`True`, paths are drawn once, here, as the authors
             did, and are the same in every epoch. They take 4 bytes a place of a path, 1.4 kB an
             exposure with the default widths. (default: :obj:`False`)
