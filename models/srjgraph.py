@@ -296,6 +296,9 @@ class SRJGraph(torch.nn.Module):
     def _queries(self, terms: Tensor | None, num: int, like: Tensor) -> Tensor:
         if terms is None:
             terms = torch.zeros(num, 1, dtype=torch.long, device=like.device)
+        if terms.size(1) == 0:
+            # A query of no terms is one of paddings alone; PyTorch has no bags without a place.
+            terms = terms.new_full((terms.size(0), 1), -1)
         return self.term_embedding(terms + 1)
 
     def _triples(

@@ -186,6 +186,21 @@ def test_padding_of_queries_changes_nothing(train: HeteroData, batch: HeteroData
     assert model.term_embedding.weight[1].abs().sum() > 0
 
 
+def test_queries_of_no_terms_are_zero(train: HeteroData, batch: HeteroData) -> None:
+    other = copy.deepcopy(batch)
+    for store, name in (
+        (batch[CLICKS], 'query'),
+        (batch[REVERSE], 'query'),
+        (batch[CLICKS], 'edge_label_query'),
+    ):
+        store[name] = store[name][:, :0]
+    model = build(train)
+    logit = model(batch)
+    with torch.no_grad():
+        model.term_embedding.weight.zero_()
+    torch.testing.assert_close(logit, model(other))
+
+
 def test_each_domain_has_its_head(train: HeteroData, batch: HeteroData) -> None:
     model = build(train).train()
     searched = batch[CLICKS].edge_label_domain == 1
