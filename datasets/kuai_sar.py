@@ -55,7 +55,9 @@ class KuaiSAR(ClickDataset):
       Its query is the :obj:`keyword`, ids of words that stand for themselves,
       in their order and with repetitions; a search without words has the
       term :obj:`'unknown'`. When a result was clicked is not in the log, so
-      clicks have the time of their search.
+      clicks have the time of their search session: none is before another of
+      the same session, and paths, which go strictly back in time, never lead
+      from one to the other.
 
     Nodes are the users and items of the logs, in ascending order of their
     ids, whatever kind of item a search found; users and items that only the

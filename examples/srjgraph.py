@@ -28,6 +28,7 @@ from mag.loader import ExposureBatch, ExposureLoader, PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.nn import HashEmbedding
+from mag.schema import label_attributes
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import TemporalSplit
 
@@ -183,7 +184,7 @@ def of_domain(part: HeteroData, number: int) -> HeteroData:
     part = copy.copy(part)
     clicks = part[CLICKS]
     rows = clicks.edge_label_domain == number
-    for name in [name for name in clicks.keys() if name.startswith('edge_label')]:
+    for name in label_attributes(part):
         clicks[name] = clicks[name][:, rows] if name == 'edge_label_index' else clicks[name][rows]
     return part
 

@@ -9,6 +9,8 @@ from torch_geometric.data import HeteroData
 CLICKS = ('user', 'clicks', 'item')
 REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 OTHER = {'user': 'item', 'item': 'user'}
+# By the type of the child: the edges by which PathLoader joins it to its precursor.
+TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
 
 
 def require(data: Any, reader: str, *attributes: str) -> None:
@@ -117,6 +119,31 @@ def _check_label(reader: str, label: Tensor) -> None:
             f"{reader} expects 'edge_label' of 1 for a click and 0 for none, but found "
             f'{int(bad.sum())} others, such as {label[row].item()} in row {row}.'
         )
+
+
+def label_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry an
+    exposure."""
+    return [name for name in data[CLICKS].keys() if name.startswith('edge_label')]
+
+
+def click_attributes(data: HeteroData) -> list[str]:
+    r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry a click."""
+    clicks = data[CLICKS]
+    num_clicks = clicks.edge_index.size(1)
+    # There can be as many cutoffs or exposures as clicks.
+    others = {'cutoff', *label_attributes(data)}
+    return [
+        name
+        for name, value in clicks.items()
+        if name == 'edge_index'
+        or (
+            name not in others
+            and isinstance(value, Tensor)
+            and value.dim() > 0
+            and value.size(0) == num_clicks
+        )
+    ]
 
 
 def history_clock(data: HeteroData) -> Tensor:

@@ -7,10 +7,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.nn import MLP, IntentionConv
-from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, require, require_positive_integers
-
-# By the type of the child: its edges to precursors.
-TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    REVERSE_CLICKS,
+    TO_PRECURSOR,
+    require,
+    require_positive_integers,
+)
 
 
 class SRJGraph(torch.nn.Module):
@@ -49,7 +53,8 @@ class SRJGraph(torch.nn.Module):
             (default: :obj:`(256, 64)`)
         num_positions (int, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`26`)
         query (bool, optional): If set to :obj:`False`, edges carry no queries ("w/o query" of Table
-            5); the intention keeps its own. (default: :obj:`True`)
+            5); the target's own query stays in the intention, in the triples of the target's user
+            and item, and in the head. (default: :obj:`True`)
         intention (bool, optional): If set to :obj:`False`, the intention guides nothing ("w/o
             intention"). (default: :obj:`True`)
         upstream (bool, optional): If set to :obj:`False`, centers do not know how they were reached
@@ -190,10 +195,10 @@ class SRJGraph(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`batch` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, or has a
-                domain without a head.
+            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, lacks an
+                attribute or the queries that the model reads, or has a domain without a head.
         """
-        _check_batch(batch)
+        _check_batch(batch, self._needed())
         num_targets = batch[CLICKS].edge_label_index.size(1)
         node = {name: self._nodes(batch, name) for name in ('user', 'item')}
         query = self._queries(batch[CLICKS].get('edge_label_query'), num_targets, node['user'])
@@ -205,25 +210,45 @@ class SRJGraph(torch.nn.Module):
         domain = batch[CLICKS].get('edge_label_domain')
         if domain is None:
             domain = torch.zeros(num_targets, dtype=torch.long, device=features.device)
-        logit = features.new_zeros(num_targets)
-        num_known = 0
-        for number, (norm, head) in enumerate(zip(self.norms, self.heads, strict=True)):
+        logit = self._predict(features, domain)
+        return (logit, attention) if return_attention_weights else logit
+
+    def _predict(self, features: Tensor, domain: Tensor) -> Tensor:
+        # What is exported has no values yet to look at.
+        if not torch.compiler.is_exporting():
+            _check_domain(domain, len(self.heads))
+        heads = list(zip(self.norms, self.heads, strict=True))
+        if not self.training:
+            # All heads look at all rows, as numbers of rows that depend on values are not exported.
+            logits = [head(norm(features)) for norm, head in heads]
+            return (
+                torch.cat(logits, dim=1).gather(1, domain.view(-1, 1)).view(-1).to(features.dtype)
+            )
+        logit = features.new_zeros(domain.numel())
+        for number, (norm, head) in enumerate(heads):
+            # The rows of another domain are no statistics of this one.
             rows = (domain == number).nonzero().view(-1)
-            num_known += rows.numel()
             if rows.numel() == 0:
                 continue
             # One row has no statistics of its own, and takes those that have been gathered.
-            norm.train(self.training and rows.numel() > 1)
-            head.train(self.training and rows.numel() > 1)
+            norm.train(rows.numel() > 1)
+            head.train(rows.numel() > 1)
             own = head(norm(features[rows]))
             # In half precision a head answers in another dtype than it was asked.
             logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
-        if num_known < num_targets:
-            raise ValueError(
-                f'SRJGraph has heads for the domains 0 to {len(self.heads) - 1}, but the batch has '
-                f'domains from {int(domain.min())} to {int(domain.max())}.'
-            )
-        return (logit, attention) if return_attention_weights else logit
+        return logit
+
+    def _needed(self) -> dict[Any, list[str]]:
+        r"""What each store of a batch must have."""
+        nodes = {}
+        for name in ('user', 'item'):
+            attributes: Any = self.attribute_embedding[name]
+            nodes[name] = ['n_id', 'batch', 'num_sampled_nodes', *attributes.keys()]
+        edges = ['edge_index', 'num_sampled_edges']
+        # Where all queries are the empty one, they need not be told.
+        if self.query and self.term_embedding.num_embeddings > 2:
+            edges.append('query')
+        return {**nodes, CLICKS: [*edges, 'edge_label_index'], REVERSE_CLICKS: edges}
 
     def _aggregate(
         self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, intention: Tensor
@@ -271,6 +296,9 @@ class SRJGraph(torch.nn.Module):
     def _queries(self, terms: Tensor | None, num: int, like: Tensor) -> Tensor:
         if terms is None:
             terms = torch.zeros(num, 1, dtype=torch.long, device=like.device)
+        if terms.size(1) == 0:
+            # A query of no terms is one of paddings alone; PyTorch has no bags without a place.
+            terms = terms.new_full((terms.size(0), 1), -1)
         return self.term_embedding(terms + 1)
 
     def _triples(
@@ -316,18 +344,12 @@ def _num_values(data: HeteroData, node_type: str, name: str) -> int:
     return num
 
 
-def _check_batch(batch: Any) -> None:
+def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
     if not isinstance(batch, HeteroData):
         raise TypeError(
             f'SRJGraph reads the batches of PathLoader, which are HeteroData, but got '
             f'{type(batch).__name__}.'
         )
-    needed = {
-        'user': ['n_id', 'batch', 'num_sampled_nodes'],
-        'item': ['n_id', 'batch', 'num_sampled_nodes'],
-        CLICKS: ['edge_index', 'num_sampled_edges', 'edge_label_index'],
-        REVERSE_CLICKS: ['edge_index', 'num_sampled_edges'],
-    }
     types = {*batch.node_types, *batch.edge_types}
     for store, names in needed.items():
         missing = [name for name in names if store not in types or name not in batch[store]]
@@ -345,6 +367,14 @@ def _check_batch(batch: Any) -> None:
                 f'SRJGraph reads the batches of PathLoader, where each node is a target or has one '
                 f'edge, so {sizes} {name}s by depth, but got {batch[name].num_sampled_nodes}.'
             )
+
+
+def _check_domain(domain: Tensor, num_heads: int) -> None:
+    if domain.numel() > 0 and not 0 <= domain.min() <= domain.max() < num_heads:
+        raise ValueError(
+            f'SRJGraph has heads for the domains 0 to {num_heads - 1}, but the batch has domains '
+            f'from {int(domain.min())} to {int(domain.max())}.'
+        )
 
 
 def _ends(sizes: list[int]) -> list[int]:

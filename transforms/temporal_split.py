@@ -7,7 +7,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, require_cpu, require_positive_integers
+from mag.schema import (
+    CLICKS,
+    click_attributes,
+    label_attributes,
+    require,
+    require_cpu,
+    require_positive_integers,
+)
 
 
 @functional_transform('temporal_split')
@@ -258,28 +265,6 @@ def _require_whole_log(data: HeteroData) -> None:
 
 def _num_entries(value: Any, dim: int) -> int | None:
     return value.size(dim) if isinstance(value, Tensor) and value.dim() > 0 else None
-
-
-def label_attributes(data: HeteroData) -> list[str]:
-    r"""Names of the attributes that have one entry an exposure."""
-    return [name for name in data[CLICKS].keys() if name.startswith('edge_label')]
-
-
-def click_attributes(data: HeteroData) -> list[str]:
-    r"""Names of the attributes that have one entry a click."""
-    clicks = data[CLICKS]
-    num_clicks = clicks.edge_index.size(1)
-    return [
-        name
-        for name, value in clicks.items()
-        if name == 'edge_index'
-        or (
-            not name.startswith('edge_label')
-            and isinstance(value, Tensor)
-            and value.dim() > 0
-            and value.size(0) == num_clicks
-        )
-    ]
 
 
 def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:

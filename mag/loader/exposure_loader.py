@@ -6,7 +6,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
-from mag.loader.row_loader import RowLoader, check_requested
+from mag.loader.row_loader import RowLoader, check_integers, check_request
 from mag.schema import CLICKS, require
 
 
@@ -80,17 +80,10 @@ class ExposureLoader(RowLoader):
             TypeError: If an id is no integer.
             ValueError: If a context or :obj:`x` is missing, unknown or has another shape.
         """
-        user, items = torch.as_tensor(user), torch.as_tensor(items)
         told = {name: torch.as_tensor(value) for name, value in contexts.items()}
-        for name, value in (('user', user), ('items', items), *told.items()):
-            if value.is_floating_point() or value.dtype == torch.bool:
-                raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
-        if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
-            raise ValueError(
-                f'A request takes items of shape [B], and one user or a user for each item, but '
-                f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
-            )
-        return self.dataset.request(user.long().expand(items.shape), items.long(), x, told)
+        check_integers(**told)
+        user, items = check_request(user, items, self.dataset.features.num_nodes)
+        return self.dataset.request(user, items, x, told)
 
 
 class _ExposureRows(torch.utils.data.Dataset):
@@ -128,8 +121,6 @@ class _ExposureRows(torch.utils.data.Dataset):
         self, user: Tensor, item: Tensor, x: Tensor | None, contexts: dict[str, Tensor]
     ) -> ExposureBatch:
         features = self.features
-        for node_type, node in (('user', user), ('item', item)):
-            check_requested(node_type, node, features.num_nodes[node_type])
         if contexts.keys() != features.contexts.keys():
             raise ValueError(
                 f'A request for this log must tell {sorted(features.contexts) or "no context"}, '

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader.pair_batch import PairBatch
-from mag.loader.row_loader import RowLoader, check_requested
+from mag.loader.row_loader import RowLoader, check_request
 from mag.schema import CLICKS, OTHER, require
 
 
@@ -63,16 +63,7 @@ class PairLoader(RowLoader):
             TypeError: If an id is no integer.
             ValueError: If there is not one user, or one for each item.
         """
-        user, items = torch.as_tensor(user), torch.as_tensor(items)
-        for name, value in (('user', user), ('items', items)):
-            if value.is_floating_point() or value.dtype == torch.bool:
-                raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
-        if items.dim() != 1 or (user.numel() != 1 and user.shape != items.shape):
-            raise ValueError(
-                f'A request takes items of shape [B], and one user or a user for each item, but '
-                f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
-            )
-        return self.dataset.request(user.long().expand(items.shape), items.long())
+        return self.dataset.request(*check_request(user, items, self.dataset.num_nodes))
 
 
 def _check_ids(what: str, ids: Tensor, first: int, num: int) -> None:
@@ -112,8 +103,6 @@ class _MacroRows(torch.utils.data.Dataset):
         return self._gather(self.user[index], self.item[index], window, self.label[index])
 
     def request(self, user: Tensor, item: Tensor) -> PairBatch:
-        for node_type, node in (('user', user), ('item', item)):
-            check_requested(node_type, node, self.num_nodes[node_type])
         window = torch.full_like(user, self.num_windows - 1) if self.num_windows > 1 else None
         return self._gather(user, item, window, None)
 

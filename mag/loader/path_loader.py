@@ -1,4 +1,3 @@
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from tqdm import tqdm
 
-from mag.loader.path_sampler import PathSampler
+from mag.loader.path_sampler import PathSampler, take
 from mag.loader.row_loader import RowLoader
-from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, require
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    TO_PRECURSOR,
+    click_attributes,
+    label_attributes,
+    require,
+)
 
 _CHUNK = 4096
 
@@ -54,19 +61,27 @@ class PathLoader(RowLoader):
         widths (dict[str, Sequence[int]], optional): See :class:`PathSampler`.
         attribute (str, optional): See :class:`PathSampler`. (default: :obj:`"category"`)
         replace (bool, optional): See :class:`PathSampler`. (default: :obj:`True`)
-        history (HeteroData, optional): The clicks to draw from, such as those of the whole log, of
-            which each exposure reads what came before itself. By default those of :obj:`data`,
-            which end at the last cutoff. (default: :obj:`None`)
+        history (HeteroData, optional): The clicks to draw from: with :obj:`history=train` the graph
+            of a later part is frozen at the last cutoff of training, and with the whole log each
+            exposure is served all clicks before itself. By default those of :obj:`data`, which end
+            at the last cutoff. (default: :obj:`None`)
         fixed (bool, optional): If set to :obj:`True`, paths are drawn once, here, as the authors
             did, and are the same in every epoch. They take 4 bytes a place of a path, 1.4 kB an
             exposure with the default widths. (default: :obj:`False`)
+        batch_attributes (Sequence[str], optional): Which attributes of nodes and clicks batches
+            hold, such as :obj:`["category", "time", "query"]`: copying them, above all wide ones,
+            takes up to half of the time of a batch. Those of exposures, and what there is not one
+            of for each node, such as :obj:`num_category`, are there in any case. By default all, as
+            in batches of PyG's loaders. (default: :obj:`None`)
         seed (int, optional): Seed of the shuffling and of the paths. (default: :obj:`0`)
         **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
             :obj:`num_workers`.
 
     Raises:
-        ValueError: If :obj:`history` is of another log, there are no times to compare, or an
-            attribute of the exposures has another length than they.
+        TypeError: If :obj:`batch_attributes` is a string.
+        ValueError: If :obj:`history` is of another log, there are no times to compare, an attribute
+            of the exposures has another length than they, or one of :obj:`batch_attributes` does
+            not exist.
     """
 
     dataset: '_Targets'
@@ -81,10 +96,13 @@ class PathLoader(RowLoader):
         replace: bool = True,
         history: HeteroData | None = None,
         fixed: bool = False,
+        batch_attributes: Sequence[str] | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         targets = _Targets(data, data if history is None else history, seed)
+        if batch_attributes is not None:
+            targets.keep(batch_attributes)
         targets.sampler = PathSampler(targets.history, widths, attribute, replace)
         if fixed:
             targets.draw_all()
@@ -120,9 +138,7 @@ class _Targets(torch.utils.data.Dataset):
         clicks = data[CLICKS]
         self.num_clicks = history[CLICKS].edge_index.size(1)
         self.label_attributes = [
-            name
-            for name in clicks.keys()
-            if name.startswith('edge_label') and name != 'edge_label_index'
+            name for name in label_attributes(data) if name != 'edge_label_index'
         ]
         for name in self.label_attributes:
             value = clicks[name]
@@ -132,13 +148,15 @@ class _Targets(torch.utils.data.Dataset):
                     f'{len(self)} exposures, but got '
                     f'{list(value.shape) if isinstance(value, Tensor) else type(value).__name__}.'
                 )
-        self.click_attributes = [
-            name
-            for name, value in history[CLICKS].items()
-            if name not in ('edge_index', 'cutoff')
-            and not name.startswith('edge_label')
-            and _has_length(value, self.num_clicks)
-        ]
+        self.click_attributes = [name for name in click_attributes(history) if name != 'edge_index']
+        self.node_attributes = {
+            node_type: [
+                name
+                for name, value in data[node_type].items()
+                if _has_length(value, data[node_type].num_nodes)
+            ]
+            for node_type in ('user', 'item')
+        }
         self.paths: dict[str, list[Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -149,10 +167,28 @@ class _Targets(torch.utils.data.Dataset):
             paths = self._draw(index)
         else:
             paths = {
-                root: [level[index].long() for level in levels]
+                root: [level.index_select(0, index).long() for level in levels]
                 for root, levels in self.paths.items()
             }
         return self._to_batch(index, paths)
+
+    def keep(self, names: Sequence[str]) -> None:
+        r"""Leaves other attributes of nodes and clicks out of batches."""
+        if isinstance(names, str):
+            raise TypeError(
+                f"'batch_attributes' must be a sequence of names, such as [{names!r}], but got "
+                f'{names!r}.'
+            )
+        groups = (*self.node_attributes.values(), self.click_attributes)
+        existing = {name for group in groups for name in group}
+        unknown = [name for name in names if name not in existing]
+        if unknown:
+            raise ValueError(
+                f"'batch_attributes' names {unknown}, but the nodes and clicks of the data have "
+                f'{sorted(existing)}.'
+            )
+        for group in groups:
+            group[:] = [name for name in group if name in names]
 
     def draw_all(self) -> None:
         r"""Draws the paths of all targets, in half the memory that clicks are numbered in."""
@@ -181,68 +217,72 @@ class _Targets(torch.utils.data.Dataset):
         )
 
     def _to_batch(self, index: Tensor, paths: dict[str, list[Tensor]]) -> HeteroData:
-        tree = _Tree(self.sampler, self.data[CLICKS].edge_label_index[:, index])
+        tree = _Tree(index.numel())
         for depth in range(self.sampler.depth):
             for root, levels in paths.items():
                 tree.add(root, levels[depth])
 
         batch = HeteroData()
-        for node_type in ('user', 'item'):
-            store, source = batch[node_type], self.data[node_type]
-            n_id = torch.cat(tree.node[node_type])
-            for name, value in source.items():
-                is_of_nodes = _has_length(value, source.num_nodes)
-                store[name] = value.index_select(0, n_id) if is_of_nodes else value
-            # Last, as the data may be a sample itself and so have attributes of these names.
-            store.n_id = n_id
-            store.batch = torch.cat(tree.target[node_type])
-            store.num_sampled_nodes = [node.numel() for node in tree.node[node_type]]
-            store.num_nodes = n_id.numel()
-        for edge_type in (REVERSE_CLICKS, CLICKS):
-            store = batch[edge_type]
-            child = edge_type[0]
+        targets = self.data[CLICKS].edge_label_index[:, index]
+        for row, (child, edge_type) in enumerate(TO_PRECURSOR.items()):
             e_id = torch.cat(tree.click[child])
-            for name in self.click_attributes:
-                store[name] = self.history[CLICKS][name].index_select(0, e_id)
-            store.edge_index = torch.cat(tree.edge_index[child], dim=1)
-            store.e_id = e_id
-            store.num_sampled_edges = [click.numel() for click in tree.click[child]]
+            reached = self.sampler.neighbor[OTHER[child]].index_select(0, e_id)
+            nodes, edges = batch[child], batch[edge_type]
+            self._copy_nodes(nodes, child, torch.cat([targets[row], reached]))
+            nodes.batch = torch.cat(tree.target[child])
+            nodes.num_sampled_nodes = [target.numel() for target in tree.target[child]]
+            self._copy_clicks(edges, e_id)
+            number = torch.arange(index.numel(), nodes.num_nodes)
+            edges.edge_index = torch.stack([number, torch.cat(tree.precursor[child])])
+            edges.num_sampled_edges = [click.numel() for click in tree.click[child]]
         clicks = batch[CLICKS]
         for name in self.label_attributes:
-            clicks[name] = self.data[CLICKS][name][index]
+            clicks[name] = self.data[CLICKS][name].index_select(0, index)
         clicks.edge_label_index = torch.arange(index.numel()).repeat(2, 1)
         clicks.input_id = index
         return batch
 
+    def _copy_nodes(self, store: NodeStorage, node_type: str, n_id: Tensor) -> None:
+        source = self.data[node_type]
+        for name, value in source.items():
+            if not _has_length(value, source.num_nodes):
+                store[name] = value
+        for name in self.node_attributes[node_type]:
+            store[name] = source[name].index_select(0, n_id)
+        # Last, as the data may be a sample itself and so have attributes of these names.
+        store.n_id, store.num_nodes = n_id, n_id.numel()
+
+    def _copy_clicks(self, store: EdgeStorage, e_id: Tensor) -> None:
+        source = self.history[CLICKS]
+        for name in self.click_attributes:
+            store[name] = source[name].index_select(0, e_id)
+        store.e_id = e_id
+
 
 class _Tree:
-    r"""Numbers the drawn nodes of a batch, depth by depth."""
+    r"""Numbers the drawn nodes of a batch, depth by depth: after the targets' own, each child has
+    the number of its edge."""
 
-    def __init__(self, sampler: PathSampler, targets: Tensor) -> None:
-        self.sampler = sampler
-        rows = torch.arange(targets.size(1))
-        self.node = {'user': [targets[0]], 'item': [targets[1]]}
+    def __init__(self, num_targets: int) -> None:
+        rows = torch.arange(num_targets)
         self.target = {'user': [rows], 'item': [rows]}
         # By the type of the child.
-        self.edge_index: dict[str, list[Tensor]] = {'user': [], 'item': []}
         self.click: dict[str, list[Tensor]] = {'user': [], 'item': []}
-        # The last level of the tree of each root: its type, and the number of each place in it.
-        self.last = {root: (root, rows) for root in ('user', 'item')}
-        self.size = {'user': rows.numel(), 'item': rows.numel()}
+        self.precursor: dict[str, list[Tensor]] = {'user': [], 'item': []}
+        self.size = {'user': num_targets, 'item': num_targets}
+        # The last level of each root's tree: its type, its clicks, and the number of the first.
+        self.last = {root: (root, rows, 0) for root in ('user', 'item')}
 
     def add(self, root: str, click: Tensor) -> None:
-        parent_type, parent = self.last[root]
-        child_type = OTHER[parent_type]
+        parent_type, parent_click, first = self.last[root]
+        child_type, width = OTHER[parent_type], click.size(-1)
+        # Where no click was drawn, this is a number that no child asks for.
+        parent = (parent_click.view(-1, 1) >= 0).cumsum(0) + (first - 1)
+        target = self.target[root][0].view(-1, 1).expand_as(click.flatten(1))
         # Places of the drawn clicks; several times faster than a mask, which is counted each time.
         place = (click.view(-1) >= 0).nonzero().view(-1)
-        drawn = click.view(-1).index_select(0, place)
-        child = torch.arange(place.numel()) + self.size[child_type]
-        precursor = parent.view(-1).index_select(0, place // click.size(-1))
+        self.last[root] = child_type, click, self.size[child_type]
         self.size[child_type] += place.numel()
-        self.click[child_type].append(drawn)
-        self.node[child_type].append(self.sampler.neighbor[parent_type].index_select(0, drawn))
-        self.target[child_type].append(place // math.prod(click.shape[1:]))
-        self.edge_index[child_type].append(torch.stack([child, precursor]))
-        number = torch.full_like(click, -1)
-        number.view(-1)[place] = child
-        self.last[root] = child_type, number
+        self.click[child_type].append(take(click, place))
+        self.precursor[child_type].append(take(parent.expand(-1, width), place))
+        self.target[child_type].append(take(target, place))

@@ -1,5 +1,7 @@
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,13 +34,44 @@ class RowLoader(DataLoader):
         super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
 
 
-def check_requested(node_type: str, node: Tensor, num_nodes: int) -> None:
-    r"""Raises an :class:`IndexError` if a request names a node that does not exist."""
-    if node.numel() > 0 and not 0 <= node.min() <= node.max() < num_nodes:
-        raise IndexError(
-            f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
-            f'there are {num_nodes} {node_type}s.'
+def check_integers(**values: Tensor) -> None:
+    r"""Raises a :class:`TypeError` that names the argument of a request that holds no integers."""
+    for name, value in values.items():
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
+
+
+def check_request(
+    user: int | Tensor, items: Tensor, num_nodes: Mapping[str, int]
+) -> tuple[Tensor, Tensor]:
+    r"""Makes of the user and the items of a request a user and an item for each pair.
+
+    Args:
+        user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
+        items (torch.Tensor): The candidates, shape :obj:`[B]`.
+        num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
+
+    Raises:
+        IndexError: If the user or an item does not exist.
+        TypeError: If an id is no integer.
+        ValueError: If there is not one user, or one for each item.
+    """
+    user, items = torch.as_tensor(user), torch.as_tensor(items)
+    check_integers(user=user, items=items)
+    if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
+        raise ValueError(
+            f'A request takes items of shape [B], and one user or a user for each item, but '
+            f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
         )
+    user, items = user.long().expand(items.shape), items.long()
+    for node_type, node in (('user', user), ('item', items)):
+        num = num_nodes[node_type]
+        if node.numel() > 0 and not 0 <= node.min() <= node.max() < num:
+            raise IndexError(
+                f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
+                f'there are {num} {node_type}s.'
+            )
+    return user, items
 
 
 def _keep_batch(batch: Any) -> Any:

@@ -252,7 +252,7 @@ def _rank_in_group(group: Tensor) -> Tensor:
     order = group.argsort(stable=True)
     place = torch.arange(group.numel(), device=group.device)
     ordered = group[order]
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    start = torch.where(is_first, place, 0).cummax(0).values if group.numel() > 0 else place
+    # The first of all starts at 0 whatever it is compared with. There are no slices here, as
+    # torch.export would take from them that there are at least so many edges.
+    start = torch.where(ordered != ordered.roll(1), place, 0).cummax(0).values
     return torch.empty_like(place).scatter_(0, order, place - start)

@@ -220,6 +220,7 @@ def test_wrong_requests(toy_graph: HeteroData) -> None:
         (0, [0.0], TypeError, "'items' must hold integer ids"),
         ([0, 1], [0, 1, 2], ValueError, r'items of shape \[3\] and users of shape \[2\]'),
         (0, [[0, 1]], ValueError, r'items of shape \[1, 2\]'),
+        ([[0]], [0, 1], ValueError, r'items of shape \[2\] and users of shape \[1, 1\]'),
     ):
         with pytest.raises(error, match=message):
             loader.request(user, items)

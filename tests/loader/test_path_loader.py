@@ -181,6 +181,28 @@ def test_bad_input(market: HeteroData, train: HeteroData) -> None:
     PathLoader(part, history=market)
 
 
+def test_a_batch_holds_the_attributes_that_are_named(train: HeteroData) -> None:
+    expected = next(iter(PathLoader(train, 20, widths=WIDTHS)))
+    names = ['category', 'time']
+    batch = next(iter(PathLoader(train, 20, widths=WIDTHS, batch_attributes=names)))
+    for key, left_out in {
+        'user': ['gender', 'age_level'],
+        'item': ['brand', 'seller', 'price_level', 'x_visual', 'x_acoustic', 'x_text'],
+        CLICKS: ['query', 'domain'],
+        REVERSE: ['query', 'domain'],
+    }.items():
+        for name in left_out:
+            del expected[key][name]
+        assert {*batch[key].keys()} == {*expected[key].keys()}
+    assert same(expected, batch)
+    bare = next(iter(PathLoader(train, 20, widths=WIDTHS, batch_attributes=[])))
+    assert not {'category', 'time'} & {name for store in bare.stores for name in store.keys()}
+    with pytest.raises(ValueError, match=r"names \['taste'\], but .* have \['age_level', 'brand',"):
+        PathLoader(train, batch_attributes=['time', 'taste'])
+    with pytest.raises(TypeError, match=r"such as \['time'\], but got 'time'"):
+        PathLoader(train, batch_attributes='time')
+
+
 def test_attributes_of_any_kind(train: HeteroData) -> None:
     r"""Numbers without a dimension, and names that the loader gives itself."""
     expected = next(iter(PathLoader(train, 20, widths=WIDTHS)))

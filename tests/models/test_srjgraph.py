@@ -186,6 +186,21 @@ def test_padding_of_queries_changes_nothing(train: HeteroData, batch: HeteroData
     assert model.term_embedding.weight[1].abs().sum() > 0
 
 
+def test_queries_of_no_terms_are_zero(train: HeteroData, batch: HeteroData) -> None:
+    other = copy.deepcopy(batch)
+    for store, name in (
+        (batch[CLICKS], 'query'),
+        (batch[REVERSE], 'query'),
+        (batch[CLICKS], 'edge_label_query'),
+    ):
+        store[name] = store[name][:, :0]
+    model = build(train)
+    logit = model(batch)
+    with torch.no_grad():
+        model.term_embedding.weight.zero_()
+    torch.testing.assert_close(logit, model(other))
+
+
 def test_each_domain_has_its_head(train: HeteroData, batch: HeteroData) -> None:
     model = build(train).train()
     searched = batch[CLICKS].edge_label_domain == 1
@@ -252,6 +267,94 @@ def test_learns(parts: tuple[HeteroData, ...], tmp_path) -> None:
     assert after['gauc'] != after['auc']
 
 
+def test_compiled_logits_and_gradients_are_the_same(train: HeteroData) -> None:
+    batch = next(iter(PathLoader(train, 20, widths={'user': [3, 2], 'item': [2, 3]})))
+    model = build(train).train()
+    twin = copy.deepcopy(model)
+    # Inductor would spend minutes on what is asserted here.
+    logits = [scorer(batch) for scorer in (model, torch.compile(twin, backend='aot_eager'))]
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-10)
+    for logit in logits:
+        logit.square().sum().backward()
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, msg=name)
+
+
+class FromTensors(torch.nn.Module):
+    r"""SRJGraph on the tensors of a batch, as torch.export takes no HeteroData. Those of nodes and
+    edges come depth by depth, so that their sizes are no constants."""
+
+    def __init__(self, model: SRJGraph) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        nodes: dict[str, dict[str, list[Tensor]]],
+        edges: dict[str, dict[str, list[Tensor]]],
+        target: dict[str, Tensor],
+    ) -> Tensor:
+        batch = HeteroData()
+        for name, edge_type in EDGES.items():
+            for attribute, levels in nodes[name].items():
+                batch[name][attribute] = torch.cat(levels)
+            for attribute, levels in edges[name].items():
+                batch[edge_type][attribute] = torch.cat(levels, dim=along(attribute))
+            batch[name].num_sampled_nodes = [level.size(0) for level in nodes[name]['n_id']]
+            batch[edge_type].num_sampled_edges = [level.size(0) for level in edges[name]['query']]
+        for attribute, value in target.items():
+            batch[CLICKS][attribute] = value
+        return self.model(batch)
+
+
+def along(attribute: str) -> int:
+    r"""The dimension of an attribute that counts edges."""
+    return 1 if attribute.endswith('_index') else 0
+
+
+def as_tensors(model: SRJGraph, batch: HeteroData) -> tuple[dict, dict, dict]:
+    nodes, edges = {}, {}
+    for name, edge_type in EDGES.items():
+        nodes[name] = {
+            attribute: batch[name][attribute].split(batch[name].num_sampled_nodes)
+            for attribute in ('n_id', 'batch', *model.attribute_embedding[name].keys())
+        }
+        store = batch[edge_type]
+        edges[name] = {
+            attribute: store[attribute].split(store.num_sampled_edges, along(attribute))
+            for attribute in ('edge_index', 'query')
+        }
+    names = ('edge_label_index', 'edge_label_query', 'edge_label_domain')
+    return nodes, edges, {name: batch[CLICKS][name] for name in names}
+
+
+def test_export_scores_batches_of_other_sizes_and_widths(
+    train: HeteroData, batch: HeteroData
+) -> None:
+    model = build(train)
+    inputs = as_tensors(model, batch)
+    shapes = torch.utils._pytree.tree_map_with_path(
+        lambda path, _: {
+            along(
+                next(step.key for step in reversed(path) if hasattr(step, 'key'))
+            ): torch.export.Dim.AUTO
+        },
+        inputs,
+    )
+    program = torch.export.export(FromTensors(model), inputs, dynamic_shapes=shapes)
+    # torch's guards on names of nested inputs are wrong, see the tests of MacGNN.
+    scorer = program.module(check_guards=False)
+    for size, widths in (
+        (20, WIDTHS),
+        (7, {'user': [5, 2, 1], 'item': [2, 2, 2]}),
+        (64, {'user': [4, 1, 3], 'item': [1, 4, 2]}),
+    ):
+        other = next(iter(PathLoader(train, size, widths=widths, seed=1)))
+        torch.testing.assert_close(
+            scorer(*as_tensors(model, other)), model(other), rtol=0, atol=1e-10
+        )
+
+
 def test_a_domain_without_a_head_raises(train: HeteroData, batch: HeteroData) -> None:
     with pytest.raises(ValueError, match='the domains 0 to 0, but the batch has domains from 0 to'):
         build(train, num_domains=1)(batch)
@@ -308,6 +411,14 @@ def test_another_batch_raises(train: HeteroData, batch: HeteroData) -> None:
         model(batch.to_dict())
     with pytest.raises(ValueError, match=r"'user' has no \['n_id', 'batch', 'num_sampled_nodes'\]"):
         model(train)
+    few = [name for name in model.attribute_embedding['item'].keys() if name != 'brand']
+    few += [*model.attribute_embedding['user'].keys(), 'query']
+    for names, message in (
+        (few, r"'item' has no \['brand'\]"),
+        ([*few[:-1], 'brand'], r"'user', 'clicks', 'item'\) has no \['query'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(next(iter(PathLoader(train, 20, widths=WIDTHS, batch_attributes=names))))
     # A node that two paths share, as PyG's loaders have it.
     batch['item'].num_sampled_nodes[1] -= 1
     with pytest.raises(ValueError, match='each node is a target or has one edge'):

@@ -161,6 +161,77 @@ def test_compiled_is_one_graph_with_the_same_gradients() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize('standard', [False, True])
+def test_compiled_messages_have_the_same_values_and_gradients(standard: bool) -> None:
+    torch.manual_seed(0)
+    conv = IntentionConv(6, 3, standard=standard).double()
+    twin = copy.deepcopy(conv)
+    child, center, intention, mask = random_input()
+    x, edge_index = as_edges(child, mask)
+    compiled = torch.compile(twin, fullgraph=True, backend='aot_eager')
+    out = [layer((x, center), edge_index, intention) for layer in (conv, compiled)]
+    torch.testing.assert_close(out[1], out[0], rtol=0, atol=1e-12)
+    for value in out:
+        value.square().sum().backward()
+    for one, other in zip(conv.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+
+
+def test_exported_messages_are_of_any_graph() -> None:
+    torch.manual_seed(0)
+    conv = IntentionConv(6, 3, num_positions=3).double()
+    child, center, intention, mask = random_input()
+    x, edge_index = as_edges(child, mask)
+    sources, centers, edges = map(torch.export.Dim, ('sources', 'centers', 'edges'))
+    program = torch.export.export(
+        conv,
+        ((x, center), edge_index, intention),
+        dynamic_shapes=(({0: sources}, {0: centers}), {1: edges}, {0: centers}),
+    )
+    scorer = program.module(check_guards=False)
+    generator = torch.Generator().manual_seed(1)
+    for num_sources, num_centers, num_edges in ((20, 5, 10), (3, 1, 2), (7, 9, 30), (4, 3, 0)):
+        x, center, intention = (
+            torch.randn(*shape, generator=generator, dtype=torch.double)
+            for shape in ((num_sources, 6), (num_centers, 6), (num_centers, 3))
+        )
+        ends = [
+            torch.randint(num, (num_edges,), generator=generator)
+            for num in (num_sources, num_centers)
+        ]
+        inputs = (x, center), torch.stack(ends), intention
+        torch.testing.assert_close(scorer(*inputs), conv(*inputs), rtol=0, atol=1e-12)
+
+
+def test_exported_dense_form_is_of_any_size() -> None:
+    class Dense(torch.nn.Module):
+        def __init__(self, conv: IntentionConv) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return self.conv.dense(*inputs)
+
+    torch.manual_seed(0)
+    conv = IntentionConv(6, 3, num_positions=3).double()
+    centers, children = map(torch.export.Dim, ('centers', 'children'))
+    table = {0: centers, 1: children}
+    program = torch.export.export(
+        Dense(conv),
+        random_input(),
+        dynamic_shapes=((table, {0: centers}, {0: centers}, table),),
+    )
+    scorer = program.module(check_guards=False)
+    generator = torch.Generator().manual_seed(1)
+    for size, width in ((5, 4), (1, 3), (9, 7), (3, 1)):
+        child, center, intention = (
+            torch.randn(*shape, generator=generator, dtype=torch.double)
+            for shape in ((size, width, 6), (size, 6), (size, 3))
+        )
+        inputs = child, center, intention, torch.rand(size, width, generator=generator) > 0.5
+        torch.testing.assert_close(scorer(*inputs), conv.dense(*inputs), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ('child', 'center', 'intention', 'edge_index', 'message'),
     [
