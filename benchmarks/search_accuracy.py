@@ -35,6 +35,7 @@ from mag.datasets import SyntheticMarket, Trivago
 from mag.loader import PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
+from mag.schema import click_attributes, label_attributes
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import TemporalSplit
 
@@ -146,12 +147,12 @@ def of_domain(part: HeteroData, number: int, with_clicks: bool) -> HeteroData:
     clicks = part[CLICKS]
     shown = clicks.edge_label_domain == number
     clicked = clicks.domain == number
-    for name in list(clicks.keys()):
+    kept = dict.fromkeys(label_attributes(part), shown)
+    if not with_clicks:
+        kept |= dict.fromkeys(click_attributes(part), clicked)
+    for name, rows in kept.items():
         value = clicks[name]
-        if name.startswith('edge_label'):
-            clicks[name] = value[:, shown] if name == 'edge_label_index' else value[shown]
-        elif name in ('edge_index', 'time', 'query', 'domain') and not with_clicks:
-            clicks[name] = value[:, clicked] if name == 'edge_index' else value[clicked]
+        clicks[name] = value[:, rows] if name.endswith('_index') else value[rows]
     return part
 
 
