@@ -140,7 +140,7 @@ def parse_args() -> argparse.Namespace:
         '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
     )
     model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=1e-2, help='of Adam')
+    model.add_argument('--learning-rate', type=float, default=5e-3, help='of Adam')
     model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
     model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
     model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
