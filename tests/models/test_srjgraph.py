@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -265,6 +266,53 @@ def test_learns(parts: tuple[HeteroData, ...], tmp_path) -> None:
     after = evaluate(module, loaders[2])
     assert after['auc'] > max(before['auc'], 0.55)
     assert after['gauc'] != after['auc']
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    r"""So that sums, and with them what is learned, are the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_finds_the_clicks_of_the_same_occasion(one_thread: None, tmp_path) -> None:
+    r"""What a search looks for is told by the earlier clicks of its occasion alone, and of which
+    occasion they were by their queries: without either the truth cannot be read."""
+    data = SyntheticMarket(
+        150, 50, 50_000, num_groups=1, occasion_strength=6.0, id_lifetime=7.0, log=False
+    )[0]
+    parts = TemporalSplit(0.3, 0.8, 0.9, num_windows=1, keep_cold=True)(data)
+    loaders = [
+        PathLoader(
+            part,
+            256,
+            shuffle=part is parts[0],
+            widths={'user': [10], 'item': [1]},
+            attribute=None,
+            history=data,
+        )
+        for part in parts
+    ]
+    auc = {}
+    for name, arguments in (
+        ('whole', {}),
+        ('without guidance', {'intention': False, 'upstream': False}),
+        ('without queries', {'query': False}),
+    ):
+        torch.manual_seed(0)
+        module = ClickModule(SRJGraph.from_data(parts[0], **arguments), 1e-2, 1e-6)
+        fit(
+            module,
+            *loaders[:2],
+            directory=str(tmp_path / name),
+            max_epochs=3,
+            progress=False,
+            logger=False,
+        )
+        auc[name] = evaluate(module, loaders[2])['auc']
+    assert auc['whole'] > max(auc['without guidance'], auc['without queries']) + 0.01, auc
 
 
 def test_compiled_logits_and_gradients_are_the_same(train: HeteroData) -> None:
