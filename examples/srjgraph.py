@@ -29,7 +29,6 @@ from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.nn import HashEmbedding
 from mag.schema import label_attributes
-from mag.schema import label_attributes
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import TemporalSplit
 
