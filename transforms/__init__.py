@@ -1,6 +1,7 @@
 r"""HeteroData in, HeteroData out."""
 
 from mag.transforms.behavior_graph import BehaviorGraph
+from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
 from mag.transforms.temporal_split import TemporalSplit
@@ -8,6 +9,7 @@ from mag.transforms.time_slots import TimeSlots
 
 __all__ = [
     'BehaviorGraph',
+    'InterestHypergraph',
     'MacroCoarsen',
     'RecentNeighbors',
     'TemporalSplit',
