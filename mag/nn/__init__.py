@@ -7,6 +7,8 @@ from mag.nn.hypergraph_conv import HypergraphConv
 from mag.nn.intention_conv import IntentionConv
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
+from mag.nn.tensor_fusion import TensorFusion
 
 __all__ = [
     'BehaviorGraphConv',
@@ -16,4 +18,6 @@ __all__ = [
     'IntentionConv',
     'MLP',
     'MacroConv',
+    'SlotHypergraphConv',
+    'TensorFusion',
 ]
