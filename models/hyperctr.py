@@ -168,10 +168,10 @@ class HyperCTR(torch.nn.Module):
             torch.nn.init.normal_(weight, std=0.01)
         for module in (*self.lin_modality.values(), *self.convs.values(), self.fusion, self.head):
             module.reset_parameters()
-        self.attention.self_attn._reset_parameters()  # type: ignore[operator]
+        self.attention.self_attn._reset_parameters()
         for module in self.attention.children():
             if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[operator]
 
     def forward(self, batch: HistoryBatch) -> Tensor:
         r"""
