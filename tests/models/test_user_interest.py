@@ -275,6 +275,14 @@ def test_fit_finds_the_modality_that_users_care_for() -> None:
     model.fit(data, progress=False)
     assert auc() > 0.85
 
+    # Item embeddings that start near 0, and stay free, learn their own contents by heart instead.
+    model.reset_parameters()
+    with torch.no_grad():
+        model.item_deviation.weight -= 1
+    model.fit(data, weight_decay=0.0, progress=False)
+    assert auc() < 0.65
+    assert model.interest(data)[often].mean() > 0.9
+
 
 def test_interests_make_hypergraphs() -> None:
     train = TemporalSplit(train_start=0.7, num_windows=1)(TimeSlots(50)(log()))[0]
