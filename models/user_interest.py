@@ -6,7 +6,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag.schema import CLICKS, history_clock, require, require_positive_integers
+from mag.schema import CLICKS, history_clock, require, require_cpu, require_positive_integers
 from mag.unclicked_items import UnclickedItems
 
 # Pairs that are scored at once.
@@ -119,7 +119,7 @@ class UserInterest(torch.nn.Module):
             **kwargs (optional): Arguments of :class:`UserInterest`.
 
         Raises:
-            ValueError: If the items have no content.
+            ValueError: If the items have no content, or a :obj:`has_<name>` is no boolean for each.
         """
         require(data, 'UserInterest.from_data')
         item = data['item']
@@ -129,12 +129,17 @@ class UserInterest(torch.nn.Module):
                 f"UserInterest.from_data needs contents data['item'].x_<name>, such as x_visual, "
                 f'but the items have {list(item.keys())}.'
             )
-        has_content = None
-        if any(f'has_{name}' in item for name in content):
-            everywhere = torch.ones(item.num_nodes, dtype=torch.bool)
-            has_content = torch.stack(
-                [item.get(f'has_{name}', everywhere) for name in content], dim=1
-            )
+        has_content = torch.ones(item.num_nodes, len(content), dtype=torch.bool)
+        for column, name in enumerate(content):
+            told = item.get(f'has_{name}')
+            if told is None:
+                continue
+            if told.dtype != torch.bool or told.shape != (item.num_nodes,):
+                raise ValueError(
+                    f"UserInterest.from_data expects data['item'].has_{name} of booleans of shape "
+                    f'[{item.num_nodes}], but got {told.dtype} of shape {list(told.shape)}.'
+                )
+            has_content[:, column] = told
         return cls(data['user'].num_nodes, content, has_content, **kwargs)
 
     def reset_parameters(self) -> None:
@@ -285,6 +290,7 @@ class UserInterest(torch.nn.Module):
     def _positives(self, data: HeteroData) -> Tensor:
         r"""Users above items, once for each pair that clicks before the first label."""
         require(data, 'UserInterest', 'edge_index')
+        require_cpu(data, 'UserInterest')
         for name, number in (('user', self.num_users), ('item', self.num_items)):
             if data[name].num_nodes != number:
                 raise ValueError(

@@ -381,7 +381,10 @@ def test_wrong_data() -> None:
         model.fit(log(num_items=12))
     with pytest.raises(ValueError, match="'num_negatives' must be a positive integer, but got 0"):
         model.fit(data, num_negatives=0)
-    del data['item'].x_visual, data['item'].x_text
+    data['item'].has_text = torch.ones(19, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r'has_text of booleans of shape \[20\], .* \[19\]'):
+        UserInterest.from_data(data)
+    del data['item'].has_text, data['item'].x_visual, data['item'].x_text
     data['item'].x = torch.rand(20, 3)
     with pytest.raises(ValueError, match=r"needs contents .* the items have \['num_nodes', 'x'\]"):
         UserInterest.from_data(data)
