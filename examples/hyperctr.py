@@ -102,7 +102,7 @@ def parse_args() -> argparse.Namespace:
     log = parser.add_argument_group('log')
     log.add_argument('--dataset', choices=['synthetic', 'tiktok'], default='synthetic')
     log.add_argument('--root', default='data', help='where raw files and caches go')
-    log.add_argument('--exposures', type=int, default=100_000, help='synthetic: how many')
+    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
     log.add_argument('--slot-days', type=float, default=4.0, help='synthetic: length of a slot')
 
     model = parser.add_argument_group('model and training')
@@ -140,13 +140,13 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
         split = TemporalSplit(0.4, num_windows=1, keep_cold=True, **dataset.split_shares)
     else:
         market = SyntheticMarket(
+            max(args.exposures // 400, 1),
             max(args.exposures // 200, 1),
-            max(args.exposures // 333, 1),
             args.exposures,
             seed=args.seed,
         )
         data = TimeSlots(int(args.slot_days * DAY))(market[0])
-        split = TemporalSplit(0.4, 0.8, 0.9, num_windows=1, keep_cold=True)
+        split = TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)
     return data, split(data)
 
 

@@ -54,8 +54,9 @@ class InterestHypergraph(BaseTransform):
       a diagonal matrix; without them, each is 1.
 
     Args:
-        threshold (float, optional): :math:`\delta`, on which the paper is silent.
-            (default: :obj:`0.5`)
+        threshold (float, optional): :math:`\delta`, on which the paper is silent. Interests that
+            :class:`~mag.models.UserInterest` learned crowd above a half, where a little more than
+            the default keeps modalities much further apart. (default: :obj:`0.5`)
         max_size (int, optional): The most members that a hyperedge has. (default: :obj:`100`)
         seed (int, optional): Seed of the draws. (default: :obj:`0`)
 

@@ -23,8 +23,8 @@ class HypergraphConv(MessagePassing):
     :class:`torch_geometric.nn.HypergraphConv` differs in two ways: its rows are means,
     :math:`\mathbf{D}_v^{-1}` in place of the two roots, and its weights are in
     :math:`\mathbf{D}_v` alone, never in :math:`\mathbf{W}` (`issue 6918
-    <https://github.com/pyg-team/pytorch_geometric/issues/6918>`_). Without weights the one is
-    :math:`\mathbf{D}_v^{1/2}` times the other's result for
+    <https://github.com/pyg-team/pytorch_geometric/issues/6918>`_). Without weights, this layer's
+    result is :math:`\mathbf{D}_v^{1/2}` times that of PyG's for
     :math:`\mathbf{D}_v^{-1/2} \mathbf{X}`.
 
     The matrix in front of :math:`\mathbf{X}` is never made: features go from nodes to hyperedges,
