@@ -5,6 +5,7 @@ from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
 from mag.transforms.temporal_split import TemporalSplit
+from mag.transforms.text_features import TextFeatures
 from mag.transforms.time_slots import TimeSlots
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     'MacroCoarsen',
     'RecentNeighbors',
     'TemporalSplit',
+    'TextFeatures',
     'TimeSlots',
 ]
