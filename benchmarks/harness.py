@@ -101,6 +101,13 @@ def run_missing(args: Any, run_one: Callable[[str, str, int, Any], Record]) -> N
     r"""Runs every model and seed on every log of which :obj:`args.out` has no record yet."""
     prepare(args.threads)
     results = Results(Path(args.out))
+    for record in results.records:
+        other = record.get('learning_rate', args.learning_rate)
+        if other != args.learning_rate:
+            raise ValueError(
+                f'{args.out} has runs at a learning rate of {other}, not {args.learning_rate}: '
+                f'write these to a file of their own, or the table would mix them.'
+            )
     jobs = [
         (dataset, name, seed)
         for dataset in args.dataset

@@ -81,9 +81,12 @@ class SyntheticMarket(InMemoryDataset):
       search and in half of the recommendations, else :obj:`-1`); :obj:`user_group` (at the start
       and at the end, shape :obj:`[num_users, 2]`), :obj:`item_group`,
       :obj:`preferred_modality` (an index into :obj:`names['modality']`), :obj:`behavior_coupling`
-      (shape :obj:`[10, 10]`); and :obj:`bayes_optimal`, the AUC and log loss that nobody can expect
-      to beat, of :obj:`click`, of :obj:`conversion` on clicks, and of :obj:`click_and_conversion`
-      (see :func:`mag.metrics.bayes_optimal` for those of a part).
+      (shape :obj:`[10, 10]`); with occasions, :obj:`occasion` of each exposure (:obj:`-1` for a
+      recommendation) and :obj:`occasion_price`, the price levels that each user wants, of shape
+      :obj:`[num_users, 2]`; with an :obj:`id_lifetime`, :obj:`person`, whose id each user is, and
+      a row for each id in all that is told of users; and :obj:`bayes_optimal`, the AUC and log loss
+      that nobody can expect to beat, of :obj:`click`, of :obj:`conversion` on clicks, and of
+      :obj:`click_and_conversion` (see :func:`mag.metrics.bayes_optimal` for those of a part).
 
     The same arguments give the same bytes.
 
@@ -134,10 +137,7 @@ class SyntheticMarket(InMemoryDataset):
         shares = {'search_share': search_share, 'query_noise': query_noise}
         strengths = {'selection_bias': selection_bias, 'occasion_strength': occasion_strength}
         _check_arguments(sizes, shares, strengths, seed)
-        if id_lifetime is not None and not 0.01 <= id_lifetime < math.inf:
-            raise ValueError(
-                f"'id_lifetime' must be a number of days of at least 0.01, but got {id_lifetime}."
-            )
+        _check_lifetime(id_lifetime)
         super().__init__(None, transform, log=log)
         world = _World(np.random.default_rng([seed, 0]), num_users, num_items, num_groups)
         rng = np.random.default_rng([seed, 1])
@@ -185,6 +185,17 @@ def _check_arguments(
     for name, value in strengths.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"'{name}' must be finite and at least 0, but got {value}.")
+
+
+def _check_lifetime(id_lifetime: Any) -> None:
+    if id_lifetime is None:
+        return
+    if isinstance(id_lifetime, bool) or not isinstance(id_lifetime, (int, float)):
+        raise TypeError(f"'id_lifetime' must be a number of days or None, but got {id_lifetime!r}.")
+    if not 0.01 <= id_lifetime < math.inf:
+        raise ValueError(
+            f"'id_lifetime' must be a number of days of at least 0.01, but got {id_lifetime}."
+        )
 
 
 class _World:

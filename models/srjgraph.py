@@ -1,4 +1,5 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,7 +37,11 @@ class SRJGraph(torch.nn.Module):
 
     (eq. 12 and 13). The embedding of a query is the sum of those of its terms; the empty query of a
     recommendation is a term of its own. Where the paper leaves it open, the upstream of the
-    target's user is its item and the target's query, and vice versa, as in the released code.
+    target's user is its item and the target's query, and vice versa, as in the released code. The
+    released code differs from the paper, and from this, in more: it pairs children with other
+    precursors than theirs where a precursor has several, gates the aggregation by a dense layer of
+    its own in the variant that it runs by default, and its ablations leave out more than they say
+    (the query of the target, too, or the other side of it).
 
     Args:
         num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
@@ -60,6 +65,9 @@ class SRJGraph(torch.nn.Module):
         upstream (bool, optional): If set to :obj:`False`, centers do not know how they were reached
             ("w/o upstream"). (default: :obj:`True`)
         standard (bool, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`False`)
+        released (bool, optional): If set to :obj:`True`, queries are embedded as in the released
+            code: paddings have an embedding, which is added for each, and the empty query is one of
+            paddings alone. (default: :obj:`False`)
 
     Raises:
         ValueError: If a size is not positive, or that of a node type is missing.
@@ -79,6 +87,7 @@ class SRJGraph(torch.nn.Module):
         intention: bool = True,
         upstream: bool = True,
         standard: bool = False,
+        released: bool = False,
     ) -> None:
         super().__init__()
         require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
@@ -106,6 +115,7 @@ class SRJGraph(torch.nn.Module):
         self.query = query
         self.intention = intention
         self.upstream = upstream
+        self.released = released
         self.embedding = torch.nn.ModuleDict(
             {name: torch.nn.Embedding(num_nodes[name], id_dim) for name in ('user', 'item')}
         )
@@ -123,7 +133,7 @@ class SRJGraph(torch.nn.Module):
         )
         # Row 0 stands for a padding, -1.
         self.term_embedding = torch.nn.EmbeddingBag(
-            num_terms + 1, id_dim, mode='sum', padding_idx=0
+            num_terms + 1, id_dim, mode='sum', padding_idx=None if released else 0
         )
         self.size = {
             name: id_dim + attribute_dim[name] * len(attributes[name]) for name in ('user', 'item')
@@ -216,7 +226,7 @@ class SRJGraph(torch.nn.Module):
     def _predict(self, features: Tensor, domain: Tensor) -> Tensor:
         # What is exported has no values yet to look at.
         if not torch.compiler.is_exporting():
-            _check_domain(domain, len(self.heads))
+            _check_domain(domain, len(self.heads), features.size(0))
         heads = list(zip(self.norms, self.heads, strict=True))
         if not self.training:
             # All heads look at all rows, as numbers of rows that depend on values are not exported.
@@ -229,13 +239,18 @@ class SRJGraph(torch.nn.Module):
             # The rows of another domain are no statistics of this one.
             rows = (domain == number).nonzero().view(-1)
             if rows.numel() == 0:
-                continue
-            # One row has no statistics of its own, and takes those that have been gathered.
-            norm.train(rows.numel() > 1)
-            head.train(rows.numel() > 1)
-            own = head(norm(features[rows]))
-            # In half precision a head answers in another dtype than it was asked.
-            logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
+                # A parameter that waits for a gradient that never comes stops distributed training.
+                parameters = [*norm.parameters(), *head.parameters()]
+                logit = logit + 0 * sum(parameter.sum() for parameter in parameters)
+            elif rows.numel() == 1:
+                # One row has no statistics of its own, and takes those that have been gathered.
+                with _as_in_evaluation(norm, head):
+                    own = head(norm(features[rows]))
+                logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
+            else:
+                own = head(norm(features[rows]))
+                # In half precision a head answers in another dtype than it was asked.
+                logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
         return logit
 
     def _needed(self) -> dict[Any, list[str]]:
@@ -244,11 +259,15 @@ class SRJGraph(torch.nn.Module):
         for name in ('user', 'item'):
             attributes: Any = self.attribute_embedding[name]
             nodes[name] = ['n_id', 'batch', 'num_sampled_nodes', *attributes.keys()]
-        edges = ['edge_index', 'num_sampled_edges']
-        # Where all queries are the empty one, they need not be told.
-        if self.query and self.term_embedding.num_embeddings > 2:
-            edges.append('query')
-        return {**nodes, CLICKS: [*edges, 'edge_label_index'], REVERSE_CLICKS: edges}
+        edges, targets = ['edge_index', 'num_sampled_edges'], ['edge_label_index']
+        # Where all queries are the empty one, or all rows of one domain, it need not be told.
+        if self.term_embedding.num_embeddings > 2:
+            targets.append('edge_label_query')
+            if self.query:
+                edges.append('query')
+        if len(self.heads) > 1:
+            targets.append('edge_label_domain')
+        return {**nodes, CLICKS: [*edges, *targets], REVERSE_CLICKS: edges}
 
     def _aggregate(
         self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, intention: Tensor
@@ -296,9 +315,18 @@ class SRJGraph(torch.nn.Module):
     def _queries(self, terms: Tensor | None, num: int, like: Tensor) -> Tensor:
         if terms is None:
             terms = torch.zeros(num, 1, dtype=torch.long, device=like.device)
+        if terms.dim() != 2 or terms.size(0) != num:
+            raise ValueError(
+                f'SRJGraph expects queries of shape [{num}, num_terms], but got '
+                f'{list(terms.shape)}.'
+            )
         if terms.size(1) == 0:
             # A query of no terms is one of paddings alone; PyTorch has no bags without a place.
             terms = terms.new_full((terms.size(0), 1), -1)
+        if terms.device.type == 'cpu' and not torch.compiler.is_compiling():
+            _check_terms(terms, self.term_embedding.num_embeddings - 1)
+        if self.released:
+            terms = terms.where(terms > 0, -1)
         return self.term_embedding(terms + 1)
 
     def _triples(
@@ -369,7 +397,30 @@ def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
             )
 
 
-def _check_domain(domain: Tensor, num_heads: int) -> None:
+def _check_terms(terms: Tensor, num_terms: int) -> None:
+    if terms.numel() > 0 and not -1 <= terms.min() <= terms.max() < num_terms:
+        raise ValueError(
+            f'SRJGraph expects query terms from 0 to {num_terms - 1}, and -1 for a padding, but '
+            f'got them from {int(terms.min())} to {int(terms.max())}.'
+        )
+
+
+@contextmanager
+def _as_in_evaluation(*modules: torch.nn.Module) -> Iterator[None]:
+    parts = [part for module in modules for part in module.modules() if part.training]
+    for part in parts:
+        part.training = False
+    yield
+    for part in parts:
+        part.training = True
+
+
+def _check_domain(domain: Tensor, num_heads: int, num_targets: int) -> None:
+    if domain.shape != (num_targets,):
+        raise ValueError(
+            f'SRJGraph expects a domain for each of {num_targets} targets, but got shape '
+            f'{list(domain.shape)}.'
+        )
     if domain.numel() > 0 and not 0 <= domain.min() <= domain.max() < num_heads:
         raise ValueError(
             f'SRJGraph has heads for the domains 0 to {num_heads - 1}, but the batch has domains '

@@ -78,10 +78,10 @@ class PathLoader(RowLoader):
             :obj:`num_workers`.
 
     Raises:
-        TypeError: If :obj:`batch_attributes` is a string.
-        ValueError: If :obj:`history` is of another log, there are no times to compare, an attribute
-            of the exposures has another length than they, or one of :obj:`batch_attributes` does
-            not exist.
+        TypeError: If :obj:`batch_attributes` is no sequence, or :obj:`widths` are none.
+        ValueError: If an argument is not as :class:`PathSampler` expects it, :obj:`history` is of
+            another log, there are no times to compare, an attribute of the exposures has another
+            length than they, or one of :obj:`batch_attributes` does not exist.
     """
 
     dataset: '_Targets'
@@ -162,10 +162,10 @@ class _Targets(torch.utils.data.Dataset):
 
     def keep(self, names: Sequence[str]) -> None:
         r"""Leaves other attributes of nodes and clicks out of batches."""
-        if isinstance(names, str):
+        if isinstance(names, str) or not isinstance(names, Sequence):
             raise TypeError(
-                f"'batch_attributes' must be a sequence of names, such as [{names!r}], but got "
-                f'{names!r}.'
+                f"'batch_attributes' must be a sequence of names, such as ['time', 'query'], but "
+                f'got {names!r}.'
             )
         groups = (*self.node_attributes.values(), self.click_attributes)
         existing = {name for group in groups for name in group}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.loader.row_loader import check_ids, check_integers
 from mag.schema import CLICKS, OTHER, require, require_cpu, require_positive_integers
 
 
@@ -35,7 +36,8 @@ class PathSampler:
     Raises:
         TypeError: If :obj:`widths` is no dictionary of sequences.
         ValueError: If a width is not positive, the two are not equally deep, the attribute does not
-            exist, or there are too many users, categories and moments to number their combinations.
+            exist or hold integers of 0 or more, or there are too many users, categories and moments
+            to number their combinations.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class PathSampler:
     ) -> None:
         require(data, 'PathSampler', 'edge_index', 'time')
         require_cpu(data, 'PathSampler')
-        self.widths = _checked_widths(widths or {'user': [25, 1, 10], 'item': [1, 25, 1]})
+        self.widths = _checked_widths(
+            {'user': [25, 1, 10], 'item': [1, 25, 1]} if widths is None else widths
+        )
+        self.num_nodes = {name: data[name].num_nodes for name in ('user', 'item')}
         self.attribute = attribute
         self.replace = replace
         self.neighbor = {'user': data[CLICKS].edge_index[1], 'item': data[CLICKS].edge_index[0]}
@@ -100,7 +105,19 @@ class PathSampler:
             For the root types :obj:`"user"` and :obj:`"item"`, the drawn clicks of every depth, as
             columns of :obj:`data['user', 'clicks', 'item']`, :obj:`-1` where there is none, each of
             shape :obj:`[B, w_1, ..., w_d]`.
+
+        Raises:
+            IndexError: If a user or an item does not exist.
+            TypeError: If ids or times are no integers.
+            ValueError: If there is not a user, an item and a time for each target.
         """
+        check_integers(user=user, item=item, time=time)
+        if user.dim() != 1 or not user.shape == item.shape == time.shape:
+            raise ValueError(
+                f'PathSampler draws for targets of a user, an item and a time each, of shape [B], '
+                f'but got shapes {list(user.shape)}, {list(item.shape)} and {list(time.shape)}.'
+            )
+        check_ids(self.num_nodes, user=user, item=item)
         moment = torch.searchsorted(self._moments, time)
         category = self.category[item]
         paths = {}

@@ -84,14 +84,19 @@ def check_request(
             f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
         )
     user, items = user.long().expand(items.shape), items.long()
-    for node_type, node in (('user', user), ('item', items)):
+    check_ids(num_nodes, user=user, item=items)
+    return user, items
+
+
+def check_ids(num_nodes: Mapping[str, int], **ids: Tensor) -> None:
+    r"""Raises an :class:`IndexError` if a request names a node that does not exist, by its type."""
+    for node_type, node in ids.items():
         num = num_nodes[node_type]
         if node.numel() > 0 and not 0 <= node.min() <= node.max() < num:
             raise IndexError(
                 f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
                 f'there are {num} {node_type}s.'
             )
-    return user, items
 
 
 def _keep_batch(batch: Any) -> Any:

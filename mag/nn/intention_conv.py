@@ -120,15 +120,13 @@ class IntentionConv(MessagePassing):
                 (default: :obj:`False`)
 
         Raises:
+            IndexError: If an edge comes from a child that does not exist.
+            TypeError: If :obj:`edge_index` is an adjacency matrix.
             ValueError: If a shape is another.
         """
         child, center = (x, x) if isinstance(x, Tensor) else x
         self._check(child, center, intention)
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(
-                f"{self!r} expects 'edge_index' of shape [2, num_edges], but got "
-                f'{list(edge_index.shape)}.'
-            )
+        self._check_edges(edge_index, child.size(0))
         num_centers = center.size(0)
         loop = torch.arange(num_centers, device=center.device)
         # A center is the first of its own keys.
@@ -172,9 +170,10 @@ class IntentionConv(MessagePassing):
                 paddings. Shape :obj:`[N, T]`. (default: :obj:`None`)
 
         Raises:
-            ValueError: If a shape is another.
+            ValueError: If a shape is another, or a child comes after a padding.
         """
         self._check(child, center, intention)
+        self._check_dense(child, center, mask)
         values = torch.cat([center.unsqueeze(1), child], dim=1)
         place = torch.arange(values.size(1), device=values.device)
         keys = self._key(values, self.position[place.clamp(max=self.num_positions - 1)])
@@ -239,6 +238,45 @@ class IntentionConv(MessagePassing):
                 f'{self!r} expects an intention for each center, but got centers of shape '
                 f'{list(center.shape)} and intentions of shape {list(intention.shape)}.'
             )
+
+    def _check_edges(self, edge_index: Tensor, num_children: int) -> None:
+        if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+            raise TypeError(
+                f"{self!r} expects 'edge_index' to list edges, whose order tells the newest child, "
+                f'but got {type(edge_index).__name__}, an adjacency matrix without an order.'
+            )
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(
+                f"{self!r} expects 'edge_index' of shape [2, num_edges], but got "
+                f'{list(edge_index.shape)}.'
+            )
+        if torch.compiler.is_compiling() or edge_index.device.type != 'cpu':
+            return
+        if edge_index.size(1) > 0:
+            low, high = (int(bound) for bound in edge_index[0].aminmax())
+            if low < 0 or high >= num_children:
+                raise IndexError(
+                    f"{self!r} found children from {low} to {high} in 'edge_index', but expected "
+                    f'them from 0 to {num_children - 1}.'
+                )
+
+    def _check_dense(self, child: Tensor, center: Tensor, mask: Tensor | None) -> None:
+        if child.dim() != 3 or child.size(0) != center.size(0):
+            raise ValueError(
+                f'{self!r} expects as many children of every center, shape '
+                f'[{center.size(0)}, T, {self.channels}], but got {list(child.shape)}.'
+            )
+        if mask is None:
+            return
+        if mask.dtype != torch.bool or mask.shape != child.shape[:2]:
+            raise ValueError(
+                f"{self!r} expects 'mask' of booleans of shape {list(child.shape[:2])}, but got "
+                f'{mask.dtype} of shape {list(mask.shape)}.'
+            )
+        if torch.compiler.is_compiling() or mask.device.type != 'cpu':
+            return
+        if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            raise ValueError(f"{self!r} expects paddings after the children, but 'mask' has holes.")
 
     def __repr__(self) -> str:
         return (

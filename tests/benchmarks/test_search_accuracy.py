@@ -83,6 +83,20 @@ def test_improvement_over_the_dnn_is_that_of_the_means(search: ModuleType) -> No
     assert search.over_dnn(runs, 'srjgraph', 'recommendation') == ''
 
 
+def test_runs_of_another_learning_rate_are_not_mixed(search: ModuleType, tmp_path: Path) -> None:
+    args = arguments(tmp_path, ['dnn'])
+    Path(args.out).write_text(json.dumps([{'learning_rate': 0.1}]))
+    with pytest.raises(ValueError, match='runs at a learning rate of 0.1, not 0.003'):
+        search.run(args)
+
+
+def test_occasions_are_those_of_ids_that_expire(search: ModuleType) -> None:
+    data = search.DATASETS['occasions'].load('', 0)
+    assert data[CLICKS].edge_label.numel() == 10_000
+    assert data.truth['occasion'].max() == 1
+    assert data['user'].num_nodes == 5 * 25 == data.truth['person'].numel()
+
+
 def test_one_domain_has_nothing_of_the_other(search: ModuleType) -> None:
     data = SyntheticMarket(40, 20, 2_000, log=False)[0]
     part = search.of_domain(data, 1, with_clicks=False)

@@ -452,3 +452,6 @@ def test_strengths_are_finite_and_not_negative(
 def test_a_lifetime_is_a_number_of_days(lifetime: float) -> None:
     with pytest.raises(ValueError, match=f"'id_lifetime' must be.*but got {lifetime}"):
         SyntheticMarket(50, 30, 500, id_lifetime=lifetime, log=False)
+    for other in (True, '7'):
+        with pytest.raises(TypeError, match=f"'id_lifetime' must be.*but got {other!r}"):
+            SyntheticMarket(50, 30, 500, id_lifetime=other, log=False)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.loader import PathSampler
+from mag.datasets import SyntheticMarket
+from mag.loader import PathLoader, PathSampler
 from mag.loader.path_sampler import draw_offsets
 
 CLICKS = ('user', 'clicks', 'item')
@@ -197,3 +198,43 @@ def test_the_paper_is_the_default() -> None:
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PathSampler(random_clicks(0), **arguments)
+
+
+def test_targets_that_do_not_exist_raise() -> None:
+    data = SyntheticMarket(10, 8, 400, log=False)[0]
+    sampler, generator = PathSampler(data), torch.Generator()
+    one = torch.tensor([1])
+    for user, item, message in ((10, 1, 'user ids from 10 to 10'), (1, -1, 'item ids from -1 to')):
+        with pytest.raises(IndexError, match=message):
+            sampler.draw(torch.tensor([user]), torch.tensor([item]), one, generator)
+    with pytest.raises(ValueError, match=r'shapes \[1\], \[2\] and \[1\]'):
+        sampler.draw(one, torch.tensor([1, 2]), one, generator)
+    with pytest.raises(TypeError, match="'time' must hold integer"):
+        sampler.draw(one, one, torch.tensor([1.0]), generator)
+    with pytest.raises(TypeError, match='but got {}'):
+        PathSampler(data, widths={})
+
+
+def test_golden_sizes_and_precursors() -> None:
+    r"""Block J: how many nodes the paper's widths make, and whose children they are."""
+    time = torch.arange(100)
+    data = HeteroData()
+    data['user'].num_nodes = data['item'].num_nodes = 1
+    data[CLICKS].edge_index = torch.zeros(2, 100, dtype=torch.long)
+    data[CLICKS].time = time
+    zero = torch.tensor([0])
+    paths = PathSampler(data, attribute=None).draw(
+        zero, zero, torch.tensor([100]), torch.Generator().manual_seed(0)
+    )
+    sizes = {root: [level.numel() for level in levels] for root, levels in paths.items()}
+    assert sizes == {'user': [25, 25, 250], 'item': [1, 25, 25]}
+
+    data[CLICKS].edge_label_index, data[CLICKS].edge_label_time = (
+        torch.zeros(2, 1).long(),
+        time[-1:],
+    )
+    widths = {'user': [1, 2, 3], 'item': [1, 1, 1]}
+    batch = next(iter(PathLoader(data, 1, widths=widths, attribute=None)))
+    edges = batch['item', 'rev_clicks', 'user']
+    last = edges.edge_index[1, -edges.num_sampled_edges[2] :]
+    assert (last - last.min()).tolist() == [0, 0, 0, 1, 1, 1]

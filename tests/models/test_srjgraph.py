@@ -231,6 +231,41 @@ def test_a_domain_with_one_row_or_none_trains(parts: tuple[HeteroData, ...]) -> 
     assert not torch.equal(model.norms[1].running_mean, before)
 
 
+def test_an_absent_domain_leaves_no_parameter_without_a_gradient(
+    parts: tuple[HeteroData, ...],
+) -> None:
+    r"""Distributed training would wait for it."""
+    loader = PathLoader(parts[0], 40, widths=WIDTHS)
+    rows = (parts[0][CLICKS].edge_label_domain == 1).nonzero().view(-1)[:6]
+    model = build(parts[0]).train()
+    model(loader.dataset[rows]).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all((parameter.grad == 0).all() for parameter in model.heads[0].parameters())
+
+
+def test_modes_stay_as_they_are(parts: tuple[HeteroData, ...]) -> None:
+    loader = PathLoader(parts[0], 40, widths=WIDTHS)
+    domain = parts[0][CLICKS].edge_label_domain
+    rows = torch.cat([(domain == 0).nonzero().view(-1)[:5], (domain == 1).nonzero()[0]])
+    model = build(parts[0]).train()
+    model.norms[0].eval()
+    before = model.norms[0].running_mean.clone()
+    modes = [module.training for module in model.modules()]
+    model(loader.dataset[rows])
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(model.norms[0].running_mean, before)
+
+
+def test_released_queries(train: HeteroData, batch: HeteroData) -> None:
+    r"""The sum of a row for each term and padding, where the empty query is paddings alone."""
+    model = build(train, released=True)
+    terms = torch.tensor([[3, 5, -1, -1], [0, -1, -1, -1]])
+    weight = model.term_embedding.weight
+    expected = torch.stack([weight[4] + weight[6] + 2 * weight[0], 4 * weight[0]])
+    torch.testing.assert_close(model._queries(terms, 2, weight), expected)
+    assert not torch.allclose(model(batch), build(train)(batch))
+
+
 def test_targets_without_a_history(parts: tuple[HeteroData, ...]) -> None:
     part = copy.copy(parts[0])
     part[CLICKS].edge_label_time = torch.zeros_like(parts[0][CLICKS].edge_label_time)
@@ -279,7 +314,9 @@ def one_thread() -> Iterator[None]:
 
 def test_finds_the_clicks_of_the_same_occasion(one_thread: None, tmp_path) -> None:
     r"""What a search looks for is told by the earlier clicks of its occasion alone, and of which
-    occasion they were by their queries: without either the truth cannot be read."""
+    occasion they were by their queries: without either the truth cannot be read. Paths of depth 1
+    have no center but the target, whose upstream is the intention itself, so that either of the two
+    can guide and both have to be left out."""
     data = SyntheticMarket(
         150, 50, 50_000, num_groups=1, occasion_strength=6.0, id_lifetime=7.0, log=False
     )[0]
@@ -409,6 +446,33 @@ def test_a_domain_without_a_head_raises(train: HeteroData, batch: HeteroData) ->
     batch[CLICKS].edge_label_domain -= 1
     with pytest.raises(ValueError, match='domains from -1 to 0'):
         build(train)(batch)
+
+
+def test_what_targets_do_not_tell_raises(train: HeteroData, batch: HeteroData) -> None:
+    model = build(train)
+    for name in ('edge_label_query', 'edge_label_domain'):
+        other = copy.copy(batch)
+        del other[CLICKS][name]
+        with pytest.raises(ValueError, match=rf"has no \['{name}'\]"):
+            model(other)
+    for name, value, message in (
+        ('edge_label_domain', batch[CLICKS].edge_label_domain[:5], r'20 targets, but got shape .5'),
+        (
+            'edge_label_query',
+            batch[CLICKS].edge_label_query[:5],
+            r'shape \[20, num_terms\], but got',
+        ),
+        (
+            'edge_label_query',
+            batch[CLICKS].edge_label_query - 1,
+            'padding, but got them from -2 to',
+        ),
+        ('edge_label_query', batch[CLICKS].edge_label_query + 999, 'terms from 0 to 30, and -1'),
+    ):
+        other = copy.copy(batch)
+        other[CLICKS][name] = value
+        with pytest.raises(ValueError, match=message):
+            model(other)
 
 
 def test_half_precision(train: HeteroData, batch: HeteroData) -> None:

@@ -86,7 +86,10 @@ def test_golden_attention() -> None:
     expected = torch.tensor([[1.435946100172, 1.291979935474]])
     torch.testing.assert_close(conv.dense(child, center, intention, mask), expected)
     edge_index = torch.tensor([[0, 1], [0, 0]])
-    torch.testing.assert_close(conv((child[0], center), edge_index, intention), expected)
+    out, weight = conv((child[0], center), edge_index, intention, return_attention_weights=True)
+    torch.testing.assert_close(out, expected)
+    weights = torch.tensor([0.283995409741, 0.140029245043, 0.575975345215])
+    torch.testing.assert_close(weight, weights)
 
 
 def test_gradients_of_both_paths_agree() -> None:
@@ -252,6 +255,31 @@ def test_bad_input(
             torch.zeros(edge_index, dtype=torch.long),
             torch.zeros(intention),
         )
+
+
+def test_children_that_do_not_exist_and_matrices_raise() -> None:
+    conv = IntentionConv(4, 2)
+    x, center, intention = torch.randn(5, 4), torch.randn(2, 4), torch.randn(2, 2)
+    for child in (-1, 5):
+        edge_index = torch.tensor([[child, 1], [0, 0]])
+        low, high = min(child, 1), max(child, 1)
+        with pytest.raises(IndexError, match=f'children from {low} to {high}.* from 0 to 4'):
+            conv((x, center), edge_index, intention)
+    matrix = torch.eye(5).to_sparse()
+    with pytest.raises(TypeError, match='list edges, whose order tells the newest child'):
+        conv((x, center), matrix, intention)
+
+
+def test_dense_children_of_other_shapes_raise() -> None:
+    conv = IntentionConv(4, 2)
+    child, center, intention = torch.randn(2, 3, 4), torch.randn(2, 4), torch.randn(2, 2)
+    for other in (torch.randn(3, 3, 4), torch.randn(2, 4)):
+        with pytest.raises(ValueError, match=r'shape \[2, T, 4\], but got'):
+            conv.dense(other, center, intention)
+    with pytest.raises(ValueError, match=r"'mask' of booleans of shape \[2, 3\], but got .*2, 2"):
+        conv.dense(child, center, intention, torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="paddings after the children, but 'mask' has holes"):
+        conv.dense(child, center, intention, torch.tensor([[True, False, True]] * 2))
 
 
 def test_repr() -> None:
