@@ -33,13 +33,14 @@ class HyperCTR(torch.nn.Module):
 
     .. math::
         \hat{y} = \mathrm{MLP} \left( \mathrm{TensorFusion}(\mathbf{t}_u, \mathbf{g}_u) \Vert
-        (\mathbf{e}_i + \mathbf{g}_i) \right)
+        (\mathbf{e}_i + \mathbf{a}_i + \mathbf{g}_i) \right)
 
     (eq. 6 and 7). Whom the slot does not know has :math:`\mathbf{g} = \mathbf{0}`, and who has
     clicked nothing :math:`\mathbf{t}_u = \mathbf{0}`; the fusion passes what there is. There is no
     released code. Where the paper is silent this is the smallest consistent reading: a standard
-    transformer layer, the mean of the modalities where the paper sums, and the last completed slot,
-    as a row's own would hold its own click.
+    transformer layer, the mean of the modalities where the paper sums, the item as it enters the
+    hypergraph, with its content, without which a new item would be nothing, and the last completed
+    slot, as a row's own would hold its own click.
 
     Args:
         num_users (int): How many users there are.
@@ -186,9 +187,9 @@ class HyperCTR(torch.nn.Module):
             ValueError: If the slots of the rows are missing.
         """
         user, item = self.user_embedding.weight, self.item_embedding.weight
-        content = self._content()
+        item = item + self._content()
         own = item[batch.item]
-        read = self._read_history(batch, item + content)
+        read = self._read_history(batch, item)
         if len(self.convs) == 0:
             group = torch.zeros_like(read)
         else:
@@ -199,7 +200,7 @@ class HyperCTR(torch.nn.Module):
                 )
             completed = batch.slot - 1
             group = self.convs['user'](user, batch.user, completed)
-            own = own + self.convs['item'](item + content, batch.item, completed)
+            own = own + self.convs['item'](item, batch.item, completed)
         return self.head(torch.cat([self.fusion(read, group), own], dim=1)).view(-1)
 
     def _content(self) -> Tensor:

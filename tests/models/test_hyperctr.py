@@ -77,7 +77,7 @@ def plain_logit(model: HyperCTR, batch: HistoryBatch, row: int) -> Tensor:
     user, item = model.user_embedding.weight, model.item_embedding.weight
     features = item + content(model)
     history = [i for i in batch.history[row].tolist() if i >= 0]
-    read, group, own = torch.zeros(8).double(), torch.zeros(8).double(), item[batch.item[row]]
+    read, group, own = torch.zeros(8).double(), torch.zeros(8).double(), features[batch.item[row]]
     if history:
         x = features[history] + user[batch.user[row]]
         for place in range(min(len(history), model.position.size(0))):
