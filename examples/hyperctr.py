@@ -14,6 +14,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -60,7 +61,7 @@ def main() -> None:
             seed=args.seed,
         )
 
-    variants = {
+    variants: dict[str, dict[str, Any]] = {
         'without': {'hypergraph': False},
         **{name: {'modalities': [name]} for name in interest.modalities},
         'HyperCTR': {},
@@ -137,7 +138,10 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
     if args.dataset == 'tiktok':
         dataset = MicroVideo(os.path.join(args.root, args.dataset), seed=args.seed)
         data = TimeSlots(1)(dataset[0])
-        split = TemporalSplit(0.4, num_windows=1, keep_cold=True, **dataset.split_shares)
+        shares = dataset.split_shares
+        split = TemporalSplit(
+            0.4, shares['val_start'], shares['test_start'], num_windows=1, keep_cold=True
+        )
     else:
         market = SyntheticMarket(
             max(args.exposures // 400, 1),
