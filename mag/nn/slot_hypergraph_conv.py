@@ -28,6 +28,10 @@ class SlotHypergraphConv(torch.nn.Module):
         hyperedge_weight (torch.Tensor, optional): The weight of each hyperedge, shape
             :obj:`[num_hyperedges]`. By default each is 1. (default: :obj:`None`)
 
+    Raises:
+        IndexError: If an incidence names a node or a hyperedge that does not exist.
+        ValueError: If a size is not positive, or a slot is negative.
+
     Shapes:
         - **input:** features :math:`(N, F)`, nodes and slots :math:`(B)`
         - **output:** :math:`(B, F)`
@@ -49,6 +53,12 @@ class SlotHypergraphConv(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(channels=channels, num_layers=num_layers, num_nodes=num_nodes)
+        _check_range('nodes', hyperedge_index[0], num_nodes)
+        _check_range('hyperedges', hyperedge_index[1], hyperedge_slot.numel())
+        if hyperedge_slot.numel() > 0 and hyperedge_slot.min() < 0:
+            raise ValueError(
+                f"'hyperedge_slot' must be 0 or more, but got {int(hyperedge_slot.min())}."
+            )
         self.num_nodes = num_nodes
         self.convs = torch.nn.ModuleList(
             HypergraphConv(channels, channels) for _ in range(num_layers)
@@ -77,7 +87,18 @@ class SlotHypergraphConv(torch.nn.Module):
 
         Returns:
             What the node has become in the slot, zeros where it is in no hyperedge.
+
+        Raises:
+            IndexError: If a node does not exist.
+            ValueError: If the features are of another number of nodes.
         """
+        if x.size(0) != self.num_nodes:
+            raise ValueError(
+                f'SlotHypergraphConv expects features of {self.num_nodes} nodes, but got shape '
+                f'{list(x.shape)}.'
+            )
+        if node.device.type == 'cpu' and not torch.compiler.is_compiling():
+            _check_range('nodes', node, self.num_nodes)
         if self.key.numel() == 0:
             return x.new_zeros(node.numel(), x.size(1))
         is_slot = (slot >= 0) & (slot < self.num_slots)
@@ -102,3 +123,11 @@ class SlotHypergraphConv(torch.nn.Module):
         # One more than there are nodes, for who is in none.
         hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.size(1))])
         return hidden[torch.where(is_known, number[place], hidden.size(0) - 1)]
+
+
+def _check_range(name: str, ids: Tensor, number: int) -> None:
+    if ids.numel() > 0 and not 0 <= ids.min() <= ids.max() < number:
+        raise IndexError(
+            f'SlotHypergraphConv found {name} from {int(ids.min())} to {int(ids.max())}, but '
+            f'expected them from 0 to {number - 1}.'
+        )

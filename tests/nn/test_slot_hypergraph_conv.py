@@ -106,3 +106,19 @@ def test_gradients_reach_features_and_weights() -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in conv.parameters())
     # What comes from the data is not written.
     assert set(conv.state_dict()) == {'convs.0.lin.weight', 'convs.1.lin.weight'}
+
+
+def test_what_does_not_exist_raises() -> None:
+    graph = hypergraph()
+    for row, name in ((0, 'nodes'), (1, 'hyperedges')):
+        other = graph['hyperedge_index'].clone()
+        other[row, 0] = 99
+        with pytest.raises(IndexError, match=f'found {name} from 0 to 99'):
+            build(**{**graph, 'hyperedge_index': other})
+    with pytest.raises(ValueError, match="'hyperedge_slot' must be 0 or more, but got -1"):
+        build(**{**graph, 'hyperedge_slot': graph['hyperedge_slot'] - 1})
+    conv, x = build(), torch.randn(NUM_NODES, 5, dtype=torch.double)
+    with pytest.raises(IndexError, match='nodes from -1 to -1, but expected them from 0 to 11'):
+        conv(x, torch.tensor([-1]), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r'features of 12 nodes, but got shape \[11, 5\]'):
+        conv(x[1:], torch.tensor([1]), torch.tensor([0]))
