@@ -19,7 +19,6 @@ gmcm_training.py, and what SRJGraph's paths cost in srjgraph_training.py; they n
 
 import argparse
 import os
-import platform
 import shlex
 import sys
 from collections import defaultdict
@@ -37,6 +36,7 @@ import srjgraph_training
 import torch
 import torch.nn.functional as F
 from baselines import DeepCTR
+from processor import processor
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -263,13 +263,6 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         + ', '.join(f'{name} {version(name)}' for name in PACKAGES)
         + '.'
     )
-
-
-def processor() -> str:
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,8 +3,17 @@ r"""Raw click logs in, one cached micro graph out."""
 from mag.datasets.event_log import EventLog
 from mag.datasets.kuai_rand import KuaiRand
 from mag.datasets.kuai_sar import KuaiSAR
+from mag.datasets.micro_video import MicroVideo
 from mag.datasets.movie_lens import MovieLens
 from mag.datasets.synthetic_market import SyntheticMarket
 from mag.datasets.trivago import Trivago
 
-__all__ = ['EventLog', 'KuaiRand', 'KuaiSAR', 'MovieLens', 'SyntheticMarket', 'Trivago']
+__all__ = [
+    'EventLog',
+    'KuaiRand',
+    'KuaiSAR',
+    'MicroVideo',
+    'MovieLens',
+    'SyntheticMarket',
+    'Trivago',
+]

@@ -594,8 +594,8 @@ def check_values(
     columns: Mapping[str, str],
     checks: Mapping[str, tuple[str, str]],
 ) -> None:
-    r"""Raises for the first bad value in a table that holds a CSV file in its
-    order.
+    r"""Raises for the first bad value in a table that holds a CSV or Parquet
+    file in its order.
 
     Args:
         connection: The connection of the table.
@@ -623,12 +623,15 @@ def bad_value(
     value: str | int | None,
     expected: str,
 ) -> ValueError:
-    r"""The error that says on which line of a CSV file a column holds what it
-    must not.
+    r"""The error that says on which line of a CSV file, or in which row of a
+    Parquet file, a column holds what it must not.
     """
-    delimiter, _ = read_header(path, tuple(columns))
+    place = f'row {row + 1}'
+    if not path.endswith('.parquet'):
+        delimiter, _ = read_header(path, tuple(columns))
+        place = f'line {line_of_row(path, row, delimiter)}'
     return ValueError(
-        f'{path}, line {line_of_row(path, row, delimiter)}: column {column!r} holds '
+        f'{path}, {place}: column {column!r} holds '
         f'{"nothing" if value in (None, "") else repr(value)}, expected {expected}'
     )
 

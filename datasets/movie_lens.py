@@ -85,6 +85,9 @@ _GENRES_100K = (
     'Western',
 )
 
+# What stands for no genre.
+_NONE = ('', '(no genres listed)', 'unknown')
+
 # MovieLens-1M gives the first year of a group.
 _AGES = {1: 'under 18', 18: '18-24', 25: '25-34', 35: '35-44', 45: '45-49', 50: '50-55', 56: '56+'}
 
@@ -135,8 +138,8 @@ class MovieLens(ClickDataset):
       and :obj:`edge_label_time` of the exposures, in seconds.
 
     The meaning of each code is in :attr:`names`, the id of each node in
-    :attr:`raw_ids`, the title of each movie in :attr:`titles`; a missing
-    value has the name :obj:`'unknown'`.
+    :attr:`raw_ids`, the title of each movie in :attr:`titles`, and with its
+    genres in :attr:`texts`; a missing value has the name :obj:`'unknown'`.
 
     Files that are already in :obj:`root/raw`, or there in the folder of the
     release's archive, are used as they are.
@@ -221,6 +224,19 @@ class MovieLens(ClickDataset):
     def titles(self) -> np.ndarray:
         r"""The title of every item, in node order."""
         return self.describe('item')['title']
+
+    @property
+    def texts(self) -> list[str]:
+        r"""The title and the genres of every item as one text, in node order,
+        for :class:`~mag.transforms.TextFeatures`; such as
+        :obj:`'Toy Story (1995). Animation, Comedy'`.
+        """
+        item = self.describe('item')
+        texts = []
+        for title, genres in zip(item['title'], item['genres']):
+            named = [genre for genre in ([] if genres is None else genres) if genre not in _NONE]
+            texts.append('. '.join([title or 'unknown', *([', '.join(named)] if named else [])]))
+        return texts
 
     def download(self) -> None:
         for folder in self._folders:
@@ -341,9 +357,9 @@ class MovieLens(ClickDataset):
                 for code in names['occupation']
             ]
 
-        connection.execute("""
+        connection.execute(f"""
             CREATE TABLE listed AS
-            SELECT node, CASE WHEN genre IN ('', '(no genres listed)') THEN 'unknown'
+            SELECT node, CASE WHEN genre IN ({', '.join(map(quote, _NONE))}) THEN 'unknown'
                          ELSE genre END AS genre, position
             FROM (
                 SELECT node, unnest(coalesce(genres, ['unknown'])) AS genre,

@@ -1,7 +1,9 @@
 r"""Complete models, one a file, built from the layers of :mod:`mag.nn`."""
 
 from mag.models.gmcm import GMCM
+from mag.models.hyperctr import HyperCTR
 from mag.models.macgnn import MacGNN
 from mag.models.srjgraph import SRJGraph
+from mag.models.user_interest import UserInterest
 
-__all__ = ['GMCM', 'MacGNN', 'SRJGraph']
+__all__ = ['GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'UserInterest']

@@ -11,7 +11,8 @@ def mag_data() -> Path:
     r"""The folder of real data that the environment variable ``MAG_DATA`` names."""
     if 'MAG_DATA' not in os.environ:
         pytest.skip(
-            'MAG_DATA is not set; it names the folder that holds ml-1m/, KuaiRand-Pure/, trivago/'
+            'MAG_DATA is not set; it names the folder that holds ml-1m/, KuaiRand-Pure/, trivago/ '
+            'and tiktok/'
         )
     folder = Path(os.environ['MAG_DATA'])
     if not folder.is_dir():

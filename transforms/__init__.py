@@ -1,8 +1,19 @@
 r"""HeteroData in, HeteroData out."""
 
 from mag.transforms.behavior_graph import BehaviorGraph
+from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
 from mag.transforms.temporal_split import TemporalSplit
+from mag.transforms.text_features import TextFeatures
+from mag.transforms.time_slots import TimeSlots
 
-__all__ = ['BehaviorGraph', 'MacroCoarsen', 'RecentNeighbors', 'TemporalSplit']
+__all__ = [
+    'BehaviorGraph',
+    'InterestHypergraph',
+    'MacroCoarsen',
+    'RecentNeighbors',
+    'TemporalSplit',
+    'TextFeatures',
+    'TimeSlots',
+]

@@ -236,7 +236,7 @@ def _require_whole_log(data: HeteroData) -> None:
     made += [
         f"data['{node_type}'].{name}"
         for node_type in ('user', 'item')
-        for name in ('recent', 'cluster')
+        for name in ('recent', 'cluster', 'interest', 'hyperedge_index')
         if name in data[node_type]
     ]
     if made:

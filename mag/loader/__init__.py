@@ -4,6 +4,8 @@ from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
 from mag.loader.exposure_loader import ExposureLoader
+from mag.loader.history_batch import HistoryBatch
+from mag.loader.history_loader import HistoryLoader
 from mag.loader.pair_batch import PairBatch
 from mag.loader.pair_loader import PairLoader
 from mag.loader.path_loader import PathLoader
@@ -14,6 +16,8 @@ __all__ = [
     'ExposureBatch',
     'ExposureFeatures',
     'ExposureLoader',
+    'HistoryBatch',
+    'HistoryLoader',
     'PairBatch',
     'PairLoader',
     'PathLoader',

@@ -9,7 +9,7 @@ from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from tqdm import tqdm
 
 from mag.loader.path_sampler import PathSampler, take
-from mag.loader.row_loader import RowLoader
+from mag.loader.row_loader import RowLoader, check_history
 from mag.schema import (
     CLICKS,
     OTHER,
@@ -121,19 +121,7 @@ class _Targets(torch.utils.data.Dataset):
     def __init__(self, data: HeteroData, history: HeteroData, seed: int) -> None:
         require(data, 'PathLoader', 'edge_label_index', 'edge_label_time')
         require(history, 'PathLoader', 'edge_index', 'time')
-        for node_type in ('user', 'item'):
-            there, here = history[node_type].num_nodes, data[node_type].num_nodes
-            if there != here:
-                raise ValueError(
-                    f"PathLoader expects 'history' of the same log, but it has {there} "
-                    f'{node_type}s where the data has {here}.'
-                )
-        if 'position' in history[CLICKS]:
-            raise ValueError(
-                "PathLoader compares times, but the data was split by each user's own log, which "
-                'leaves clicks in the history that happened later: pass '
-                "history= the whole log, or split with by='global'."
-            )
+        check_history('PathLoader', data, history)
         self.data, self.history, self.seed = data, history, seed
         clicks = data[CLICKS]
         self.num_clicks = history[CLICKS].edge_index.size(1)

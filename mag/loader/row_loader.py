@@ -4,8 +4,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch_geometric.data import HeteroData
 
 from mag.loader.batch_index_sampler import BatchIndexSampler
+from mag.schema import CLICKS
 
 
 class RowLoader(DataLoader):
@@ -32,6 +34,24 @@ class RowLoader(DataLoader):
             )
         sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)  # type: ignore[arg-type]
         super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+
+
+def check_history(reader: str, data: HeteroData, history: HeteroData) -> None:
+    r"""Raises a :class:`ValueError` unless exposures of :obj:`data` can be compared by time with
+    clicks of :obj:`history`."""
+    for node_type in ('user', 'item'):
+        there, here = history[node_type].num_nodes, data[node_type].num_nodes
+        if there != here:
+            raise ValueError(
+                f"{reader} expects 'history' of the same log, but it has {there} {node_type}s "
+                f'where the data has {here}.'
+            )
+    if 'position' in history[CLICKS]:
+        raise ValueError(
+            f"{reader} compares times, but the data was split by each user's own log, which leaves "
+            f'clicks in the history that happened later: pass history= the whole log, or split '
+            f"with by='global'."
+        )
 
 
 def check_integers(**values: Tensor) -> None:

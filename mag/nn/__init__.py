@@ -3,8 +3,21 @@ r"""Layers, each in the idiom of :mod:`torch_geometric.nn`."""
 from mag.nn.behavior_graph_conv import BehaviorGraphConv
 from mag.nn.dice import Dice
 from mag.nn.hash_embedding import HashEmbedding
+from mag.nn.hypergraph_conv import HypergraphConv
 from mag.nn.intention_conv import IntentionConv
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
+from mag.nn.tensor_fusion import TensorFusion
 
-__all__ = ['BehaviorGraphConv', 'Dice', 'HashEmbedding', 'IntentionConv', 'MLP', 'MacroConv']
+__all__ = [
+    'BehaviorGraphConv',
+    'Dice',
+    'HashEmbedding',
+    'HypergraphConv',
+    'IntentionConv',
+    'MLP',
+    'MacroConv',
+    'SlotHypergraphConv',
+    'TensorFusion',
+]

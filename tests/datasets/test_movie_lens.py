@@ -41,6 +41,12 @@ MOVIES = {
     5: ('Nobody Came (1990)', ['Horror']),
     6: ('Long Road III (1995) (V)', ['Adventure', 'Drama', 'War']),
 }
+TEXTS = [
+    'Tin Dog (1995). Animation, Comedy',
+    'Été (Summer) (1994). Drama',
+    'unknown',
+    'Long Road III (1995) (V). Adventure, Drama, War',
+]
 USERS = {1: (24, 'M', 'writer'), 2: (17, 'F', 'other'), 3: (56, 'F', 'writer'), 4: (30, 'M', 'x')}
 
 
@@ -143,6 +149,7 @@ def test_golden_rows(tmp_path, name, folder, write_files, nested):
     assert dataset.raw_ids['user'].tolist() == [1, 2, 3]
     assert dataset.raw_ids['item'].tolist() == [1, 2, 3, 6]
     assert dataset.titles.tolist() == [MOVIES[item][0] for item in (1, 2, 3, 6)]
+    assert dataset.texts == TEXTS
     assert dataset.num_duplicates == 0
 
     store = data[CLICKS]
@@ -196,6 +203,7 @@ def test_node_without_metadata_is_unknown(tmp_path):
     data, names = dataset[0], dataset.names
     assert dataset.raw_ids['user'].tolist() == [1, 2, 3, 9]
     assert dataset.titles.tolist()[-1] is None
+    assert dataset.texts[-1] == 'unknown'
     assert names['gender'][data['user'].gender[-1]] == 'unknown'
     assert names['age'][data['user'].age[-1]] == 'unknown'
     assert names['category'][data['item'].category[-1]] == 'unknown'
@@ -230,6 +238,7 @@ def test_equals_plain_python_on_1m(tmp_path):
     assert torch.equal(store.time, time[label])
     assert store.time.numel() == 575_281
 
+    assert dataset.texts[0] == "Toy Story (1995). Animation, Children's, Comedy"
     names, ids = dataset.names, dataset.raw_ids
     with open(os.path.join(folder, 'movies.dat'), encoding='latin-1') as file:
         movies = {int(row[0]): row[1:] for row in (line.rstrip('\n').split('::') for line in file)}

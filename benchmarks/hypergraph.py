@@ -1,0 +1,160 @@
+r"""What a hypergraph convolution takes, against PyG's layer of the same name.
+
+A step is forward and backward, towards features and parameters, in one layer of as many channels.
+Time is measured in turn, and compared pair by pair, so that a slow moment of the machine hits both;
+memory is the most that a step holds at once beyond its inputs. The layers differ in
+normalization, and mag's lets the weights of hyperedges pass, where it is given any (see
+mag.nn.HypergraphConv). Timings mean something only on a machine that does nothing else.
+
+    python benchmarks/hypergraph.py --markdown benchmarks/hypergraph.md
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from processor import processor
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch_geometric.nn import HypergraphConv as PyGHypergraphConv
+from tqdm import tqdm
+
+from mag.nn import HypergraphConv
+
+NAMES = ('PyG', 'mag', 'mag, learned weights')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
+# Incidences for a node and for a hyperedge.
+MEAN_SIZE = 10
+# How fast the sizes of hyperedges fall, as the clicks of items do.
+EXPONENT = 0.8
+
+
+def make_hypergraph(num_incidences: int) -> tuple[Tensor, int]:
+    r"""Incidences, and how many nodes there are, which is the number of hyperedges, too."""
+    generator = torch.Generator().manual_seed(0)
+    num_nodes = num_incidences // MEAN_SIZE
+    node = torch.randint(num_nodes, (num_incidences,), generator=generator)
+    share = torch.arange(1, num_nodes + 1, dtype=torch.float64).pow(-EXPONENT).cumsum(0)
+    place = torch.rand(num_incidences, dtype=torch.float64, generator=generator) * share[-1]
+    hyperedge = torch.searchsorted(share, place).clamp(max=num_nodes - 1)
+    return torch.stack([node, hyperedge]), num_nodes
+
+
+def make_step(name: str, num_incidences: int, channels: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    hyperedge_index, num_nodes = make_hypergraph(num_incidences)
+    x = torch.randn(num_nodes, channels, requires_grad=True)
+    gradient = torch.randn(num_nodes, channels)
+    weight = torch.nn.Parameter(torch.ones(num_nodes)) if name.endswith('weights') else None
+    conv: nn.Module = HypergraphConv(channels, channels)
+    if name == 'PyG':
+        conv = PyGHypergraphConv(channels, channels, bias=False)
+    number = {'PyG': 'num_edges'}.get(name, 'num_hyperedges')
+
+    def step() -> None:
+        conv(x, hyperedge_index, weight, **{number: num_nodes}).backward(gradient)
+        for tensor in (x, weight, *conv.parameters()):
+            if tensor is not None:
+                tensor.grad = None
+
+    return step
+
+
+def seconds_of(step: Callable[[], None], num_steps: int) -> float:
+    start = perf_counter()
+    for _ in range(num_steps):
+        step()
+    return (perf_counter() - start) / num_steps
+
+
+def bytes_of(step: Callable[[], None]) -> int:
+    r"""The most bytes that a step has allocated at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+    return max(accumulate(change for _, change in changes))
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    torch.set_num_threads(args.threads)
+    yield '# What a hypergraph convolution takes'
+    yield ''
+    yield (
+        f'A step, forward and backward, of {args.channels} channels on random hypergraphs with a '
+        f'node and a hyperedge for {MEAN_SIZE} incidences, and sizes of hyperedges that fall by a '
+        f'power law. The last column counts the pairs of nodes within hyperedges: as many entries, '
+        f'but for pairs that share several, has the matrix that neither layer makes. On '
+        f'{args.threads} thread{"s" * (args.threads > 1)}; the median of {args.repeats} runs in '
+        f'turn, and of their ratios; memory is the most that a step holds at once.'
+    )
+    yield ''
+    yield '| incidences | layer | a step, ms | PyG = 1 | memory, MB | PyG = 1 | pairs |'
+    yield '| --- | --- | --- | --- | --- | --- | --- |'
+    progress = tqdm(total=len(args.incidences) * len(NAMES) * args.repeats)
+    for num_incidences in args.incidences:
+        steps = {name: make_step(name, num_incidences, args.channels) for name in NAMES}
+        num_steps = max(1, args.work // num_incidences)
+        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+        for step in steps.values():
+            step()
+        for _ in range(args.repeats):
+            for name, step in steps.items():
+                seconds[name].append(seconds_of(step, num_steps))
+                progress.update()
+        memory = {name: bytes_of(step) for name, step in steps.items()}
+        size = make_hypergraph(num_incidences)[0][1].bincount()
+        for name in NAMES:
+            ratio = median(ours / theirs for ours, theirs in zip(seconds[name], seconds['PyG']))
+            yield (
+                f'| {num_incidences:,} | {name} | {1000 * median(seconds[name]):.2f} | '
+                f'{ratio:.2f} | {memory[name] / 1e6:,.1f} | '
+                f'{memory[name] / memory["PyG"]:.2f} | {int(size.square().sum()):,} |'
+            )
+    progress.close()
+    yield ''
+    yield (
+        f'Made by `{shlex.join(["python", "benchmarks/hypergraph.py", *sys.argv[1:]])}` on '
+        f'{processor()} with {os.cpu_count()} cores, {date.today().isoformat()}, '
+        + ', '.join(f'{name} {version(name)}' for name in PACKAGES)
+        + '.'
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--markdown', help='file to write; default: print')
+    parser.add_argument('--incidences', nargs='+', type=int, default=[10_000, 100_000, 1_000_000])
+    parser.add_argument('--channels', type=int, default=64, help='default: 64')
+    parser.add_argument('--threads', type=int, default=1, help='default: 1')
+    parser.add_argument('--repeats', type=int, default=7, help='runs of each, default: 7')
+    parser.add_argument(
+        '--work', type=int, default=1_000_000, help='incidences a run, default: 1,000,000'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    text = '\n'.join(run(args)) + '\n'
+    if args.markdown is None:
+        print(text, end='')
+        return
+    temporary = f'{args.markdown}.tmp'
+    Path(temporary).write_text(text)
+    os.replace(temporary, args.markdown)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,101 @@
+import os.path as osp
+
+import duckdb
+
+from mag.datasets._click_dataset import check_values
+from mag.datasets._delimited import (
+    FLAG,
+    missing_columns,
+    quote,
+    read_header,
+    scan_csv,
+    scan_parquet,
+)
+
+_REQUIRED = ('user', 'item')
+_COLUMNS = {'user': 'BIGINT', 'item': 'BIGINT', 'time': 'BIGINT', 'label': FLAG, 'split': 'VARCHAR'}
+_INTEGERS = ('TINYINT', 'SMALLINT', 'INTEGER', 'BIGINT')
+_PARQUET_KINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    'label': ((*_INTEGERS, 'BOOLEAN', 'FLOAT', 'DOUBLE'), '0 or 1'),
+    'split': (('VARCHAR',), 'words'),
+}
+#: The splits, and how files call them.
+SPLITS = {
+    'train': ('trn', 'train'),
+    'val': ('val', 'valid', 'validation'),
+    'test': ('tst', 'test'),
+}
+
+
+def read_interactions(
+    connection: duckdb.DuckDBPyConnection, path: str, num_rows: int, features: str
+) -> list[str]:
+    r"""Creates the table :obj:`interaction` from a CSV or Parquet file, in its
+    order, with :obj:`split` as a number, the place in :obj:`SPLITS`.
+
+    Args:
+        connection: The connection of the table.
+        path (str): The file.
+        num_rows (int): The number of rows that files of features have.
+        features (str): One of them, for the message.
+
+    Returns:
+        The columns of the table: user, item, and those of time, label and
+        split that the file has.
+
+    Raises:
+        ValueError: If a column is missing or of another type, or holds a bad
+            value; the message has the line or row.
+    """
+    scan_file = _scan_parquet if path.endswith('.parquet') else _scan_csv
+    columns, scan = scan_file(connection, path)
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE interaction AS SELECT {', '.join(columns)} FROM {scan}
+    """)
+    words = [word for words in SPLITS.values() for word in words]
+    checks = {
+        'user': ('user IS NOT NULL', 'a whole number'),
+        'item': (
+            f'item BETWEEN 0 AND {num_rows - 1}',
+            f'an item from 0 to {num_rows - 1}, a row of {osp.basename(features)}',
+        ),
+        'time': ('time IS NOT NULL', 'a whole number'),
+        'label': ('label IN (0, 1)', '0 or 1'),
+        'split': (f'split IN ({", ".join(map(quote, words))})', f'one of {", ".join(words)}'),
+    }
+    quoted = {name: (checks[name][0], quote(checks[name][1])) for name in columns}
+    check_values(connection, 'interaction', path, dict.fromkeys(columns, ''), quoted)
+    if 'split' in columns:
+        cases = ' '.join(
+            f'WHEN {quote(word)} THEN {code}'
+            for code, words in enumerate(SPLITS.values())
+            for word in words
+        )
+        connection.execute(
+            f'ALTER TABLE interaction ALTER split TYPE BIGINT USING CASE split {cases} END'
+        )
+    return columns
+
+
+def _scan_csv(connection: duckdb.DuckDBPyConnection, path: str) -> tuple[list[str], str]:
+    _, header = read_header(path, _REQUIRED)
+    types = {name: kind for name, kind in _COLUMNS.items() if name in header}
+    return list(types), scan_csv(path, types, tuple(types))
+
+
+def _scan_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> tuple[list[str], str]:
+    scan = scan_parquet(path)
+    described = connection.execute(f'DESCRIBE SELECT * FROM {scan}').fetchall()
+    kinds = {name: kind for name, kind, *_ in described}
+    missing = [name for name in _REQUIRED if name not in kinds]
+    if missing:
+        raise missing_columns(path, missing, list(kinds))
+    columns = [name for name in _COLUMNS if name in kinds]
+    for name in columns:
+        kinds_allowed, expected = _PARQUET_KINDS.get(name, (_INTEGERS, 'whole numbers'))
+        if kinds[name].removeprefix('U') not in kinds_allowed:
+            raise ValueError(f'{path}: column {name!r} is {kinds[name]}, expected {expected}')
+    casts = ', '.join(
+        f'{name}::{"DOUBLE" if name == "label" else _COLUMNS[name]} AS {name}' for name in columns
+    )
+    return columns, f'(SELECT {casts} FROM {scan})'

@@ -1,0 +1,214 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+from torch_geometric.data import HeteroData
+
+from mag.datasets import SyntheticMarket
+from mag.loader import HistoryBatch, HistoryLoader
+from mag.models import HyperCTR
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+
+CLICKS = ('user', 'clicks', 'item')
+DAY = 24 * 3600
+
+
+@pytest.fixture(scope='module')
+def log() -> HeteroData:
+    return TimeSlots(7 * DAY)(SyntheticMarket(60, 40, 6_000, num_groups=2, log=False)[0])
+
+
+@pytest.fixture(scope='module')
+def market(log: HeteroData) -> HeteroData:
+    data = copy.copy(log)
+    data['user'].interest = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    return InterestHypergraph()(data)
+
+
+@pytest.fixture
+def batch(market: HeteroData) -> HistoryBatch:
+    return HistoryLoader(market, length=6).dataset[torch.arange(20, 6_000, 199)]
+
+
+def build(data: HeteroData, seed: int = 0, **arguments: object) -> HyperCTR:
+    torch.manual_seed(seed)
+    model = HyperCTR.from_data(data, channels=8, **arguments).double().eval()
+    # Larger than at the start, so that nothing is lost among the digits.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def content(model: HyperCTR) -> Tensor:
+    r"""Item by item, the mean over the modalities that it has."""
+    rows = []
+    for item in range(model.item_embedding.num_embeddings):
+        found = [
+            model.lin_modality[name](getattr(model, f'x_{name}')[item])
+            for name in model.modalities
+            if getattr(model, f'x_{name}')[item].abs().sum() > 0
+        ]
+        rows.append(sum(found) / len(found) if found else torch.zeros(8).double())
+    return torch.stack(rows)
+
+
+def plain_attention(model: HyperCTR, x: Tensor) -> Tensor:
+    r"""Eq. 1 to 4 for one history, at its newest item."""
+    layer = model.attention
+    query, key, value = linear(
+        x, layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
+    ).chunk(3, dim=1)
+    heads = []
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        weight = (query[-1, part] @ key[:, part].T / 2).softmax(-1)
+        heads.append(weight @ value[:, part])
+    out = x[-1] + layer.self_attn.out_proj(torch.cat(heads))
+    out = layer_norm(out, (8,), layer.norm1.weight, layer.norm1.bias)
+    out = out + layer.linear2(layer.linear1(out).relu())
+    return layer_norm(out, (8,), layer.norm2.weight, layer.norm2.bias)
+
+
+def plain_logit(model: HyperCTR, batch: HistoryBatch, row: int) -> Tensor:
+    user, item = model.user_embedding.weight, model.item_embedding.weight
+    features = item + content(model)
+    history = [i for i in batch.history[row].tolist() if i >= 0]
+    read, group, own = torch.zeros(8).double(), torch.zeros(8).double(), features[batch.item[row]]
+    if history:
+        x = features[history] + user[batch.user[row]]
+        for place in range(min(len(history), model.position.size(0))):
+            x[-1 - place] = x[-1 - place] + model.position[-1 - place]
+        read = plain_attention(model, x)
+    if len(model.convs) > 0:
+        slot = batch.slot[row : row + 1] - 1
+        group = model.convs['user'](user, batch.user[row : row + 1], slot)[0]
+        own = own + model.convs['item'](features, batch.item[row : row + 1], slot)[0]
+    one = torch.ones(1).double()
+    outer = torch.outer(torch.cat([read, one]), torch.cat([group, one]))
+    fused = outer.flatten() @ model.fusion.weights[0]
+    hidden = torch.cat([fused, own])
+    for lin in model.head.lins[:-1]:
+        hidden = lin(hidden).relu()
+    return model.head.lins[-1](hidden)[0]
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'num_layers': 1, 'weighted': True},
+        {'num_positions': 4},
+        {'num_positions': 9, 'modalities': ['text']},
+        {'hypergraph': False},
+    ],
+)
+def test_forward_row_by_row(market: HeteroData, batch: HistoryBatch, arguments: dict) -> None:
+    data = copy.copy(market)
+    x = market['item'].x_visual.clone()
+    x[::3] = 0
+    data['item'].x_visual = x
+    model = build(data, **arguments)
+    batch.history[0] = -1
+    expected = torch.stack([plain_logit(model, batch, row) for row in range(len(batch.user))])
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), expected.detach())
+
+
+def test_rows_do_not_read_each_other(market: HeteroData, batch: HistoryBatch) -> None:
+    model = build(market)
+    whole = model(batch)
+    for row in range(0, 30, 7):
+        one = model(HistoryBatch(*(None if v is None else v[row : row + 1] for v in batch)))
+        torch.testing.assert_close(one[0], whole[row])
+
+
+def test_no_slot_reads_its_own_or_a_later_one(market: HeteroData) -> None:
+    r"""A canary: clicks planted in a slot change what rows of later slots are told, and nothing
+    in the slot itself or before."""
+    slot, planted = market[CLICKS].edge_label_slot, 2
+    data = copy.deepcopy(market)
+    when = market[CLICKS].slot == planted
+    assert 0 < when.sum() < when.numel()
+    generator = torch.Generator().manual_seed(1)
+    data[CLICKS].edge_index[1, when] = torch.randint(40, (int(when.sum()),), generator=generator)
+    data = InterestHypergraph()(data)
+    loader = HistoryLoader(market, length=6)
+    logits = []
+    for graph in (market, data):
+        logits.append(build(graph)(loader.dataset[torch.arange(6_000)]))
+    changed = logits[0] != logits[1]
+    assert not changed[slot <= planted].any()
+    assert changed[slot == planted + 1].float().mean() > 0.9
+    assert slot.max() == planted + 1
+
+
+def test_users_and_items_that_no_slot_knows(market: HeteroData, batch: HistoryBatch) -> None:
+    r"""A row of the first slot has no hypergraph to read, so is what it is without."""
+    model, without = build(market), build(market, hypergraph=False)
+    without.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if 'convs' not in name}
+    )
+    first = batch._replace(slot=torch.zeros_like(batch.slot))
+    torch.testing.assert_close(model(first), without(first))
+    assert not torch.allclose(model(batch), without(batch))
+
+
+def test_padding_changes_nothing(market: HeteroData, batch: HistoryBatch) -> None:
+    model = build(market, num_positions=3)
+    longer = batch._replace(history=torch.nn.functional.pad(batch.history, (5, 0), value=-1))
+    torch.testing.assert_close(model(longer), model(batch))
+
+
+def test_without_positions_order_counts_for_the_newest_alone(market: HeteroData) -> None:
+    rows = HistoryLoader(market, length=4).dataset[torch.arange(5_900, 5_990)]
+    model, placed = build(market), build(market, num_positions=4)
+    other = rows._replace(history=rows.history[:, [2, 0, 1, 3]])
+    full = (rows.history >= 0).all(1)
+    torch.testing.assert_close(model(other)[full], model(rows)[full])
+    assert not torch.allclose(placed(other)[full], placed(rows)[full])
+
+
+def test_factored_fusion_has_few_weights(market: HeteroData, batch: HistoryBatch) -> None:
+    model = build(market, fusion_rank=2)
+    assert sum(weight.numel() for weight in model.fusion.parameters()) == 2 * 2 * 9 * 8
+    assert model(batch).isfinite().all()
+
+
+def test_learns(log: HeteroData, market: HeteroData, tmp_path) -> None:
+    parts = TemporalSplit(0.2, 0.8, 0.9, num_windows=1, keep_cold=True)(log)
+    loaders = [
+        HistoryLoader(part, 128, shuffle=part is parts[0], length=10, history=market)
+        for part in parts
+    ]
+    torch.manual_seed(0)
+    module = ClickModule(HyperCTR.from_data(market, channels=16), 3e-3, 1e-6)
+    before = evaluate(module, loaders[2])
+    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=5, progress=False, logger=False)
+    assert evaluate(module, loaders[2])['auc'] > max(before['auc'], 0.55)
+
+
+def test_bad_input(market: HeteroData, batch: HistoryBatch) -> None:
+    with pytest.raises(ValueError, match=r"for \['smell'\], but for \['visual', 'acoustic', 'te"):
+        HyperCTR.from_data(market, modalities=['smell'])
+    with pytest.raises(ValueError, match='one modality or more'):
+        HyperCTR.from_data(market, modalities=[])
+    bare = copy.copy(market)
+    del bare['item'].hyperedge_slot
+    with pytest.raises(ValueError, match=r"data\['item'\] with \['hyperedge_slot'\], which Inter"):
+        HyperCTR.from_data(bare)
+    with pytest.raises(ValueError, match="'channels' must be a multiple of 'num_heads', but got 9"):
+        HyperCTR.from_data(market, channels=9)
+    with pytest.raises(ValueError, match="'num_positions' must be 0 or more, but got -1"):
+        HyperCTR.from_data(market, num_positions=-1)
+    with pytest.raises(ValueError, match="the same items, but their numbers are {'a': 3, 'b': 4}"):
+        HyperCTR(5, {'a': torch.zeros(3, 2), 'b': torch.zeros(4, 2)})
+    with pytest.raises(ValueError, match="finite, but those of 'a' are not"):
+        HyperCTR(5, {'a': torch.full((3, 2), torch.nan)})
+    with pytest.raises(ValueError, match=r"num_items, F\] for 'a', but got torch.int64 of shape"):
+        HyperCTR(5, {'a': torch.zeros(3, 2, dtype=torch.long)})
+    with pytest.raises(ValueError, match="the batch has no 'slot': apply TimeSlots"):
+        build(market)(batch._replace(slot=None))
