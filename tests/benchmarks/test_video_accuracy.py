@@ -223,3 +223,33 @@ def test_mmgcn_propagates_modality_by_modality(video: ModuleType) -> None:
         hidden = layers.convs[0].lin_l(mean @ x) + layers.convs[0].lin_r(x)
         expected = expected + torch.nn.functional.leaky_relu(hidden) + ids
     torch.testing.assert_close(model.propagate(), expected)
+
+
+def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hyperctr_training
+
+    size = hyperctr_training.Size
+    sizes = {
+        'base': size(40, 5, 2),
+        'twice the users': size(80, 5, 2),
+        'hyperedges of 2': size(40, 2, 2),
+        '1 modality': size(40, 5, 1),
+    }
+    monkeypatch.setattr(hyperctr_training, 'SIZES', sizes)
+    benches = {name: hyperctr_training.make_bench(size, 64, 2) for name, size in sizes.items()}
+    incidences = {name: bench.num_incidences for name, bench in benches.items()}
+    assert incidences['twice the users'] > 1.5 * incidences['base']
+    assert incidences['hyperedges of 2'] < incidences['base']
+    assert incidences['1 modality'] < incidences['base']
+    base = benches['base']
+    assert base.subject.model.modalities == ['0', '1'] and len(base.batches) == 2
+    assert base.subject.model.convs.keys() == {'user', 'item'} and not base.without.model.convs
+
+    args = argparse.Namespace(batch_size=64, repeats=1, steps=2, threads=[torch.get_num_threads()])
+    rows = [line for line in hyperctr_training.run(args) if line.startswith('| ')][2:]
+    cells = {row.split(' | ')[0][2:]: row.strip('| ').split(' | ')[1:] for row in rows}
+    assert cells.keys() == sizes.keys()
+    for name, (users, found, *_, memory, less) in cells.items():
+        assert users == f'{sizes[name].num_users}' and found == f'{incidences[name]:,}'
+        # The hypergraphs are part of the step that has them.
+        assert float(memory) > float(less) > 0
