@@ -25,6 +25,15 @@ Conversions, of GMCM and its variants, are in conversion_accuracy.py:
     python benchmarks/accuracy.py table-conversion benchmarks/results/conversion-*.json \
         --findings benchmarks/results/conversion-findings.md > benchmarks/conversion.md
 
+Items with several modalities, of HyperCTR and what it is compared with, are in video_accuracy.py:
+
+    python benchmarks/accuracy.py run-video --dataset market \
+        --out benchmarks/results/video-market.json
+    python benchmarks/accuracy.py run-video --dataset tiktok --root data/tiktok \
+        --out benchmarks/results/video-tiktok.json
+    python benchmarks/accuracy.py table-video benchmarks/results/video-*.json \
+        --findings benchmarks/results/video-findings.md > benchmarks/video.md
+
 Protocols, or halves of the models, can run side by side, each with an --out and with --checkpoints
 of its own.
 """
@@ -40,6 +49,7 @@ from typing import Any, NamedTuple
 
 import conversion_accuracy
 import search_accuracy
+import video_accuracy
 from baselines import DeepCTR, LightGCN
 from harness import Record, Results, Steps, made_by, prepare, print_table, select, stamp
 from lightning import seed_everything
@@ -407,6 +417,7 @@ def parse_args() -> argparse.Namespace:
     tabler.set_defaults(act=table)
     conversion_accuracy.add_commands(commands)
     search_accuracy.add_commands(commands)
+    video_accuracy.add_commands(commands)
     return parser.parse_args()
 
 

@@ -9,12 +9,15 @@ strides. Timings mean something only on a machine that does nothing else.
     python benchmarks/training.py --root data/movielens-1m --markdown benchmarks/training.md
 
 The folder --root holds the raw files, raw/ml-1m/*.dat. What GMCM's graph costs is in
-gmcm_training.py, and what SRJGraph's paths cost in srjgraph_training.py; they need none:
+gmcm_training.py, what SRJGraph's paths cost in srjgraph_training.py, and what HyperCTR's
+hypergraphs cost in hyperctr_training.py; they need none:
 
     python benchmarks/training.py --model gmcm --batch-size 2048 \
         --markdown benchmarks/training-gmcm.md
     python benchmarks/training.py --model srjgraph --batch-size 128 --threads 1 \
         --markdown benchmarks/training-srjgraph.md
+    python benchmarks/training.py --model hyperctr --batch-size 512 --threads 1 \
+        --markdown benchmarks/training-hyperctr.md
 """
 
 import argparse
@@ -32,6 +35,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, cast
 
 import gmcm_training
+import hyperctr_training
 import srjgraph_training
 import torch
 import torch.nn.functional as F
@@ -253,9 +257,16 @@ def run_macgnn(args: argparse.Namespace) -> Iterator[str]:
     yield from profiles
 
 
+RUNS = {
+    'macgnn': run_macgnn,
+    'gmcm': gmcm_training.run,
+    'srjgraph': srjgraph_training.run,
+    'hyperctr': hyperctr_training.run,
+}
+
+
 def run(args: argparse.Namespace) -> Iterator[str]:
-    runs = {'macgnn': run_macgnn, 'gmcm': gmcm_training.run, 'srjgraph': srjgraph_training.run}
-    yield from runs[args.model](args)
+    yield from RUNS[args.model](args)
     yield ''
     yield (
         f'Made by `{shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])}` on '
@@ -269,7 +280,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--model', choices=['macgnn', 'gmcm', 'srjgraph'], default='macgnn')
+    parser.add_argument('--model', choices=RUNS, default='macgnn')
     parser.add_argument('--root', help='folder with raw/, and of the cache; macgnn needs it')
     parser.add_argument('--markdown', help='file to write; default: print')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], help='default: 1 2')

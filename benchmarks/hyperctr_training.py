@@ -1,0 +1,192 @@
+r"""What HyperCTR's hypergraphs cost in training, and how it grows: `training.py --model hyperctr`.
+
+Each row of the table changes one size of a simulated market: how many users there are, each with
+as many exposures, the most members of a hyperedge, or how many modalities the items have. What
+users care for is drawn and not learned, each modality with a chance of a half. A step of HyperCTR,
+which is forward, backward and Adam, fused, is compared with one of the same model without
+hypergraphs, on the same batches.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import cycle, islice
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from hypergraph import bytes_of
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
+from mag import click_module
+from mag.datasets import SyntheticMarket
+from mag.loader import HistoryBatch, HistoryLoader
+from mag.models import HyperCTR
+from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+
+CLICKS = ('user', 'clicks', 'item')
+CHANNELS = 32
+EXPOSURES_PER_USER = 100
+# So many that a popular item has hundreds of users in a slot.
+USERS_PER_ITEM = 10
+CONTENT_SIZE = 16
+SLOT = 4 * 24 * 3600
+
+
+class Size(NamedTuple):
+    r"""What a row of the table is measured at."""
+
+    num_users: int = 2_000
+    max_size: int = 100
+    num_modalities: int = 3
+
+
+SIZES = {
+    'base': Size(),
+    'a quarter of the users': Size(num_users=500),
+    '4 times the users': Size(num_users=8_000),
+    'hyperedges of 3': Size(max_size=3),
+    'hyperedges of 10': Size(max_size=10),
+    'hyperedges of 30': Size(max_size=30),
+    '1 modality': Size(num_modalities=1),
+    '6 modalities': Size(num_modalities=6),
+}
+
+
+class Subject(NamedTuple):
+    r"""A model with its optimiser."""
+
+    model: HyperCTR
+    optimizer: torch.optim.Optimizer
+
+    def step(self, batch: HistoryBatch) -> None:
+        logits, label, _ = click_module.score(self.model, batch)
+        self.optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(logits, label).backward()
+        self.optimizer.step()
+
+    def seconds_of_steps(self, batches: list[HistoryBatch], steps: int) -> float:
+        start = perf_counter()
+        for batch in islice(cycle(batches), steps):
+            self.step(batch)
+        return (perf_counter() - start) / steps
+
+
+class Bench(NamedTuple):
+    r"""What is measured at one size."""
+
+    subject: Subject
+    without: Subject
+    loader: HistoryLoader
+    batches: list[HistoryBatch]
+    num_incidences: int
+
+
+def make_log(size: Size) -> HeteroData:
+    r"""A market with its slots, and with drawn contents of as many modalities as are asked for."""
+    data = SyntheticMarket(
+        size.num_users,
+        size.num_users // USERS_PER_ITEM,
+        EXPOSURES_PER_USER * size.num_users,
+        log=False,
+    )[0]
+    item = data['item']
+    for name in [name for name in item.keys() if name.startswith('x_')]:
+        del item[name]
+    generator = torch.Generator().manual_seed(0)
+    for number in range(size.num_modalities):
+        item[f'x_{number}'] = torch.randn(item.num_nodes, CONTENT_SIZE, generator=generator)
+    return TimeSlots(SLOT)(data)
+
+
+def with_hypergraphs(data: HeteroData, size: Size) -> HeteroData:
+    generator = torch.Generator().manual_seed(0)
+    data['user'].interest = torch.rand(size.num_users, size.num_modalities, generator=generator)
+    return InterestHypergraph(max_size=size.max_size)(data)
+
+
+def make_subject(data: HeteroData, hypergraph: bool) -> Subject:
+    torch.manual_seed(0)
+    model = HyperCTR.from_data(data, channels=CHANNELS, hypergraph=hypergraph)
+    return Subject(model, torch.optim.Adam(model.parameters(), 1e-3, fused=True))
+
+
+def make_bench(size: Size, batch_size: int, steps: int) -> Bench:
+    data = make_log(size)
+    train = TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data)[0]
+    data = with_hypergraphs(data, size)
+    loader = HistoryLoader(train, batch_size, shuffle=True, history=data)
+    return Bench(
+        make_subject(data, hypergraph=True),
+        make_subject(data, hypergraph=False),
+        loader,
+        list(islice(loader, steps)),
+        sum(data[name].hyperedge_index.size(1) for name in ('user', 'item')),
+    )
+
+
+def seconds_of_loading(loader: HistoryLoader, steps: int) -> float:
+    start = perf_counter()
+    number = sum(1 for _ in islice(loader, steps))
+    return (perf_counter() - start) / number
+
+
+def bytes_of_step(subject: Subject, batch: HistoryBatch) -> int:
+    # Gradients of a step before would be freed within this one and count against it.
+    subject.optimizer.zero_grad()
+    return bytes_of(lambda: subject.step(batch))
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    torch.set_flush_denormal(True)
+    base, threads = Size(), args.threads[0]
+    torch.set_num_threads(threads)
+    yield '# What the hypergraphs of HyperCTR cost'
+    yield ''
+    yield (
+        f'SyntheticMarket with {EXPOSURES_PER_USER} exposures a user, an item for '
+        f'{USERS_PER_ITEM} users and slots of 4 days; {base.num_users:,} users, hyperedges of at '
+        f'most {base.max_size} members and {base.num_modalities} modalities unless said otherwise. '
+        f'Embeddings of {CHANNELS}, 3 layers, histories of 20 clicks, batches of '
+        f'{args.batch_size:,}, {threads} thread{"s" * (threads > 1)}; the median of '
+        f'{args.repeats} runs in turn, of {args.steps} steps each. A step convolves the slots '
+        f'before those of its rows, so nearly each step all that training reads. An epoch is '
+        f'loading and steps for the 30 % of all exposures that train; memory is the most that a '
+        f'step holds at once.'
+    )
+    yield ''
+    yield (
+        '| | users | incidences | loading, ms | step, ms | step w/o hypergraphs, ms | '
+        'share of hypergraphs | an epoch, s | memory, MB | memory w/o hypergraphs, MB |'
+    )
+    yield '| --- |' + ' --- |' * 9
+    for name, size in tqdm(SIZES.items()):
+        bench = make_bench(size, args.batch_size, args.steps)
+        yield f'| {name} | {size.num_users:,} | {" | ".join(measure(bench, args))} |'
+
+
+def measure(bench: Bench, args: argparse.Namespace) -> list[str]:
+    r"""The cells of a row, from the number of incidences on."""
+    subjects = (bench.subject, bench.without)
+    for subject in subjects:
+        subject.step(bench.batches[0])
+    loading, step, without = [], [], []
+    for _ in range(args.repeats):
+        loading.append(seconds_of_loading(bench.loader, args.steps))
+        step.append(bench.subject.seconds_of_steps(bench.batches, args.steps))
+        without.append(bench.without.seconds_of_steps(bench.batches, args.steps))
+    epoch = (median(loading) + median(step)) * len(bench.loader)
+    # Pair by pair, so that a slow moment of the machine hits both.
+    share = median(1 - theirs / ours for ours, theirs in zip(step, without))
+    memory = [
+        bytes_of_step(subject, bench.batches[0]) for subject in (bench.subject, bench.without)
+    ]
+    return [
+        f'{bench.num_incidences:,}',
+        *(f'{1000 * median(seconds):.1f}' for seconds in (loading, step, without)),
+        f'{share:.0%}',
+        f'{epoch:.1f}',
+        *(f'{size / 1e6:,.1f}' for size in memory),
+    ]

@@ -1,0 +1,302 @@
+r"""How well HyperCTR predicts clicks on items with several modalities: the commands `run-video` and
+`table-video` of accuracy.py.
+
+Every model sees the same exposures, in batches of the same size, with the same optimiser and the
+same early stopping on validation, and the clicks of each user before the exposure; only the graph
+of MMGCN stays as it was before the first label. All get the contents of the items. What users care
+for is learned from the clicks before the first label, once for a seed and length of slots; the
+hypergraphs are those of the whole log, of which each row reads the last slot that ended before it.
+
+Each seed draws its own market. TikTok is published without times: each seed deals its own slots,
+and draws as many exposures without a click as there are clicks.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from harness import (
+    Record,
+    made_by,
+    paired_difference,
+    print_table,
+    run_missing,
+    select,
+    spread,
+    stamp,
+)
+from history_models import DIN, MMGCN, GRU4Rec
+from lightning import seed_everything
+from torch import nn
+from torch_geometric.data import HeteroData
+
+from mag.datasets import MicroVideo, SyntheticMarket
+from mag.loader import HistoryLoader
+from mag.models import HyperCTR, UserInterest
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+
+CLICKS = ('user', 'clicks', 'item')
+METRICS = ('auc', 'gauc', 'logloss')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
+NUM_EXPOSURES = 100_000
+CHANNELS = 32
+LENGTH = 20
+INTEREST_EPOCHS = 20
+DAY = 24 * 3600
+
+
+class Log(NamedTuple):
+    r"""A whole log with its time slots, and its training, validation and test part."""
+
+    data: HeteroData
+    parts: tuple[HeteroData, ...]
+
+
+class Dataset(NamedTuple):
+    r"""A log of items with contents.
+
+    Args:
+        title: What the table calls it.
+        load: From a folder, a seed and what cuts time into slots.
+        slots: What cuts time unless a model says otherwise.
+    """
+
+    title: str
+    load: Callable[[str, int, int], Log]
+    slots: int
+
+
+def market(root: str, seed: int, days: int) -> Log:
+    data = SyntheticMarket(
+        NUM_EXPOSURES // 400, NUM_EXPOSURES // 200, NUM_EXPOSURES, seed=seed, log=False
+    )[0]
+    data = TimeSlots(days * DAY)(data)
+    return Log(data, TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data))
+
+
+def tiktok(root: str, seed: int, num_slots: int) -> Log:
+    # What is cached is of one seed and number of slots, so there is a cache for each call.
+    with TemporaryDirectory() as folder:
+        Path(folder, 'raw').symlink_to(Path(root, 'raw').resolve())
+        dataset = MicroVideo(folder, num_slots=num_slots, seed=seed, log=False)
+        data = TimeSlots(1)(dataset[0])
+        val_start, test_start = (dataset.split_shares[name] for name in ('val_start', 'test_start'))
+    # Labels start after two fifths of the training rows, where 5, 10 and 20 slots all end one.
+    split = TemporalSplit(0.375 * val_start, val_start, test_start, num_windows=1, keep_cold=True)
+    return Log(data, split(data))
+
+
+DATASETS = {
+    'market': Dataset('SyntheticMarket, slots of 4 days', market, slots=4),
+    'tiktok': Dataset('TikTok, 10 slots', tiktok, slots=10),
+}
+
+
+class Model(NamedTuple):
+    r"""A row of the table.
+
+    Args:
+        title: What the table calls it.
+        build: From the whole log with its hypergraphs and the training part.
+        dataset: The only log it is for, or any.
+        slots: What cuts time; otherwise as the log says.
+    """
+
+    title: str
+    build: Callable[[HeteroData, HeteroData], nn.Module]
+    dataset: str | None = None
+    slots: int | None = None
+
+
+def hyperctr(data: HeteroData, train: HeteroData, **arguments: Any) -> nn.Module:
+    return HyperCTR.from_data(data, channels=CHANNELS, **arguments)
+
+
+def only(modality: str, dataset: str) -> Model:
+    return Model(f'HyperCTR, {modality} alone', partial(hyperctr, modalities=[modality]), dataset)
+
+
+def other(model: type[nn.Module]) -> Callable[[HeteroData, HeteroData], nn.Module]:
+    return lambda data, train: model(train, CHANNELS)
+
+
+MODELS = {
+    'hyperctr': Model('HyperCTR', hyperctr),
+    'visual': only('visual', 'market'),
+    'acoustic': only('acoustic', 'market'),
+    'text': only('text', 'market'),
+    'image': only('image', 'tiktok'),
+    'audio': only('audio', 'tiktok'),
+    'no_hypergraph': Model('HyperCTR w/o hypergraph', partial(hyperctr, hypergraph=False)),
+    'layers_1': Model('HyperCTR, 1 layer', partial(hyperctr, num_layers=1)),
+    'layers_2': Model('HyperCTR, 2 layers', partial(hyperctr, num_layers=2)),
+    'layers_4': Model('HyperCTR, 4 layers', partial(hyperctr, num_layers=4)),
+    'days_1': Model('HyperCTR, slots of 1 day', hyperctr, 'market', slots=1),
+    'days_2': Model('HyperCTR, slots of 2 days', hyperctr, 'market', slots=2),
+    'days_7': Model('HyperCTR, slots of 7 days', hyperctr, 'market', slots=7),
+    'slots_5': Model('HyperCTR, 5 slots', hyperctr, 'tiktok', slots=5),
+    'slots_20': Model('HyperCTR, 20 slots', hyperctr, 'tiktok', slots=20),
+    'weighted': Model('HyperCTR, weighted hyperedges', partial(hyperctr, weighted=True)),
+    'rank_4': Model('HyperCTR, fusion of rank 4', partial(hyperctr, fusion_rank=4)),
+    'positions': Model('HyperCTR, positions', partial(hyperctr, num_positions=LENGTH)),
+    'gru4rec': Model('GRU4Rec', other(GRU4Rec)),
+    'din': Model('DIN', other(DIN)),
+    'mmgcn': Model('MMGCN', other(MMGCN)),
+}
+
+
+# As many as the lengths of slots that a log is cut into.
+@lru_cache(maxsize=4)
+def load_with_hypergraphs(dataset: str, root: str, seed: int, slots: int) -> Log:
+    r"""The log with what its users care for and the hypergraphs of it."""
+    data, parts = DATASETS[dataset].load(root, seed, slots)
+    seed_everything(seed, verbose=False)
+    interest = UserInterest.from_data(parts[0])
+    interest.fit(parts[0], INTEREST_EPOCHS, seed=seed, progress=False)
+    data = copy.copy(data)
+    data['user'].interest = interest.interest(parts[0])
+    return Log(InterestHypergraph(seed=seed)(data), parts)
+
+
+def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Record:
+    model = MODELS[name]
+    slots = DATASETS[dataset].slots if model.slots is None else model.slots
+    data, parts = load_with_hypergraphs(dataset, args.root, seed, slots)
+
+    def load(part: HeteroData, shuffle: bool = False) -> HistoryLoader:
+        return HistoryLoader(
+            part,
+            args.batch_size if shuffle else 4 * args.batch_size,
+            shuffle,
+            LENGTH,
+            history=data,
+            seed=seed,
+        )
+
+    train_loader = load(parts[0], shuffle=True)
+    seed_everything(seed, verbose=False)
+    module = ClickModule(model.build(data, parts[0]), args.learning_rate, args.weight_decay)
+    fit(
+        module,
+        train_loader,
+        load(parts[1]),
+        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=seed,
+        validate_every=-(-len(train_loader) // 2),
+        progress=False,
+        accelerator=args.accelerator,
+        logger=False,
+    )
+    return {
+        'dataset': dataset,
+        'model': name,
+        'seed': seed,
+        'learning_rate': args.learning_rate,
+        'rows': [len(part[CLICKS].edge_label) for part in parts],
+        'val': evaluate(module, load(parts[1])),
+        'test': evaluate(module, load(parts[2])),
+        **stamp(*PACKAGES),
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    for dataset in args.dataset:
+        models = [name for name in args.models if MODELS[name].dataset in (None, dataset)]
+        changed = {**vars(args), 'dataset': [dataset], 'models': models}
+        run_missing(argparse.Namespace(**changed), run_one)
+
+
+def table(args: argparse.Namespace) -> None:
+    print_table(args, render)
+
+
+def render(records: list[Record]) -> Iterable[str]:
+    r"""The committed table: what models reach on each log, and the distance to HyperCTR."""
+    yield '# Items with several modalities'
+    yield ''
+    yield (
+        'Mean and standard deviation over seeds on the test part; higher AUC and GAUC and lower '
+        'logloss are better. Beside each the difference to HyperCTR on the same seeds with the '
+        'p-value of a paired t-test, without correction for their number. HyperCTR reads all '
+        'modalities and has 3 layers and whole fusion unless said otherwise; embeddings are of '
+        f'{CHANNELS}, and histories the last {LENGTH} clicks.'
+    )
+    for dataset in DATASETS:
+        runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])
+        if runs:
+            yield from section(dataset, runs)
+    yield ''
+    yield from made_by(records)
+
+
+def section(dataset: str, runs: list[Record]) -> Iterable[str]:
+    yield from ('', f'## {DATASETS[dataset].title}', '')
+    train, val, test = runs[0]['rows']
+    yield f'{train:,} rows trained, {val:,} validated, {test:,} tested.'
+    yield ''
+    yield (
+        '| model | AUC | against HyperCTR | GAUC | against HyperCTR | logloss | '
+        'against HyperCTR | seeds |'
+    )
+    yield '| --- |' + ' --- |' * 7
+    for name, model in MODELS.items():
+        found = select(runs, model=name)
+        if not found:
+            continue
+        cells = []
+        for metric in METRICS:
+            cells += [spread([run['test'][metric] for run in found]), against(runs, name, metric)]
+        yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
+
+
+def against(runs: list[Record], name: str, metric: str) -> str:
+    pairs = [
+        (run['test'][metric], base[0]['test'][metric])
+        for run in select(runs, model=name)
+        if (base := select(runs, model='hyperctr', seed=run['seed']))
+    ]
+    if name == 'hyperctr' or len(pairs) < 2:
+        return ''
+    ours, theirs = (list(column) for column in zip(*pairs))
+    return paired_difference(ours, theirs)
+
+
+def add_commands(commands: Any) -> None:
+    r"""Adds `run-video` and `table-video` to the commands of accuracy.py."""
+    runner = commands.add_parser(
+        'run-video', help='train and score HyperCTR and what it is compared with',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    runner.add_argument(
+        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
+        help=f"which of {', '.join(DATASETS)}",
+    )  # fmt: skip
+    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
+    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
+    runner.add_argument(
+        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
+        help=f"which of {', '.join(MODELS)}; one that is for another log is passed over",
+    )  # fmt: skip
+    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
+    runner.add_argument(
+        '--checkpoints', default='output/video', help='folder of the runs, to resume from'
+    )
+    runner.add_argument('--batch-size', type=int, default=512, help='rows a step')
+    runner.add_argument('--max-epochs', type=int, default=5, help='at most this many passes')
+    runner.add_argument('--patience', type=int, default=4, help='validations without improvement')
+    runner.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
+    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
+    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
+    runner.set_defaults(act=run)
+    tabler = commands.add_parser('table-video', help='print the Markdown table of result files')
+    tabler.add_argument('results', nargs='+', help='JSON files of run-video')
+    tabler.add_argument('--findings', help='Markdown to put before the tables')
+    tabler.set_defaults(act=table)
