@@ -24,7 +24,7 @@ def results_of(folder: Path, name: str) -> dict:
 def test_synthetic_market(tmp_path: Path) -> None:
     first = run(tmp_path, '--exposures', '10000')
     assert first.returncode == 0, first.stderr
-    assert 'synthetic: 100 users, 10 items, 10,000 exposures' in first.stdout
+    assert 'synthetic: 125 users, 10 items, 10,000 exposures' in first.stdout
     results = results_of(tmp_path, 'srjgraph-synthetic-seed0')
     for domains in results.values():
         assert domains.keys() == {'recommendation', 'search'}

@@ -231,7 +231,8 @@ def test_exported_dense_form_is_of_any_size() -> None:
             torch.randn(*shape, generator=generator, dtype=torch.double)
             for shape in ((size, width, 6), (size, 6), (size, 3))
         )
-        inputs = child, center, intention, torch.rand(size, width, generator=generator) > 0.5
+        count = torch.randint(width + 1, (size, 1), generator=generator)
+        inputs = child, center, intention, torch.arange(width) < count
         torch.testing.assert_close(scorer(*inputs), conv.dense(*inputs), rtol=0, atol=1e-12)
 
 
