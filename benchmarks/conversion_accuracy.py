@@ -9,15 +9,15 @@ with the same optimiser and the same early stopping on validation.
 
 import argparse
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from harness import (
     Record,
+    add_run_and_table,
+    fit_run,
     made_by,
     paired_difference,
-    print_table,
     run_missing,
     select,
     spread,
@@ -30,7 +30,7 @@ from mag.datasets import KuaiRand, SyntheticMarket, Trivago
 from mag.loader import ExposureLoader
 from mag.metrics import bayes_optimal
 from mag.models import GMCM
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickModule, evaluate
 from mag.transforms import BehaviorGraph, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
@@ -126,24 +126,8 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     seed_everything(seed, verbose=False)
     gmcm = GMCM.from_data(train, num_buckets=args.num_buckets, **model.arguments)
     module = ClickModule(gmcm, args.learning_rate, args.weight_decay)
-    fit(
-        module,
-        train_loader,
-        val_loader,
-        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
-        max_epochs=args.max_epochs,
-        patience=args.patience,
-        seed=seed,
-        validate_every=-(-len(train_loader) // 2),
-        monitor='ctcvr_auc',
-        progress=False,
-        accelerator=args.accelerator,
-        logger=False,
-    )
+    fit_run(module, train_loader, val_loader, (dataset, name, seed), args, monitor='ctcvr_auc')
     record = {
-        'dataset': dataset,
-        'model': name,
-        'seed': seed,
         'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
         'clicks': int(clicks.edge_label.sum()),
         'conversions': int(clicks.edge_label_conversion.sum()),
@@ -193,10 +177,6 @@ def optimum(test: HeteroData) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> None:
     run_missing(args, run_one)
-
-
-def table(args: argparse.Namespace) -> None:
-    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -273,36 +253,17 @@ def differences(runs: list[Record], first: str) -> Iterable[str]:
 
 def add_commands(commands: Any) -> None:
     r"""Adds `run-conversion` and `table-conversion` to the commands of accuracy.py."""
-    runner = commands.add_parser(
-        'run-conversion', help='train and score GMCM and its variants',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    runner.add_argument(
-        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
-        help=f"which of {', '.join(DATASETS)}",
-    )  # fmt: skip
-    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
-    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
-    runner.add_argument(
-        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
-        help=f"which of {', '.join(MODELS)}",
-    )  # fmt: skip
-    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
-    runner.add_argument(
-        '--checkpoints', default='output/conversion', help='folder of the runs, to resume from'
+    runner = add_run_and_table(
+        commands,
+        'conversion',
+        'GMCM and its variants',
+        DATASETS,
+        MODELS,
+        run,
+        render,
+        batch_size=2048,
+        max_epochs=4,
+        patience=3,
+        learning_rate=1e-3,
     )
-    runner.add_argument('--batch-size', type=int, default=2048, help='rows a step')
-    runner.add_argument('--max-epochs', type=int, default=4, help='at most this many passes')
-    runner.add_argument('--patience', type=int, default=3, help='validations without improvement')
-    runner.add_argument('--learning-rate', type=float, default=1e-3, help='of Adam')
-    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
     runner.add_argument('--num-buckets', type=int, default=50_000, help='rows of the embedding')
-    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
-    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
-    runner.set_defaults(act=run)
-    tabler = commands.add_parser(
-        'table-conversion', help='print the Markdown table of result files'
-    )
-    tabler.add_argument('results', nargs='+', help='JSON files of run-conversion')
-    tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=table)

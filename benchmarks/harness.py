@@ -1,12 +1,13 @@
 r"""What the benchmarks of accuracy share: how runs are set up, recorded and told of."""
 
+import argparse
 import json
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 from lightning import Callback
 from scipy.stats import ttest_rel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from mag.training import ClickModule, fit
 
 Record = dict[str, Any]
 
@@ -97,7 +101,51 @@ def paired_difference(ours: list[float], theirs: list[float]) -> str:
     return f'{mean(ours) - mean(theirs):+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})'
 
 
-def run_missing(args: Any, run_one: Callable[[str, str, int, Any], Record]) -> None:
+def difference_to(
+    base: str, runs: list[Record], name: str, value: Callable[[Record], float | None]
+) -> str:
+    r"""The paired difference of a model to the base, over the seeds at which both have a value;
+    nothing for the base itself, and for fewer than two seeds."""
+    pairs = [
+        (value(run), value(others[0]))
+        for run in select(runs, model=name)
+        if value(run) is not None and (others := select(runs, model=base, seed=run['seed']))
+    ]
+    if name == base or len(pairs) < 2:
+        return ''
+    ours, theirs = (list(column) for column in zip(*pairs))
+    return paired_difference(ours, theirs)
+
+
+def fit_run(
+    module: ClickModule,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    run: tuple[str, str, int],
+    args: argparse.Namespace,
+    **arguments: Any,
+) -> None:
+    r"""Fits the model of a run, which is a log, a model and a seed; it validates twice an epoch."""
+    dataset, name, seed = run
+    fit(
+        module,
+        train_loader,
+        val_loader,
+        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=seed,
+        validate_every=-(-len(train_loader) // 2),
+        progress=False,
+        accelerator=args.accelerator,
+        logger=False,
+        **arguments,
+    )
+
+
+def run_missing(
+    args: argparse.Namespace, run_one: Callable[[str, str, int, argparse.Namespace], Record]
+) -> None:
     r"""Runs every model and seed on every log of which :obj:`args.out` has no record yet."""
     prepare(args.threads)
     results = Results(Path(args.out))
@@ -116,10 +164,69 @@ def run_missing(args: Any, run_one: Callable[[str, str, int, Any], Record]) -> N
         if not results.find(dataset=dataset, model=name, seed=seed)
     ]
     for dataset, name, seed in tqdm(jobs):
-        results.append(run_one(dataset, name, seed, args))
+        run = {'dataset': dataset, 'model': name, 'seed': seed, 'learning_rate': args.learning_rate}
+        results.append(run | run_one(dataset, name, seed, args))
 
 
-def print_table(args: Any, render: Callable[[list[Record]], Iterable[str]]) -> None:
+def add_run_and_table(
+    commands: Any,
+    name: str,
+    subject: str,
+    datasets: Mapping[str, Any],
+    models: Mapping[str, Any],
+    run: Callable[[argparse.Namespace], None],
+    render: Callable[[list[Record]], Iterable[str]],
+    **defaults: Any,
+) -> argparse.ArgumentParser:
+    r"""Adds `run-NAME` and `table-NAME` to the commands of accuracy.py.
+
+    Args:
+        commands: What argparse adds them to.
+        name: NAME.
+        subject: What is trained and scored, for the help.
+        datasets: The logs to choose from.
+        models: The models to choose from.
+        run: What `run-NAME` does.
+        render: The lines of the table of `table-NAME`.
+        **defaults: Those of batch_size, max_epochs, patience and learning_rate.
+
+    Returns:
+        The parser of `run-NAME`, for arguments of its own.
+    """
+    runner = commands.add_parser(
+        f'run-{name}', help=f'train and score {subject}',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    runner.add_argument(
+        '--dataset', nargs='+', choices=datasets, required=True, metavar='DATASET',
+        help=f"which of {', '.join(datasets)}",
+    )  # fmt: skip
+    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
+    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
+    runner.add_argument(
+        '--models', nargs='+', choices=models, default=list(models), metavar='MODEL',
+        help=f"which of {', '.join(models)}",
+    )  # fmt: skip
+    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
+    runner.add_argument(
+        '--checkpoints', default=f'output/{name}', help='folder of the runs, to resume from'
+    )
+    runner.add_argument('--batch-size', type=int, help='rows a step')
+    runner.add_argument('--max-epochs', type=int, help='at most this many passes')
+    runner.add_argument('--patience', type=int, help='validations without improvement')
+    runner.add_argument('--learning-rate', type=float, help='of Adam')
+    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
+    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
+    runner.set_defaults(act=run, **defaults)
+    tabler = commands.add_parser(f'table-{name}', help='print the Markdown table of result files')
+    tabler.add_argument('results', nargs='+', help=f'JSON files of run-{name}')
+    tabler.add_argument('--findings', help='Markdown to put before the tables')
+    tabler.set_defaults(act=lambda args: print_table(args, render))
+    return runner
+
+
+def print_table(args: argparse.Namespace, render: Callable[[list[Record]], Iterable[str]]) -> None:
     r"""Prints the table of the files of :obj:`args`, with the findings after its title."""
     records = [record for path in args.results for record in Results(Path(path)).records]
     findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]

@@ -10,19 +10,13 @@ mag.nn.HypergraphConv). Timings mean something only on a machine that does nothi
 """
 
 import argparse
-import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from itertools import accumulate
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
-from processor import processor
+from report import made_by, publish
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch_geometric.nn import HypergraphConv as PyGHypergraphConv
@@ -122,12 +116,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
             )
     progress.close()
     yield ''
-    yield (
-        f'Made by `{shlex.join(["python", "benchmarks/hypergraph.py", *sys.argv[1:]])}` on '
-        f'{processor()} with {os.cpu_count()} cores, {date.today().isoformat()}, '
-        + ', '.join(f'{name} {version(name)}' for name in PACKAGES)
-        + '.'
-    )
+    yield made_by('hypergraph.py', PACKAGES)
 
 
 def parse_args() -> argparse.Namespace:
@@ -147,13 +136,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    text = '\n'.join(run(args)) + '\n'
-    if args.markdown is None:
-        print(text, end='')
-        return
-    temporary = f'{args.markdown}.tmp'
-    Path(temporary).write_text(text)
-    os.replace(temporary, args.markdown)
+    publish(run(args), args.markdown)
 
 
 if __name__ == '__main__':

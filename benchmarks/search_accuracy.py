@@ -12,15 +12,15 @@ import argparse
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from harness import (
     Record,
+    add_run_and_table,
+    difference_to,
+    fit_run,
     made_by,
-    paired_difference,
-    print_table,
     run_missing,
     select,
     spread,
@@ -36,7 +36,7 @@ from mag.loader import PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.schema import click_attributes, label_attributes
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickModule, evaluate
 from mag.transforms import TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
@@ -182,25 +182,9 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     seed_everything(seed, verbose=False)
     depth = len(model.widths['user'])
     module = ClickModule(model.build(parts[0], depth), args.learning_rate, args.weight_decay)
-    fit(
-        module,
-        train_loader,
-        load(parts[1]),
-        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
-        max_epochs=args.max_epochs,
-        patience=args.patience,
-        seed=seed,
-        validate_every=-(-len(train_loader) // 2),
-        progress=False,
-        accelerator=args.accelerator,
-        logger=False,
-    )
+    fit_run(module, train_loader, load(parts[1]), (dataset, name, seed), args)
     domains = range(len(DOMAINS)) if model.domain is None else [model.domain]
     return {
-        'dataset': dataset,
-        'model': name,
-        'seed': seed,
-        'learning_rate': args.learning_rate,
         'rows': [len(part[CLICKS].edge_label) for part in parts],
         'val': evaluate(module, load(parts[1])),
         'test': {
@@ -213,10 +197,6 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
 
 def run(args: argparse.Namespace) -> None:
     run_missing(args, run_one)
-
-
-def table(args: argparse.Namespace) -> None:
-    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -258,7 +238,7 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             cells += [
                 values(found, domain, 'auc'),
                 over_dnn(runs, name, domain),
-                against(runs, name, domain),
+                difference_to('srjgraph', runs, name, partial(auc_of, domain)),
             ]
         cells += [values(found, domain, 'logloss') for domain in ('search', 'recommendation')]
         yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
@@ -267,6 +247,10 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
 def values(runs: list[Record], domain: str, metric: str) -> str:
     found = [run['test'][domain][metric] for run in runs if domain in run['test']]
     return spread(found) if found else ''
+
+
+def auc_of(domain: str, run: Record) -> float | None:
+    return run['test'].get(domain, {}).get('auc')
 
 
 def over_dnn(runs: list[Record], name: str, domain: str) -> str:
@@ -280,47 +264,18 @@ def over_dnn(runs: list[Record], name: str, domain: str) -> str:
     return f'{relative_improvement(mean(ours), mean(base)):+.1f} %'
 
 
-def against(runs: list[Record], name: str, domain: str) -> str:
-    pairs = [
-        (run['test'][domain]['auc'], base[0]['test'][domain]['auc'])
-        for run in select(runs, model=name)
-        if domain in run['test'] and (base := select(runs, model='srjgraph', seed=run['seed']))
-    ]
-    if name == 'srjgraph' or len(pairs) < 2:
-        return ''
-    ours, theirs = (list(column) for column in zip(*pairs))
-    return paired_difference(ours, theirs)
-
-
 def add_commands(commands: Any) -> None:
     r"""Adds `run-search` and `table-search` to the commands of accuracy.py."""
-    runner = commands.add_parser(
-        'run-search', help='train and score SRJGraph and what it is compared with',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    runner.add_argument(
-        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
-        help=f"which of {', '.join(DATASETS)}",
-    )  # fmt: skip
-    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
-    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
-    runner.add_argument(
-        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
-        help=f"which of {', '.join(MODELS)}",
-    )  # fmt: skip
-    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
-    runner.add_argument(
-        '--checkpoints', default='output/search', help='folder of the runs, to resume from'
+    add_run_and_table(
+        commands,
+        'search',
+        'SRJGraph and what it is compared with',
+        DATASETS,
+        MODELS,
+        run,
+        render,
+        batch_size=512,
+        max_epochs=3,
+        patience=3,
+        learning_rate=3e-3,
     )
-    runner.add_argument('--batch-size', type=int, default=512, help='rows a step')
-    runner.add_argument('--max-epochs', type=int, default=3, help='at most this many passes')
-    runner.add_argument('--patience', type=int, default=3, help='validations without improvement')
-    runner.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
-    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
-    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
-    runner.set_defaults(act=run)
-    tabler = commands.add_parser('table-search', help='print the Markdown table of result files')
-    tabler.add_argument('results', nargs='+', help='JSON files of run-search')
-    tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=table)

@@ -21,15 +21,9 @@ hypergraphs cost in hyperctr_training.py; they need none:
 """
 
 import argparse
-import os
-import shlex
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date
-from importlib.metadata import version
 from itertools import cycle
-from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any, NamedTuple, cast
@@ -40,7 +34,7 @@ import srjgraph_training
 import torch
 import torch.nn.functional as F
 from baselines import DeepCTR
-from processor import processor
+from report import made_by, publish
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -268,12 +262,7 @@ RUNS = {
 def run(args: argparse.Namespace) -> Iterator[str]:
     yield from RUNS[args.model](args)
     yield ''
-    yield (
-        f'Made by `{shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]])}` on '
-        f'{processor()} with {os.cpu_count()} cores, {date.today().isoformat()}, '
-        + ', '.join(f'{name} {version(name)}' for name in PACKAGES)
-        + '.'
-    )
+    yield made_by('training.py', PACKAGES)
 
 
 def parse_args() -> argparse.Namespace:
@@ -297,13 +286,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    text = '\n'.join(run(args)) + '\n'
-    if args.markdown is None:
-        print(text, end='')
-        return
-    temporary = f'{args.markdown}.tmp'
-    Path(temporary).write_text(text)
-    os.replace(temporary, args.markdown)
+    publish(run(args), args.markdown)
 
 
 if __name__ == '__main__':

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 from harness import (
     Record,
+    add_run_and_table,
+    difference_to,
+    fit_run,
     made_by,
-    paired_difference,
-    print_table,
     run_missing,
     select,
     spread,
@@ -37,7 +38,7 @@ from torch_geometric.data import HeteroData
 from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.models import HyperCTR, UserInterest
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickModule, evaluate
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 CLICKS = ('user', 'clicks', 'item')
@@ -181,24 +182,8 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     train_loader = load(parts[0], shuffle=True)
     seed_everything(seed, verbose=False)
     module = ClickModule(model.build(data, parts[0]), args.learning_rate, args.weight_decay)
-    fit(
-        module,
-        train_loader,
-        load(parts[1]),
-        directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
-        max_epochs=args.max_epochs,
-        patience=args.patience,
-        seed=seed,
-        validate_every=-(-len(train_loader) // 2),
-        progress=False,
-        accelerator=args.accelerator,
-        logger=False,
-    )
+    fit_run(module, train_loader, load(parts[1]), (dataset, name, seed), args)
     return {
-        'dataset': dataset,
-        'model': name,
-        'seed': seed,
-        'learning_rate': args.learning_rate,
         'rows': [len(part[CLICKS].edge_label) for part in parts],
         'val': evaluate(module, load(parts[1])),
         'test': evaluate(module, load(parts[2])),
@@ -211,10 +196,6 @@ def run(args: argparse.Namespace) -> None:
         models = [name for name in args.models if MODELS[name].dataset in (None, dataset)]
         changed = {**vars(args), 'dataset': [dataset], 'models': models}
         run_missing(argparse.Namespace(**changed), run_one)
-
-
-def table(args: argparse.Namespace) -> None:
-    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -252,51 +233,30 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             continue
         cells = []
         for metric in METRICS:
-            cells += [spread([run['test'][metric] for run in found]), against(runs, name, metric)]
+            value = partial(value_of, metric)
+            cells += [
+                spread([value(run) for run in found]),
+                difference_to('hyperctr', runs, name, value),
+            ]
         yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
 
 
-def against(runs: list[Record], name: str, metric: str) -> str:
-    pairs = [
-        (run['test'][metric], base[0]['test'][metric])
-        for run in select(runs, model=name)
-        if (base := select(runs, model='hyperctr', seed=run['seed']))
-    ]
-    if name == 'hyperctr' or len(pairs) < 2:
-        return ''
-    ours, theirs = (list(column) for column in zip(*pairs))
-    return paired_difference(ours, theirs)
+def value_of(metric: str, run: Record) -> float:
+    return run['test'][metric]
 
 
 def add_commands(commands: Any) -> None:
     r"""Adds `run-video` and `table-video` to the commands of accuracy.py."""
-    runner = commands.add_parser(
-        'run-video', help='train and score HyperCTR and what it is compared with',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    runner.add_argument(
-        '--dataset', nargs='+', choices=DATASETS, required=True, metavar='DATASET',
-        help=f"which of {', '.join(DATASETS)}",
-    )  # fmt: skip
-    runner.add_argument('--root', default='data', help='folder with raw/ of a real log')
-    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
-    runner.add_argument(
-        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
-        help=f"which of {', '.join(MODELS)}; one that is for another log is passed over",
-    )  # fmt: skip
-    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
-    runner.add_argument(
-        '--checkpoints', default='output/video', help='folder of the runs, to resume from'
+    add_run_and_table(
+        commands,
+        'video',
+        'HyperCTR and what it is compared with; models for another log are passed over',
+        DATASETS,
+        MODELS,
+        run,
+        render,
+        batch_size=512,
+        max_epochs=5,
+        patience=4,
+        learning_rate=3e-3,
     )
-    runner.add_argument('--batch-size', type=int, default=512, help='rows a step')
-    runner.add_argument('--max-epochs', type=int, default=5, help='at most this many passes')
-    runner.add_argument('--patience', type=int, default=4, help='validations without improvement')
-    runner.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
-    runner.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
-    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
-    runner.set_defaults(act=run)
-    tabler = commands.add_parser('table-video', help='print the Markdown table of result files')
-    tabler.add_argument('results', nargs='+', help='JSON files of run-video')
-    tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=table)
