@@ -13,6 +13,7 @@ from torch_geometric.nn import MLP, SAGEConv
 from torch_geometric.utils import to_undirected
 
 from mag.loader import HistoryBatch
+from mag.schema import modality_features
 
 CLICKS = ('user', 'clicks', 'item')
 HIDDEN_CHANNELS = (64, 32)
@@ -21,32 +22,32 @@ HIDDEN_CHANNELS = (64, 32)
 class ItemEmbedding(nn.Module):
     r"""Ids of items, and the mean over the modalities that each has of what is projected of it."""
 
+    has: Tensor
+
     def __init__(self, data: HeteroData, channels: int) -> None:
         super().__init__()
         store = data['item']
-        features = [store[name] for name in store.keys() if name.startswith('x_')]
+        features = list(modality_features(data).values())
         self.id = make_embedding(store.num_nodes, channels)
         self.projections = nn.ModuleList(nn.Linear(x.size(1), channels) for x in features)
         for number, x in enumerate(features):
             self.register_buffer(f'x_{number}', x, persistent=False)
+        has = torch.stack([(x != 0).any(dim=1, keepdim=True) for x in features])
+        self.register_buffer('has', has, persistent=False)
 
     def forward(self) -> Tensor:
         r"""All items, shape :obj:`[num_items, channels]`."""
-        has = torch.stack([self._has(number) for number in range(len(self.projections))])
-        return self.id.weight + self.contents().sum(0) / has.sum(0).clamp(min=1)
+        return self.id.weight + self.contents().sum(0) / self.has.sum(0).clamp(min=1)
 
     def contents(self) -> Tensor:
         r"""The modalities of all items, zeros where an item has none, shape
         :obj:`[num_modalities, num_items, channels]`."""
         return torch.stack(
             [
-                projection(getattr(self, f'x_{number}')) * self._has(number)
+                projection(getattr(self, f'x_{number}')) * self.has[number]
                 for number, projection in enumerate(self.projections)
             ]
         )
-
-    def _has(self, number: int) -> Tensor:
-        return (getattr(self, f'x_{number}') != 0).any(dim=1, keepdim=True)
 
 
 class HistoryModel(nn.Module):

@@ -26,6 +26,7 @@ from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
 from mag.models import HyperCTR, UserInterest
+from mag.schema import modality_features
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
@@ -156,10 +157,9 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
 
 def describe(name: str, data: HeteroData) -> str:
     clicks = data[CLICKS]
-    modalities = [key[2:] for key in data['item'].keys() if key.startswith('x_')]
     return (
         f'{name}: {data["user"].num_nodes:,} users, {data["item"].num_nodes:,} items with '
-        f'{", ".join(modalities)}, {clicks.edge_label.numel():,} exposures, '
+        f'{", ".join(modality_features(data))}, {clicks.edge_label.numel():,} exposures, '
         f'{int(clicks.edge_label.sum()):,} clicks in {clicks.num_slots} slots'
     )
 

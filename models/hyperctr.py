@@ -9,7 +9,7 @@ from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.loader import HistoryBatch
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import require, require_positive_integers
+from mag.schema import modality_features, require, require_positive_integers
 
 
 class HyperCTR(torch.nn.Module):
@@ -65,6 +65,8 @@ class HyperCTR(torch.nn.Module):
             number of items.
     """
 
+    has_modality: Tensor
+
     def __init__(
         self,
         num_users: int,
@@ -92,6 +94,8 @@ class HyperCTR(torch.nn.Module):
         for name, x in features.items():
             # What is made of the data is not part of what was learned.
             self.register_buffer(f'x_{name}', x, persistent=False)
+        has = torch.stack([(x != 0).any(dim=1) for x in features.values()], dim=1)
+        self.register_buffer('has_modality', has, persistent=False)
         self.user_embedding = torch.nn.Embedding(num_users, channels)
         self.item_embedding = torch.nn.Embedding(num_items, channels)
         # PyG's takes a modality of any name, such as `type`.
@@ -140,13 +144,13 @@ class HyperCTR(torch.nn.Module):
             ValueError: If a modality does not exist, or there are no hypergraphs.
         """
         require(data, 'HyperCTR.from_data')
-        existing = [name[2:] for name in data['item'].keys() if name.startswith('x_')]
-        modalities = existing if modalities is None else list(modalities)
+        existing = modality_features(data)
+        modalities = list(existing) if modalities is None else list(modalities)
         unknown = [name for name in modalities if name not in existing]
         if unknown:
             raise ValueError(
                 f"HyperCTR.from_data found no data['item'].x_<modality> for {unknown}, but for "
-                f'{existing}.'
+                f'{list(existing)}.'
             )
         if hypergraph:
             names = ['hyperedge_index', 'hyperedge_slot', *(['hyperedge_weight'] * weighted)]
@@ -161,7 +165,7 @@ class HyperCTR(torch.nn.Module):
                 node_type: {name: data[node_type][name] for name in names}
                 for node_type in ('user', 'item')
             }
-        features = {name: data['item'][f'x_{name}'] for name in modalities}
+        features = {name: existing[name] for name in modalities}
         return cls(data['user'].num_nodes, features, **kwargs)
 
     def reset_parameters(self) -> None:
@@ -206,13 +210,10 @@ class HyperCTR(torch.nn.Module):
     def _content(self) -> Tensor:
         r"""The mean over the modalities that an item has, shape :obj:`[num_items, d]`."""
         total = torch.zeros_like(self.item_embedding.weight)
-        count = total.new_zeros(total.size(0), 1)
-        for name in self.modalities:
-            x = getattr(self, f'x_{name}')
-            has = (x != 0).any(dim=1, keepdim=True)
-            total = total + self.lin_modality[name](x) * has
-            count = count + has
-        return total / count.clamp(min=1)
+        for name, has in zip(self.modalities, self.has_modality.T, strict=True):
+            projected = self.lin_modality[name](getattr(self, f'x_{name}'))
+            total = total + projected * has.unsqueeze(1)
+        return total / self.has_modality.sum(1, keepdim=True).clamp(min=1)
 
     def _read_history(self, batch: HistoryBatch, item: Tensor) -> Tensor:
         r"""The output of the attention at the newest item, zeros where there is none."""

@@ -1,5 +1,5 @@
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -242,15 +242,12 @@ class SRJGraph(torch.nn.Module):
                 # A parameter that waits for a gradient that never comes stops distributed training.
                 parameters = [*norm.parameters(), *head.parameters()]
                 logit = logit + 0 * sum(parameter.sum() for parameter in parameters)
-            elif rows.numel() == 1:
-                # One row has no statistics of its own, and takes those that have been gathered.
-                with _as_in_evaluation(norm, head):
-                    own = head(norm(features[rows]))
-                logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
-            else:
+                continue
+            # One row has no statistics of its own, and takes those that have been gathered.
+            with _as_in_evaluation(norm, head) if rows.numel() == 1 else nullcontext():
                 own = head(norm(features[rows]))
-                # In half precision a head answers in another dtype than it was asked.
-                logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
+            # In half precision a head answers in another dtype than it was asked.
+            logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
         return logit
 
     def _needed(self) -> dict[Any, list[str]]:
@@ -410,9 +407,11 @@ def _as_in_evaluation(*modules: torch.nn.Module) -> Iterator[None]:
     parts = [part for module in modules for part in module.modules() if part.training]
     for part in parts:
         part.training = False
-    yield
-    for part in parts:
-        part.training = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def _check_domain(domain: Tensor, num_heads: int, num_targets: int) -> None:

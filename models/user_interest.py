@@ -6,7 +6,14 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag.schema import CLICKS, history_clock, require, require_cpu, require_positive_integers
+from mag.schema import (
+    CLICKS,
+    history_clock,
+    modality_features,
+    require,
+    require_cpu,
+    require_positive_integers,
+)
 from mag.unclicked_items import UnclickedItems
 
 # Pairs that are scored at once.
@@ -123,7 +130,7 @@ class UserInterest(torch.nn.Module):
         """
         require(data, 'UserInterest.from_data')
         item = data['item']
-        content = {name[2:]: item[name] for name in item.keys() if name.startswith('x_')}
+        content = modality_features(data)
         if not content:
             raise ValueError(
                 f"UserInterest.from_data needs contents data['item'].x_<name>, such as x_visual, "
