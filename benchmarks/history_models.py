@@ -13,7 +13,7 @@ from torch_geometric.nn import MLP, SAGEConv
 from torch_geometric.utils import to_undirected
 
 from mag.loader import HistoryBatch
-from mag.schema import modality_features
+from mag.modality import has_modality, modality_features
 
 CLICKS = ('user', 'clicks', 'item')
 HIDDEN_CHANNELS = (64, 32)
@@ -27,12 +27,12 @@ class ItemEmbedding(nn.Module):
     def __init__(self, data: HeteroData, channels: int) -> None:
         super().__init__()
         store = data['item']
-        features = list(modality_features(data).values())
+        features = modality_features(data, type(self).__name__)
         self.id = make_embedding(store.num_nodes, channels)
-        self.projections = nn.ModuleList(nn.Linear(x.size(1), channels) for x in features)
-        for number, x in enumerate(features):
+        self.projections = nn.ModuleList(nn.Linear(x.size(1), channels) for x in features.values())
+        for number, x in enumerate(features.values()):
             self.register_buffer(f'x_{number}', x, persistent=False)
-        has = torch.stack([(x != 0).any(dim=1, keepdim=True) for x in features])
+        has = has_modality(features).T.unsqueeze(2)
         self.register_buffer('has', has, persistent=False)
 
     def forward(self) -> Tensor:

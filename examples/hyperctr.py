@@ -26,7 +26,6 @@ from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
 from mag.models import HyperCTR, UserInterest
-from mag.schema import modality_features
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
@@ -43,9 +42,9 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     data, parts = load_parts(args)
-    print(describe(args.dataset, data))
     seed_everything(args.seed, verbose=False)
     interest = UserInterest.from_data(parts[0])
+    print(describe(args.dataset, data, interest.modalities))
     interest.fit(parts[0], args.interest_epochs, seed=args.seed)
     # The clicks of the whole log: each row reads slots that ended before its own.
     data = copy.copy(data)
@@ -155,11 +154,11 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
     return data, split(data)
 
 
-def describe(name: str, data: HeteroData) -> str:
+def describe(name: str, data: HeteroData, modalities: tuple[str, ...]) -> str:
     clicks = data[CLICKS]
     return (
         f'{name}: {data["user"].num_nodes:,} users, {data["item"].num_nodes:,} items with '
-        f'{", ".join(modality_features(data))}, {clicks.edge_label.numel():,} exposures, '
+        f'{", ".join(modalities)}, {clicks.edge_label.numel():,} exposures, '
         f'{int(clicks.edge_label.sum()):,} clicks in {clicks.num_slots} slots'
     )
 

@@ -146,12 +146,6 @@ def click_attributes(data: HeteroData) -> list[str]:
     ]
 
 
-def modality_features(data: HeteroData) -> dict[str, Tensor]:
-    r"""From the name of each modality to the features :obj:`data['item'].x_<name>`."""
-    item = data['item']
-    return {name[2:]: item[name] for name in item.keys() if name.startswith('x_')}
-
-
 def history_clock(data: HeteroData) -> Tensor:
     r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
     :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""

@@ -8,8 +8,9 @@ from torch_geometric.nn import MLP
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.loader import HistoryBatch
+from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import modality_features, require, require_positive_integers
+from mag.schema import require, require_positive_integers
 
 
 class HyperCTR(torch.nn.Module):
@@ -61,8 +62,9 @@ class HyperCTR(torch.nn.Module):
             (default: :obj:`(64, 32)`)
 
     Raises:
-        ValueError: If a size is not positive, there is no modality, or features are of another
-            number of items.
+        TypeError: If features are no floats.
+        ValueError: If a size is not positive, there is no modality, or features have another shape
+            or are NaN or infinite.
     """
 
     has_modality: Tensor
@@ -89,13 +91,12 @@ class HyperCTR(torch.nn.Module):
             raise TypeError(f"'num_positions' must be an integer, but got {num_positions!r}.")
         if num_positions < 0:
             raise ValueError(f"'num_positions' must be 0 or more, but got {num_positions}.")
-        num_items = _num_items(features)
+        num_items = check_features(features, 'HyperCTR')
         self.modalities = list(features)
         for name, x in features.items():
             # What is made of the data is not part of what was learned.
             self.register_buffer(f'x_{name}', x, persistent=False)
-        has = torch.stack([(x != 0).any(dim=1) for x in features.values()], dim=1)
-        self.register_buffer('has_modality', has, persistent=False)
+        self.register_buffer('has_modality', has_modality(features), persistent=False)
         self.user_embedding = torch.nn.Embedding(num_users, channels)
         self.item_embedding = torch.nn.Embedding(num_items, channels)
         # PyG's takes a modality of any name, such as `type`.
@@ -131,7 +132,8 @@ class HyperCTR(torch.nn.Module):
 
         Args:
             data (HeteroData): The log, with :obj:`data['item'].x_<modality>` and what
-                :class:`~mag.transforms.InterestHypergraph` adds.
+                :class:`~mag.transforms.InterestHypergraph` adds. What a boolean
+                :obj:`has_<modality>` says an item lacks is not read.
             modalities (Sequence[str], optional): Which to read, such as :obj:`["visual"]`. By
                 default all. (default: :obj:`None`)
             hypergraph (bool, optional): If set to :obj:`False`, there are no hypergraphs.
@@ -141,10 +143,11 @@ class HyperCTR(torch.nn.Module):
             **kwargs (optional): Arguments of :class:`HyperCTR`, such as :obj:`num_layers`.
 
         Raises:
-            ValueError: If a modality does not exist, or there are no hypergraphs.
+            ValueError: If a modality does not exist, a :obj:`has_<modality>` is no boolean for each
+                item, or there are no hypergraphs.
         """
         require(data, 'HyperCTR.from_data')
-        existing = modality_features(data)
+        existing = modality_features(data, 'HyperCTR.from_data')
         modalities = list(existing) if modalities is None else list(modalities)
         unknown = [name for name in modalities if name not in existing]
         if unknown:
@@ -228,25 +231,3 @@ class HyperCTR(torch.nn.Module):
         is_padding = is_padding & ~has_none.unsqueeze(1)
         out = self.attention(x, src_key_padding_mask=is_padding)[:, -1]
         return out.masked_fill(has_none.unsqueeze(1), 0)
-
-
-def _num_items(features: Mapping[str, Tensor]) -> int:
-    if len(features) == 0:
-        raise ValueError("'features' must be of one modality or more, but there are none.")
-    for name, x in features.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 2:
-            got = (
-                f'{x.dtype} of shape {list(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
-            )
-            raise ValueError(
-                f"'features' must hold floats of shape [num_items, F] for {name!r}, but got {got}."
-            )
-        if not x.isfinite().all():
-            raise ValueError(
-                f"'features' must be finite, but those of {name!r} are not: an item without a "
-                f'modality has a row of zeros.'
-            )
-    sizes = {name: x.size(0) for name, x in features.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"'features' must be of the same items, but their numbers are {sizes}.")
-    return next(iter(sizes.values()))

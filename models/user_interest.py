@@ -6,10 +6,10 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
+from mag.modality import check_features, has_modality, modality_features
 from mag.schema import (
     CLICKS,
     history_clock,
-    modality_features,
     require,
     require_cpu,
     require_positive_integers,
@@ -31,14 +31,14 @@ class UserInterest(torch.nn.Module):
         train['user'].interest = model.interest(train)
 
     The interest of a user :math:`u` who clicked item :math:`i`, in the modality :math:`m` of its
-    content :math:`\mathbf{x}^m_i`, is
+    features :math:`\mathbf{x}^m_i`, is
 
     .. math::
         f(u, i, \mathbf{a}) = \sigma \Big( \sum_k e^I_{ik} \, (\mathbf{W} \mathbf{a})_k \,
         e^U_{uk} \Big), \qquad \mathbf{a}^m_i = \mathbf{W}_m \mathbf{x}^m_i + \mathbf{b}_m,
 
     a number, which is the one reading of eq. 10 by which dimensions fit. It is learned by telling
-    the content of a clicked item from those of items :math:`j` that the user did not click,
+    the features of a clicked item from those of items :math:`j` that the user did not click,
 
     .. math::
         \mathcal{L} = - \Big( f(u, i, \mathbf{a}^m_i) - \log \sum_j \exp f(u, i, \mathbf{a}^m_j)
@@ -47,21 +47,18 @@ class UserInterest(torch.nn.Module):
     averaged over modalities and over pairs :math:`(u, i)` with a click or more. Eq. 9 is that
     without the first minus, and is said to be minimised; its sum is over negatives alone.
 
-    The item's embedding can solve this task without the user: it need only learn which content is
+    The item's embedding can solve this task without the user: it need only learn which features are
     its own, after which :math:`f` is near 1 for everybody in everything. So :math:`\mathbf{e}^I_i`
-    is :math:`\mathbf{1}` and a deviation, which starts small and is decayed, and contents are left
+    is :math:`\mathbf{1}` and a deviation, which starts small and is decayed, and features are left
     for the users to tell apart. The paper does not say how it starts.
 
-    An item whose content of a modality is all zeros has none, nor has one that a boolean
-    :obj:`has_<name>` of the items says so of: it takes no part in loss and interest there.
+    An item whose features of a modality are all zeros has nothing of it, and takes no part in loss
+    and interest there.
 
     Args:
         num_users (int): The number of users.
-        content (dict[str, torch.Tensor]): The content of all items in each modality, shape
-            :obj:`[num_items, D_m]`. It is no part of the state that is saved.
-        has_content (torch.Tensor, optional): Which items have content in which modality, booleans
-            of shape :obj:`[num_items, M]`; :obj:`None` if each has it that is not all zeros.
-            (default: :obj:`None`)
+        features (dict[str, torch.Tensor]): For one modality or more, the features of all items,
+            shape :obj:`[num_items, F_m]`. They are no part of the state that is saved.
         embedding_dim (int, optional): Size of an embedding. (default: :obj:`64`)
         include_positive (bool, optional): If set to :obj:`True`, the sum is over the positive, too,
             which makes the loss InfoNCE. (default: :obj:`False`)
@@ -73,46 +70,36 @@ class UserInterest(torch.nn.Module):
         modalities (tuple[str, ...]): The name of each column of the interests.
 
     Raises:
-        TypeError: If content holds no floats.
-        ValueError: If a size is not positive, there is no modality, or a content has another shape
-            or is NaN or infinite.
+        TypeError: If features are no floats.
+        ValueError: If a size is not positive, there is no modality, or features have another shape
+            or are NaN or infinite.
     """
 
-    has_content: Tensor
+    has_modality: Tensor
 
     def __init__(
         self,
         num_users: int,
-        content: Mapping[str, Tensor],
-        has_content: Tensor | None = None,
+        features: Mapping[str, Tensor],
         embedding_dim: int = 64,
         include_positive: bool = False,
         logits: bool = False,
     ) -> None:
         super().__init__()
         require_positive_integers(num_users=num_users, embedding_dim=embedding_dim)
-        num_items = _check_content(content)
-        present = torch.stack([(x != 0).any(1) for x in content.values()], dim=1)
-        if has_content is not None:
-            if has_content.dtype != torch.bool or has_content.shape != present.shape:
-                raise ValueError(
-                    f"UserInterest expects 'has_content' of booleans of shape "
-                    f'{list(present.shape)}, but got {has_content.dtype} of shape '
-                    f'{list(has_content.shape)}.'
-                )
-            present &= has_content
-        self.modalities = tuple(content)
+        num_items = check_features(features, 'UserInterest')
+        self.modalities = tuple(features)
         self.num_users, self.num_items = num_users, num_items
         self.include_positive = include_positive
         self.use_logits = logits
-        self.register_buffer('has_content', present, persistent=False)
-        for column, x in enumerate(content.values()):
-            self.register_buffer(f'content_{column}', x.float(), persistent=False)
+        self.register_buffer('has_modality', has_modality(features), persistent=False)
+        for column, x in enumerate(features.values()):
+            self.register_buffer(f'x_{column}', x.float(), persistent=False)
         self.user = torch.nn.Embedding(num_users, embedding_dim)
         self.item_deviation = torch.nn.Embedding(num_items, embedding_dim)
         self.lin = torch.nn.Linear(embedding_dim, embedding_dim, bias=False)
         self.projections = torch.nn.ModuleList(
-            torch.nn.Linear(x.size(1), embedding_dim) for x in content.values()
+            torch.nn.Linear(x.size(1), embedding_dim) for x in features.values()
         )
         self.reset_parameters()
 
@@ -126,28 +113,12 @@ class UserInterest(torch.nn.Module):
             **kwargs (optional): Arguments of :class:`UserInterest`.
 
         Raises:
-            ValueError: If the items have no content, or a :obj:`has_<name>` is no boolean for each.
+            ValueError: If the items have no features, they are of another shape or NaN or infinite,
+                or a :obj:`has_<name>` is no boolean for each item.
         """
         require(data, 'UserInterest.from_data')
-        item = data['item']
-        content = modality_features(data)
-        if not content:
-            raise ValueError(
-                f"UserInterest.from_data needs contents data['item'].x_<name>, such as x_visual, "
-                f'but the items have {list(item.keys())}.'
-            )
-        has_content = torch.ones(item.num_nodes, len(content), dtype=torch.bool)
-        for column, name in enumerate(content):
-            told = item.get(f'has_{name}')
-            if told is None:
-                continue
-            if told.dtype != torch.bool or told.shape != (item.num_nodes,):
-                raise ValueError(
-                    f"UserInterest.from_data expects data['item'].has_{name} of booleans of shape "
-                    f'[{item.num_nodes}], but got {told.dtype} of shape {list(told.shape)}.'
-                )
-            has_content[:, column] = told
-        return cls(data['user'].num_nodes, content, has_content, **kwargs)
+        features = modality_features(data, 'UserInterest.from_data')
+        return cls(data['user'].num_nodes, features, **kwargs)
 
     def reset_parameters(self) -> None:
         torch.nn.init.normal_(self.user.weight, std=0.1)
@@ -165,7 +136,7 @@ class UserInterest(torch.nn.Module):
             item (torch.Tensor): An item for each, shape :obj:`[B]`.
         """
         interest = self.logits(user, item, item.unsqueeze(1)).squeeze(1).sigmoid()
-        return interest * self.has_content[item]
+        return interest * self.has_modality[item]
 
     def logits(self, user: Tensor, item: Tensor, other: Tensor) -> Tensor:
         r"""The sums within :math:`f(u, i, \mathbf{a}^m_j)`, shape :obj:`[B, N, M]`.
@@ -173,19 +144,19 @@ class UserInterest(torch.nn.Module):
         Args:
             user (torch.Tensor): Users, shape :obj:`[B]`.
             item (torch.Tensor): An item :math:`i` for each, shape :obj:`[B]`.
-            other (torch.Tensor): Items :math:`j` whose contents are scored, shape :obj:`[B, N]`.
+            other (torch.Tensor): Items :math:`j` whose features are scored, shape :obj:`[B, N]`.
         """
         query = self.user(user) * (1 + self.item_deviation(item)) @ self.lin.weight
-        # Queries are projected, as there are fewer of them than of contents.
+        # Queries are projected, as there are fewer of them than of items.
         scores = []
         for column, projection in enumerate(self.projections):
-            x = getattr(self, f'content_{column}')[other]
+            x = getattr(self, f'x_{column}')[other]
             score = (x @ (query @ projection.weight).unsqueeze(-1)).squeeze(-1)
             scores.append(score + (query @ projection.bias).unsqueeze(1))
         return torch.stack(scores, dim=-1)
 
     def loss(self, user: Tensor, item: Tensor, negative: Tensor) -> Tensor:
-        r"""The loss :math:`\mathcal{L}` of pairs, and 0 if none of the items has content.
+        r"""The loss :math:`\mathcal{L}` of pairs, and 0 if none of the items has features.
 
         Args:
             user (torch.Tensor): Users, shape :obj:`[B]`.
@@ -195,8 +166,8 @@ class UserInterest(torch.nn.Module):
         score = self.logits(user, item, torch.cat([item.unsqueeze(1), negative], dim=1))
         if not self.use_logits:
             score = score.sigmoid()
-        has_negative = self.has_content[negative]
-        counts = self.has_content[item] & has_negative.any(1)
+        has_negative = self.has_modality[negative]
+        counts = self.has_modality[item] & has_negative.any(1)
         # What does not count must stay finite: its gradient would be NaN, and not 0.
         ignored = ~has_negative & counts.unsqueeze(1)
         against = score[:, 1:].masked_fill(ignored, -torch.inf)
@@ -262,7 +233,7 @@ class UserInterest(torch.nn.Module):
         ]
         optimizer = torch.optim.Adam(groups, learning_rate)
         generator = torch.Generator().manual_seed(seed)
-        device = self.has_content.device
+        device = self.has_modality.device
         for _ in tqdm(range(num_epochs), 'Learning interests', leave=False, disable=not progress):
             for rows in torch.randperm(user.numel(), generator=generator).split(batch_size):
                 negative = unclicked.draw(user[rows], num_negatives, generator)
@@ -275,7 +246,7 @@ class UserInterest(torch.nn.Module):
     @torch.no_grad()
     def interest(self, data: HeteroData) -> Tensor:
         r"""The interest matrix :math:`\mathbf{F}`: of each user and modality, the mean of :math:`f`
-        over the items with content there that the user clicked before the first cutoff of
+        over the items with features there that the user clicked before the first cutoff of
         :obj:`data`. A user without any has 0.
 
         Returns:
@@ -285,13 +256,13 @@ class UserInterest(torch.nn.Module):
             ValueError: If the data has other numbers of users and items than the model.
         """
         user, item = self._positives(data)
-        device = self.has_content.device
+        device = self.has_modality.device
         total = torch.zeros(self.num_users, len(self.modalities), device=device)
         count = torch.zeros_like(total)
         for rows in torch.arange(user.numel()).split(_CHUNK):
             who, what = user[rows].to(device), item[rows].to(device)
             total.index_add_(0, who, self(who, what))
-            count.index_add_(0, who, self.has_content[what].to(count.dtype))
+            count.index_add_(0, who, self.has_modality[what].to(count.dtype))
         return (total / count.clamp(min=1)).cpu()
 
     def _positives(self, data: HeteroData) -> Tensor:
@@ -316,23 +287,3 @@ class UserInterest(torch.nn.Module):
             f'modalities={list(self.modalities)}, include_positive={self.include_positive}, '
             f'logits={self.use_logits}'
         )
-
-
-def _check_content(content: Mapping[str, Tensor]) -> int:
-    r"""Raises unless contents are those of the same items, whose number it returns."""
-    if len(content) == 0:
-        raise ValueError('UserInterest needs the content of a modality or more, but got none.')
-    num_items = {name: len(x) for name, x in content.items()}
-    for name, x in content.items():
-        if x.dim() != 2 or 0 in x.shape or len(set(num_items.values())) > 1:
-            shapes = {name: list(x.shape) for name, x in content.items()}
-            raise ValueError(
-                f'UserInterest expects contents of shape [num_items, D], D of any size above 0, '
-                f'but got {shapes}.'
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"UserInterest expects floats for '{name}', but got {x.dtype}.")
-        if not bool(x.isfinite().all()):
-            row = int((~x.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"UserInterest found a NaN or infinite '{name}', first of item {row}.")
-    return num_items.popitem()[1]

@@ -24,8 +24,8 @@ GOLDEN_LOSS_OF_LOGITS = -0.1740605801211565
 
 def golden_model(**kwargs: Any) -> UserInterest:
     r"""A user and three items, of which the user clicked the first, with one modality."""
-    content = torch.tensor([[1.0, -0.5], [-1.0, 0.0], [0.0, 1.0]])
-    model = UserInterest(1, {'visual': content}, embedding_dim=2, **kwargs).double()
+    x = torch.tensor([[1.0, -0.5], [-1.0, 0.0], [0.0, 1.0]])
+    model = UserInterest(1, {'visual': x}, embedding_dim=2, **kwargs).double()
     with torch.no_grad():
         model.user.weight.copy_(torch.tensor([[1.0, -0.5]]))
         model.item_deviation.weight.copy_(torch.tensor([[0.5, 1.0]]).expand(3, 2) - 1)
@@ -41,8 +41,8 @@ GOLDEN_ROW = torch.tensor([0]), torch.tensor([0]), torch.tensor([[1, 2]])
 def inputs(**kwargs: Any) -> tuple[UserInterest, Tensor, Tensor, Tensor]:
     r"""A model of two modalities, and users, items they clicked and items they did not."""
     torch.manual_seed(0)
-    content = {'visual': torch.randn(7, 3), 'text': torch.randn(7, 5)}
-    model = UserInterest(4, content, embedding_dim=6, **kwargs)
+    features = {'visual': torch.randn(7, 3), 'text': torch.randn(7, 5)}
+    model = UserInterest(4, features, embedding_dim=6, **kwargs)
     torch.nn.init.normal_(model.user.weight)
     torch.nn.init.normal_(model.item_deviation.weight)
     user, item = torch.tensor([0, 1, 3, 3]), torch.tensor([6, 2, 0, 2])
@@ -102,8 +102,8 @@ def test_loss_falls_with_the_interest_in_the_positive() -> None:
     losses = []
     for strength in (0.5, 1.0, 2.0, 4.0):
         scaled = copy.deepcopy(model)
-        # Of the three contents only that of item 0 has a negative second entry.
-        scaled.content_0[0] *= strength
+        # Of the three items only that of item 0 has a negative second entry.
+        scaled.x_0[0] *= strength
         losses.append(scaled.loss(*GOLDEN_ROW).item())
     assert losses == sorted(losses, reverse=True)
 
@@ -112,26 +112,26 @@ def test_scores_by_hand() -> None:
     model, user, item, negative = inputs()
     scores = model.logits(user, item, negative)
     interest = model(user, item)
-    contents = [model.content_0, model.content_1]
+    features = [model.x_0, model.x_1]
     for row, modality in itertools.product(range(4), range(2)):
         embedding = (1 + model.item_deviation.weight[item[row]]) * model.user.weight[user[row]]
-        attribute = model.lin(model.projections[modality](contents[modality])) @ embedding
+        attribute = model.lin(model.projections[modality](features[modality])) @ embedding
         torch.testing.assert_close(scores[row, :, modality], attribute[negative[row]])
         torch.testing.assert_close(interest[row, modality], attribute[item[row]].sigmoid())
 
 
 @pytest.mark.parametrize('include_positive', [False, True])
-def test_items_without_content_take_no_part(include_positive: bool) -> None:
+def test_items_without_a_modality_take_no_part(include_positive: bool) -> None:
     model, user, item, negative = inputs(include_positive=include_positive)
     # The clicked item of row 0, and a negative of row 2.
-    model.has_content[6, 0] = False
+    model.has_modality[6, 0] = False
     # A negative of rows 0 and 3.
-    model.has_content[4, 1] = False
+    model.has_modality[4, 1] = False
     parts = []
     for row, modality in itertools.product(range(4), range(2)):
         if (row, modality) == (0, 0):
             continue
-        items = [int(node) for node in negative[row] if model.has_content[node, modality]]
+        items = [int(node) for node in negative[row] if model.has_modality[node, modality]]
         assert len(items) == (2 if (row, modality) in {(2, 0), (0, 1), (3, 1)} else 3)
         items = [int(item[row]), *items]
         scores = model.logits(user[row : row + 1], item[row : row + 1], torch.tensor([items]))
@@ -148,7 +148,7 @@ def test_rows_that_lack_everything_have_a_loss_and_gradients_of_zero() -> None:
     for include_positive, nobody in itertools.product((False, True), repeat=2):
         model, user, item, negative = inputs(include_positive=include_positive)
         # Of the last row the negatives, or the positive too.
-        model.has_content[slice(None) if nobody else [1, 3, 4]] = False
+        model.has_modality[slice(None) if nobody else [1, 3, 4]] = False
         rows = slice(3, 4)
         loss = model.loss(user[rows], item[rows], negative[rows])
         assert loss.item() == 0
@@ -157,26 +157,23 @@ def test_rows_that_lack_everything_have_a_loss_and_gradients_of_zero() -> None:
             assert bool((parameter.grad == 0).all())
 
 
-def test_zero_content_is_no_content() -> None:
-    content = {'visual': torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), 'text': torch.eye(3)}
-    assert UserInterest(2, content).has_content.tolist() == [[False, True], [True, True]] + [
+def test_zero_features_are_none() -> None:
+    features = {'visual': torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), 'text': torch.eye(3)}
+    assert UserInterest(2, features).has_modality.tolist() == [[False, True], [True, True]] + [
         [True, True]
     ]
-    told = torch.tensor([[True, True], [True, False], [True, True]])
-    expected = [[False, True], [True, False], [True, True]]
-    assert UserInterest(2, content, told).has_content.tolist() == expected
 
 
-def test_from_data_reads_contents_and_which_are_there() -> None:
+def test_from_data_reads_features_and_which_are_there() -> None:
     data = log()
     data['item'].x_visual[3] = 0
     data['item'].has_text = torch.arange(20) != 5
     model = UserInterest.from_data(data, embedding_dim=4)
     assert model.modalities == ('visual', 'text')
-    assert torch.equal(model.content_1, data['item'].x_text)
-    assert (~model.has_content).nonzero().tolist() == [[3, 0], [5, 1]]
+    assert torch.equal(model.x_1, data['item'].x_text.index_fill(0, torch.tensor(5), 0))
+    assert (~model.has_modality).nonzero().tolist() == [[3, 0], [5, 1]]
     assert model.user.weight.shape == (30, 4) and model.item_deviation.weight.shape == (20, 4)
-    assert not any('content' in name for name in model.state_dict())
+    assert not any('x_' in name or 'has_' in name for name in model.state_dict())
 
 
 def test_interest_is_the_mean_over_items_clicked() -> None:
@@ -275,7 +272,7 @@ def test_fit_finds_the_modality_that_users_care_for() -> None:
     model.fit(data, progress=False)
     assert auc() > 0.85
 
-    # Item embeddings that start near 0, and stay free, learn their own contents by heart instead.
+    # Item embeddings that start near 0, and stay free, learn their own features by heart instead.
     model.reset_parameters()
     with torch.no_grad():
         model.item_deviation.weight -= 1
@@ -295,7 +292,7 @@ def test_interests_make_hypergraphs() -> None:
 
 def test_compiled_training_is_one_graph_with_the_same_gradients() -> None:
     model, *row = inputs()
-    model.has_content[2, 0] = False
+    model.has_modality[2, 0] = False
     compiled = torch.compile(model.loss, fullgraph=True, backend='aot_eager')
     losses = model.loss(*row), compiled(*row)
     parameters = list(model.parameters())
@@ -320,7 +317,7 @@ def test_export_takes_other_batches() -> None:
 def test_gradient() -> None:
     model, *row = inputs()
     model.double()
-    model.has_content[4, 1] = False
+    model.has_modality[4, 1] = False
 
     class Loss(torch.nn.Module):
         def __init__(self) -> None:
@@ -345,31 +342,12 @@ def test_gradient() -> None:
     [
         ({'num_users': 0}, ValueError, "'num_users' must be a positive integer, but got 0"),
         ({'embedding_dim': 1.5}, ValueError, "'embedding_dim' must be a positive integer"),
-        ({'content': {}}, ValueError, 'content of a modality or more, but got none'),
-        ({'content': {'text': torch.rand(3)}}, ValueError, r"but got \{'text': \[3\]\}"),
-        ({'content': {'text': torch.rand(3, 0)}}, ValueError, r"but got \{'text': \[3, 0\]\}"),
-        (
-            {'content': {'visual': torch.rand(3, 2), 'text': torch.rand(4, 2)}},
-            ValueError,
-            r"but got \{'visual': \[3, 2\], 'text': \[4, 2\]\}",
-        ),
-        ({'content': {'text': torch.ones(3, 2).long()}}, TypeError, "for 'text', but got .*int64"),
-        (
-            {'content': {'text': torch.tensor([[1.0], [torch.nan]])}},
-            ValueError,
-            "NaN or infinite 'text', first of item 1",
-        ),
-        (
-            {'has_content': torch.ones(3, 1)},
-            ValueError,
-            r'booleans of shape \[3, 1\], but got torch.float32 of shape \[3, 1\]',
-        ),
-        ({'has_content': torch.ones(3).bool()}, ValueError, r'but got torch.bool of shape \[3\]'),
+        ({'features': {}}, ValueError, 'UserInterest needs the features of a modality or more'),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        UserInterest(**{'num_users': 2, 'content': {'text': torch.rand(3, 2)}, **kwargs})
+        UserInterest(**{'num_users': 2, 'features': {'text': torch.rand(3, 2)}, **kwargs})
 
 
 def test_wrong_data() -> None:
@@ -381,13 +359,6 @@ def test_wrong_data() -> None:
         model.fit(log(num_items=12))
     with pytest.raises(ValueError, match="'num_negatives' must be a positive integer, but got 0"):
         model.fit(data, num_negatives=0)
-    data['item'].has_text = torch.ones(19, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r'has_text of booleans of shape \[20\], .* \[19\]'):
-        UserInterest.from_data(data)
-    del data['item'].has_text, data['item'].x_visual, data['item'].x_text
-    data['item'].x = torch.rand(20, 3)
-    with pytest.raises(ValueError, match=r"needs contents .* the items have \['num_nodes', 'x'\]"):
-        UserInterest.from_data(data)
 
 
 def test_repr_tells_the_modalities() -> None:
