@@ -106,12 +106,14 @@ class Model(NamedTuple):
         build: From the whole log with its hypergraphs and the training part.
         dataset: The only log it is for, or any.
         slots: What cuts time; otherwise as the log says.
+        threshold: The interest from which on a user cares for a modality.
     """
 
     title: str
     build: Callable[[HeteroData, HeteroData], nn.Module]
     dataset: str | None = None
     slots: int | None = None
+    threshold: float = 0.5
 
 
 def hyperctr(data: HeteroData, train: HeteroData, **arguments: Any) -> nn.Module:
@@ -142,6 +144,8 @@ MODELS = {
     'days_7': Model('HyperCTR, slots of 7 days', hyperctr, 'market', slots=7),
     'slots_5': Model('HyperCTR, 5 slots', hyperctr, 'tiktok', slots=5),
     'slots_20': Model('HyperCTR, 20 slots', hyperctr, 'tiktok', slots=20),
+    'threshold_65': Model('HyperCTR, threshold of .65', hyperctr, threshold=0.65),
+    'favorite': Model('HyperCTR, favorite modality alone', hyperctr, threshold=1.0),
     'weighted': Model('HyperCTR, weighted hyperedges', partial(hyperctr, weighted=True)),
     'rank_4': Model('HyperCTR, fusion of rank 4', partial(hyperctr, fusion_rank=4)),
     'positions': Model('HyperCTR, positions', partial(hyperctr, num_positions=LENGTH)),
@@ -153,21 +157,22 @@ MODELS = {
 
 # As many as the lengths of slots that a log is cut into.
 @lru_cache(maxsize=4)
-def load_with_hypergraphs(dataset: str, root: str, seed: int, slots: int) -> Log:
-    r"""The log with what its users care for and the hypergraphs of it."""
+def load_with_interest(dataset: str, root: str, seed: int, slots: int) -> Log:
+    r"""The log with what its users care for."""
     data, parts = DATASETS[dataset].load(root, seed, slots)
     seed_everything(seed, verbose=False)
     interest = UserInterest.from_data(parts[0])
     interest.fit(parts[0], INTEREST_EPOCHS, seed=seed, progress=False)
     data = copy.copy(data)
     data['user'].interest = interest.interest(parts[0])
-    return Log(InterestHypergraph(seed=seed)(data), parts)
+    return Log(data, parts)
 
 
 def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Record:
     model = MODELS[name]
     slots = DATASETS[dataset].slots if model.slots is None else model.slots
-    data, parts = load_with_hypergraphs(dataset, args.root, seed, slots)
+    data, parts = load_with_interest(dataset, args.root, seed, slots)
+    data = InterestHypergraph(model.threshold, seed=seed)(data)
 
     def load(part: HeteroData, shuffle: bool = False) -> HistoryLoader:
         return HistoryLoader(

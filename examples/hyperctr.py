@@ -7,33 +7,42 @@ on a simulated market whose users prefer one modality each. On TikTok's micro-vi
 interactions.csv, image_feat.npy and audio_feat.npy in data/tiktok/raw:
 
     python examples/hyperctr.py --dataset tiktok
+
+On MovieLens, with genres, and titles read by a small sentence encoder (pip install wordllama), and
+the files of the release in data/movielens-100k/raw:
+
+    python examples/hyperctr.py --dataset movielens-100k
 """
 
 import argparse
 import copy
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from lightning import seed_everything
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.datasets import MicroVideo, SyntheticMarket
+from mag.datasets import MicroVideo, MovieLens, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
 from mag.models import HyperCTR, UserInterest
 from mag.training import ClickModule, evaluate, fit
-from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
 CLICKS = ('user', 'clicks', 'item')
 DAY = 24 * 3600
+# Of a slot, where --slot-days says nothing; TikTok's come with the data.
+SLOT_DAYS = {'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0}
 
 
 def main() -> None:
@@ -101,10 +110,12 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     log = parser.add_argument_group('log')
-    log.add_argument('--dataset', choices=['synthetic', 'tiktok'], default='synthetic')
+    log.add_argument('--dataset', choices=[*SLOT_DAYS, 'tiktok'], default='synthetic')
     log.add_argument('--root', default='data', help='where raw files and caches go')
     log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
-    log.add_argument('--slot-days', type=float, default=4.0, help='synthetic: length of a slot')
+    log.add_argument(
+        '--slot-days', type=float, help='length of a slot; default: 4 on synthetic, 30 on movielens'
+    )
 
     model = parser.add_argument_group('model and training')
     model.add_argument('--channels', type=int, default=32, help='size of embeddings')
@@ -135,23 +146,37 @@ def parse_args() -> argparse.Namespace:
 def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, ...]]:
     r"""The log with its time slots, and its parts; half of what is trained on comes before any
     label, to learn interests from."""
+    root = os.path.join(args.root, args.dataset)
     if args.dataset == 'tiktok':
-        dataset = MicroVideo(os.path.join(args.root, args.dataset), seed=args.seed)
-        data = TimeSlots(1)(dataset[0])
-        shares = dataset.split_shares
+        videos = MicroVideo(root, seed=args.seed)
+        data = TimeSlots(1)(videos[0])
+        shares = videos.split_shares
         split = TemporalSplit(
             0.4, shares['val_start'], shares['test_start'], num_windows=1, keep_cold=True
         )
+        return data, split(data)
+    if args.dataset == 'synthetic':
+        num_users, num_items = max(args.exposures // 400, 1), max(args.exposures // 200, 1)
+        data = SyntheticMarket(num_users, num_items, args.exposures, seed=args.seed)[0]
     else:
-        market = SyntheticMarket(
-            max(args.exposures // 400, 1),
-            max(args.exposures // 200, 1),
-            args.exposures,
-            seed=args.seed,
-        )
-        data = TimeSlots(int(args.slot_days * DAY))(market[0])
-        split = TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)
-    return data, split(data)
+        movies = MovieLens(root, args.dataset.removeprefix('movielens-'))
+        data = TextFeatures(movies.texts, sentence_encoder())(movies[0])
+    slot_days = args.slot_days or SLOT_DAYS[args.dataset]
+    data = TimeSlots(int(slot_days * DAY))(data)
+    return data, TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data)
+
+
+def sentence_encoder() -> Callable[[list[str]], np.ndarray]:
+    try:
+        import wordllama
+    except ImportError:
+        raise SystemExit(
+            'MovieLens has titles and genres, which a sentence encoder makes features of, and '
+            'there is none: pip install wordllama'
+        ) from None
+    # Its weights and tokenizer come with the package, where it does not look by itself.
+    folder = Path(wordllama.__file__).parent
+    return wordllama.WordLlama.load(cache_dir=folder, disable_download=True).embed
 
 
 def describe(name: str, data: HeteroData, modalities: tuple[str, ...]) -> str:

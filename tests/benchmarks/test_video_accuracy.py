@@ -30,7 +30,7 @@ def video(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(video_accuracy, 'NUM_EXPOSURES', 6_000)
     monkeypatch.setattr(video_accuracy, 'CHANNELS', 8)
     monkeypatch.setattr(video_accuracy, 'INTEREST_EPOCHS', 2)
-    video_accuracy.load_with_hypergraphs.cache_clear()
+    video_accuracy.load_with_interest.cache_clear()
     return video_accuracy
 
 
@@ -77,7 +77,9 @@ def test_runs_tables_and_goes_on(video: ModuleType, tmp_path: Path) -> None:
     # Labels are those from a half to 80 % of the log, to 90 % and to its end.
     assert all(record['rows'] == [1800, 600, 600] for record in records)
     values = {(run['model'], run['seed']): run['test']['logloss'] for run in records}
-    assert len(set(values.values())) == 2 * len(names)
+    # After two epochs no interest is above .65, so that both are of the favorite modality alone.
+    assert all(values['favorite', seed] == values['threshold_65', seed] for seed in (0, 1))
+    assert len(set(values.values())) == 2 * len(names) - 2
 
     text = '\n'.join(video.render(records))
     ours, theirs = ([values[name, seed] for seed in (0, 1)] for name in ('din', 'hyperctr'))
@@ -88,7 +90,7 @@ def test_runs_tables_and_goes_on(video: ModuleType, tmp_path: Path) -> None:
 
     # Given again, the command finds all done; one run less, it makes that again.
     path.write_text(json.dumps(records[:-1]))
-    video.load_with_hypergraphs.cache_clear()
+    video.load_with_interest.cache_clear()
     video.run(args)
     assert json.loads(path.read_text())[-1]['test'] == records[-1]['test']
 
@@ -131,7 +133,8 @@ def test_interests_are_learned_once_for_a_seed_and_length(
 
 @pytest.mark.parametrize('name', ['hyperctr', *OTHERS])
 def test_rows_do_not_read_each_other(video: ModuleType, name: str) -> None:
-    data, parts = video.load_with_hypergraphs('market', '', 0, 4)
+    data, parts = video.load_with_interest('market', '', 0, 4)
+    data = video.InterestHypergraph()(data)
     loader = HistoryLoader(parts[0], length=6, history=data)
     torch.manual_seed(0)
     model = video.MODELS[name].build(data, parts[0]).eval()
@@ -145,7 +148,7 @@ def test_rows_do_not_read_each_other(video: ModuleType, name: str) -> None:
 @pytest.mark.parametrize('name', OTHERS)
 def test_items_have_their_contents(video: ModuleType, name: str) -> None:
     r"""In every model an item is its id and the mean of the modalities that it has."""
-    data, parts = video.load_with_hypergraphs('market', '', 0, 4)
+    data, parts = video.load_with_interest('market', '', 0, 4)
     train = parts[0].clone()
     train['item'].x_text[3] = 0
     torch.manual_seed(0)
@@ -166,7 +169,7 @@ def test_histories_are_aligned_and_paddings_are_not_read(video: ModuleType) -> N
     assert length.tolist() == [2, 0, 4]
     assert aligned.tolist() == [[4, 7, 0, 0], [0, 0, 0, 0], [1, 2, 3, 0]]
 
-    data, parts = video.load_with_hypergraphs('market', '', 0, 4)
+    data, parts = video.load_with_interest('market', '', 0, 4)
     user, item = torch.tensor([1, 2]), torch.tensor([3, 4])
     clicks = torch.tensor([[5, 6], [-1, -1]])
     padded = torch.cat([torch.full((2, 3), -1), clicks], dim=1)
@@ -205,7 +208,7 @@ def test_mmgcn_propagates_modality_by_modality(video: ModuleType) -> None:
     r"""Three clicks, worked out by hand: user 0 has item 0, user 1 has items 0 and 1."""
     import history_models
 
-    data, parts = video.load_with_hypergraphs('market', '', 0, 4)
+    data, parts = video.load_with_interest('market', '', 0, 4)
     part = parts[0].clone()
     part['user'].num_nodes, part['item'].num_nodes = 2, 2
     for name in ('x_visual', 'x_acoustic', 'x_text'):
