@@ -16,7 +16,7 @@ class SlotHypergraphConv(torch.nn.Module):
 
     The slots share their weights and their input, and are convolved together, as one hypergraph in
     which a node is there once for every slot that knows it. Those that nobody asks for are left
-    out.
+    out, but for compiled and exported programs, whose shapes are fixed before.
 
     Args:
         channels (int): Size :math:`F` of features, in and out.
@@ -105,24 +105,26 @@ class SlotHypergraphConv(torch.nn.Module):
         wanted = slot * self.num_nodes + node
         place = torch.searchsorted(self.key, wanted).clamp(max=self.key.numel() - 1)
         is_known = is_slot & (self.key[place] == wanted)
+        key, incidence, weight = self.key, self.incidence, self.hyperedge_weight
+        num_hyperedges = self.hyperedge_slot.numel()
+        # A program's shapes cannot depend on which slots are asked for.
+        if not torch.compiler.is_compiling():
+            needed = torch.zeros(self.num_slots, dtype=torch.bool, device=x.device)
+            needed[slot[is_slot]] = True
+            has_node, has_hyperedge = needed[key // self.num_nodes], needed[self.hyperedge_slot]
+            number, hyperedge_number = has_node.cumsum(0) - 1, has_hyperedge.cumsum(0) - 1
+            member, hyperedge = incidence[:, has_hyperedge[incidence[1]]]
+            incidence = torch.stack([number[member], hyperedge_number[hyperedge]])
+            key, place = key[has_node], number[place]
+            weight = None if weight is None else weight[has_hyperedge]
+            num_hyperedges = int(has_hyperedge.sum())
 
-        needed = torch.zeros(self.num_slots, dtype=torch.bool, device=x.device)
-        needed[slot[is_slot]] = True
-        has_node, has_hyperedge = needed[self.key // self.num_nodes], needed[self.hyperedge_slot]
-        member, hyperedge = self.incidence[:, has_hyperedge[self.incidence[1]]]
-        number = has_node.cumsum(0) - 1
-        incidence = torch.stack([number[member], (has_hyperedge.cumsum(0) - 1)[hyperedge]])
-        weight = self.hyperedge_weight
-        if weight is not None:
-            weight = weight[has_hyperedge]
-        num_hyperedges = int(has_hyperedge.sum())
-
-        hidden = x[self.key[has_node] % self.num_nodes]
+        hidden = x[key % self.num_nodes]
         for conv in self.convs:
             hidden = conv(hidden, incidence, weight, num_hyperedges).relu()
         # One more than there are nodes, for who is in none.
         hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.size(1))])
-        return hidden[torch.where(is_known, number[place], hidden.size(0) - 1)]
+        return hidden[torch.where(is_known, place, hidden.size(0) - 1)]
 
 
 def _check_range(name: str, ids: Tensor, number: int) -> None:

@@ -1,4 +1,5 @@
 import copy
+import io
 
 import pytest
 import torch
@@ -177,6 +178,50 @@ def test_factored_fusion_has_few_weights(market: HeteroData, batch: HistoryBatch
     model = build(market, fusion_rank=2)
     assert sum(weight.numel() for weight in model.fusion.parameters()) == 2 * 2 * 9 * 8
     assert model(batch).isfinite().all()
+
+
+@pytest.mark.parametrize('arguments', [{}, {'weighted': True}, {'hypergraph': False}])
+def test_compiled_training_is_one_graph_with_the_same_gradients(
+    market: HeteroData, batch: HistoryBatch, arguments: dict
+) -> None:
+    model = build(market, **arguments).train()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    outs = [run(batch) for run in (model, compiled)]
+    parameters = [value for value in model.parameters() if value.numel() > 0]
+    expected, found = (torch.autograd.grad(out.square().sum(), parameters) for out in outs)
+    torch.testing.assert_close(outs[1], outs[0])
+    torch.testing.assert_close(found, expected)
+
+
+def test_export_scores_batches_of_other_sizes(market: HeteroData, batch: HistoryBatch) -> None:
+    model = build(market)
+    size = torch.export.Dim('batch', min=2)
+    shapes = HistoryBatch(*(None if value is None else {0: size} for value in batch))
+    program = torch.export.export(model, (batch,), dynamic_shapes=(shapes,))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    scorer = torch.export.load(file).module()
+    loader = HistoryLoader(market, length=6)
+    for rows in (torch.arange(3), torch.arange(0, 6_000, 7)):
+        other = loader.dataset[rows]
+        torch.testing.assert_close(scorer(other), model(other))
+
+
+def test_bfloat16_autocast_is_close(market: HeteroData, batch: HistoryBatch) -> None:
+    torch.manual_seed(0)
+    model = HyperCTR.from_data(market, channels=8)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = model(batch)
+    torch.testing.assert_close(out.float(), model(batch), atol=3e-2, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+def test_cuda_agrees_with_cpu(market: HeteroData, batch: HistoryBatch) -> None:
+    model = build(market, weighted=True)
+    expected = model(batch)
+    on_device = HistoryBatch(*(None if value is None else value.cuda() for value in batch))
+    torch.testing.assert_close(model.cuda()(on_device).cpu(), expected)
 
 
 def test_learns(log: HeteroData, market: HeteroData, tmp_path) -> None:

@@ -108,6 +108,19 @@ def test_gradients_reach_features_and_weights() -> None:
     assert set(conv.state_dict()) == {'convs.0.lin.weight', 'convs.1.lin.weight'}
 
 
+@pytest.mark.parametrize('is_weighted', [True, False])
+def test_compiled_it_is_the_same(is_weighted: bool) -> None:
+    graph = hypergraph()
+    if not is_weighted:
+        del graph['hyperedge_weight']
+    conv = build(**graph)
+    compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
+    x = torch.randn(NUM_NODES, 5, dtype=torch.double)
+    for node, slot in (([3, 7, 3, 0], [0, 3, 1, 2]), ([5, 6], [0, -1])):
+        args = x, torch.tensor(node), torch.tensor(slot)
+        torch.testing.assert_close(compiled(*args), conv(*args))
+
+
 def test_what_does_not_exist_raises() -> None:
     graph = hypergraph()
     for row, name in ((0, 'nodes'), (1, 'hyperedges')):
