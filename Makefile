@@ -76,7 +76,7 @@ $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	@echo 'Building torch-scatter and torch-sparse: 10 to 20 minutes on two cores, seconds from the cache.'
 	$(BIN)/pip install setuptools wheel ninja
 	CFLAGS='-g0' CXXFLAGS='-g0 -O3' MAX_JOBS=$(MAX_JOBS) $(BIN)/pip install --no-build-isolation \
-		--cache-dir '$(CACHE)' --editable '.[sparse,test,benchmarks]'
+		--cache-dir '$(CACHE)' --editable '.[sparse,test,benchmarks,text]'
 	touch $@
 
 $(LINT_STAMP): setup.cfg $(MAG_STAMP)

@@ -8,8 +8,8 @@ interactions.csv, image_feat.npy and audio_feat.npy in data/tiktok/raw:
 
     python examples/hyperctr.py --dataset tiktok
 
-On MovieLens, with genres, and titles read by a small sentence encoder (pip install wordllama), and
-the files of the release in data/movielens-100k/raw:
+On MovieLens, whose items have genres, and titles that a small sentence encoder reads
+(pip install wordllama):
 
     python examples/hyperctr.py --dataset movielens-100k
 """
