@@ -44,10 +44,10 @@ from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 CLICKS = ('user', 'clicks', 'item')
 METRICS = ('auc', 'gauc', 'logloss')
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
-NUM_EXPOSURES = 100_000
+NUM_EXPOSURES = 200_000
 CHANNELS = 32
 LENGTH = 20
-INTEREST_EPOCHS = 20
+INTEREST_EPOCHS = 10
 DAY = 24 * 3600
 
 
@@ -74,7 +74,7 @@ class Dataset(NamedTuple):
 
 def market(root: str, seed: int, days: int) -> Log:
     data = SyntheticMarket(
-        NUM_EXPOSURES // 400, NUM_EXPOSURES // 200, NUM_EXPOSURES, seed=seed, log=False
+        NUM_EXPOSURES // 800, NUM_EXPOSURES // 200, NUM_EXPOSURES, seed=seed, log=False
     )[0]
     data = TimeSlots(days * DAY)(data)
     return Log(data, TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data))

@@ -141,7 +141,7 @@ def test_rows_do_not_read_each_other(video: ModuleType, name: str) -> None:
     with torch.inference_mode():
         whole, part = (model(loader.dataset[torch.arange(*rows)]) for rows in ((0, 30), (10, 20)))
     # Some rows are of the same user and item.
-    assert whole.unique().numel() > 25
+    assert whole.unique().numel() > 20
     torch.testing.assert_close(part, whole[10:20])
 
 
