@@ -29,18 +29,19 @@ def results_of(folder: Path, name: str) -> dict:
 
 
 def test_synthetic_market(tmp_path: Path) -> None:
-    first = run(tmp_path, '--exposures', '10000')
+    first = run(tmp_path, '--exposures', '20000', '--interest-epochs', '10')
     assert first.returncode == 0, first.stderr
     assert (
-        'synthetic: 25 users, 50 items with visual, acoustic, text, 10,000 exposures'
+        'synthetic: 25 users, 100 items with visual, acoustic, text, 20,000 exposures'
         in first.stdout
     )
+    assert 0.6 < float(first.stdout.split('with an AUC of ')[1].split()[0]) < 1
     results = results_of(tmp_path, 'hyperctr-synthetic-seed0')
     assert results.keys() == {'without', 'visual', 'acoustic', 'text', 'HyperCTR'}
     assert len({row['auc'] for row in results.values()}) == 5
     assert f'{results["HyperCTR"]["auc"]:.4f}' in first.stdout
     # Given again, it loads what it has trained.
-    again = run(tmp_path, '--exposures', '10000')
+    again = run(tmp_path, '--exposures', '20000', '--interest-epochs', '10')
     assert again.returncode == 0, again.stderr
     assert results_of(tmp_path, 'hyperctr-synthetic-seed0') == results
 
