@@ -24,24 +24,26 @@ class ItemEmbedding(nn.Module):
 
     has: Tensor
 
-    def __init__(self, data: HeteroData, channels: int) -> None:
+    def __init__(self, data: HeteroData, embedding_dim: int) -> None:
         super().__init__()
         store = data['item']
         features = modality_features(data, type(self).__name__)
-        self.id = make_embedding(store.num_nodes, channels)
-        self.projections = nn.ModuleList(nn.Linear(x.size(1), channels) for x in features.values())
+        self.id = make_embedding(store.num_nodes, embedding_dim)
+        self.projections = nn.ModuleList(
+            nn.Linear(x.size(1), embedding_dim) for x in features.values()
+        )
         for number, x in enumerate(features.values()):
             self.register_buffer(f'x_{number}', x, persistent=False)
         has = has_modality(features).T.unsqueeze(2)
         self.register_buffer('has', has, persistent=False)
 
     def forward(self) -> Tensor:
-        r"""All items, shape :obj:`[num_items, channels]`."""
+        r"""All items, shape :obj:`[num_items, embedding_dim]`."""
         return self.id.weight + self.contents().sum(0) / self.has.sum(0).clamp(min=1)
 
     def contents(self) -> Tensor:
         r"""The modalities of all items, zeros where an item has none, shape
-        :obj:`[num_modalities, num_items, channels]`."""
+        :obj:`[num_modalities, num_items, embedding_dim]`."""
         return torch.stack(
             [
                 projection(getattr(self, f'x_{number}')) * self.has[number]
@@ -55,14 +57,14 @@ class HistoryModel(nn.Module):
 
     Args:
         data (HeteroData): A training part.
-        channels (int): Size of all vectors.
+        embedding_dim (int): Size of all vectors.
     """
 
-    def __init__(self, data: HeteroData, channels: int) -> None:
+    def __init__(self, data: HeteroData, embedding_dim: int) -> None:
         super().__init__()
-        self.user = make_embedding(data['user'].num_nodes, channels)
-        self.item = ItemEmbedding(data, channels)
-        self.head = MLP([3 * channels, *HIDDEN_CHANNELS, 1], norm=None)
+        self.user = make_embedding(data['user'].num_nodes, embedding_dim)
+        self.item = ItemEmbedding(data, embedding_dim)
+        self.head = MLP([3 * embedding_dim, *HIDDEN_CHANNELS, 1], norm=None)
 
     def forward(self, batch: HistoryBatch) -> Tensor:
         item = self.item()
@@ -73,16 +75,16 @@ class HistoryModel(nn.Module):
 
     def read(self, clicks: Tensor, length: Tensor, target: Tensor) -> Tensor:
         r"""What is told by clicks, oldest first, of which the first :obj:`length` of each row
-        happened; zeros where there are none, shape :obj:`[B, channels]`."""
+        happened; zeros where there are none, shape :obj:`[B, embedding_dim]`."""
         raise NotImplementedError
 
 
 class GRU4Rec(HistoryModel):
     r"""A recurrent network over the clicks, by its state after the newest."""
 
-    def __init__(self, data: HeteroData, channels: int) -> None:
-        super().__init__(data, channels)
-        self.gru = nn.GRU(channels, channels, batch_first=True)
+    def __init__(self, data: HeteroData, embedding_dim: int) -> None:
+        super().__init__(data, embedding_dim)
+        self.gru = nn.GRU(embedding_dim, embedding_dim, batch_first=True)
 
     def read(self, clicks: Tensor, length: Tensor, target: Tensor) -> Tensor:
         states, _ = self.gru(clicks)
@@ -94,9 +96,9 @@ class GRU4Rec(HistoryModel):
 class DIN(HistoryModel):
     r"""Attention of the target to the clicks."""
 
-    def __init__(self, data: HeteroData, channels: int) -> None:
-        super().__init__(data, channels)
-        self.attention = AttentionSequencePoolingLayer((80, 40), embedding_dim=channels)
+    def __init__(self, data: HeteroData, embedding_dim: int) -> None:
+        super().__init__(data, embedding_dim)
+        self.attention = AttentionSequencePoolingLayer((80, 40), embedding_dim=embedding_dim)
 
     def read(self, clicks: Tensor, length: Tensor, target: Tensor) -> Tensor:
         return self.attention(target.unsqueeze(1), clicks, length.unsqueeze(1)).squeeze(1)
@@ -106,10 +108,12 @@ class ModalityPropagation(nn.Module):
     r"""Layers between users and items, who start from a preference of one modality and from the
     content there; every layer adds the embedding of the id."""
 
-    def __init__(self, num_users: int, channels: int, num_layers: int) -> None:
+    def __init__(self, num_users: int, embedding_dim: int, num_layers: int) -> None:
         super().__init__()
-        self.preference = make_embedding(num_users, channels)
-        self.convs = nn.ModuleList(SAGEConv(channels, channels) for _ in range(num_layers))
+        self.preference = make_embedding(num_users, embedding_dim)
+        self.convs = nn.ModuleList(
+            SAGEConv(embedding_dim, embedding_dim) for _ in range(num_layers)
+        )
 
     def forward(self, content: Tensor, ids: Tensor, edge_index: Tensor) -> Tensor:
         x = torch.cat([self.preference.weight, content])
@@ -124,21 +128,22 @@ class MMGCN(nn.Module):
 
     Args:
         data (HeteroData): A training part.
-        channels (int): Size of all vectors.
+        embedding_dim (int): Size of all vectors.
         num_layers (int): How far clicks are followed.
     """
 
     edge_index: Tensor
 
-    def __init__(self, data: HeteroData, channels: int, num_layers: int = 2) -> None:
+    def __init__(self, data: HeteroData, embedding_dim: int, num_layers: int = 2) -> None:
         super().__init__()
         self.num_users = data['user'].num_nodes
-        self.user = make_embedding(self.num_users, channels)
-        self.item = ItemEmbedding(data, channels)
+        self.user = make_embedding(self.num_users, embedding_dim)
+        self.item = ItemEmbedding(data, embedding_dim)
         self.propagations = nn.ModuleList(
-            ModalityPropagation(self.num_users, channels, num_layers) for _ in self.item.projections
+            ModalityPropagation(self.num_users, embedding_dim, num_layers)
+            for _ in self.item.projections
         )
-        self.head = MLP([2 * channels, *HIDDEN_CHANNELS, 1], norm=None)
+        self.head = MLP([2 * embedding_dim, *HIDDEN_CHANNELS, 1], norm=None)
         clicks = data[CLICKS]
         # A click at or after a label may be that label's own.
         user, item = clicks.edge_index[:, clicks.time < clicks.cutoff.min()]
@@ -159,8 +164,8 @@ class MMGCN(nn.Module):
         return total
 
 
-def make_embedding(num: int, channels: int) -> nn.Embedding:
-    embedding = nn.Embedding(num, channels)
+def make_embedding(num: int, embedding_dim: int) -> nn.Embedding:
+    embedding = nn.Embedding(num, embedding_dim)
     # As HyperCTR's: PyTorch's default is so large that much of it is still there at the end.
     nn.init.normal_(embedding.weight, std=0.01)
     return embedding

@@ -27,7 +27,7 @@ from mag.models import HyperCTR
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 CLICKS = ('user', 'clicks', 'item')
-CHANNELS = 32
+EMBEDDING_DIM = 32
 EXPOSURES_PER_USER = 100
 # So many that a popular item has hundreds of users in a slot.
 USERS_PER_ITEM = 10
@@ -109,7 +109,7 @@ def with_hypergraphs(data: HeteroData, size: Size) -> HeteroData:
 
 def make_subject(data: HeteroData, hypergraph: bool) -> Subject:
     torch.manual_seed(0)
-    model = HyperCTR.from_data(data, channels=CHANNELS, hypergraph=hypergraph)
+    model = HyperCTR.from_data(data, embedding_dim=EMBEDDING_DIM, hypergraph=hypergraph)
     return Subject(model, torch.optim.Adam(model.parameters(), 1e-3, fused=True))
 
 
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'SyntheticMarket with {EXPOSURES_PER_USER} exposures a user, an item for '
         f'{USERS_PER_ITEM} users and slots of 4 days; {base.num_users:,} users, hyperedges of at '
         f'most {base.max_size} members and {base.num_modalities} modalities unless said otherwise. '
-        f'Embeddings of {CHANNELS}, 3 layers, histories of 20 clicks, batches of '
+        f'Embeddings of {EMBEDDING_DIM}, 3 layers, histories of 20 clicks, batches of '
         f'{args.batch_size:,}, {threads} thread{"s" * (threads > 1)}; the median of '
         f'{args.repeats} runs in turn, of {args.steps} steps each. A step convolves the slots '
         f'before those of its rows, so nearly each step all that training reads. An epoch is '

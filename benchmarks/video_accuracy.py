@@ -45,7 +45,7 @@ CLICKS = ('user', 'clicks', 'item')
 METRICS = ('auc', 'gauc', 'logloss')
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 NUM_EXPOSURES = 200_000
-CHANNELS = 32
+EMBEDDING_DIM = 32
 LENGTH = 20
 INTEREST_EPOCHS = 10
 DAY = 24 * 3600
@@ -117,7 +117,7 @@ class Model(NamedTuple):
 
 
 def hyperctr(data: HeteroData, train: HeteroData, **arguments: Any) -> nn.Module:
-    return HyperCTR.from_data(data, channels=CHANNELS, **arguments)
+    return HyperCTR.from_data(data, embedding_dim=EMBEDDING_DIM, **arguments)
 
 
 def only(modality: str, dataset: str) -> Model:
@@ -125,7 +125,7 @@ def only(modality: str, dataset: str) -> Model:
 
 
 def other(model: type[nn.Module]) -> Callable[[HeteroData, HeteroData], nn.Module]:
-    return lambda data, train: model(train, CHANNELS)
+    return lambda data, train: model(train, EMBEDDING_DIM)
 
 
 MODELS = {
@@ -212,7 +212,7 @@ def render(records: list[Record]) -> Iterable[str]:
         'logloss are better. Beside each the difference to HyperCTR on the same seeds with the '
         'p-value of a paired t-test, without correction for their number. HyperCTR reads all '
         'modalities and has 3 layers and whole fusion unless said otherwise; embeddings are of '
-        f'{CHANNELS}, and histories the last {LENGTH} clicks.'
+        f'{EMBEDDING_DIM}, and histories the last {LENGTH} clicks.'
     )
     for dataset in DATASETS:
         runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])

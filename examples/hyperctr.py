@@ -85,7 +85,9 @@ def main() -> None:
     for name, arguments in variants.items():
         seed_everything(args.seed, verbose=False)
         module = ClickModule(
-            HyperCTR.from_data(data, channels=args.channels, num_layers=args.layers, **arguments),
+            HyperCTR.from_data(
+                data, embedding_dim=args.embedding_dim, num_layers=args.layers, **arguments
+            ),
             args.learning_rate,
             args.weight_decay,
         )
@@ -123,7 +125,7 @@ def parse_args() -> argparse.Namespace:
     )
 
     model = parser.add_argument_group('model and training')
-    model.add_argument('--channels', type=int, default=32, help='size of embeddings')
+    model.add_argument('--embedding-dim', type=int, default=32, help='size of embeddings')
     model.add_argument('--layers', type=int, default=3, help='hypergraph convolutions')
     model.add_argument('--history', type=int, default=20, help='newest clicks to attend to')
     model.add_argument('--interest-epochs', type=int, default=10, help='passes of pre-training')
@@ -228,6 +230,7 @@ def draw(path: Path, interest: Tensor, modalities: tuple[str, ...], truth: Tenso
     for column, name in enumerate(modalities):
         ax.barh(labels, share[:, column], left=left, label=name)
         left = left + share[:, column]
+    ax.set_xlim(0, 1)
     ax.invert_yaxis()
     ax.set_xlabel('share of users by the modality of their largest interest')
     ax.legend(ncols=len(modalities), loc='lower center', bbox_to_anchor=(0.5, 1))

@@ -51,7 +51,7 @@ class HyperCTR(torch.nn.Module):
             :obj:`"item"`, the :obj:`hyperedge_index`, :obj:`hyperedge_slot` and, if they are to
             count, :obj:`hyperedge_weight` of :class:`~mag.transforms.InterestHypergraph`;
             :obj:`None` for no hypergraphs ("(-) hypergraph" of Table 4). (default: :obj:`None`)
-        channels (int, optional): Size :math:`d` of embeddings. (default: :obj:`64`)
+        embedding_dim (int, optional): Size :math:`d` of embeddings. (default: :obj:`64`)
         num_layers (int, optional): Hypergraph convolutions one after another. (default: :obj:`3`)
         num_heads (int, optional): Heads of the attention. (default: :obj:`2`)
         num_positions (int, optional): How many of the newest items have a position of their own;
@@ -74,7 +74,7 @@ class HyperCTR(torch.nn.Module):
         num_users: int,
         features: Mapping[str, Tensor],
         hypergraphs: Mapping[str, Mapping[str, Tensor]] | None = None,
-        channels: int = 64,
+        embedding_dim: int = 64,
         num_layers: int = 3,
         num_heads: int = 2,
         num_positions: int = 0,
@@ -82,10 +82,13 @@ class HyperCTR(torch.nn.Module):
         hidden_channels: Sequence[int] = (64, 32),
     ) -> None:
         super().__init__()
-        require_positive_integers(num_users=num_users, channels=channels, num_heads=num_heads)
-        if channels % num_heads != 0:
+        require_positive_integers(
+            num_users=num_users, embedding_dim=embedding_dim, num_heads=num_heads
+        )
+        if embedding_dim % num_heads != 0:
             raise ValueError(
-                f"'channels' must be a multiple of 'num_heads', but got {channels} and {num_heads}."
+                f"'embedding_dim' must be a multiple of 'num_heads', but got {embedding_dim} and "
+                f'{num_heads}.'
             )
         if isinstance(num_positions, bool) or not isinstance(num_positions, int):
             raise TypeError(f"'num_positions' must be an integer, but got {num_positions!r}.")
@@ -95,28 +98,31 @@ class HyperCTR(torch.nn.Module):
         self.modalities = list(features)
         for name, x in features.items():
             # What is made of the data is not part of what was learned.
-            self.register_buffer(f'x_{name}', x, persistent=False)
+            self.register_buffer(f'x_{name}', x.float(), persistent=False)
         self.register_buffer('has_modality', has_modality(features), persistent=False)
-        self.user_embedding = torch.nn.Embedding(num_users, channels)
-        self.item_embedding = torch.nn.Embedding(num_items, channels)
+        self.user_embedding = torch.nn.Embedding(num_users, embedding_dim)
+        self.item_embedding = torch.nn.Embedding(num_items, embedding_dim)
         # PyG's takes a modality of any name, such as `type`.
         self.lin_modality = ModuleDict(
-            {name: torch.nn.Linear(x.size(1), channels) for name, x in features.items()}
+            {name: torch.nn.Linear(x.size(1), embedding_dim) for name, x in features.items()}
         )
-        self.position = torch.nn.Parameter(torch.empty(num_positions, channels))
+        self.position = torch.nn.Parameter(torch.empty(num_positions, embedding_dim))
         self.attention = torch.nn.TransformerEncoderLayer(
-            channels, num_heads, dim_feedforward=channels, dropout=0.0, batch_first=True
+            embedding_dim, num_heads, dim_feedforward=embedding_dim, dropout=0.0, batch_first=True
         )
         self.convs = torch.nn.ModuleDict(
             {
                 name: SlotHypergraphConv(
-                    channels, num_layers, {'user': num_users, 'item': num_items}[name], **hypergraph
+                    embedding_dim,
+                    num_layers,
+                    {'user': num_users, 'item': num_items}[name],
+                    **hypergraph,
                 )
                 for name, hypergraph in (hypergraphs or {}).items()
             }
         )
-        self.fusion = TensorFusion((channels, channels), channels, fusion_rank)
-        self.head = MLP([2 * channels, *hidden_channels, 1], norm=None)
+        self.fusion = TensorFusion((embedding_dim, embedding_dim), embedding_dim, fusion_rank)
+        self.head = MLP([2 * embedding_dim, *hidden_channels, 1], norm=None)
         self.reset_parameters()
 
     @classmethod

@@ -28,7 +28,7 @@ def video(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import video_accuracy
 
     monkeypatch.setattr(video_accuracy, 'NUM_EXPOSURES', 6_000)
-    monkeypatch.setattr(video_accuracy, 'CHANNELS', 8)
+    monkeypatch.setattr(video_accuracy, 'EMBEDDING_DIM', 8)
     monkeypatch.setattr(video_accuracy, 'INTEREST_EPOCHS', 2)
     video_accuracy.load_with_interest.cache_clear()
     return video_accuracy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / 'examples' / 'hyperctr.py'
-SMALL = ['--epochs', '1', '--interest-epochs', '2', '--channels', '8', '--accelerator', 'cpu']
+SMALL = ['--epochs', '1', '--interest-epochs', '2', '--embedding-dim', '8', '--accelerator', 'cpu']
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

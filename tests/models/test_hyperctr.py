@@ -36,7 +36,7 @@ def batch(market: HeteroData) -> HistoryBatch:
 
 def build(data: HeteroData, seed: int = 0, **arguments: object) -> HyperCTR:
     torch.manual_seed(seed)
-    model = HyperCTR.from_data(data, channels=8, **arguments).double().eval()
+    model = HyperCTR.from_data(data, embedding_dim=8, **arguments).double().eval()
     # Larger than at the start, so that nothing is lost among the digits.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -210,7 +210,7 @@ def test_export_scores_batches_of_other_sizes(market: HeteroData, batch: History
 
 def test_bfloat16_autocast_is_close(market: HeteroData, batch: HistoryBatch) -> None:
     torch.manual_seed(0)
-    model = HyperCTR.from_data(market, channels=8)
+    model = HyperCTR.from_data(market, embedding_dim=8)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out = model(batch)
     torch.testing.assert_close(out.float(), model(batch), atol=3e-2, rtol=0)
@@ -231,7 +231,7 @@ def test_learns(log: HeteroData, market: HeteroData, tmp_path) -> None:
         for part in parts
     ]
     torch.manual_seed(0)
-    module = ClickModule(HyperCTR.from_data(market, channels=16), 3e-3, 1e-6)
+    module = ClickModule(HyperCTR.from_data(market, embedding_dim=16), 3e-3, 1e-6)
     before = evaluate(module, loaders[2])
     fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=5, progress=False, logger=False)
     assert evaluate(module, loaders[2])['auc'] > max(before['auc'], 0.55)
@@ -246,8 +246,10 @@ def test_bad_input(market: HeteroData, batch: HistoryBatch) -> None:
     del bare['item'].hyperedge_slot
     with pytest.raises(ValueError, match=r"data\['item'\] with \['hyperedge_slot'\], which Inter"):
         HyperCTR.from_data(bare)
-    with pytest.raises(ValueError, match="'channels' must be a multiple of 'num_heads', but got 9"):
-        HyperCTR.from_data(market, channels=9)
+    with pytest.raises(
+        ValueError, match="'embedding_dim' must be a multiple of 'num_heads', but got 9"
+    ):
+        HyperCTR.from_data(market, embedding_dim=9)
     with pytest.raises(ValueError, match="'num_positions' must be 0 or more, but got -1"):
         HyperCTR.from_data(market, num_positions=-1)
     with pytest.raises(ValueError, match="the batch has no 'slot': apply TimeSlots"):
