@@ -1,6 +1,6 @@
 r"""How well MacGNN, its ablations and published models predict clicks.
 
-Every model sees the same rows, in batches of the same size, with the same optimiser and the same
+Every model sees the same rows, in batches of the same size, with the same optimizer and the same
 early stopping on validation; the test part is scored once a run. Two protocols: the paper's one
 training window (labels from q80 to q88 of time, validation to q90, test above), and rolling windows
 (training labels from q30 on). Learning rate and weight decay are chosen on validation with seed 0,

@@ -2,7 +2,7 @@ r"""Published models from maintained libraries, as modules that read :class:`~ma
 
 Wide & Deep, DeepFM, DIN and DIEN come from DeepCTR-Torch, LightGCN from PyTorch Geometric. Each is
 ``model(batch) -> logits [batch_size]``, so that :mod:`mag.training` trains it on the rows, with the
-optimiser and with the early stopping of every other model.
+optimizer and with the early stopping of every other model.
 """
 
 import sys

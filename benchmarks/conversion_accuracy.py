@@ -4,7 +4,7 @@ r"""How well GMCM and its variants predict conversions: the commands `run-conver
 On SyntheticMarket, of which each seed draws another, the conversion probability of every test
 exposure is known, also of those without a click: "true MSE" is the mean squared distance of a
 prediction from it. No real log has it. Every model sees the same rows, in batches of the same size,
-with the same optimiser and the same early stopping on validation.
+with the same optimizer and the same early stopping on validation.
 """
 
 import argparse

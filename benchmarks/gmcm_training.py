@@ -29,7 +29,7 @@ SUBJECTS: dict[str, dict[str, Any]] = {
 
 
 class Subject(NamedTuple):
-    r"""A model with its optimiser."""
+    r"""A model with its optimizer."""
 
     model: GMCM
     optimizer: torch.optim.Optimizer

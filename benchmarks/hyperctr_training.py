@@ -56,7 +56,7 @@ SIZES = {
 
 
 class Subject(NamedTuple):
-    r"""A model with its optimiser."""
+    r"""A model with its optimizer."""
 
     model: HyperCTR
     optimizer: torch.optim.Optimizer

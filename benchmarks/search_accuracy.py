@@ -1,7 +1,7 @@
 r"""How well SRJGraph predicts clicks in search and in recommendation: the commands `run-search` and
 `table-search` of accuracy.py.
 
-Every model sees the same exposures, in batches of the same size, with the same optimiser and the
+Every model sees the same exposures, in batches of the same size, with the same optimizer and the
 same early stopping on validation; those that read paths draw them from all clicks before each
 exposure. A model of one domain trains on the exposures of that domain and draws from its clicks
 alone. Each seed draws its own market: a plain one, or one with occasions, where a click tells

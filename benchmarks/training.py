@@ -53,7 +53,7 @@ PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.a
 
 
 class Subject(NamedTuple):
-    r"""A model with its optimiser and its batches."""
+    r"""A model with its optimizer and its batches."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

@@ -1,7 +1,7 @@
 r"""How well HyperCTR predicts clicks on items with several modalities: the commands `run-video` and
 `table-video` of accuracy.py.
 
-Every model sees the same exposures, in batches of the same size, with the same optimiser and the
+Every model sees the same exposures, in batches of the same size, with the same optimizer and the
 same early stopping on validation, and the clicks of each user before the exposure; only the graph
 of MMGCN stays as it was before the first label. All get the contents of the items. What users care
 for is learned from the clicks before the first label, once for a seed and length of slots; the

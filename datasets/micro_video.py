@@ -12,7 +12,7 @@ from mag.datasets._click_dataset import ClickDataset
 from mag.datasets._interactions import SPLITS, read_interactions
 from mag.datasets._modality import count_rows, name_modalities, read_features
 from mag.datasets._negatives import draw_negatives
-from mag.schema import CLICKS, require_positive_integers
+from mag.schema import CLICKS, require_integers, require_positive_integers
 
 _FILES = ('interactions.csv', 'interactions.parquet')
 
@@ -126,10 +126,7 @@ class MicroVideo(ClickDataset):
         require_positive_integers(num_negatives=num_negatives, num_slots=num_slots)
         if num_slots == 1:
             raise ValueError("'num_slots' must be at least 2, but got 1: no row would have a past.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"'seed' must be an int, but got {seed!r}.")
-        if seed < 0:
-            raise ValueError(f"'seed' must be at least 0, but got {seed}.")
+        require_integers(0, seed=seed)
         self.num_negatives = num_negatives
         self.num_slots = num_slots
         self.seed = seed

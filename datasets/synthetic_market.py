@@ -11,6 +11,7 @@ from mag.datasets._click_dataset import DOMAINS
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
 from mag.datasets._occasion import NUM_OCCASIONS, Occasion
 from mag.metrics import bayes_optimal
+from mag.schema import require_integers
 
 MODALITIES = ('visual', 'acoustic', 'text')
 _CATEGORIES_PER_GROUP = 3
@@ -169,13 +170,10 @@ class SyntheticMarket(InMemoryDataset):
 def _check_arguments(
     sizes: dict[str, Any], shares: dict[str, Any], strengths: dict[str, Any], seed: Any
 ) -> None:
-    for name, value in {**sizes, 'seed': seed}.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"'{name}' must be an int, but got {value!r}.")
-        # A single exposure has no rank, so no AUC.
-        least = {'seed': 0, 'num_exposures': 2}.get(name, 1)
-        if value < least:
-            raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
+    require_integers(1, **sizes)
+    # A single exposure has no rank, so no AUC.
+    require_integers(2, num_exposures=sizes['num_exposures'])
+    require_integers(0, seed=seed)
     for name, value in {**shares, **strengths}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"'{name}' must be a float, but got {value!r}.")

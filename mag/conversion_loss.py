@@ -12,7 +12,7 @@ from torch.utils._pytree import _register_namedtuple
 
 from mag.log_probability import log_complement
 
-WEIGHTINGS = ('clicks', 'self_normalised', 'mean', 'literal')
+WEIGHTINGS = ('clicks', 'self_normalized', 'mean', 'literal')
 
 
 class ConversionLogits(NamedTuple):
@@ -41,7 +41,7 @@ _register_namedtuple(ConversionLogits, serialized_type_name='mag.conversion_loss
 
 
 def propensity_weights(
-    click: Tensor, click_logit: Tensor, weighting: str = 'self_normalised', floor: float = 1e-2
+    click: Tensor, click_logit: Tensor, weighting: str = 'self_normalized', floor: float = 1e-2
 ) -> Tensor:
     r"""The weights :math:`w` with which the losses :math:`\ell` of a batch's exposures add up to
     :math:`\sum_i w_i \ell_i`.
@@ -53,14 +53,14 @@ def propensity_weights(
         click (torch.Tensor): The clicks, 0 or 1, shape :obj:`[B]`.
         click_logit (torch.Tensor): The logits of their predicted probabilities :math:`\hat{r}`,
             shape :obj:`[B]`.
-        weighting (str, optional): :obj:`"self_normalised"`: :math:`\frac{o_i}{\hat{r}_i} / \sum_j
+        weighting (str, optional): :obj:`"self_normalized"`: :math:`\frac{o_i}{\hat{r}_i} / \sum_j
             \frac{o_j}{\hat{r}_j}`, inverse propensities that sum to 1. :obj:`"mean"`:
             :math:`\frac{o_i}{B \hat{r}_i}`, whose variance is larger. :obj:`"literal"`:
             :math:`\frac{1}{B \hat{r}_i}`, eq. 18 of `GMCM <https://doi.org/10.1145/3397271.3401425>`_
             as printed, which takes an exposure without a click for one without a conversion.
             :obj:`"clicks"`: :math:`o_i / \sum_j o_j`, no propensities: the naive loss on clicks.
             A batch without clicks has weights of zero, but for :obj:`"literal"`.
-            (default: :obj:`"self_normalised"`)
+            (default: :obj:`"self_normalized"`)
         floor (float, optional): Smaller probabilities are taken for this one.
             (default: :obj:`1e-2`)
 

@@ -7,7 +7,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from mag.schema import require_positive_integers
+from mag.schema import require_integers, require_positive_integers
 
 
 class Grouping:
@@ -41,8 +41,7 @@ class Grouping:
         seed: int = 0,
     ) -> None:
         require_positive_integers(num_clusters=num_clusters, num_iterations=num_iterations)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"'seed' must be an integer, but got {seed!r}.")
+        require_integers(0, seed=seed)
         self.num_clusters = num_clusters
         self.spherical = spherical
         self.num_iterations = num_iterations

@@ -42,11 +42,18 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: 
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    r"""What :func:`check_same_config` compares of a model."""
+    r"""What :func:`check_same_config` compares of a model: what it says of itself, the shapes of
+    what is saved of it, and a checksum of each buffer that is not, such as a hypergraph."""
+    state = model.state_dict()
     return {
         # Addresses of functions differ between processes.
         'model': re.sub(r' at 0x[0-9a-f]+', '', repr(model)),
-        'parameter': {name: list(value.shape) for name, value in model.state_dict().items()},
+        'parameter': {name: list(value.shape) for name, value in state.items()},
+        'buffer': {
+            name: f'{_checksum(value):08x}'
+            for name, value in model.named_buffers()
+            if name not in state
+        },
     }
 
 
@@ -66,7 +73,7 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
 
 
 def _checksum(value: Any, checksum: int = 0) -> int:
-    """Goes on from a checksum, which stays what it is where there are no tensors and arrays."""
+    r"""Goes on from a checksum, which stays what it is where there are no tensors and arrays."""
     if isinstance(value, Tensor) and value.layout == torch.strided:
         # As bytes, because NumPy has no bfloat16.
         content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

@@ -1,5 +1,6 @@
 r"""The data contract: names that datasets write and that transforms, loaders and models read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,6 +76,56 @@ def require_positive_integers(**values: Any) -> None:
             raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
 
 
+def require_sizes(**values: Any) -> None:
+    r"""Raises unless all :obj:`values` are sequences of positive integers.
+
+    Raises:
+        TypeError: Names the argument that is no sequence.
+        ValueError: Names the argument that holds something else.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(
+                f"'{name}' must be a sequence of sizes such as (64, 32), but got {value!r}."
+            )
+        require_positive_integers(**{f'{name}[{i}]': size for i, size in enumerate(value)})
+
+
+def require_integers(least: int, **values: Any) -> None:
+    r"""Raises unless all :obj:`values` are integers of :obj:`least` or more.
+
+    Raises:
+        TypeError: Names the argument that is no integer.
+        ValueError: Names the argument that is too small.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"'{name}' must be an integer, but got {value!r}.")
+        if value < least:
+            raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
+
+
+def require_range(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
+    r"""Raises an :class:`IndexError` unless all :obj:`ids` lie from :obj:`first` to
+    :obj:`number - 1`.
+
+    Args:
+        reader: The caller, or its name, for the message.
+        what: What the ids are of, for the message.
+        ids: Integers of any shape.
+        number: How many there are.
+        first: The least id. (default: :obj:`0`)
+    """
+    if ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < first or high >= number:
+        raise IndexError(
+            f'{reader} found {what} from {low} to {high}, but expected them from {first} to '
+            f'{number - 1}.'
+        )
+
+
 def require_cpu(data: HeteroData, reader: str) -> None:
     r"""Raises a :class:`ValueError` if the clicks of :obj:`data` are not in main memory."""
     device = data[CLICKS].edge_index.device
@@ -95,14 +146,7 @@ def _check_index(
         )
     if index.dtype != torch.long:
         raise TypeError(f"{reader} expects '{name}' of dtype int64, but got {index.dtype}.")
-    if index.size(1) > 0:
-        low, high = (int(bound) for bound in index[row].aminmax())
-        if low < 0 or high >= num_nodes:
-            raise IndexError(
-                f"{reader} found {node_type} ids from {low} to {high} in '{name}', but "
-                f"data['{node_type}'].num_nodes is {num_nodes}: expected ids from 0 to "
-                f'{num_nodes - 1}.'
-            )
+    require_range(reader, f"{node_type} ids of '{name}'", index[row], num_nodes)
 
 
 def _check_shape(reader: str, name: str, value: Any, num_edges: int) -> None:

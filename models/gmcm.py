@@ -18,17 +18,17 @@ from mag.conversion_loss import (
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.log_probability import log_complement
 from mag.nn import BehaviorGraphConv, HashEmbedding
-from mag.schema import require, require_positive_integers
+from mag.schema import require, require_integers, require_positive_integers, require_sizes
 
 MERGES = ('graph', 'concat', 'gru', 'none')
 OUTPUTS = ('mean', 'sum', 'concat')
 # How each loss weights the labels that only clicks have.
 LOSSES = {
-    'ipw': 'self_normalised',
+    'ipw': 'self_normalized',
     'ipw_mean': 'mean',
     'ipw_literal': 'literal',
     'naive': 'clicks',
-    'doubly_robust': 'self_normalised',
+    'doubly_robust': 'self_normalized',
     'esmm': 'clicks',
     'division': 'clicks',
 }
@@ -132,20 +132,15 @@ class GMCM(torch.nn.Module):
         ):  # fmt: skip
             if value not in choices:
                 raise ValueError(f"'{name}' must be one of {choices}, but got {value!r}.")
-        if (
-            not isinstance(tower_channels, Sequence)
-            or len(tower_channels) < 2
-            or not all(isinstance(size, int) and size > 0 for size in tower_channels)
-        ):
+        require_sizes(tower_channels=tower_channels)
+        if len(tower_channels) < 2:
             raise ValueError(
-                f"'tower_channels' must hold two positive sizes or more, such as (512, 256, 128, "
-                f'64), but got {tower_channels!r}.'
+                f"'tower_channels' must hold two sizes or more, such as (512, 256, 128, 64), but "
+                f'got {tower_channels!r}.'
             )
         if not 0 < floor <= 1:
             raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
-        for name, number in (('num_dense', num_dense), ('num_behaviors', num_behaviors)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise ValueError(f"'{name}' must be an integer of at least 0, but got {number!r}.")
+        require_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
         if merge != 'none' and num_behaviors < 1:
             raise ValueError(
                 f'GMCM with merge={merge!r} needs the micro-behaviors after a click, but '
@@ -305,9 +300,9 @@ class GMCM(torch.nn.Module):
         With :math:`\mathrm{loss}` as given to the constructor, those of conversion and behaviors
         are
 
-        * :obj:`"ipw"`: on clicks, weighted by inverse click probabilities that are normalised to
+        * :obj:`"ipw"`: on clicks, weighted by inverse click probabilities that are normalized to
           sum to 1, and through which no gradient flows;
-        * :obj:`"ipw_mean"`: not normalised; :obj:`"ipw_literal"`: eq. 18 as printed, over all
+        * :obj:`"ipw_mean"`: not normalized; :obj:`"ipw_literal"`: eq. 18 as printed, over all
           exposures; :obj:`"naive"`: not weighted (see
           :func:`~mag.conversion_loss.propensity_weights`);
         * :obj:`"doubly_robust"`: beyond the paper, see

@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
-from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import require, require_positive_integers
+from mag.schema import require, require_integers, require_positive_integers, require_sizes
 
 
 class HyperCTR(torch.nn.Module):
@@ -44,7 +43,7 @@ class HyperCTR(torch.nn.Module):
     slot, as a row's own would hold its own click.
 
     Args:
-        num_users (int): How many users there are.
+        num_users (int): The number of users.
         features (dict[str, torch.Tensor]): For one modality or more, the features of all items,
             shape :obj:`[num_items, F_m]`. An item whose row is zero has nothing of a modality.
         hypergraphs (dict[str, dict[str, torch.Tensor]], optional): For :obj:`"user"` and
@@ -63,8 +62,8 @@ class HyperCTR(torch.nn.Module):
 
     Raises:
         TypeError: If features are no floats.
-        ValueError: If a size is not positive, there is no modality, or features have another shape
-            or are NaN or infinite.
+        ValueError: If a size is not positive, there is no modality, features have another shape or
+            are NaN or infinite, or there are not hypergraphs of both users and items.
     """
 
     has_modality: Tensor
@@ -83,28 +82,33 @@ class HyperCTR(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(
-            num_users=num_users, embedding_dim=embedding_dim, num_heads=num_heads
+            num_users=num_users,
+            embedding_dim=embedding_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
         )
         if embedding_dim % num_heads != 0:
             raise ValueError(
                 f"'embedding_dim' must be a multiple of 'num_heads', but got {embedding_dim} and "
                 f'{num_heads}.'
             )
-        if isinstance(num_positions, bool) or not isinstance(num_positions, int):
-            raise TypeError(f"'num_positions' must be an integer, but got {num_positions!r}.")
-        if num_positions < 0:
-            raise ValueError(f"'num_positions' must be 0 or more, but got {num_positions}.")
+        require_integers(0, num_positions=num_positions)
+        require_sizes(hidden_channels=hidden_channels)
         num_items = check_features(features, 'HyperCTR')
-        self.modalities = list(features)
-        for name, x in features.items():
-            # What is made of the data is not part of what was learned.
-            self.register_buffer(f'x_{name}', x.float(), persistent=False)
+        if hypergraphs is not None and set(hypergraphs) != {'user', 'item'}:
+            raise ValueError(
+                f"'hypergraphs' must be those of 'user' and 'item', but got {list(hypergraphs)}."
+            )
+        self.modalities = tuple(features)
+        self.num_heads = num_heads
+        # What is made of the data is not part of what was learned.
+        for column, x in enumerate(features.values()):
+            self.register_buffer(f'x_{column}', x.float(), persistent=False)
         self.register_buffer('has_modality', has_modality(features), persistent=False)
         self.user_embedding = torch.nn.Embedding(num_users, embedding_dim)
         self.item_embedding = torch.nn.Embedding(num_items, embedding_dim)
-        # PyG's takes a modality of any name, such as `type`.
-        self.lin_modality = ModuleDict(
-            {name: torch.nn.Linear(x.size(1), embedding_dim) for name, x in features.items()}
+        self.lin_modality = torch.nn.ModuleList(
+            torch.nn.Linear(x.size(1), embedding_dim) for x in features.values()
         )
         self.position = torch.nn.Parameter(torch.empty(num_positions, embedding_dim))
         self.attention = torch.nn.TransformerEncoderLayer(
@@ -137,11 +141,12 @@ class HyperCTR(torch.nn.Module):
         r"""Builds the model for a log.
 
         Args:
-            data (HeteroData): The log, with :obj:`data['item'].x_<modality>` and what
-                :class:`~mag.transforms.InterestHypergraph` adds. What a boolean
-                :obj:`has_<modality>` says an item lacks is not read.
-            modalities (Sequence[str], optional): Which to read, such as :obj:`["visual"]`. By
-                default all. (default: :obj:`None`)
+            data (HeteroData): The whole log, with :obj:`data['item'].x_<modality>` and what
+                :class:`~mag.transforms.InterestHypergraph` adds: in the hypergraphs of a part,
+                rows of a later one would find nothing. What a boolean :obj:`has_<modality>` says
+                an item lacks is not read.
+            modalities (Sequence[str], optional): Which to read, such as :obj:`["visual"]`, of items
+                and of hyperedges. By default all. (default: :obj:`None`)
             hypergraph (bool, optional): If set to :obj:`False`, there are no hypergraphs.
                 (default: :obj:`True`)
             weighted (bool, optional): If set to :obj:`True`, hyperedges count by their
@@ -154,24 +159,17 @@ class HyperCTR(torch.nn.Module):
         """
         require(data, 'HyperCTR.from_data')
         existing = modality_features(data, 'HyperCTR.from_data')
-        modalities = list(existing) if modalities is None else list(modalities)
-        unknown = [name for name in modalities if name not in existing]
-        if unknown:
+        modalities = list(existing) if modalities is None else modalities
+        if isinstance(modalities, str) or not set(modalities) <= set(existing):
             raise ValueError(
-                f"HyperCTR.from_data found no data['item'].x_<modality> for {unknown}, but for "
-                f'{list(existing)}.'
+                f"HyperCTR.from_data expects 'modalities' to be a list of some of "
+                f"{list(existing)}, for which there is data['item'].x_<modality>, but got "
+                f'{modalities!r}.'
             )
         if hypergraph:
-            names = ['hyperedge_index', 'hyperedge_slot', *(['hyperedge_weight'] * weighted)]
-            for node_type in ('user', 'item'):
-                missing = [name for name in names if name not in data[node_type]]
-                if missing:
-                    raise ValueError(
-                        f"HyperCTR.from_data expects data['{node_type}'] with {missing}, which "
-                        f'InterestHypergraph adds; pass hypergraph=False for a model without.'
-                    )
+            columns = torch.tensor([list(existing).index(name) for name in modalities])
             kwargs['hypergraphs'] = {
-                node_type: {name: data[node_type][name] for name in names}
+                node_type: _hypergraph(data, node_type, columns, weighted)
                 for node_type in ('user', 'item')
             }
         features = {name: existing[name] for name in modalities}
@@ -180,7 +178,7 @@ class HyperCTR(torch.nn.Module):
     def reset_parameters(self) -> None:
         for weight in (self.user_embedding.weight, self.item_embedding.weight, self.position):
             torch.nn.init.normal_(weight, std=0.01)
-        for module in (*self.lin_modality.values(), *self.convs.values(), self.fusion, self.head):
+        for module in (*self.lin_modality, *self.convs.values(), self.fusion, self.head):
             module.reset_parameters()
         self.attention.self_attn._reset_parameters()
         for module in self.attention.children():
@@ -219,14 +217,17 @@ class HyperCTR(torch.nn.Module):
     def _content(self) -> Tensor:
         r"""The mean over the modalities that an item has, shape :obj:`[num_items, d]`."""
         total = torch.zeros_like(self.item_embedding.weight)
-        for name, has in zip(self.modalities, self.has_modality.T, strict=True):
-            projected = self.lin_modality[name](getattr(self, f'x_{name}'))
-            total = total + projected * has.unsqueeze(1)
+        for column, lin in enumerate(self.lin_modality):
+            projected = lin(getattr(self, f'x_{column}'))
+            total = total + projected * self.has_modality[:, column : column + 1]
         return total / self.has_modality.sum(1, keepdim=True).clamp(min=1)
 
     def _read_history(self, batch: HistoryBatch, item: Tensor) -> Tensor:
         r"""The output of the attention at the newest item, zeros where there is none."""
         is_padding = batch.history < 0
+        if is_padding.size(0) == 0:
+            # A transformer layer cannot tell its shapes from no rows.
+            return item.new_zeros(0, item.size(1))
         x = item[batch.history.clamp(min=0)] + self.user_embedding(batch.user).unsqueeze(1)
         num_placed = min(self.position.size(0), x.size(1))
         if num_placed > 0:
@@ -237,3 +238,25 @@ class HyperCTR(torch.nn.Module):
         is_padding = is_padding & ~has_none.unsqueeze(1)
         out = self.attention(x, src_key_padding_mask=is_padding)[:, -1]
         return out.masked_fill(has_none.unsqueeze(1), 0)
+
+    def extra_repr(self) -> str:
+        return f'modalities={list(self.modalities)}, num_heads={self.num_heads}'
+
+
+def _hypergraph(
+    data: HeteroData, node_type: str, columns: Tensor, weighted: bool
+) -> dict[str, Tensor]:
+    r"""The hyperedges of some modalities, as arguments of :class:`~mag.nn.SlotHypergraphConv`."""
+    store = data[node_type]
+    names = ['hyperedge_slot', *(['hyperedge_weight'] if weighted else [])]
+    needed = ['hyperedge_index', 'hyperedge_modality', *names]
+    missing = [name for name in needed if name not in store]
+    if missing:
+        raise ValueError(
+            f"HyperCTR.from_data expects data['{node_type}'] with {missing}, which "
+            f'InterestHypergraph adds; pass hypergraph=False for a model without.'
+        )
+    kept = torch.isin(store.hyperedge_modality, columns)
+    node, hyperedge = store.hyperedge_index[:, kept[store.hyperedge_index[1]]]
+    index = torch.stack([node, (kept.cumsum(0) - 1)[hyperedge]])
+    return {'hyperedge_index': index, **{name: store[name][kept] for name in names}}

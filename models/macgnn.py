@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
-from mag.schema import require_positive_integers
+from mag.schema import require, require_positive_integers, require_sizes
 
 
 class MacGNN(torch.nn.Module):
@@ -53,7 +53,7 @@ class MacGNN(torch.nn.Module):
             ("w/o recent"). (default: :obj:`True`)
         item_graph (bool, optional): If set to :obj:`False`, the item's macro rows are not read
             ("w/o itemgraph"). (default: :obj:`True`)
-        renormalise (bool, optional): See :class:`~mag.nn.MacroConv`. (default: :obj:`False`)
+        renormalize (bool, optional): See :class:`~mag.nn.MacroConv`. (default: :obj:`False`)
 
     The ablation "w/o highorder" is :obj:`num_hops=1`.
 
@@ -78,7 +78,7 @@ class MacGNN(torch.nn.Module):
         weighting: bool = True,
         recent: bool = True,
         item_graph: bool = True,
-        renormalise: bool = False,
+        renormalize: bool = False,
     ) -> None:
         super().__init__()
         require_positive_integers(
@@ -89,11 +89,7 @@ class MacGNN(torch.nn.Module):
             num_hops=num_hops,
             embedding_dim=embedding_dim,
         )
-        if not isinstance(hidden_channels, Sequence):
-            raise TypeError(
-                f"'hidden_channels' must be a sequence of sizes such as (200, 80), but got "
-                f'{hidden_channels!r}.'
-            )
+        require_sizes(hidden_channels=hidden_channels)
         self.num_hops = num_hops
         self.recent = recent
         self.item_graph = item_graph
@@ -111,7 +107,7 @@ class MacGNN(torch.nn.Module):
                 attention=attention,
                 mask_zero=mask_zero,
                 weighting=weighting,
-                renormalise=renormalise,
+                renormalize=renormalize,
             )
             for _ in range(2)
         )
@@ -139,10 +135,7 @@ class MacGNN(torch.nn.Module):
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
             ValueError: If the data has no macro nodes, or fewer hops than asked for.
         """
-        if not isinstance(data, HeteroData):
-            raise TypeError(
-                f'MacGNN.from_data expects a HeteroData, but got {type(data).__name__}.'
-            )
+        require(data, 'MacGNN.from_data')
         missing = {'user', 'item', 'macro_user', 'macro_item'} - set(data.node_types)
         if missing:
             raise ValueError(
@@ -242,3 +235,6 @@ class MacGNN(torch.nn.Module):
         x = embedding.weight.index_select(0, (recent + 1).reshape(-1))
         x = x.view(*recent.shape, embedding.embedding_dim)
         return conv.attend(x, target[reached], recent >= 0)
+
+    def extra_repr(self) -> str:
+        return f'num_hops={self.num_hops}, recent={self.recent}, item_graph={self.item_graph}'

@@ -15,6 +15,7 @@ from mag.schema import (
     TO_PRECURSOR,
     require,
     require_positive_integers,
+    require_sizes,
 )
 
 
@@ -91,6 +92,7 @@ class SRJGraph(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
+        require_sizes(hidden_channels=hidden_channels)
         attributes = {'user': {}, 'item': {}, **(attributes or {})}
         attribute_dim = {'user': 4, 'item': 8, **(attribute_dim or {})}
         arguments = {
@@ -349,6 +351,12 @@ class SRJGraph(torch.nn.Module):
         else:
             own[-self.size['item'] :] = 1
         return own
+
+    def extra_repr(self) -> str:
+        return (
+            f'query={self.query}, intention={self.intention}, upstream={self.upstream}, '
+            f'released={self.released}'
+        )
 
 
 def _num_values(data: HeteroData, node_type: str, name: str) -> int:

@@ -95,10 +95,10 @@ class UserInterest(torch.nn.Module):
         self.register_buffer('has_modality', has_modality(features), persistent=False)
         for column, x in enumerate(features.values()):
             self.register_buffer(f'x_{column}', x.float(), persistent=False)
-        self.user = torch.nn.Embedding(num_users, embedding_dim)
+        self.user_embedding = torch.nn.Embedding(num_users, embedding_dim)
         self.item_deviation = torch.nn.Embedding(num_items, embedding_dim)
         self.lin = torch.nn.Linear(embedding_dim, embedding_dim, bias=False)
-        self.projections = torch.nn.ModuleList(
+        self.lin_modality = torch.nn.ModuleList(
             torch.nn.Linear(x.size(1), embedding_dim) for x in features.values()
         )
         self.reset_parameters()
@@ -121,11 +121,11 @@ class UserInterest(torch.nn.Module):
         return cls(data['user'].num_nodes, features, **kwargs)
 
     def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.user.weight, std=0.1)
+        torch.nn.init.normal_(self.user_embedding.weight, std=0.1)
         torch.nn.init.normal_(self.item_deviation.weight, std=0.01)
         self.lin.reset_parameters()
-        for projection in self.projections:
-            projection.reset_parameters()  # type: ignore[operator]
+        for lin in self.lin_modality:
+            lin.reset_parameters()  # type: ignore[operator]
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         r"""The interest :math:`f(u, i, \mathbf{a}^m_i)` of users in the modalities of items, and 0
@@ -146,10 +146,10 @@ class UserInterest(torch.nn.Module):
             item (torch.Tensor): An item :math:`i` for each, shape :obj:`[B]`.
             other (torch.Tensor): Items :math:`j` whose features are scored, shape :obj:`[B, N]`.
         """
-        query = self.user(user) * (1 + self.item_deviation(item)) @ self.lin.weight
+        query = self.user_embedding(user) * (1 + self.item_deviation(item)) @ self.lin.weight
         # Queries are projected, as there are fewer of them than of items.
         scores = []
-        for column, projection in enumerate(self.projections):
+        for column, projection in enumerate(self.lin_modality):
             x = getattr(self, f'x_{column}')[other]
             score = (x @ (query @ projection.weight).unsqueeze(-1)).squeeze(-1)
             scores.append(score + (query @ projection.bias).unsqueeze(1))
@@ -226,10 +226,10 @@ class UserInterest(torch.nn.Module):
             )
         groups: list[dict[str, Any]] = [
             {
-                'params': [self.user.weight, self.item_deviation.weight],
+                'params': [self.user_embedding.weight, self.item_deviation.weight],
                 'weight_decay': weight_decay,
             },
-            {'params': [*self.lin.parameters(), *self.projections.parameters()]},
+            {'params': [*self.lin.parameters(), *self.lin_modality.parameters()]},
         ]
         optimizer = torch.optim.Adam(groups, learning_rate)
         generator = torch.Generator().manual_seed(seed)

@@ -200,7 +200,7 @@ CASES: dict[str, Case] = {
     'split bad user': (
         lambda p: TemporalSplit()(edited(edge_index=torch.full((2, 20), 5))),
         IndexError,
-        'user ids from 5 to 5.*0 to 4',
+        "user ids of 'edge_index' from 5 to 5.*0 to 4",
     ),
     'split label': (
         lambda p: TemporalSplit()(edited(edge_label=torch.full((40,), 5.0))),
@@ -349,11 +349,11 @@ CASES: dict[str, Case] = {
     # Layers
     'dice size': (lambda p: Dice(0), ValueError, 'positive.*0'),
     'dice size type': (lambda p: Dice(3.0), ValueError, 'positive integer.*3.0'),  # type: ignore[arg-type]
-    'mlp type': (lambda p: MLP(3), ValueError, 'two positive sizes.*3'),  # type: ignore[arg-type]
+    'mlp type': (lambda p: MLP(3), TypeError, "'channels' must be a sequence of sizes.*3"),  # type: ignore[arg-type]
     'dice shape': (lambda p: Dice(3)(torch.rand(2, 4)), ValueError, r'\[B, 3\].*\[2, 4\]'),
-    'mlp channels': (lambda p: MLP([3]), ValueError, 'two positive sizes'),
+    'mlp channels': (lambda p: MLP([3]), ValueError, 'two sizes or more'),
     'mlp dice': (lambda p: MLP([3, 1], 'relu'), ValueError, "'standard' or 'released'"),
-    'conv size': (lambda p: MacroConv(0, 2), ValueError, 'positive.*0 and 2'),
+    'conv size': (lambda p: MacroConv(0, 2), ValueError, 'in_channels.* positive.* got 0'),
     'conv temperature': (lambda p: MacroConv(2, 2, 0.0), ValueError, 'temperature.*0.0'),
     'conv attention': (
         lambda p: MacroConv(2, 2, attention='none'), ValueError, "'paper' or 'released'"
@@ -369,7 +369,7 @@ CASES: dict[str, Case] = {
             (torch.rand(3, 4), torch.rand(2, 4)), torch.tensor([[0, 4], [0, 0]]), torch.ones(2)
         ),
         IndexError,
-        'macro nodes from 0 to 4.*there are 3',
+        "macro nodes of 'edge_index' from 0 to 4.*from 0 to 2",
     ),
     'conv no weight': (
         lambda p: call_conv(torch.zeros(2, 6).long()), ValueError, r"'edge_weight'.*\[6\]"
@@ -436,7 +436,7 @@ CASES: dict[str, Case] = {
     'weighting': (
         lambda p: propensity_weights(torch.ones(2), torch.ones(2), 'snips'),
         ValueError,
-        "'self_normalised'.*got 'snips'",
+        "'self_normalized'.*got 'snips'",
     ),
     'features no data': (lambda p: ExposureFeatures([1]), TypeError, 'HeteroData.*got list'),  # type: ignore[arg-type]
     'features float id': (
@@ -480,7 +480,7 @@ CASES: dict[str, Case] = {
     'request item': (
         lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),
         IndexError,
-        'item ids from 6 to 6, but there are 6 items',
+        'item ids from 6 to 6, but expected them from 0 to 5',
     ),
     'request no query': (
         lambda p: searched().request(0, torch.tensor([1])),

@@ -49,7 +49,7 @@ def sigmoid(logit: float) -> float:
     [
         ('literal', 3.102797226674393),
         ('mean', 1.231327452759532),
-        ('self_normalised', 0.7036156872911611),
+        ('self_normalized', 0.7036156872911611),
     ],
 )
 def test_golden_losses(weighting: str, loss: float) -> None:
@@ -66,7 +66,7 @@ def test_golden_errors_and_weights() -> None:
         value = behavior_loss(BEHAVIOR_LOGIT, BEHAVIOR, weight)
         assert value.item() == pytest.approx(BEHAVIOR_ERRORS[row], rel=1e-6)
     for weighting, expected in (
-        ('self_normalised', [0.285714285714, 0.714285714286, 0, 0]),
+        ('self_normalized', [0.285714285714, 0.714285714286, 0, 0]),
         ('mean', [0.5, 1.25, 0, 0]),
         ('literal', [0.5, 1.25, 2.5, 0.625]),
         ('clicks', [0.5, 0.5, 0, 0]),
@@ -223,7 +223,7 @@ def test_true_propensities_make_the_mean_unbiased() -> None:
     (gradient,) = torch.autograd.grad(value, logit)
     torch.testing.assert_close(gradient, full_gradient, rtol=1e-5, atol=1e-7)
     # The others are biased on so few rows: the test can fail.
-    for weighting in ('clicks', 'self_normalised', 'literal'):
+    for weighting in ('clicks', 'self_normalized', 'literal'):
         value = expectation(
             click_logit, lambda weight: conversion_loss(logit, conversion, weight), weighting
         )

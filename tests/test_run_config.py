@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from mag.models import HyperCTR, MacGNN, SRJGraph
 from mag.run_config import check_same_config, describe_loader, describe_model
 
 
@@ -118,3 +119,59 @@ def test_ten_million_rows_are_described_in_a_second_at_most() -> None:
     # A fifteenth of a second on two idle cores; the bound leaves room for a busy machine.
     assert time.perf_counter() - start < 1
     assert described['rows'] == 10_000_000
+
+
+def test_a_model_on_another_hypergraph_is_another() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = {'visual': torch.rand(9, 4, generator=generator)}
+    index = torch.stack([torch.randperm(9, generator=generator), torch.arange(9) // 3])
+
+    def described(**changes: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            'features': features,
+            'hypergraphs': {
+                name: {'hyperedge_index': index, 'hyperedge_slot': torch.arange(3)}
+                for name in ('user', 'item')
+            },
+            'embedding_dim': 8,
+            **changes,
+        }
+        return describe_model(HyperCTR(9, **arguments))
+
+    weighted = {'hyperedge_weight': torch.ones(3)}
+    hypergraph = {'hyperedge_index': index, 'hyperedge_slot': torch.arange(3)}
+    other = {'hyperedge_index': index.flip(1), 'hyperedge_slot': torch.arange(3)}
+    base = described()
+    assert described() == base
+    for changes in (
+        {'features': {'visual': features['visual'] + 1}},
+        {'features': {'text': features['visual']}},
+        {'hypergraphs': {'user': hypergraph, 'item': other}},
+        {'hypergraphs': {'user': hypergraph, 'item': {**hypergraph, **weighted}}},
+        {'num_heads': 4},
+        {'num_positions': 2},
+    ):
+        with pytest.raises(ValueError, match='was started with other settings'):
+            check_same_config(base, described(**changes), 'runs/a')
+
+
+@pytest.mark.parametrize(
+    'model, changes',
+    [
+        (
+            lambda **changes: MacGNN(5, 5, 3, 3, **changes),
+            {'num_hops': 1, 'recent': False, 'item_graph': False, 'attention': 'released'},
+        ),
+        (
+            lambda **changes: SRJGraph({'user': 5, 'item': 5}, **changes),
+            {'query': False, 'intention': False, 'upstream': False, 'released': True},
+        ),
+    ],
+)
+def test_ablations_are_told_apart(
+    model: Callable[..., torch.nn.Module], changes: dict[str, Any]
+) -> None:
+    described = [describe_model(model(**{name: value})) for name, value in changes.items()]
+    described.append(describe_model(model()))
+    for number, one in enumerate(described):
+        assert all(one['model'] != other['model'] for other in described[:number])

@@ -17,7 +17,7 @@ _CHUNK = 2**20
 
 @functional_transform('behavior_graph')
 class BehaviorGraph(BaseTransform):
-    r"""Counts which micro behaviors happen after the same click, the purchase-related micro
+    r"""Counts which micro-behaviors happen after the same click, the purchase-related micro
     behavior graph from the `"GMCM: Graph-based Micro-behavior Conversion Model for Post-click
     Conversion Rate Estimation" <https://doi.org/10.1145/3397271.3401425>`_ paper
 

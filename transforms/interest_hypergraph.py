@@ -1,10 +1,11 @@
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, OTHER, require, require_cpu
+from mag.schema import CLICKS, OTHER, require, require_cpu, require_integers
 
 
 @functional_transform('interest_hypergraph')
@@ -16,11 +17,15 @@ class InterestHypergraph(BaseTransform):
 
     .. code-block:: python
 
-        train, val, test = TemporalSplit()(TimeSlots(timedelta(days=7))(data))
-        interest = UserInterest.from_data(train).fit(train).interest(train)
-        for part in (train, val, test):
-            part['user'].interest = interest
-        train, val, test = (InterestHypergraph()(part) for part in (train, val, test))
+        data = TimeSlots(timedelta(days=7))(data)
+        train, val, test = TemporalSplit(num_windows=1)(data)
+        data['user'].interest = UserInterest.from_data(train).fit(train).interest(train)
+        data = InterestHypergraph()(data)
+        model = HyperCTR.from_data(data)
+
+    These are the hypergraphs of the whole log, in which a row of any part looks up the last slot
+    that ended before its own: those of a part would end with its clicks, and tell a later part
+    nothing. What users care for is learned before the first label.
 
     Of :obj:`data['user'].interest`, :math:`\mathbf{F}` of shape :obj:`[num_users, M]`, a user
     :math:`u` is taken to care for the modalities
@@ -39,7 +44,7 @@ class InterestHypergraph(BaseTransform):
 
     Who clicked twice is a member once. Hyperedges of fewer than two members join nobody and are
     dropped; of those of more than :obj:`max_size`, members are drawn, all with the same chance.
-    Clicks are read, and no labels.
+    The hyperedges of a slot do not depend on later slots. Clicks are read, and no labels.
 
     Adds to :obj:`data['user']` and :obj:`data['item']`
 
@@ -48,6 +53,8 @@ class InterestHypergraph(BaseTransform):
     * :obj:`hyperedge_slot`: the slot of each hyperedge, shape :obj:`[num_hyperedges]`, int64.
       Hyperedges are in the order of slot, item (or user) and modality, so that those of a slot are
       an interval;
+    * :obj:`hyperedge_modality`: the modality of each, as a column of :math:`\mathbf{F}`, shape
+      :obj:`[num_hyperedges]`;
     * :obj:`hyperedge_weight`: the mean interest :math:`F_{um}` of the members of :math:`(i, m)`,
       and :math:`F_{um}` of :math:`(u, m)`, shape :obj:`[num_hyperedges]`, for
       :class:`~mag.nn.HypergraphConv`. The paper says of the weights no more than that they are
@@ -68,13 +75,12 @@ class InterestHypergraph(BaseTransform):
     """
 
     def __init__(self, threshold: float = 0.5, max_size: int = 100, seed: int = 0) -> None:
-        if isinstance(threshold, bool) or not 0 <= threshold <= 1:
-            raise ValueError(f"'threshold' must lie between 0 and 1, but got {threshold!r}.")
-        for name, value, least in (('max_size', max_size, 2), ('seed', seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"'{name}' must be an integer, but got {value!r}.")
-            if value < least:
-                raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+            raise TypeError(f"'threshold' must be a number, but got {threshold!r}.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"'threshold' must lie between 0 and 1, but got {threshold}.")
+        require_integers(2, max_size=max_size)
+        require_integers(0, seed=seed)
         self.threshold = threshold
         self.max_size = max_size
         self.seed = seed
@@ -93,27 +99,28 @@ class InterestHypergraph(BaseTransform):
         click, modality = cares[user].nonzero(as_tuple=True)
         slot, node = slot[click], {'user': user[click], 'item': item[click]}
         share = interest[node['user'], modality]
-        generator = torch.Generator().manual_seed(self.seed)
         num_modalities = interest.size(1)
-        for node_type, other in OTHER.items():
+        for number, (node_type, other) in enumerate(OTHER.items()):
             shared = (slot * data[other].num_nodes + node[other]) * num_modalities + modality
-            index, kept = self._join(node[node_type], shared, generator)
+            # Rows are in the order of slots, so that those of later slots change no draw.
+            draw = np.random.default_rng([self.seed, number]).random(slot.numel())
+            index, kept = self._join(node[node_type], shared, torch.from_numpy(draw))
             store = data[node_type]
             num_hyperedges = int(index[1, -1]) + 1 if index.size(1) > 0 else 0
             size = index[1].bincount(minlength=num_hyperedges)
             store.hyperedge_index = index
-            # All members have the same slot, so any of them may tell it.
-            store.hyperedge_slot = slot.new_empty(num_hyperedges).scatter_(0, index[1], slot[kept])
+            # All members have the same slot and modality, so any of them may tell it.
+            for name, value in (('slot', slot), ('modality', modality)):
+                of_member = value.new_empty(num_hyperedges).scatter_(0, index[1], value[kept])
+                store[f'hyperedge_{name}'] = of_member
             total = share.new_zeros(num_hyperedges).index_add_(0, index[1], share[kept])
             store.hyperedge_weight = total / size
         return data
 
-    def _join(
-        self, node: Tensor, shared: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _join(self, node: Tensor, shared: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
         r"""The incidences of hyperedges of all that share a value, and of which rows they are."""
         # The first members in a random order are a uniform draw.
-        row = torch.randperm(node.numel(), generator=generator)
+        row = draw.argsort(stable=True)
         row = row[shared[row].argsort(stable=True)]
         _, hyperedge, size = shared[row].unique_consecutive(return_inverse=True, return_counts=True)
         place = torch.arange(row.numel()) - (size.cumsum(0) - size)[hyperedge]

@@ -17,6 +17,7 @@ from mag.schema import (
     OTHER,
     require,
     require_cpu,
+    require_integers,
     require_positive_integers,
     window_of_click,
 )
@@ -102,18 +103,14 @@ class MacroCoarsen(BaseTransform):
                     f"'groups' must hold a positive number for '{node_type}', but got {group}."
                 )
         require_positive_integers(num_hops=num_hops)
+        require_integers(1, projection_dim=projection_dim)
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if isinstance(projection_dim, bool) or not isinstance(projection_dim, int):
-            raise TypeError(f"'projection_dim' must be an int, but got {projection_dim!r}.")
-        if projection_dim < 1:
-            raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
         if not isinstance(spherical, bool):
             raise TypeError(f"'spherical' must be a bool, but got {spherical!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"'seed' must be an int, but got {seed!r}.")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"'seed' must lie between 0 and 2**31 - 1, but got {seed}.")
+        require_integers(0, seed=seed)
+        if seed >= 2**31:
+            raise ValueError(f"'seed' must lie below 2**31, but got {seed}.")
         self.groups = groups
         self.num_hops = num_hops
         self.behavior = behavior

@@ -6,7 +6,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader.pair_batch import PairBatch
 from mag.loader.row_loader import RowLoader, check_request
-from mag.schema import CLICKS, OTHER, require
+from mag.schema import CLICKS, OTHER, require, require_range
 
 
 class PairLoader(RowLoader):
@@ -64,14 +64,6 @@ class PairLoader(RowLoader):
             ValueError: If there is not one user, or one for each item.
         """
         return self.dataset.request(*check_request(user, items, self.dataset.num_nodes))
-
-
-def _check_ids(what: str, ids: Tensor, first: int, num: int) -> None:
-    if ids.numel() > 0 and not first <= ids.min() <= ids.max() < num:
-        raise IndexError(
-            f'PairLoader found {what} from {ids.min()} to {ids.max()}, but expected them from '
-            f'{first} to {num - 1}.'
-        )
 
 
 class _MacroRows(torch.utils.data.Dataset):
@@ -148,8 +140,8 @@ class _MacroRows(torch.utils.data.Dataset):
                     f'{list(store.edge_weight.shape)}.'
                 )
             num_nodes, num_macro = self.num_nodes[node_type], data[source].num_nodes
-            _check_ids(f'macro nodes of hop {hop}', macro, 0, num_macro)
-            _check_ids(f'{node_type}s of hop {hop}', node, 0, num_nodes)
+            require_range('PairLoader', f'macro nodes of hop {hop}', macro, num_macro)
+            require_range('PairLoader', f'{node_type}s of hop {hop}', node, num_nodes)
             if not bool(((weight >= 0) & (weight < torch.inf)).all()):
                 raise ValueError(
                     f'PairLoader expects counts that are finite and at least 0, but '
@@ -172,7 +164,13 @@ class _MacroRows(torch.utils.data.Dataset):
                 f'{list(recent.shape)}: apply RecentNeighbors to the part, not before the split.'
             )
         other = OTHER[node_type]
-        _check_ids(f"{other}s in data['{node_type}'].recent", recent, -1, self.num_nodes[other])
+        require_range(
+            'PairLoader',
+            f"{other}s in data['{node_type}'].recent",
+            recent,
+            self.num_nodes[other],
+            first=-1,
+        )
         return recent.reshape(num_nodes * self.num_windows, -1)
 
     def _check_labels(self, clicks: Any) -> None:

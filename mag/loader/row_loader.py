@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import HeteroData
 
 from mag.loader.batch_index_sampler import BatchIndexSampler
-from mag.schema import CLICKS
+from mag.schema import CLICKS, require_range
 
 
 class RowLoader(DataLoader):
@@ -91,12 +91,7 @@ def check_request(
 def check_ids(num_nodes: Mapping[str, int], **ids: Tensor) -> None:
     r"""Raises an :class:`IndexError` if a request names a node that does not exist, by its type."""
     for node_type, node in ids.items():
-        num = num_nodes[node_type]
-        if node.numel() > 0 and not 0 <= node.min() <= node.max() < num:
-            raise IndexError(
-                f'The request names {node_type} ids from {node.min()} to {node.max()}, but '
-                f'there are {num} {node_type}s.'
-            )
+        require_range('request()', f'{node_type} ids', node, num_nodes[node_type])
 
 
 def _keep_batch(batch: Any) -> Any:

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.schema import require_positive_integers
+from mag.schema import require_positive_integers, require_range
 
 
 class BehaviorGraphConv(MessagePassing):
-    r"""The graph convolution over micro behaviors from the `"GMCM: Graph-based Micro-behavior
+    r"""The graph convolution over micro-behaviors from the `"GMCM: Graph-based Micro-behavior
     Conversion Model for Post-click Conversion Rate Estimation"
     <https://doi.org/10.1145/3397271.3401425>`_ paper (eq. 15, without its activation)
 
@@ -159,18 +159,9 @@ class BehaviorGraphConv(MessagePassing):
                 f"{self!r} expects 'edge_weight' of shape [{edge_index.size(1)}], one for each "
                 f"column of 'edge_index', but got {list(edge_weight.shape)}."
             )
-        if (
-            torch.compiler.is_compiling()
-            or edge_index.device.type != 'cpu'
-            or edge_index.size(1) == 0
-        ):
+        if torch.compiler.is_compiling() or edge_index.device.type != 'cpu':
             return
-        low, high = (int(bound) for bound in edge_index.aminmax())
-        if low < 0 or high >= self.num_behaviors:
-            raise IndexError(
-                f"{self!r} found behaviors from {low} to {high} in 'edge_index', but expected them "
-                f'from 0 to {self.num_behaviors - 1}.'
-            )
+        require_range(self, "behaviors of 'edge_index'", edge_index, self.num_behaviors)
 
     def _check_degree(self, degree: Tensor) -> None:
         if torch.compiler.is_compiling():

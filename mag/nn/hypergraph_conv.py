@@ -3,7 +3,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.schema import require_positive_integers
+from mag.schema import require_positive_integers, require_range
 
 
 class HypergraphConv(MessagePassing):
@@ -92,9 +92,10 @@ class HypergraphConv(MessagePassing):
         Raises:
             IndexError: If an incidence names a node or a hyperedge that does not exist. On a GPU,
                 which would have to wait, CUDA's own check ends the process instead.
-            TypeError: If :obj:`hyperedge_index` holds no int64.
+            TypeError: If :obj:`hyperedge_index` holds no int64, or the weights are no floats.
             ValueError: If a shape is another, the numbers of weights and of hyperedges differ, or a
-                weight is negative or NaN (on a GPU, and in compiled code, such a weight makes NaN).
+                weight is negative, infinite or NaN (on a GPU, and in compiled code, such a weight
+                makes NaN).
         """
         if x.dim() != 2 or x.size(1) != self.in_channels:
             raise ValueError(
@@ -111,11 +112,17 @@ class HypergraphConv(MessagePassing):
 
         node, hyperedge = hyperedge_index
         x = self.lin(x)
+        dtype = x.dtype
+        # Ones that are added up in half precision stop at 256 or 2048.
+        x = x.to(torch.promote_types(dtype, torch.float32))
         ones = torch.ones_like(node, dtype=x.dtype)
-        weight = x.new_ones(num_hyperedges) if hyperedge_weight is None else hyperedge_weight
-        node_degree = weight.new_zeros(x.size(0)).index_add(0, node, weight[hyperedge])
+        if hyperedge_weight is None:
+            weight = x.new_ones(num_hyperedges)
+        else:
+            weight = hyperedge_weight.to(x.dtype)
+        node_degree = x.new_zeros(x.size(0)).index_add(0, node, weight[hyperedge])
         hyperedge_size = x.new_zeros(num_hyperedges).index_add(0, hyperedge, ones)
-        root = _power(node_degree, -0.5).unsqueeze(1)
+        root = _inverse_root(node_degree).unsqueeze(1)
         scale = (weight / hyperedge_size.clamp(min=1)).unsqueeze(1)
 
         size = (x.size(0), num_hyperedges)
@@ -123,8 +130,19 @@ class HypergraphConv(MessagePassing):
         out = self.propagate(hyperedge_index, x=root * x, size=size)
         # propagate_type: (x: Tensor)
         out = self.propagate(hyperedge_index.flip(0), x=scale * out, size=size[::-1])
-        out = root * out
+        out = (root * out).to(dtype)
         return out if self.bias is None else out + self.bias
+
+    def check(
+        self,
+        hyperedge_index: Tensor,
+        hyperedge_weight: Tensor | None,
+        num_nodes: int,
+        num_hyperedges: int,
+    ) -> None:
+        r"""Raises what :meth:`forward` would for a hypergraph."""
+        self._check_shapes(hyperedge_index, hyperedge_weight, num_hyperedges)
+        self._check_values(hyperedge_index, hyperedge_weight, num_nodes, num_hyperedges)
 
     def _check_shapes(
         self,
@@ -144,6 +162,10 @@ class HypergraphConv(MessagePassing):
             )
         if hyperedge_weight is None:
             return
+        if not hyperedge_weight.is_floating_point():
+            raise TypeError(
+                f"{self!r} expects 'hyperedge_weight' of floats, but got {hyperedge_weight.dtype}."
+            )
         if hyperedge_weight.dim() != 1:
             raise ValueError(
                 f"{self!r} expects 'hyperedge_weight' of shape [num_hyperedges], but got "
@@ -165,21 +187,18 @@ class HypergraphConv(MessagePassing):
     ) -> None:
         if torch.compiler.is_compiling() or hyperedge_index.device.type != 'cpu':
             return
-        if hyperedge_index.size(1) > 0:
-            for name, ids, number in zip(
-                ('nodes', 'hyperedges'), hyperedge_index, (num_nodes, num_hyperedges)
-            ):
-                low, high = (int(bound) for bound in ids.aminmax())
-                if low < 0 or high >= number:
-                    raise IndexError(
-                        f"{self!r} found {name} from {low} to {high} in 'hyperedge_index', but "
-                        f'expected them from 0 to {number - 1}.'
-                    )
-        if hyperedge_weight is not None and not bool((hyperedge_weight >= 0).all()):
+        for name, ids, number in zip(
+            ('nodes', 'hyperedges'), hyperedge_index, (num_nodes, num_hyperedges)
+        ):
+            require_range(self, f"{name} of 'hyperedge_index'", ids, number)
+        if hyperedge_weight is None:
+            return
+        bad = ~((hyperedge_weight >= 0) & hyperedge_weight.isfinite())
+        if bool(bad.any()):
             raise ValueError(
-                f"{self!r} expects 'hyperedge_weight' of 0 or more, but got "
-                f'{hyperedge_weight.min().item()}: its degrees have roots. A learned weight stays '
-                f'positive through torch.nn.functional.softplus.'
+                f"{self!r} expects 'hyperedge_weight' of 0 or more and finite, but got "
+                f'{hyperedge_weight[bad][0].item()}: its degrees have roots. A learned weight '
+                f'stays positive through torch.nn.functional.softplus.'
             )
 
     def __repr__(self) -> str:
@@ -187,8 +206,8 @@ class HypergraphConv(MessagePassing):
         return f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}{bias})'
 
 
-def _power(degree: Tensor, exponent: float) -> Tensor:
-    r"""The power of each degree, and 0 for a degree of 0."""
+def _inverse_root(degree: Tensor) -> Tensor:
+    r"""One over the root of each degree, and 0 for a degree of 0."""
     is_zero = degree == 0
     # Twice: the gradient of the branch that is not taken would be NaN.
-    return degree.masked_fill(is_zero, 1).pow(exponent).masked_fill(is_zero, 0)
+    return degree.masked_fill(is_zero, 1).rsqrt().masked_fill(is_zero, 0)

@@ -7,7 +7,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import softmax
 
-from mag.schema import require_positive_integers
+from mag.schema import require_positive_integers, require_range
 
 
 class IntentionConv(MessagePassing):
@@ -252,13 +252,7 @@ class IntentionConv(MessagePassing):
             )
         if torch.compiler.is_compiling() or edge_index.device.type != 'cpu':
             return
-        if edge_index.size(1) > 0:
-            low, high = (int(bound) for bound in edge_index[0].aminmax())
-            if low < 0 or high >= num_children:
-                raise IndexError(
-                    f"{self!r} found children from {low} to {high} in 'edge_index', but expected "
-                    f'them from 0 to {num_children - 1}.'
-                )
+        require_range(self, "children of 'edge_index'", edge_index[0], num_children)
 
     def _check_dense(self, child: Tensor, center: Tensor, mask: Tensor | None) -> None:
         if child.dim() != 3 or child.size(0) != center.size(0):

@@ -7,6 +7,8 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptTensor
 from torch_geometric.utils import is_sparse, scatter, softmax, to_edge_index
 
+from mag.schema import require_positive_integers, require_range
+
 # PyG's inspector of message signatures does not read "int | None".
 OptInt = Optional[int]  # noqa: UP045
 
@@ -43,7 +45,7 @@ class MacroConv(MessagePassing):
             (default: :obj:`True`)
         weighting (bool, optional): If set to :obj:`False`, all :math:`w_{vq}` of a target are equal
             (the ablation "w/o weighting" of Table 4). (default: :obj:`True`)
-        renormalise (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
+        renormalize (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
             sum to 1, which the paper does not. (default: :obj:`False`)
 
     Shapes:
@@ -61,14 +63,10 @@ class MacroConv(MessagePassing):
         attention: str = 'paper',
         mask_zero: bool = True,
         weighting: bool = True,
-        renormalise: bool = False,
+        renormalize: bool = False,
     ) -> None:
         super().__init__(aggr='add')
-        if in_channels < 1 or out_channels < 1:
-            raise ValueError(
-                f"'in_channels' and 'out_channels' must be positive, but got {in_channels} and "
-                f'{out_channels}.'
-            )
+        require_positive_integers(in_channels=in_channels, out_channels=out_channels)
         if not isinstance(temperature, (int, float)) or not temperature > 0:
             raise ValueError(f"'temperature' must be a positive number, but got {temperature!r}.")
         if attention not in ('paper', 'released'):
@@ -79,7 +77,7 @@ class MacroConv(MessagePassing):
         self.attention = attention
         self.mask_zero = mask_zero
         self.weighting = weighting
-        self.renormalise = renormalise
+        self.renormalize = renormalize
         self.lin_query = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_key = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_value = torch.nn.Linear(in_channels, out_channels, bias=False)
@@ -182,7 +180,7 @@ class MacroConv(MessagePassing):
         weight = softmax(log_weight, index, ptr, size_i)
         if self.attention == 'paper':
             weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
-        if self.renormalise:
+        if self.renormalize:
             total = scatter(weight, index, dim_size=size_i)
             weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[index]
         return weight.to(x_j.dtype).unsqueeze(-1) * x_j
@@ -223,7 +221,7 @@ class MacroConv(MessagePassing):
             weight = weight * present
         if self.attention == 'paper':
             weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
-        if self.renormalise:
+        if self.renormalize:
             total = weight.sum(dim=-1, keepdim=True)
             weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)
         value = self.lin_value(x_macro)
@@ -249,14 +247,7 @@ class MacroConv(MessagePassing):
         r"""Adds the pairs without an edge with count 0, in the order of targets."""
         num_macro, num_targets = size
         for row, (name, num) in enumerate((('macro nodes', num_macro), ('targets', num_targets))):
-            if (
-                edge_index.size(1) > 0
-                and not 0 <= edge_index[row].min() <= edge_index[row].max() < num
-            ):
-                raise IndexError(
-                    f'MacroConv found {name} from {edge_index[row].min()} to '
-                    f"{edge_index[row].max()} in 'edge_index', but there are {num}."
-                )
+            require_range('MacroConv', f"{name} of 'edge_index'", edge_index[row], num)
         pair = edge_index[1] * num_macro + edge_index[0]
         counts = scatter(edge_weight, pair, dim_size=num_macro * num_targets)
         pair = torch.arange(num_macro * num_targets, device=edge_index.device)
@@ -267,5 +258,5 @@ class MacroConv(MessagePassing):
             f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}, '
             f'temperature={self.temperature}, attention={self.attention!r}, '
             f'mask_zero={self.mask_zero}, weighting={self.weighting}, '
-            f'renormalise={self.renormalise})'
+            f'renormalize={self.renormalize})'
         )

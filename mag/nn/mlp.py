@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import torch
 
 from mag.nn.dice import Dice
+from mag.schema import require_sizes
 
 
 class MLP(torch.nn.Sequential):
@@ -21,8 +22,9 @@ class MLP(torch.nn.Sequential):
     """
 
     def __init__(self, channels: Sequence[int], dice: str = 'standard') -> None:
-        if not isinstance(channels, Sequence) or len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"'channels' must hold two positive sizes or more, got {channels!r}.")
+        require_sizes(channels=channels)
+        if len(channels) < 2:
+            raise ValueError(f"'channels' must hold two sizes or more, but got {channels!r}.")
         if dice not in ('standard', 'released'):
             raise ValueError(f"'dice' must be 'standard' or 'released', but got {dice!r}.")
         layers: list[torch.nn.Module] = [torch.nn.Linear(channels[0], channels[1])]

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from mag.nn.hypergraph_conv import HypergraphConv
-from mag.schema import require_positive_integers
+from mag.schema import require_positive_integers, require_range
 
 
 class SlotHypergraphConv(torch.nn.Module):
@@ -30,17 +30,20 @@ class SlotHypergraphConv(torch.nn.Module):
 
     Raises:
         IndexError: If an incidence names a node or a hyperedge that does not exist.
-        ValueError: If a size is not positive, or a slot is negative.
+        TypeError: If incidences or slots are no int64, or weights no floats.
+        ValueError: If a size is not positive, a slot or a weight is negative, or a shape is
+            another.
 
     Shapes:
         - **input:** features :math:`(N, F)`, nodes and slots :math:`(B)`
         - **output:** :math:`(B, F)`
     """
 
+    slot: Tensor
     key: Tensor
     incidence: Tensor
-    hyperedge_slot: Tensor
     hyperedge_weight: Tensor | None
+    pointers: Tensor
 
     def __init__(
         self,
@@ -53,25 +56,35 @@ class SlotHypergraphConv(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(channels=channels, num_layers=num_layers, num_nodes=num_nodes)
-        _check_range('nodes', hyperedge_index[0], num_nodes)
-        _check_range('hyperedges', hyperedge_index[1], hyperedge_slot.numel())
-        if hyperedge_slot.numel() > 0 and hyperedge_slot.min() < 0:
-            raise ValueError(
-                f"'hyperedge_slot' must be 0 or more, but got {int(hyperedge_slot.min())}."
-            )
+        self.channels = channels
         self.num_nodes = num_nodes
+        self.num_hyperedges = hyperedge_slot.numel()
         self.convs = torch.nn.ModuleList(
             HypergraphConv(channels, channels) for _ in range(num_layers)
         )
-        node, hyperedge = hyperedge_index
+        _check_slot(hyperedge_slot)
+        self.convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
+
+        slots, rank = hyperedge_slot.unique(return_inverse=True)
+        rank, order = rank.sort(stable=True)
+        number = torch.empty_like(order).scatter_(0, order, torch.arange(self.num_hyperedges))
+        hyperedge, column = number[hyperedge_index[1]].sort(stable=True)
         # A node within a slot, by ids of its own in the order of slot and node.
-        key, member = (hyperedge_slot[hyperedge] * num_nodes + node).unique(return_inverse=True)
+        key = rank[hyperedge] * num_nodes + hyperedge_index[0, column]
+        key, member = key.unique(return_inverse=True)
+        # Where nodes, incidences and hyperedges of each slot begin, and those of the last end.
+        first = torch.arange(slots.numel() + 1)
+        pointers = [
+            torch.searchsorted(ranks.contiguous(), first)
+            for ranks in (key // num_nodes, rank[hyperedge], rank)
+        ]
         # What is made of the data is not part of what was learned.
+        self.register_buffer('slot', slots, persistent=False)
         self.register_buffer('key', key, persistent=False)
         self.register_buffer('incidence', torch.stack([member, hyperedge]), persistent=False)
-        self.register_buffer('hyperedge_slot', hyperedge_slot, persistent=False)
-        self.register_buffer('hyperedge_weight', hyperedge_weight, persistent=False)
-        self.num_slots = int(hyperedge_slot.max()) + 1 if hyperedge_slot.numel() > 0 else 0
+        weight = None if hyperedge_weight is None else hyperedge_weight[order]
+        self.register_buffer('hyperedge_weight', weight, persistent=False)
+        self.register_buffer('pointers', torch.stack(pointers), persistent=False)
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
@@ -90,34 +103,36 @@ class SlotHypergraphConv(torch.nn.Module):
 
         Raises:
             IndexError: If a node does not exist.
-            ValueError: If the features are of another number of nodes.
+            ValueError: If the features are of another number of nodes, or there is not a slot for
+                each node.
         """
         if x.size(0) != self.num_nodes:
             raise ValueError(
-                f'SlotHypergraphConv expects features of {self.num_nodes} nodes, but got shape '
+                f'{self!r} expects features of {self.num_nodes} nodes, but got shape '
                 f'{list(x.shape)}.'
             )
+        if node.shape != slot.shape:
+            raise ValueError(
+                f'{self!r} expects a slot for each node, but got nodes of shape '
+                f'{list(node.shape)} and slots of shape {list(slot.shape)}.'
+            )
         if node.device.type == 'cpu' and not torch.compiler.is_compiling():
-            _check_range('nodes', node, self.num_nodes)
+            require_range(self, 'nodes', node, self.num_nodes)
         if self.key.numel() == 0:
             return x.new_zeros(node.numel(), x.size(1))
-        is_slot = (slot >= 0) & (slot < self.num_slots)
-        wanted = slot * self.num_nodes + node
+        rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)
+        is_slot = self.slot[rank] == slot
+        wanted = rank * self.num_nodes + node
         place = torch.searchsorted(self.key, wanted).clamp(max=self.key.numel() - 1)
         is_known = is_slot & (self.key[place] == wanted)
-        key, incidence, weight = self.key, self.incidence, self.hyperedge_weight
-        num_hyperedges = self.hyperedge_slot.numel()
         # A program's shapes cannot depend on which slots are asked for.
-        if not torch.compiler.is_compiling():
-            needed = torch.zeros(self.num_slots, dtype=torch.bool, device=x.device)
-            needed[slot[is_slot]] = True
-            has_node, has_hyperedge = needed[key // self.num_nodes], needed[self.hyperedge_slot]
-            number, hyperedge_number = has_node.cumsum(0) - 1, has_hyperedge.cumsum(0) - 1
-            member, hyperedge = incidence[:, has_hyperedge[incidence[1]]]
-            incidence = torch.stack([number[member], hyperedge_number[hyperedge]])
-            key, place = key[has_node], number[place]
-            weight = None if weight is None else weight[has_hyperedge]
-            num_hyperedges = int(has_hyperedge.sum())
+        if torch.compiler.is_compiling():
+            key, incidence, weight = self.key, self.incidence, self.hyperedge_weight
+            num_hyperedges = self.num_hyperedges
+        else:
+            needed = rank[is_slot].unique()
+            key, incidence, weight, num_hyperedges, shift = self._select(needed)
+            place = place + shift[rank]
 
         hidden = x[key % self.num_nodes]
         for conv in self.convs:
@@ -126,10 +141,41 @@ class SlotHypergraphConv(torch.nn.Module):
         hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.size(1))])
         return hidden[torch.where(is_known, place, hidden.size(0) - 1)]
 
+    def _select(self, needed: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int, Tensor]:
+        r"""The hypergraph of some slots alone, and by how much their nodes move."""
+        start = self.pointers[:, needed]
+        count = self.pointers[:, needed + 1] - start
+        move = count.cumsum(1) - count - start
+        nodes, incidences, hyperedges = (
+            torch.arange(int(number.sum()), device=needed.device) - shift.repeat_interleave(number)
+            for number, shift in zip(count, move, strict=True)
+        )
+        incidence = self.incidence[:, incidences] + move[::2].repeat_interleave(count[1], dim=1)
+        weight = self.hyperedge_weight
+        weight = None if weight is None else weight[hyperedges]
+        shift = move.new_zeros(self.slot.numel()).index_copy(0, needed, move[0])
+        return self.key[nodes], incidence, weight, hyperedges.numel(), shift
 
-def _check_range(name: str, ids: Tensor, number: int) -> None:
-    if ids.numel() > 0 and not 0 <= ids.min() <= ids.max() < number:
-        raise IndexError(
-            f'SlotHypergraphConv found {name} from {int(ids.min())} to {int(ids.max())}, but '
-            f'expected them from 0 to {number - 1}.'
+    def __repr__(self) -> str:
+        weighted = ', weighted' if self.hyperedge_weight is not None else ''
+        return (
+            f'{self.__class__.__name__}({self.channels}, num_layers={len(self.convs)}, '
+            f'num_nodes={self.num_nodes}, num_slots={self.slot.numel()}{weighted})'
+        )
+
+
+def _check_slot(hyperedge_slot: Tensor) -> None:
+    if hyperedge_slot.dim() != 1:
+        raise ValueError(
+            f"SlotHypergraphConv expects 'hyperedge_slot' of shape [num_hyperedges], but got "
+            f'{list(hyperedge_slot.shape)}.'
+        )
+    if hyperedge_slot.dtype != torch.long:
+        raise TypeError(
+            f"SlotHypergraphConv expects 'hyperedge_slot' of dtype int64, but got "
+            f'{hyperedge_slot.dtype}.'
+        )
+    if hyperedge_slot.numel() > 0 and hyperedge_slot.min() < 0:
+        raise ValueError(
+            f"'hyperedge_slot' must be 0 or more, but got {int(hyperedge_slot.min())}."
         )

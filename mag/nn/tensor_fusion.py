@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class TensorFusion(torch.nn.Module):
         self, in_channels: tuple[int, int], out_channels: int, rank: int | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(in_channels, Sequence) or len(in_channels) != 2:
+            raise ValueError(f"'in_channels' must be two sizes, but got {in_channels!r}.")
         first, second = in_channels
         require_positive_integers(
             **{'in_channels[0]': first, 'in_channels[1]': second}, out_channels=out_channels
@@ -62,6 +65,9 @@ class TensorFusion(torch.nn.Module):
     def reset_parameters(self) -> None:
         for weight in self.weights:
             bound = math.sqrt(6 / (weight.size(0) + self.out_channels))
+            if self.rank is not None:
+                # The sum over ranks of products of two is then as large whatever the rank.
+                bound /= self.rank**0.25
             torch.nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -89,4 +95,6 @@ class TensorFusion(torch.nn.Module):
         return (first * second).sum(1)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.in_channels}, {self.out_channels}, rank={self.rank})'
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}, rank={self.rank})'
+        )

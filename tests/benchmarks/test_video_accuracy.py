@@ -245,7 +245,7 @@ def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     assert incidences['hyperedges of 2'] < incidences['base']
     assert incidences['1 modality'] < incidences['base']
     base = benches['base']
-    assert base.subject.model.modalities == ['0', '1'] and len(base.batches) == 2
+    assert base.subject.model.modalities == ('0', '1') and len(base.batches) == 2
     assert base.subject.model.convs.keys() == {'user', 'item'} and not base.without.model.convs
 
     args = argparse.Namespace(batch_size=64, repeats=1, steps=2, threads=[torch.get_num_threads()])

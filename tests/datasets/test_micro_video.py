@@ -375,7 +375,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         ({'num_slots': 2.5}, ValueError, "'num_slots' must be a positive integer, but got 2.5"),
         ({'num_slots': 1}, ValueError, "'num_slots' must be at least 2, but got 1"),
         ({'seed': -1}, ValueError, "'seed' must be at least 0, but got -1"),
-        ({'seed': 0.5}, TypeError, "'seed' must be an int, but got 0.5"),
+        ({'seed': 0.5}, TypeError, "'seed' must be an integer, but got 0.5"),
     ):
         with pytest.raises(error, match=message):
             load(tmp_path, **arguments)

@@ -262,7 +262,7 @@ def spoilt(value: Tensor, number: float) -> Tensor:
         ('clicks', 'edge_label_index', torch.ones(2, 4), TypeError, 'int64, but got torch.float32'),
         (
             'clicks', 'edge_label_index', torch.full((2, 4), 2), IndexError,
-            'ExposureFeatures found user ids from 2 to 2',
+            "found user ids of 'edge_label_index' from 2 to 2",
         ),
     ],
 )  # fmt: skip

@@ -213,8 +213,8 @@ def test_all_hops_in_the_order_of_hops(toy_graph: HeteroData) -> None:
 def test_wrong_requests(toy_graph: HeteroData) -> None:
     loader = PairLoader(MacroCoarsen(GROUPS)(toy_graph))
     for user, items, error, message in (
-        (3, [0], IndexError, 'user ids from 3 to 3, but there are 3 users'),
-        (0, [0, 4], IndexError, 'item ids from 0 to 4, but there are 4 items'),
+        (3, [0], IndexError, 'user ids from 3 to 3, but expected them from 0 to 2'),
+        (0, [0, 4], IndexError, 'item ids from 0 to 4, but expected them from 0 to 3'),
         (-1, [0], IndexError, 'user ids from -1 to -1'),
         (0.5, [0], TypeError, "'user' must hold integer ids, but has dtype torch.float32"),
         (0, [0.0], TypeError, "'items' must hold integer ids"),

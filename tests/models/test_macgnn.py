@@ -442,7 +442,7 @@ def test_wrong_options() -> None:
         ({'attention': 'new'}, "'attention' must be 'paper' or 'released'"),
         ({'dice': 'new'}, "'dice' must be 'standard' or 'released'"),
         ({'temperature': 0}, "'temperature' must be a positive number"),
-        ({'hidden_channels': (8, 0)}, "'channels' must hold two positive sizes or more"),
+        ({'hidden_channels': (8, 0)}, r"'hidden_channels\[1\]' must be a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
             MacGNN(3, 4, 2, 2, **kwargs)
@@ -451,7 +451,7 @@ def test_wrong_options() -> None:
 def test_wrong_types() -> None:
     with pytest.raises(TypeError, match="'hidden_channels' must be a sequence.*got 8"):
         MacGNN(3, 4, 2, 2, hidden_channels=8)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match='expects a HeteroData, but got str'):
+    with pytest.raises(TypeError, match='MacGNN.from_data expects a HeteroData .*, but got str'):
         MacGNN.from_data('log')  # type: ignore[arg-type]
 
 
@@ -461,14 +461,14 @@ def test_options_reach_the_layers() -> None:
         'attention': 'paper',
         'mask_zero': True,
         'weighting': True,
-        'renormalise': False,
+        'renormalize': False,
     }
     others = {
         'temperature': 0.7,
         'attention': 'released',
         'mask_zero': False,
         'weighting': False,
-        'renormalise': True,
+        'renormalize': True,
     }
     for kwargs, expected in (({}, defaults), (others, others)):
         model = MacGNN(3, 4, 2, 2, **kwargs)
@@ -492,7 +492,7 @@ def test_every_trained_parameter_gets_a_gradient(
         assert parameter.requires_grad is (parameter.grad is not None), name
 
 
-@pytest.mark.parametrize('kwargs', [{}, RELEASED, {'renormalise': True}])
+@pytest.mark.parametrize('kwargs', [{}, RELEASED, {'renormalize': True}])
 def test_counts_of_float32_serve_other_precisions(
     click_log: HeteroData, kwargs: dict[str, Any]
 ) -> None:

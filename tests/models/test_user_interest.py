@@ -27,11 +27,11 @@ def golden_model(**kwargs: Any) -> UserInterest:
     x = torch.tensor([[1.0, -0.5], [-1.0, 0.0], [0.0, 1.0]])
     model = UserInterest(1, {'visual': x}, embedding_dim=2, **kwargs).double()
     with torch.no_grad():
-        model.user.weight.copy_(torch.tensor([[1.0, -0.5]]))
+        model.user_embedding.weight.copy_(torch.tensor([[1.0, -0.5]]))
         model.item_deviation.weight.copy_(torch.tensor([[0.5, 1.0]]).expand(3, 2) - 1)
         model.lin.weight.copy_(torch.tensor([[1.0, 0.0], [0.5, 1.0]]))
-        model.projections[0].weight.copy_(torch.eye(2))
-        model.projections[0].bias.zero_()
+        model.lin_modality[0].weight.copy_(torch.eye(2))
+        model.lin_modality[0].bias.zero_()
     return model
 
 
@@ -43,7 +43,7 @@ def inputs(**kwargs: Any) -> tuple[UserInterest, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     features = {'visual': torch.randn(7, 3), 'text': torch.randn(7, 5)}
     model = UserInterest(4, features, embedding_dim=6, **kwargs)
-    torch.nn.init.normal_(model.user.weight)
+    torch.nn.init.normal_(model.user_embedding.weight)
     torch.nn.init.normal_(model.item_deviation.weight)
     user, item = torch.tensor([0, 1, 3, 3]), torch.tensor([6, 2, 0, 2])
     return model, user, item, torch.tensor([[1, 2, 4], [0, 1, 3], [5, 5, 6], [1, 3, 4]])
@@ -83,6 +83,15 @@ def test_golden_interest_and_loss() -> None:
     assert model.loss(user, item, negative).item() == pytest.approx(GOLDEN_LOSS, abs=1e-12)
     loss = golden_model(logits=True).loss(user, item, negative).item()
     assert loss == pytest.approx(GOLDEN_LOSS_OF_LOGITS, abs=1e-12)
+    # The interests as they enter the loss of S3-Rec's code, and the other reading of eq. 10.
+    target = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    entropy = torch.nn.functional.binary_cross_entropy(
+        scores.flatten().sigmoid(), target, reduction='sum'
+    )
+    assert entropy.item() == pytest.approx(1.524093388239057, abs=1e-12)
+    shared = model.lin(model.x_0[0]) @ (1 + model.item_deviation.weight[0])
+    literal = (shared * model.user_embedding.weight[0]).sigmoid().tolist()
+    assert literal == pytest.approx([0.622459331202, 0.437823499114], abs=1e-11)
 
 
 def test_with_the_positive_the_loss_is_a_cross_entropy() -> None:
@@ -114,8 +123,10 @@ def test_scores_by_hand() -> None:
     interest = model(user, item)
     features = [model.x_0, model.x_1]
     for row, modality in itertools.product(range(4), range(2)):
-        embedding = (1 + model.item_deviation.weight[item[row]]) * model.user.weight[user[row]]
-        attribute = model.lin(model.projections[modality](features[modality])) @ embedding
+        embedding = (1 + model.item_deviation.weight[item[row]]) * model.user_embedding.weight[
+            user[row]
+        ]
+        attribute = model.lin(model.lin_modality[modality](features[modality])) @ embedding
         torch.testing.assert_close(scores[row, :, modality], attribute[negative[row]])
         torch.testing.assert_close(interest[row, modality], attribute[item[row]].sigmoid())
 
@@ -172,7 +183,10 @@ def test_from_data_reads_features_and_which_are_there() -> None:
     assert model.modalities == ('visual', 'text')
     assert torch.equal(model.x_1, data['item'].x_text.index_fill(0, torch.tensor(5), 0))
     assert (~model.has_modality).nonzero().tolist() == [[3, 0], [5, 1]]
-    assert model.user.weight.shape == (30, 4) and model.item_deviation.weight.shape == (20, 4)
+    assert model.user_embedding.weight.shape == (30, 4) and model.item_deviation.weight.shape == (
+        20,
+        4,
+    )
     assert not any('x_' in name or 'has_' in name for name in model.state_dict())
 
 
@@ -215,7 +229,7 @@ def test_only_clicks_before_the_first_label_are_read(by: str) -> None:
     other = clicks.edge_index.clone()
     other[1, early[-1]] = (other[1, early[-1]] + 7) % 20
     changed[CLICKS].edge_index = other
-    assert not torch.equal(fitted(changed).user.weight, first.user.weight)
+    assert not torch.equal(fitted(changed).user_embedding.weight, first.user_embedding.weight)
 
 
 def test_a_fit_depends_on_its_seed_alone() -> None:
@@ -225,7 +239,7 @@ def test_a_fit_depends_on_its_seed_alone() -> None:
     torch.rand(5)
     again, other = fitted(data).state_dict(), fitted(data, seed=1).state_dict()
     assert all(torch.equal(state[name], again[name]) for name in state)
-    assert not torch.equal(state['user.weight'], other['user.weight'])
+    assert not torch.equal(state['user_embedding.weight'], other['user_embedding.weight'])
 
 
 def test_clicks_that_are_listed_twice_are_one_pair() -> None:
@@ -233,7 +247,7 @@ def test_clicks_that_are_listed_twice_are_one_pair() -> None:
     twice = data.clone()
     twice[CLICKS].edge_index = twice[CLICKS].edge_index.repeat(1, 2)
     first, second = fitted(data), fitted(twice)
-    assert torch.equal(first.user.weight, second.user.weight)
+    assert torch.equal(first.user_embedding.weight, second.user_embedding.weight)
     assert torch.equal(first.interest(data), second.interest(twice))
 
 
@@ -242,9 +256,9 @@ def test_who_clicked_everything_is_left_out_of_the_fit() -> None:
     data[CLICKS].edge_index = torch.tensor([[0, 0, 0, 0, 1], [0, 1, 2, 3, 2]])
     torch.manual_seed(0)
     model = UserInterest.from_data(data, embedding_dim=8)
-    before = model.user.weight.detach().clone()
+    before = model.user_embedding.weight.detach().clone()
     model.fit(data, weight_decay=0.0, progress=False)
-    moved = (model.user.weight != before).any(1)
+    moved = (model.user_embedding.weight != before).any(1)
     assert moved.tolist() == [False, True, False]
     data[CLICKS].edge_index = data[CLICKS].edge_index[:, :4]
     with pytest.raises(ValueError, match='did not click, but none of 4 pairs is one'):

@@ -469,8 +469,16 @@ def test_wrong_inputs() -> None:
         ((x, edge_index.int(), edge_weight), TypeError, 'int64, but got torch.int32'),
         ((x, edge_index, edge_weight[1:]), ValueError, rf'\[{size}\].*got \[{size - 1}\]'),
         ((x, edge_index, edge_weight.view(-1, 1)), ValueError, rf'got \[{size}, 1\]'),
-        ((x, far, edge_weight), IndexError, 'from 0 to 5 .* expected them from 0 to 4'),
-        ((x, negative, edge_weight), IndexError, 'from -1 to 4 .* expected them from 0 to 4'),
+        (
+            (x, far, edge_weight),
+            IndexError,
+            "behaviors of 'edge_index' from 0 to 5, .* from 0 to 4",
+        ),
+        (
+            (x, negative, edge_weight),
+            IndexError,
+            "behaviors of 'edge_index' from -1 to 4, .* from 0 to 4",
+        ),
     ):
         with pytest.raises(error, match=message):
             conv(*args)

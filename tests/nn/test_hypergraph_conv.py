@@ -290,6 +290,35 @@ def test_bfloat16_autocast_is_close() -> None:
     torch.testing.assert_close(out.float(), conv(x, index, weight.float()), atol=3e-2, rtol=0)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_counts_thousands(dtype: torch.dtype) -> None:
+    r"""Ones added up in bfloat16 stop at 256, in float16 at 2048."""
+    conv = HypergraphConv(3, 4)
+    x = torch.rand(3000, 3)
+    everybody = torch.stack([torch.arange(3000), torch.zeros(3000, dtype=torch.long)])
+    # Node 0 is in 3,000 hyperedges, each with one other node.
+    pairs = torch.stack([torch.zeros(3000, dtype=torch.long), torch.arange(3000)])
+    others = torch.stack([torch.arange(3000), torch.arange(3000)])
+    for index in (everybody, torch.cat([pairs, others], dim=1)):
+        expected = conv(x, index)
+        with torch.autocast('cpu', dtype=dtype):
+            out = conv(x, index)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+        half = copy.deepcopy(conv).to(dtype)(x.to(dtype), index)
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_weights_of_another_precision() -> None:
+    index, weight = hypergraph()
+    conv = HypergraphConv(3, 4)
+    x = torch.randn(9, 3)
+    out = conv(x, index, weight.double())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, conv(x, index, weight.float()))
+
+
 def test_copies_agree() -> None:
     index, weight = hypergraph()
     conv = HypergraphConv(3, 4, bias=True)
@@ -335,12 +364,18 @@ def test_wrong_inputs() -> None:
         ((x, index.int()), TypeError, 'int64, but got torch.int32'),
         ((x, index, weight.view(2, 3)), ValueError, r'\[num_hyperedges\], but got \[2, 3\]'),
         ((x, index, weight, 7), ValueError, r"'num_hyperedges' is 7 .* has shape \[6\]"),
-        ((x, far), IndexError, 'nodes from 0 to 9 .* expected them from 0 to 8'),
-        ((x, negative), IndexError, 'nodes from -1 to 8 .* expected them from 0 to 8'),
-        ((x, beyond, weight), IndexError, 'hyperedges from 0 to 6 .* expected them from 0 to 5'),
-        ((x, index, None, 4), IndexError, 'hyperedges from 0 to 5 .* expected them from 0 to 3'),
-        ((x, index, below), ValueError, 'of 0 or more, but got -0.5: .*softplus'),
-        ((x, index, undefined), ValueError, 'of 0 or more, but got nan'),
+        ((x, far), IndexError, "nodes of 'hyperedge_index' from 0 to 9, .* from 0 to 8"),
+        ((x, negative), IndexError, "nodes of 'hyperedge_index' from -1 to 8, .* from 0 to 8"),
+        ((x, beyond, weight), IndexError, 'hyperedges of .* from 0 to 6, .* from 0 to 5'),
+        (
+            (x, index, None, 4),
+            IndexError,
+            "hyperedges of 'hyperedge_index' from 0 to 5, .* from 0 to 3",
+        ),
+        ((x, index, weight > 0), TypeError, "'hyperedge_weight' of floats, but got torch.bool"),
+        ((x, index, below), ValueError, 'of 0 or more and finite, but got -0.5: .*softplus'),
+        ((x, index, undefined), ValueError, 'of 0 or more and finite, but got nan'),
+        ((x, index, weight / 0), ValueError, 'of 0 or more and finite, but got inf'),
     ):
         with pytest.raises(error, match=message):
             conv(*args)

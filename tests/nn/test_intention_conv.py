@@ -264,7 +264,9 @@ def test_children_that_do_not_exist_and_matrices_raise() -> None:
     for child in (-1, 5):
         edge_index = torch.tensor([[child, 1], [0, 0]])
         low, high = min(child, 1), max(child, 1)
-        with pytest.raises(IndexError, match=f'children from {low} to {high}.* from 0 to 4'):
+        with pytest.raises(
+            IndexError, match=f"children of 'edge_index' from {low} to {high}, .* from 0 to 4"
+        ):
             conv((x, center), edge_index, intention)
     matrix = torch.eye(5).to_sparse()
     with pytest.raises(TypeError, match='list edges, whose order tells the newest child'):

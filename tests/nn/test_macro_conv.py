@@ -12,7 +12,7 @@ from mag.nn import MacroConv
 
 FORMS = ['edge_index', 'SparseTensor', 'coo', 'csr']
 OPTIONS = [
-    dict(zip(('attention', 'mask_zero', 'weighting', 'renormalise'), values))
+    dict(zip(('attention', 'mask_zero', 'weighting', 'renormalize'), values))
     for values in itertools.product(
         ('paper', 'released'), (True, False), (True, False), (True, False)
     )
@@ -72,7 +72,7 @@ def by_the_formula(conv: MacroConv, x_macro: Tensor, x_target: Tensor, counts: T
             alpha = score[q] / sum(score.values()) if conv.attention == 'paper' else 1.0
             product[q] = size[q] / sum(size.values()) * alpha
         for q in nodes:
-            weight = product[q] / (sum(product.values()) if conv.renormalise else 1.0)
+            weight = product[q] / (sum(product.values()) if conv.renormalize else 1.0)
             out[v] += weight * (conv.lin_value.weight @ x_macro[q])
     return out
 
@@ -256,18 +256,18 @@ def test_a_large_temperature_makes_the_weights_uniform_over_the_present_nodes() 
         assert weights[0].tolist() == pytest.approx([0.2] * 5, abs=1e-7)
 
 
-def test_the_two_softmaxes_multiply_unless_they_are_renormalised() -> None:
+def test_the_two_softmaxes_multiply_unless_they_are_renormalized() -> None:
     counts = torch.ones(1, 4, dtype=torch.float64)
     # Zero targets make the attention uniform: 1/4 of 1/4 each, as M6 of the paper has it.
     assert macro_weights(counts, attention='paper')[0].tolist() == pytest.approx([1 / 16] * 4)
-    renormalised = macro_weights(counts, attention='paper', renormalise=True)
-    assert renormalised[0].tolist() == pytest.approx([1 / 4] * 4)
+    renormalized = macro_weights(counts, attention='paper', renormalize=True)
+    assert renormalized[0].tolist() == pytest.approx([1 / 4] * 4)
 
 
 @pytest.mark.parametrize('form', ['dense', *FORMS])
-@pytest.mark.parametrize('renormalise', [False, True])
-def test_an_empty_hop_gives_zero_and_finite_gradients(form: str, renormalise: bool) -> None:
-    conv = MacroConv(3, 4, renormalise=renormalise)
+@pytest.mark.parametrize('renormalize', [False, True])
+def test_an_empty_hop_gives_zero_and_finite_gradients(form: str, renormalize: bool) -> None:
+    conv = MacroConv(3, 4, renormalize=renormalize)
     x_macro, x_target, counts = inputs()
     x_macro.requires_grad_()
     x_target.requires_grad_()
@@ -399,8 +399,8 @@ def test_reset_parameters() -> None:
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        ({'in_channels': 0}, "'in_channels' and 'out_channels' must be positive, but got 0 and 4"),
-        ({'out_channels': -1}, 'but got 3 and -1'),
+        ({'in_channels': 0}, "'in_channels' must be a positive integer, but got 0"),
+        ({'out_channels': -1}, "'out_channels' must be a positive integer, but got -1"),
         ({'temperature': 0.0}, "'temperature' must be a positive number, but got 0.0"),
         ({'temperature': math.nan}, "'temperature' must be a positive number, but got nan"),
         ({'attention': 'new'}, "'attention' must be 'paper' or 'released', but got 'new'"),
@@ -435,5 +435,5 @@ def test_wrong_inputs() -> None:
 def test_repr() -> None:
     assert repr(MacroConv(3, 4, temperature=1.9, attention='released')) == (
         "MacroConv(3, 4, temperature=1.9, attention='released', mask_zero=True, weighting=True, "
-        'renormalise=False)'
+        'renormalize=False)'
     )

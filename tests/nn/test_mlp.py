@@ -56,9 +56,17 @@ def test_copies_agree() -> None:
         assert torch.equal(twin(x), mlp(x))
 
 
-@pytest.mark.parametrize('channels', [[], [3], [3, 0, 1], [3, -1]])
-def test_wrong_channels(channels: Sequence[int]) -> None:
-    with pytest.raises(ValueError, match="'channels' must hold two positive sizes or more"):
+@pytest.mark.parametrize(
+    ('channels', 'message'),
+    [
+        ([], "'channels' must hold two sizes or more, but got"),
+        ([3], "'channels' must hold two sizes or more, but got"),
+        ([3, 0, 1], r"'channels\[1\]' must be a positive integer, but got 0"),
+        ([3, -1], r"'channels\[1\]' must be a positive integer, but got -1"),
+    ],
+)
+def test_wrong_channels(channels: Sequence[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MLP(channels)
 
 

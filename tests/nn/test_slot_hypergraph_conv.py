@@ -86,6 +86,30 @@ def test_another_slot_changes_nothing() -> None:
         )
 
 
+def test_hyperedges_in_any_order_and_slots_far_apart() -> None:
+    graph = hypergraph()
+    x = torch.randn(NUM_NODES, 5, dtype=torch.double)
+    node = torch.arange(NUM_NODES).repeat(NUM_SLOTS)
+    slot = torch.arange(NUM_SLOTS).repeat_interleave(NUM_NODES)
+    expected = build(**graph)(x, node, slot)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    member = torch.randperm(54, generator=torch.Generator().manual_seed(1))
+    mixed = {
+        # What was hyperedge 4 is now where 4 is in the order.
+        'hyperedge_index': torch.stack(
+            [graph['hyperedge_index'][0], order.argsort()[graph['hyperedge_index'][1]]]
+        )[:, member],
+        'hyperedge_slot': graph['hyperedge_slot'][order] * 2**40,
+        'hyperedge_weight': graph['hyperedge_weight'][order],
+    }
+    torch.testing.assert_close(build(**mixed)(x, node, slot * 2**40), expected)
+
+
+def test_repr_tells_what_it_was_built_of() -> None:
+    text = 'SlotHypergraphConv(5, num_layers=2, num_nodes=12, num_slots=3, weighted)'
+    assert repr(build()) == text
+
+
 def test_slots_without_hyperedges_know_no_node() -> None:
     x = torch.randn(NUM_NODES, 5, dtype=torch.double)
     node, slot = torch.tensor([0, 1, 2, 3]), torch.tensor([-1, 2, NUM_SLOTS, 99])
@@ -126,12 +150,24 @@ def test_what_does_not_exist_raises() -> None:
     for row, name in ((0, 'nodes'), (1, 'hyperedges')):
         other = graph['hyperedge_index'].clone()
         other[row, 0] = 99
-        with pytest.raises(IndexError, match=f'found {name} from 0 to 99'):
+        with pytest.raises(IndexError, match=f"found {name} of 'hyperedge_index' from 0 to 99"):
             build(**{**graph, 'hyperedge_index': other})
+    for name, value, error, message in (
+        ('hyperedge_slot', graph['hyperedge_slot'].view(2, 9), ValueError, r'but got \[2, 9\]'),
+        ('hyperedge_slot', graph['hyperedge_slot'].float(), TypeError, 'but got torch.float32'),
+        ('hyperedge_index', graph['hyperedge_index'][0], ValueError, r'but got \[54\]'),
+        ('hyperedge_index', graph['hyperedge_index'].int(), TypeError, 'but got torch.int32'),
+        ('hyperedge_weight', graph['hyperedge_weight'][:3], ValueError, r'shape \[3\]'),
+        ('hyperedge_weight', -graph['hyperedge_weight'], ValueError, 'of 0 or more'),
+    ):
+        with pytest.raises(error, match=message):
+            build(**{**graph, name: value})
     with pytest.raises(ValueError, match="'hyperedge_slot' must be 0 or more, but got -1"):
         build(**{**graph, 'hyperedge_slot': graph['hyperedge_slot'] - 1})
     conv, x = build(), torch.randn(NUM_NODES, 5, dtype=torch.double)
     with pytest.raises(IndexError, match='nodes from -1 to -1, but expected them from 0 to 11'):
         conv(x, torch.tensor([-1]), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r'a slot for each node, .* shape \[2\] and .* \[1\]'):
+        conv(x, torch.tensor([1, 2]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r'features of 12 nodes, but got shape \[11, 5\]'):
         conv(x[1:], torch.tensor([1]), torch.tensor([0]))

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import pickle
 from collections import Counter, defaultdict
@@ -292,6 +293,34 @@ def test_slots_are_asked_for() -> None:
     del data[CLICKS].slot
     with pytest.raises(ValueError, match=r"InterestHypergraph needs .* to have \['slot'\]"):
         InterestHypergraph()(data)
+
+
+def test_later_slots_change_no_draw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 30, 20
+    data['user'].interest = torch.rand(30, 2, generator=generator)
+    clicks = data[CLICKS]
+    clicks.edge_index = torch.stack(
+        [torch.randint(size, (900,), generator=generator) for size in (30, 20)]
+    )
+    clicks.slot = torch.arange(900) // 300
+    first = copy.copy(data)
+    first[CLICKS].edge_index, first[CLICKS].slot = clicks.edge_index[:, :600], clicks.slot[:600]
+    for seed in range(3):
+        transform = InterestHypergraph(max_size=3, seed=seed)
+        whole, part = transform(data), transform(first)
+        for node_type in ('user', 'item'):
+            early, all_of = part[node_type], whole[node_type]
+            size = early.hyperedge_index[1].bincount()
+            assert size.max() == 3
+            num = early.hyperedge_slot.numel()
+            assert num < all_of.hyperedge_slot.numel()
+            kept = all_of.hyperedge_index[1] < num
+            assert torch.equal(all_of.hyperedge_index[:, kept], early.hyperedge_index)
+            for name in ('slot', 'modality', 'weight'):
+                name = f'hyperedge_{name}'
+                assert torch.equal(all_of[name][:num], early[name])
 
 
 def test_repr() -> None:
