@@ -25,6 +25,13 @@ Conversions, of GMCM and its variants, are in conversion_accuracy.py:
     python benchmarks/accuracy.py table-conversion benchmarks/results/conversion-*.json \
         --findings benchmarks/results/conversion-findings.md > benchmarks/conversion.md
 
+Search and recommendation, of SRJGraph and what it is compared with, are in search_accuracy.py:
+
+    python benchmarks/accuracy.py run-search --dataset market occasions \
+        --out benchmarks/results/search-market.json
+    python benchmarks/accuracy.py table-search benchmarks/results/search-*.json \
+        --findings benchmarks/results/search-findings.md > benchmarks/search.md
+
 Items with several modalities, of HyperCTR and what it is compared with, are in video_accuracy.py:
 
     python benchmarks/accuracy.py run-video --dataset market \

@@ -26,7 +26,6 @@ from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
-CLICKS = ('user', 'clicks', 'item')
 EMBEDDING_DIM = 32
 EXPOSURES_PER_USER = 100
 # So many that a popular item has hundreds of users in a slot.

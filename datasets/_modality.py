@@ -9,11 +9,13 @@ def name_modalities(paths: list[str]) -> dict[str, str]:
     r"""From the name of each modality to its file, in the order of names.
 
     Raises:
-        ValueError: If two files are of one modality.
+        ValueError: If two files are of one modality, or a file is of none.
     """
     files: dict[str, str] = {}
     for path in paths:
         name = osp.basename(path).removesuffix('.npy').removesuffix('_feat')
+        if not name:
+            raise ValueError(f'{path} names no modality; expected <modality>_feat.npy')
         if name in files:
             raise ValueError(
                 f'{files[name]} and {path} are both of the modality {name!r}; expected one'
@@ -71,6 +73,8 @@ def _open(path: str) -> np.ndarray:
         features = np.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f'{path} is no NumPy file of numbers: {error}') from error
+    if not isinstance(features, np.ndarray):
+        raise ValueError(f'{path} is an archive of arrays; expected one array, as np.save writes')
     if features.ndim != 2 or features.dtype.kind not in 'fiu' or features.shape[1] == 0:
         raise ValueError(
             f'{path} holds {features.dtype} of shape {list(features.shape)}; expected numbers of '

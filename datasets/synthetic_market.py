@@ -202,7 +202,6 @@ class _World:
     def __init__(
         self, rng: np.random.Generator, num_users: int, num_items: int, num_groups: int
     ) -> None:
-        self.num_groups = num_groups
         self.num_categories = num_groups * _CATEGORIES_PER_GROUP
         self.num_terms = 1 + self.num_categories * _TERMS_PER_CATEGORY
         self.num_brands, self.num_sellers, self.num_prices, self.num_ages = (

@@ -63,7 +63,11 @@ def main() -> None:
     data = InterestHypergraph(seed=args.seed)(data)
     truth = data.truth['preferred_modality'] if 'truth' in data else None
     if truth is not None:
-        found = auroc(data['user'].interest.flatten(), one_hot(truth).flatten(), task='binary')
+        found = auroc(
+            data['user'].interest.flatten(),
+            one_hot(truth, len(interest.modalities)).flatten(),
+            task='binary',
+        )
         print(f'Interests tell the modality that each user prefers with an AUC of {found:.3f}')
 
     def load(part: HeteroData, shuffle: bool = False) -> HistoryLoader:
@@ -121,7 +125,9 @@ def parse_args() -> argparse.Namespace:
     log.add_argument('--root', default='data', help='where raw files and caches go')
     log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
     log.add_argument(
-        '--slot-days', type=float, help='length of a slot; default: 4 on synthetic, 30 on movielens'
+        '--slot-days',
+        type=float,
+        help='length of a slot; default: 4 on synthetic, 30 on movielens; not for tiktok',
     )
 
     model = parser.add_argument_group('model and training')
@@ -168,7 +174,7 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
     else:
         movies = MovieLens(root, args.dataset.removeprefix('movielens-'))
         data = TextFeatures(movies.texts, sentence_encoder())(movies[0])
-    slot_days = args.slot_days or SLOT_DAYS[args.dataset]
+    slot_days = SLOT_DAYS[args.dataset] if args.slot_days is None else args.slot_days
     data = TimeSlots(int(slot_days * DAY))(data)
     return data, TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data)
 

@@ -40,11 +40,11 @@ class ClickModule(LightningModule):
     ) -> None:
         super().__init__()
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f'model must be a torch.nn.Module, but got {type(model).__name__}.')
+            raise TypeError(f"'model' must be a torch.nn.Module, but got {type(model).__name__}.")
         if not 0 < learning_rate < math.inf:
-            raise ValueError(f'learning_rate must be positive, but got {learning_rate}.')
+            raise ValueError(f"'learning_rate' must be positive, but got {learning_rate}.")
         if not 0 <= weight_decay < math.inf:
-            raise ValueError(f'weight_decay must be at least 0, but got {weight_decay}.')
+            raise ValueError(f"'weight_decay' must be at least 0, but got {weight_decay}.")
         self.save_hyperparameters(ignore='model', logger=False)
         self.model = model
         self.learning_rate = learning_rate

@@ -68,9 +68,9 @@ def propensity_weights(
         ValueError: If :obj:`weighting` is unknown or :obj:`floor` is no probability above 0.
     """
     if weighting not in WEIGHTINGS:
-        raise ValueError(f'weighting must be one of {WEIGHTINGS}, but got {weighting!r}.')
+        raise ValueError(f"'weighting' must be one of {WEIGHTINGS}, but got {weighting!r}.")
     if not 0 < floor <= 1:
-        raise ValueError(f'floor must be a probability above 0, but got {floor!r}.')
+        raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
     click = click.float()
     if weighting == 'clicks':
         return click / click.sum().clamp(min=1)

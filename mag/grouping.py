@@ -85,6 +85,9 @@ class Grouping:
         r"""Returns the cluster with the nearest centroid for each row of :obj:`x`, shape
         :obj:`[N]`.
 
+        Args:
+            x (torch.Tensor): Rows as those it was fitted on, shape :obj:`[N, F]`.
+
         Raises:
             RuntimeError: If the grouping has not been fitted.
             ValueError: If :obj:`x` has another width than the rows it was fitted on.
@@ -103,7 +106,14 @@ class Grouping:
         return torch.from_numpy(cluster[:, 0].astype(np.int64))
 
     def save(self, path: str | os.PathLike) -> None:
-        r"""Writes arguments and centroids to :obj:`path`, under a temporary name first."""
+        r"""Writes arguments and centroids to :obj:`path`, under a temporary name first.
+
+        Args:
+            path (str or os.PathLike): The file.
+
+        Raises:
+            RuntimeError: If the grouping has not been fitted.
+        """
         if self.centroids is None:
             raise RuntimeError(f'{self!r} has not been fitted: there is nothing to save.')
         temporary = Path(f'{os.fspath(path)}.{os.getpid()}.tmp')
@@ -117,7 +127,11 @@ class Grouping:
     def load(cls, path: str | os.PathLike) -> 'Grouping':
         r"""Reads what :meth:`save` wrote.
 
+        Args:
+            path (str or os.PathLike): The file.
+
         Raises:
+            FileNotFoundError: If there is no file.
             ValueError: If the file is no saved grouping.
         """
         try:

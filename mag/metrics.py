@@ -89,7 +89,7 @@ def group_auroc(
 
 
 def _count_pairs(preds: Tensor, clicked: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each group its positives, its negatives, and twice the pairs that are ordered rightly."""
+    r"""Of each group its positives, its negatives, and twice the pairs that are ordered rightly."""
     # Group, prediction and target of a row are packed into one integer (31, 32 and 1 bits), because
     # sorting values is several times faster than sorting an order to gather by.
     if int(group.max()) >= 2**30:
@@ -117,7 +117,7 @@ def _count_pairs(preds: Tensor, clicked: Tensor, group: Tensor) -> tuple[Tensor,
 
 
 def _order(preds: Tensor) -> Tensor:
-    """32-bit integers in the order of the predictions, equal where these are equal."""
+    r"""32-bit integers in the order of the predictions, equal where these are equal."""
     narrow = preds.float()
     if preds.dtype == torch.double and not torch.equal(narrow.double(), preds):
         return preds.unique(return_inverse=True)[1] - 2**31
@@ -128,7 +128,7 @@ def _order(preds: Tensor) -> Tensor:
 
 
 def _ends(values: Tensor) -> Tensor:
-    """The position after each run of equal values."""
+    r"""The position after each run of equal values."""
     return F.pad((values[1:] != values[:-1]).nonzero().view(-1) + 1, (0, 1), value=values.numel())
 
 
@@ -142,21 +142,23 @@ def _differences(values: Tensor) -> Tensor:
 
 def _check_weighting(weighting: str) -> None:
     if weighting not in WEIGHTINGS:
-        raise ValueError(f'weighting must be one of {WEIGHTINGS}, but got {weighting!r}.')
+        raise ValueError(f"'weighting' must be one of {WEIGHTINGS}, but got {weighting!r}.")
 
 
 def _check_rows(preds: Tensor, target: Tensor, group: Tensor) -> None:
     rows = {'preds': preds, 'target': target, 'group': group}
     for name, value in rows.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f'{name} must be a tensor, but got {type(value).__name__}.')
+            raise TypeError(f"'{name}' must be a tensor, but got {type(value).__name__}.")
     if preds.dim() != 1 or not preds.shape == target.shape == group.shape:
         shapes = ', '.join(f'{name} {list(value.shape)}' for name, value in rows.items())
-        raise ValueError(f'preds, target and group must have one shape [N], but got {shapes}.')
+        raise ValueError(
+            f"'preds', 'target' and 'group' must have one shape [N], but got {shapes}."
+        )
     if not preds.is_floating_point():
-        raise TypeError(f'preds must be floating point, but got {preds.dtype}.')
+        raise TypeError(f"'preds' must be floating point, but got {preds.dtype}.")
     if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
-        raise TypeError(f'group must be integers, one id a row, but got {group.dtype}.')
+        raise TypeError(f"'group' must be integers, one id a row, but got {group.dtype}.")
 
 
 class GroupAUROC(Metric):

@@ -77,8 +77,10 @@ def check_features(features: Mapping[str, Tensor], reader: str) -> int:
             f'{shapes}.'
         )
     for name, x in features.items():
-        if not bool(x.isfinite().all()):
-            row = int((~x.isfinite()).any(1).nonzero()[0])
+        # Models read float32, of which some doubles are beyond.
+        bad = ~x.float().isfinite()
+        if bool(bad.any()):
+            row = int(bad.any(1).nonzero()[0])
             raise ValueError(
                 f"{reader} found NaN or infinite features '{name}', first of item {row}: an item "
                 f'without a modality has a row of zeros.'

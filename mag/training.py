@@ -254,7 +254,7 @@ def _check_arguments(
             f'wrap the model, as in ClickModule(model, learning_rate=1e-2).'
         )
     if monitor not in MONITORS:
-        raise ValueError(f'monitor must be one of {tuple(MONITORS)}, but got {monitor!r}.')
+        raise ValueError(f"'monitor' must be one of {tuple(MONITORS)}, but got {monitor!r}.")
     sampler = getattr(train_loader, 'sampler', None)
     if not (hasattr(sampler, 'set_epoch') and hasattr(sampler, 'skip')):
         raise TypeError(
@@ -342,7 +342,7 @@ def _delete_run(directory: str) -> None:
 
 @contextmanager
 def _gentle_interrupt(state: RunState) -> Iterator[None]:
-    """Ctrl-C lets the run write a checkpoint first; a second one stops it at once."""
+    r"""Ctrl-C lets the run write a checkpoint first; a second one stops it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,8 @@
 import torch
 from torch import Tensor
 
+from mag.schema import require_range
+
 
 class UnclickedItems:
     r"""The items that each user did not click, to draw negatives from: exactly, without lists of
@@ -23,11 +25,14 @@ class UnclickedItems:
         count (torch.Tensor): How many items each user did not click, shape :obj:`[num_users]`.
 
     Raises:
+        IndexError: If a user or an item does not exist.
         ValueError: If pairs do not ascend.
     """
 
     def __init__(self, pairs: Tensor, num_users: int, num_items: int) -> None:
         user, item = pairs
+        require_range('UnclickedItems', 'users', user, num_users)
+        require_range('UnclickedItems', 'items', item, num_items)
         key = user * num_items + item
         if bool((key[1:] <= key[:-1]).any()):
             raise ValueError(

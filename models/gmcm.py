@@ -252,6 +252,9 @@ class GMCM(torch.nn.Module):
         Returns:
             The logits of click, conversion and behaviors, see
             :class:`~mag.conversion_loss.ConversionLogits`.
+
+        Raises:
+            ValueError: If the batch has another number of features.
         """
         if batch.dense.size(1) != self.mean.numel():
             raise ValueError(
@@ -277,8 +280,12 @@ class GMCM(torch.nn.Module):
         return ConversionLogits(click, _divide(conversion, click), behavior, both=conversion)
 
     def behavior_embedding(self, x: Tensor) -> Tensor:
-        r"""The embeddings of the behaviors (eq. 13 to 15), shape :obj:`[B, N, hidden_channels]`,
-        from the features of exposures."""
+        r"""The embeddings of the behaviors (eq. 13 to 15), shape :obj:`[B, N, hidden_channels]`.
+
+        Args:
+            x (torch.Tensor): Features of exposures, the dense ones standardized and before the
+                embeddings of the others, shape :obj:`[B, F]`.
+        """
         hidden = torch.einsum('bc,nch->bnh', self.trunk(x), self.behavior_weight)
         hidden = F.leaky_relu(hidden, _SLOPE)
         for conv in self.convs:
@@ -313,6 +320,13 @@ class GMCM(torch.nn.Module):
 
         A batch without clicks has no loss of conversion and behaviors, but for those over all
         exposures.
+
+        Args:
+            logits (ConversionLogits): What :meth:`forward` returned for the batch.
+            batch (ExposureBatch): The exposures, with their labels.
+
+        Returns:
+            The loss, a scalar.
 
         Raises:
             ValueError: If the batch has no clicks, conversions or behaviors to learn from.

@@ -185,13 +185,20 @@ class MacGNN(torch.nn.Module):
 
         Returns:
             The logit of each click, shape :obj:`[B]`.
+
+        Raises:
+            ValueError: If the batch has fewer hops than the model reads, or no recent neighbors.
         """
         return self.head(self.features(batch)).squeeze(-1)
 
     def features(self, batch: PairBatch) -> Tensor:
         r"""What the head reads, shape :obj:`[B, 14 d]` with two hops and everything on, in the
         order :math:`[\mathbf{e}_u, \mathbf{z}_u^{(1)}, \ldots, \mathbf{z}_u^{rs}, \mathbf{e}_i,
-        \mathbf{z}_i^{(1)}, \ldots, \mathbf{z}_i^{rs}]`."""
+        \mathbf{z}_i^{(1)}, \ldots, \mathbf{z}_i^{rs}]`.
+
+        Args:
+            batch (PairBatch): Pairs with their macro rows; for the errors see :meth:`forward`.
+        """
         user = self.user_embedding(batch.user + 1)
         item = self.item_embedding(batch.item + 1)
         target = {'user': user, 'item': item}

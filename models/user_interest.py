@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from mag.schema import (
     history_clock,
     require,
     require_cpu,
+    require_integers,
     require_positive_integers,
+    window_of_click,
 )
 from mag.unclicked_items import UnclickedItems
 
@@ -209,12 +212,18 @@ class UserInterest(torch.nn.Module):
                 (default: :obj:`True`)
 
         Raises:
-            ValueError: If there is no click to learn from, or the data has other numbers of users
-                and items.
+            FloatingPointError: If the loss becomes NaN or infinite.
+            ValueError: If a number is out of range, there is no click to learn from, or the data
+                has other numbers of users and items.
         """
         require_positive_integers(
             num_epochs=num_epochs, batch_size=batch_size, num_negatives=num_negatives
         )
+        require_integers(0, seed=seed)
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"'learning_rate' must be positive, but got {learning_rate}.")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"'weight_decay' must be at least 0, but got {weight_decay}.")
         pairs = self._positives(data)
         unclicked = UnclickedItems(pairs, self.num_users, self.num_items)
         # Who clicked everything has no negatives.
@@ -239,7 +248,13 @@ class UserInterest(torch.nn.Module):
                 negative = unclicked.draw(user[rows], num_negatives, generator)
                 batch = (tensor.to(device) for tensor in (user[rows], item[rows], negative))
                 optimizer.zero_grad()
-                self.loss(*batch).backward()
+                loss = self.loss(*batch)
+                if not loss.isfinite():
+                    raise FloatingPointError(
+                        f'The loss of UserInterest became {loss.item()} with learning_rate='
+                        f'{learning_rate}: a smaller one may help.'
+                    )
+                loss.backward()
                 optimizer.step()
         return self
 
@@ -248,6 +263,9 @@ class UserInterest(torch.nn.Module):
         r"""The interest matrix :math:`\mathbf{F}`: of each user and modality, the mean of :math:`f`
         over the items with features there that the user clicked before the first cutoff of
         :obj:`data`. A user without any has 0.
+
+        Args:
+            data (HeteroData): A log, or a part of one.
 
         Returns:
             Interests between 0 and 1, shape :obj:`[num_users, M]`.
@@ -261,7 +279,7 @@ class UserInterest(torch.nn.Module):
         count = torch.zeros_like(total)
         for rows in torch.arange(user.numel()).split(_CHUNK):
             who, what = user[rows].to(device), item[rows].to(device)
-            total.index_add_(0, who, self(who, what))
+            total.index_add_(0, who, self(who, what).float())
             count.index_add_(0, who, self.has_modality[what].to(count.dtype))
         return (total / count.clamp(min=1)).cpu()
 
@@ -278,7 +296,8 @@ class UserInterest(torch.nn.Module):
         clicks = data[CLICKS]
         edge_index = clicks.edge_index
         if 'cutoff' in clicks:
-            edge_index = edge_index[:, history_clock(data) < clicks.cutoff.min()]
+            window_of_click(data, 'UserInterest')
+            edge_index = edge_index[:, history_clock(data) < torch.as_tensor(clicks.cutoff).min()]
         pairs = (edge_index[0] * self.num_items + edge_index[1]).unique()
         return torch.stack([pairs // self.num_items, pairs % self.num_items])
 

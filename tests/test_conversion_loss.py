@@ -124,7 +124,7 @@ def test_unknown_weighting() -> None:
 
 @pytest.mark.parametrize('floor', [0.0, -0.1, 1.5, math.nan])
 def test_floor_that_is_no_probability(floor: float) -> None:
-    with pytest.raises(ValueError, match=f'floor must be a probability above 0, but got {floor}'):
+    with pytest.raises(ValueError, match=f"'floor' must be a probability above 0, but got {floor}"):
         propensity_weights(CLICK, CLICK_LOGIT, floor=floor)
 
 

@@ -65,6 +65,11 @@ def test_wrong_data() -> None:
             ValueError,
             "NaN or infinite features 'text', first of item 1",
         ),
+        (
+            {'text': torch.tensor([[1.0], [1e300]], dtype=torch.double)},
+            ValueError,
+            "NaN or infinite features 'text', first of item 1",
+        ),
     ],
 )
 def test_wrong_features(features: Any, error: type[Exception], message: str) -> None:

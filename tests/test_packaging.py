@@ -97,6 +97,7 @@ def test_metadata(wheel: Path) -> None:
     assert 'torch-geometric<2.9,>=2.8' in requirements
     assert 'torch-scatter==2.1.2; extra == "sparse"' in requirements
     assert 'torch-sparse==0.6.18; extra == "sparse"' in requirements
+    assert 'wordllama; extra == "text"' in requirements
 
 
 IMPORT_ALL = """

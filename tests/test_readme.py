@@ -1,4 +1,5 @@
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_links_lead_somewhere() -> None:
     assert len(targets) > 8
     for target in targets:
         assert target.startswith('https://') or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize('package', ['datasets', 'loader', 'models', 'nn', 'transforms'])
+def test_everything_public_is_named(package: str) -> None:
+    names = importlib.import_module(f'mag.{package}').__all__
+    # Batches are what loaders return.
+    public = [name for name in names if not name.endswith('Batch')]
+    assert public and [name for name in public if not re.search(rf'`{name}\b', TEXT)] == []
 
 
 def test_commands_are_in_the_makefile() -> None:

@@ -727,9 +727,9 @@ def test_bad_models() -> None:
     with pytest.raises(TypeError, match=r'torch.nn.Module, but got str'):
         ClickModule('model')  # type: ignore[arg-type]
     for learning_rate in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f'learning_rate must be .* but got {learning_rate}'):
+        with pytest.raises(ValueError, match=f"'learning_rate' must be .* but got {learning_rate}"):
             ClickModule(TinyModel(), learning_rate=learning_rate)
-    with pytest.raises(ValueError, match='weight_decay must be at least 0, but got -1'):
+    with pytest.raises(ValueError, match="'weight_decay' must be at least 0, but got -1"):
         ClickModule(TinyModel(), weight_decay=-1)
 
 

@@ -49,3 +49,10 @@ def test_who_clicked_everything_has_nothing_to_draw() -> None:
 def test_pairs_in_disorder(pairs: list[list[int]]) -> None:
     with pytest.raises(ValueError, match='once, in ascending order, .* pass pairs.unique'):
         UnclickedItems(torch.tensor(pairs), 2, 4)
+
+
+def test_pairs_of_nobody() -> None:
+    with pytest.raises(IndexError, match='users from 0 to 2, but expected them from 0 to 1'):
+        UnclickedItems(torch.tensor([[0, 2], [1, 1]]), 2, 4)
+    with pytest.raises(IndexError, match='items from 1 to 4, but expected them from 0 to 3'):
+        UnclickedItems(torch.tensor([[0, 1], [1, 4]]), 2, 4)

@@ -17,8 +17,8 @@ _CHUNK = 2**20
 
 @functional_transform('behavior_graph')
 class BehaviorGraph(BaseTransform):
-    r"""Counts which micro-behaviors happen after the same click, the purchase-related micro
-    behavior graph from the `"GMCM: Graph-based Micro-behavior Conversion Model for Post-click
+    r"""Counts which micro-behaviors happen after the same click, the purchase-related
+    micro-behavior graph from the `"GMCM: Graph-based Micro-behavior Conversion Model for Post-click
     Conversion Rate Estimation" <https://doi.org/10.1145/3397271.3401425>`_ paper
 
     .. math::
@@ -65,7 +65,15 @@ class BehaviorGraph(BaseTransform):
         self.count: Tensor | None = None
 
     def fit(self, data: HeteroData) -> 'BehaviorGraph':
-        r"""Counts the pairs of behaviors after the clicks of :obj:`data`, a training part."""
+        r"""Counts the pairs of behaviors after the clicks of a training part.
+
+        Args:
+            data (HeteroData): The part, whose exposures have :obj:`edge_label_behavior`.
+
+        Raises:
+            ValueError: If behaviors are missing, have another shape or are neither 0 nor 1, or
+                nobody clicked.
+        """
         require(
             data,
             'BehaviorGraph',

@@ -126,7 +126,16 @@ class MacroCoarsen(BaseTransform):
         self._num_columns: dict[str, int] = {}
 
     def fit(self, data: HeteroData) -> 'MacroCoarsen':
-        r"""Learns the clusters from the history of :obj:`data`, a training part."""
+        r"""Learns the clusters from the history of a training part, of its first window if it
+        rolls.
+
+        Args:
+            data (HeteroData): The part.
+
+        Raises:
+            ValueError: If an attribute that groups are made of is missing, or there are fewer nodes
+                with a click than clusters.
+        """
         require(data, 'MacroCoarsen', 'edge_index')
         require_cpu(data, 'MacroCoarsen')
         window, _ = window_of_click(data, 'MacroCoarsen')
@@ -232,7 +241,7 @@ class MacroCoarsen(BaseTransform):
             behavior = given.get(node_type, 'macro' if by_attribute else 'raw')
             if behavior not in ('macro', 'raw'):
                 raise ValueError(
-                    f"'behavior' must be 'macro' or 'raw', but is {behavior!r} for '{node_type}'."
+                    f"'behavior' must be 'macro' or 'raw', but got {behavior!r} for '{node_type}'."
                 )
             behaviors[node_type] = behavior
         if behaviors == {'user': 'macro', 'item': 'macro'}:
@@ -292,7 +301,7 @@ class MacroCoarsen(BaseTransform):
             )
             raise TypeError(
                 f"'groups' names data['{node_type}'].{name}, which must be a long tensor of shape "
-                f'[{num_nodes}] to be clusters, but is {got}.'
+                f'[{num_nodes}] to be clusters, but got {got}.'
             )
         num = data[node_type].get(f'num_{name}')
         if value.numel() > 0 and (value.min() < 0 or (num is not None and value.max() >= num)):

@@ -1,5 +1,5 @@
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
+
+from mag.schema import require
 
 
 @functional_transform('text_features')
@@ -25,7 +27,7 @@ class TextFeatures(BaseTransform):
         data = TextFeatures(dataset.texts, encode)(dataset[0])
 
     Args:
-        texts (Sequence[str]): The text of every item, in node order.
+        texts (Iterable[str]): The text of every item, in node order.
         encode (callable): From the list of texts to a :class:`numpy.ndarray` or
             :class:`torch.Tensor` of shape :obj:`[num_items, D]`. It is called once, here.
 
@@ -37,22 +39,25 @@ class TextFeatures(BaseTransform):
     """
 
     def __init__(
-        self, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray | Tensor]
+        self, texts: Iterable[str], encode: Callable[[list[str]], np.ndarray | Tensor]
     ) -> None:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            other = next((text for text in texts if not isinstance(text, str)), texts)
-            raise TypeError(f"'texts' must be a sequence of a str an item, but got {other!r}.")
+        if not isinstance(texts, Iterable) or isinstance(texts, str):
+            raise TypeError(f"'texts' must be a sequence of a str an item, but got {texts!r}.")
+        self.texts = list(texts)
+        for text in self.texts:
+            if not isinstance(text, str):
+                raise TypeError(f"'texts' must be a sequence of a str an item, but holds {text!r}.")
         if not callable(encode):
             raise TypeError(
                 f"'encode' must be a function from a list of texts to their features, such as "
                 f"SentenceTransformer('all-MiniLM-L6-v2').encode of the package "
                 f'sentence-transformers, but got {encode!r}.'
             )
-        self.texts = list(texts)
         self.encode = encode
         self.x = _checked(encode(self.texts), len(self.texts))
 
     def forward(self, data: HeteroData) -> HeteroData:
+        require(data, 'TextFeatures')
         num_items = data['item'].num_nodes
         if num_items != len(self.texts):
             raise ValueError(
@@ -76,10 +81,13 @@ def _checked(x: Any, num_texts: int) -> Tensor:
         raise TypeError(
             f"'encode' must return a NumPy array or a tensor, but returned {type(x).__name__}."
         )
-    if isinstance(x, np.ndarray) and x.dtype.kind not in 'fiu':
+    if isinstance(x, np.ndarray) and x.dtype.kind not in 'biufc':
         raise TypeError(f"'encode' must return numbers, but returned {x.dtype}.")
-    x = torch.as_tensor(x).detach().cpu().float()
-    if x.dim() != 2 or x.size(0) != num_texts:
+    x = torch.as_tensor(x)
+    if x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"'encode' must return numbers, but returned {x.dtype}.")
+    x = x.detach().cpu().float()
+    if x.dim() != 2 or x.size(0) != num_texts or x.size(1) == 0:
         raise ValueError(
             f"'encode' must return features of shape [{num_texts}, D] for {num_texts} texts, but "
             f'returned {list(x.shape)}.'

@@ -25,7 +25,9 @@ class TimeSlots(BaseTransform):
     * :obj:`slot`: that of each click, shape :obj:`[E]`, int64;
     * :obj:`edge_label_slot`: that of each exposure, shape :obj:`[L]`, int64; exposures before the
       first click are in slot 0;
-    * :obj:`num_slots`: how many there are, the last with a click or an exposure among them.
+    * :obj:`num_slots`: how many there are, the last with a click or an exposure among them;
+    * :obj:`slot_start` and :obj:`slot_length`: when the first begins and how long each is, by which
+      :class:`~mag.loader.HistoryLoader` tells the slot of a request.
 
     An exposure may read what happened in slots before its own, of which the last is
     :obj:`edge_label_slot - 1`: its own slot holds its own click, and what came after.
@@ -68,6 +70,7 @@ class TimeSlots(BaseTransform):
             int(slot.max()) for slot in (clicks.slot, clicks.edge_label_slot) if slot.numel()
         )
         clicks.num_slots = last + 1
+        clicks.slot_start, clicks.slot_length = int(start), self.granularity
         return data
 
     def __repr__(self) -> str:

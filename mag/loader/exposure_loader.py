@@ -52,6 +52,7 @@ class ExposureLoader(RowLoader):
 
     @property
     def fields(self) -> tuple[str, ...]:
+        r"""The name of each column of :obj:`sparse` in a batch."""
         return self.dataset.features.fields
 
     def request(
@@ -147,7 +148,9 @@ class _ExposureRows(torch.utils.data.Dataset):
         if not isinstance(value, Tensor) or value.dim() != num_dims or len(value) != len(self):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             expected = f'[{len(self)}]' if num_dims == 1 else f'[{len(self)}, N]'
-            raise ValueError(f"ExposureLoader expects '{name}' of shape {expected}, got {shape}.")
+            raise ValueError(
+                f"ExposureLoader expects '{name}' of shape {expected}, but got {shape}."
+            )
         other = (value != 0) & (value != 1)
         if bool(other.any()):
             row = int(other.nonzero()[0, 0])

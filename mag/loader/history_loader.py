@@ -76,7 +76,8 @@ class HistoryLoader(RowLoader):
             time (int or torch.Tensor): When, int64 seconds, or a time for each item, shape
                 :obj:`[B]`.
             **contexts (int or torch.Tensor): :obj:`slot` and :obj:`domain`, where the exposures of
-                the log have them, one for the request or one for each item.
+                the log have them, one for the request or one for each item. The slot need not be
+                told where :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
 
         Raises:
             IndexError: If the user or an item does not exist.
@@ -84,17 +85,21 @@ class HistoryLoader(RowLoader):
             ValueError: If there is not one of each for the request, or one for each item, or a
                 context is missing or unknown.
         """
+        when = torch.as_tensor(time)
+        if when.dtype != torch.long:
+            raise TypeError(f"'time' must be int64 seconds, but has dtype {when.dtype}.")
+        known, slots = self.dataset.contexts, self.dataset.slots
+        if 'slot' in known and 'slot' not in contexts and slots is not None:
+            start, length = slots
+            contexts['slot'] = (when - start).clamp(min=0) // length
         told = {name: torch.as_tensor(value) for name, value in contexts.items()}
-        known = self.dataset.contexts
         if told.keys() != known.keys():
             raise ValueError(
                 f'A request for this log must tell {sorted(known) or "no context"}, but told '
                 f'{sorted(told) or "none"}.'
             )
         check_integers(**told)
-        told['time'] = torch.as_tensor(time)
-        if told['time'].dtype != torch.long:
-            raise TypeError(f"'time' must be int64 seconds, but has dtype {told['time'].dtype}.")
+        told['time'] = when
         user, items = check_request(user, items, self.dataset.num_nodes)
         for name, value in told.items():
             if tuple(value.shape) not in {(), (1,), tuple(items.shape)}:
@@ -164,6 +169,10 @@ class _Exposures(torch.utils.data.Dataset):
             for name in _CONTEXTS
             if f'edge_label_{name}' in store
         }
+        # When the first slot begins, and how long each is.
+        self.slots: tuple[int, int] | None = None
+        if 'slot_start' in store and 'slot_length' in store:
+            self.slots = store.slot_start, store.slot_length
 
     def __len__(self) -> int:
         return self.user.numel()

@@ -57,7 +57,7 @@ def check_history(reader: str, data: HeteroData, history: HeteroData) -> None:
 def check_integers(**values: Tensor) -> None:
     r"""Raises a :class:`TypeError` that names the argument of a request that holds no integers."""
     for name, value in values.items():
-        if value.is_floating_point() or value.dtype == torch.bool:
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
 
 

@@ -114,7 +114,12 @@ class BehaviorGraphConv(MessagePassing):
 
     def normalized_adjacency(self, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
         r"""The matrix :math:`\hat{\mathbf{A}}` that :meth:`forward` aggregates with, targets in
-        rows, shape :obj:`[N, N]`; for its arguments and errors see there."""
+        rows, shape :obj:`[N, N]`.
+
+        Args:
+            edge_index (torch.Tensor): As that of :meth:`forward`.
+            edge_weight (torch.Tensor): As that of :meth:`forward`, whose errors it raises.
+        """
         self._check_edges(edge_index, edge_weight)
         source, target = edge_index
         adjacency = self.edge_bias.index_put(

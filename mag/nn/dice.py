@@ -52,7 +52,9 @@ class Dice(torch.nn.Module):
                 has one row.
         """
         if x.dim() != 2 or x.size(1) != self.num_features:
-            raise ValueError(f'{self!r} expects shape [B, {self.num_features}], got {[*x.shape]}.')
+            raise ValueError(
+                f'{self!r} expects shape [B, {self.num_features}], but got {[*x.shape]}.'
+            )
         if x.size(0) == 1 and (self.training or self.released):
             raise ValueError(
                 f'{self!r} takes its statistics from the batch and needs two rows or more, but got '

@@ -69,7 +69,11 @@ class HashEmbedding(torch.nn.Module):
         torch.nn.init.normal_(self.weight, std=0.05)
 
     def buckets(self, ids: Tensor) -> Tensor:
-        r"""The row of each id, shape :obj:`[B, F]`."""
+        r"""The row of each id, shape :obj:`[B, F]`.
+
+        Args:
+            ids (torch.Tensor): An id of each field, shape :obj:`[B, F]`.
+        """
         square, linear, constant = self.coefficient.t()
         ids = ids.long().remainder(_PRIME)
         # All factors are below 2^31, so each product fits into 64 bits.

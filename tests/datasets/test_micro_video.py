@@ -346,6 +346,14 @@ def test_features_that_are_no_numbers(tmp_path: Path) -> None:
     np.save(raw / 'audio.npy', np.array([{}, []], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r'audio\.npy is no NumPy file of numbers'):
         load(tmp_path)
+    with open(raw / 'audio.npy', 'wb') as file:
+        np.savez(file, a=np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r'audio\.npy is an archive of arrays; expected one array'):
+        load(tmp_path)
+    np.save(raw / '_feat.npy', np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r'_feat\.npy names no modality; expected <modality>_feat'):
+        load(tmp_path)
+    (raw / '_feat.npy').unlink()
     for content in (b'', b'features'):
         (raw / 'audio.npy').write_bytes(content)
         with pytest.raises(ValueError, match=r'audio\.npy is no NumPy file of numbers'):

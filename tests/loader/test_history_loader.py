@@ -11,7 +11,7 @@ from torch_geometric.data import HeteroData
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.training import ClickModule, evaluate, fit
-from mag.transforms import TemporalSplit
+from mag.transforms import TemporalSplit, TimeSlots
 
 CLICKS = ('user', 'clicks', 'item')
 # By hand: user 0 clicks 2, then 1 and 3 in one second (the log has 3 first), then 2 again.
@@ -245,6 +245,24 @@ def test_a_model_of_histories_is_trained(tmp_path: Any) -> None:
     assert evaluate(module, test)['auc'] == 1.0
 
 
+def test_the_slot_of_a_request_is_that_of_its_time(click_log: HeteroData) -> None:
+    data = TimeSlots(7)(click_log)
+    loader = HistoryLoader(data)
+    start = int(click_log[CLICKS].time.min())
+    time = torch.tensor([start - 3, start + 6, start + 7, start + 700])
+    items = torch.arange(4)
+    batch = loader.request(0, items, time)
+    assert batch.slot.tolist() == [0, 0, 1, 100]
+    assert loader.request(0, items, start + 15).slot.tolist() == [2] * 4
+    assert loader.request(0, items, start + 15, slot=9).slot.tolist() == [9] * 4
+    # As those of the exposures are.
+    rows = loader.dataset[torch.arange(0, 800, 37)]
+    asked = loader.request(rows.user, rows.item, click_log[CLICKS].edge_label_time[::37])
+    assert torch.equal(asked.slot, rows.slot)
+    for part in TemporalSplit(num_windows=1)(data):
+        assert HistoryLoader(part).request(0, items, start + 15).slot.tolist() == [2] * 4
+
+
 def test_wrong_requests(click_log: HeteroData) -> None:
     loader = HistoryLoader(edited(click_log, edge_label_domain=torch.zeros(800).long()))
     good: dict[str, Any] = {'user': 0, 'items': torch.tensor([0, 1, 2]), 'time': 9, 'domain': 0}
@@ -254,6 +272,7 @@ def test_wrong_requests(click_log: HeteroData) -> None:
         ({'items': torch.tensor([0, 15])}, IndexError, 'item ids from 0 to 15, .* from 0 to 14'),
         ({'user': 0.5}, TypeError, "'user' must hold integer ids, but has dtype torch.float32"),
         ({'time': 0.5}, TypeError, "'time' must be int64 seconds, but has dtype torch.float32"),
+        ({'domain': 1j}, TypeError, "'domain' must hold integer ids, .* dtype torch.complex64"),
         ({'domain': 0.5}, TypeError, "'domain' must hold integer ids, .* dtype torch.float32"),
         (
             {'time': torch.tensor([1, 2])},

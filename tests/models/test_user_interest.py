@@ -364,6 +364,20 @@ def test_wrong_arguments(kwargs: dict[str, Any], error: type[Exception], message
         UserInterest(**{'num_users': 2, 'features': {'text': torch.rand(3, 2)}, **kwargs})
 
 
+def test_other_precisions_have_interests() -> None:
+    data = log()
+    model = UserInterest.from_data(data, embedding_dim=4)
+    expected = model.interest(data)
+    torch.testing.assert_close(model.double().interest(data), expected)
+    torch.testing.assert_close(model.bfloat16().interest(data), expected, atol=2e-2, rtol=0)
+
+
+def test_a_fit_that_diverges_stops() -> None:
+    model = UserInterest.from_data(log(), embedding_dim=4)
+    with pytest.raises(FloatingPointError, match='UserInterest became nan with learning_rate=1e'):
+        model.fit(log(), learning_rate=1e30, progress=False)
+
+
 def test_wrong_data() -> None:
     data = log()
     model = UserInterest.from_data(data, embedding_dim=4)
@@ -371,6 +385,16 @@ def test_wrong_data() -> None:
         model.interest(log(num_users=25))
     with pytest.raises(ValueError, match='built for 20 items, but the data has 12'):
         model.fit(log(num_items=12))
+    with pytest.raises(TypeError, match="'seed' must be an integer, but got 1.5"):
+        model.fit(data, seed=1.5)
+    with pytest.raises(ValueError, match="'learning_rate' must be positive, but got 0"):
+        model.fit(data, learning_rate=0)
+    with pytest.raises(ValueError, match="'weight_decay' must be at least 0, but got -1"):
+        model.fit(data, weight_decay=-1)
+    part = TemporalSplit()(data)[0]
+    del part[CLICKS].time
+    with pytest.raises(ValueError, match="UserInterest found a 'cutoff' but no 'time'"):
+        model.fit(part)
     with pytest.raises(ValueError, match="'num_negatives' must be a positive integer, but got 0"):
         model.fit(data, num_negatives=0)
 

@@ -500,7 +500,7 @@ def test_ordinary_gnn_trains():
             ValueError,
             "'behavior' is 'raw', but.*no clusters are learned",
         ),
-        ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro' or 'raw', but is 'deep'"),
+        ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro' or 'raw', but got 'deep'"),
         ({'groups': GROUPS, 'behavior': 3}, TypeError, "'behavior' must be.*got 3"),
         ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, r"names \['users'\]"),
         (

@@ -87,7 +87,16 @@ def test_bad_input(toy_graph: HeteroData) -> None:
     bad[2, 1] = torch.nan
     for texts, encode, error, message in (
         ('Heat', BagOfWords(2), TypeError, "a sequence of a str an item, but got 'Heat'"),
-        (['Heat', None], BagOfWords(2), TypeError, 'a str an item, but got None'),
+        (['Heat', None], BagOfWords(2), TypeError, 'a str an item, but holds None'),
+        (None, BagOfWords(2), TypeError, 'a sequence of a str an item, but got None'),
+        (
+            TEXTS,
+            returns(torch.zeros(4, 2) * 1j),
+            TypeError,
+            'numbers, but returned torch.complex64',
+        ),
+        (TEXTS, returns(torch.zeros(4, 2).bool()), TypeError, 'numbers, but returned torch.bool'),
+        (TEXTS, returns(torch.zeros(4, 0)), ValueError, r'shape \[4, D\] .* returned \[4, 0\]'),
         (TEXTS, None, TypeError, r"SentenceTransformer\('all-MiniLM-L6-v2'\).*, but got None"),
         (TEXTS, 'all-MiniLM-L6-v2', TypeError, "'encode' must be a function .*got 'all-Mini"),
         (TEXTS, returns([[1.0]] * 4), TypeError, 'a NumPy array or a tensor, but returned list'),
@@ -98,5 +107,7 @@ def test_bad_input(toy_graph: HeteroData) -> None:
     ):
         with pytest.raises(error, match=message):
             TextFeatures(texts, encode)
+    with pytest.raises(TypeError, match='TextFeatures expects a HeteroData .* got str'):
+        TextFeatures(TEXTS, BagOfWords(2))('data')
     with pytest.raises(ValueError, match='has 3 texts, but the data has 4 items'):
         TextFeatures(TEXTS[:3], BagOfWords(2))(toy_graph)
