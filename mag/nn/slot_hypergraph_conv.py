@@ -59,11 +59,10 @@ class SlotHypergraphConv(torch.nn.Module):
         self.channels = channels
         self.num_nodes = num_nodes
         self.num_hyperedges = hyperedge_slot.numel()
-        self.convs = torch.nn.ModuleList(
-            HypergraphConv(channels, channels) for _ in range(num_layers)
-        )
+        convs = [HypergraphConv(channels, channels) for _ in range(num_layers)]
         _check_slot(hyperedge_slot)
-        self.convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
+        convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
+        self.convs = torch.nn.ModuleList(convs)
 
         slots, rank = hyperedge_slot.unique(return_inverse=True)
         rank, order = rank.sort(stable=True)
