@@ -51,14 +51,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import conversion_accuracy
 import search_accuracy
 import video_accuracy
 from baselines import DeepCTR, LightGCN
-from harness import Record, Results, Steps, made_by, prepare, print_table, select, stamp
+from harness import Record, Results, Steps, made_by, prepare, print_table, select, spread, stamp
 from lightning import seed_everything
 from torch import nn
 from torch_geometric.data import HeteroData
@@ -367,10 +367,7 @@ def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[st
 
 def row(title: str, runs: list[Record]) -> str:
     cells = [title]
-    for name in METRICS:
-        values = [record['test'][name] for record in runs]
-        spread = f' ± {stdev(values):.4f}' if len(values) > 1 else ''
-        cells.append(f'{mean(values):.4f}{spread}')
+    cells += [spread([record['test'][name] for record in runs]) for name in METRICS]
     cells += [
         str(len(runs)),
         f'{runs[0]["learning_rate"]:g}',

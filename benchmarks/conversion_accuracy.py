@@ -30,10 +30,10 @@ from mag.datasets import KuaiRand, SyntheticMarket, Trivago
 from mag.loader import ExposureLoader
 from mag.metrics import bayes_optimal
 from mag.models import GMCM
+from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate
 from mag.transforms import BehaviorGraph, TemporalSplit
 
-CLICKS = ('user', 'clicks', 'item')
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
 SPLIT = TemporalSplit(0.01, 0.8, 0.9, num_windows=1, keep_cold=True)
 NUM_EXPOSURES = 120_000

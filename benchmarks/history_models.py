@@ -14,8 +14,8 @@ from torch_geometric.utils import to_undirected
 
 from mag.loader import HistoryBatch
 from mag.modality import has_modality, modality_features
+from mag.schema import CLICKS
 
-CLICKS = ('user', 'clicks', 'item')
 HIDDEN_CHANNELS = (64, 32)
 
 

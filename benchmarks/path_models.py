@@ -8,9 +8,8 @@ from torch_geometric.nn import GATConv, HeteroConv, HGTConv, LGConv
 from torch_geometric.utils import to_dense_batch, to_undirected
 
 from mag.nn import MLP
+from mag.schema import CLICKS, REVERSE_CLICKS
 
-CLICKS = ('user', 'clicks', 'item')
-REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 NODE_TYPES = ('user', 'item')
 SIZE, TERM_SIZE = 48, 16
 # How many vectors each adds to those of user, item and query.

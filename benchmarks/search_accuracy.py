@@ -35,11 +35,10 @@ from mag.datasets import SyntheticMarket, Trivago
 from mag.loader import PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
-from mag.schema import click_attributes, label_attributes
+from mag.schema import CLICKS, click_attributes, label_attributes
 from mag.training import ClickModule, evaluate
 from mag.transforms import TemporalSplit
 
-CLICKS = ('user', 'clicks', 'item')
 DOMAINS = ('recommendation', 'search')
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 SPLIT = TemporalSplit(0.3, 0.8, 0.9, num_windows=1, keep_cold=True)

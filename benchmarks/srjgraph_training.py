@@ -21,10 +21,9 @@ from tqdm import tqdm
 from mag.datasets import SyntheticMarket
 from mag.loader import PathLoader
 from mag.models import SRJGraph
+from mag.schema import CLICKS, OTHER
 from mag.transforms import TemporalSplit
 
-CLICKS = ('user', 'clicks', 'item')
-OTHER = {'user': 'item', 'item': 'user'}
 PAPER = {'user': [25, 1, 10], 'item': [1, 25, 1]}
 # What PlainSampler tells of a click, and so what PathLoader is to copy where the two are compared.
 SAME = ('time', 'query')

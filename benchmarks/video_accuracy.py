@@ -38,10 +38,10 @@ from torch_geometric.data import HeteroData
 from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.models import HyperCTR, UserInterest
+from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
-CLICKS = ('user', 'clicks', 'item')
 METRICS = ('auc', 'gauc', 'logloss')
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 NUM_EXPOSURES = 200_000

@@ -25,13 +25,13 @@ from mag.datasets import KuaiRand, SyntheticMarket, Trivago
 from mag.loader import ExposureLoader
 from mag.models import GMCM
 from mag.nn import BehaviorGraphConv
+from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import BehaviorGraph, TemporalSplit
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
-CLICKS = ('user', 'clicks', 'item')
 COLUMNS = {
     'auc': 'click AUC',
     'cvr_auc': 'CVR AUC',

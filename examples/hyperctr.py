@@ -35,13 +35,13 @@ from mag.datasets import MicroVideo, MovieLens, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
 from mag.models import HyperCTR, UserInterest
+from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
-CLICKS = ('user', 'clicks', 'item')
 DAY = 24 * 3600
 # Of a slot, where --slot-days says nothing; TikTok's come with the data.
 SLOT_DAYS = {'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0}

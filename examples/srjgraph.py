@@ -28,15 +28,13 @@ from mag.loader import ExposureBatch, ExposureLoader, PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.nn import HashEmbedding
-from mag.schema import label_attributes
+from mag.schema import CLICKS, REVERSE_CLICKS, label_attributes
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import TemporalSplit
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
-CLICKS = ('user', 'clicks', 'item')
-REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 DAY = 24 * 3600
 
 

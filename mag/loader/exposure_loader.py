@@ -6,7 +6,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
-from mag.loader.row_loader import RowLoader, check_integers, check_request
+from mag.loader.row_loader import RowLoader, check_contexts, check_integers, check_request
 from mag.schema import CLICKS, require
 
 
@@ -122,11 +122,7 @@ class _ExposureRows(torch.utils.data.Dataset):
         self, user: Tensor, item: Tensor, x: Tensor | None, contexts: dict[str, Tensor]
     ) -> ExposureBatch:
         features = self.features
-        if contexts.keys() != features.contexts.keys():
-            raise ValueError(
-                f'A request for this log must tell {sorted(features.contexts) or "no context"}, '
-                f'but told {sorted(contexts) or "none"}.'
-            )
+        check_contexts(contexts, features.contexts)
         size = item.numel()
         columns = [
             _expand(name, contexts[name], size, column.size(1))

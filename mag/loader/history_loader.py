@@ -5,7 +5,13 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader.history_batch import HistoryBatch
-from mag.loader.row_loader import RowLoader, check_history, check_integers, check_request
+from mag.loader.row_loader import (
+    RowLoader,
+    check_contexts,
+    check_history,
+    check_integers,
+    check_request,
+)
 from mag.schema import CLICKS, require, require_cpu, require_positive_integers
 
 # What a batch holds of an exposure besides user, item and label, if the log does.
@@ -93,11 +99,7 @@ class HistoryLoader(RowLoader):
             start, length = slots
             contexts['slot'] = (when - start).clamp(min=0) // length
         told = {name: torch.as_tensor(value) for name, value in contexts.items()}
-        if told.keys() != known.keys():
-            raise ValueError(
-                f'A request for this log must tell {sorted(known) or "no context"}, but told '
-                f'{sorted(told) or "none"}.'
-            )
+        check_contexts(told, known)
         check_integers(**told)
         told['time'] = when
         user, items = check_request(user, items, self.dataset.num_nodes)

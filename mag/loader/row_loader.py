@@ -88,6 +88,15 @@ def check_request(
     return user, items
 
 
+def check_contexts(told: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    r"""Raises a :class:`ValueError` unless a request tells all contexts of a log and no others."""
+    if told.keys() != known.keys():
+        raise ValueError(
+            f'A request for this log must tell {sorted(known) or "no context"}, but told '
+            f'{sorted(told) or "none"}.'
+        )
+
+
 def check_ids(num_nodes: Mapping[str, int], **ids: Tensor) -> None:
     r"""Raises an :class:`IndexError` if a request names a node that does not exist, by its type."""
     for node_type, node in ids.items():
