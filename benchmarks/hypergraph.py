@@ -1,10 +1,13 @@
-r"""What a hypergraph convolution takes, against PyG's layer of the same name.
+r"""What a hypergraph convolution takes, against PyG's layer of the same name and the one of
+DeepHypergraph (dhg), by the authors of HGNN.
 
 A step is forward and backward, towards features and parameters, in one layer of as many channels.
 Time is measured in turn, and compared pair by pair, so that a slow moment of the machine hits both;
-memory is the most that a step holds at once beyond its inputs. The layers differ in
-normalization, and mag's lets the weights of hyperedges pass, where it is given any (see
-mag.nn.HypergraphConv). Timings mean something only on a machine that does nothing else.
+memory is the most that a step holds at once beyond its inputs. PyG's layer differs in
+normalization, and lets no weights of hyperedges pass (see mag.nn.HypergraphConv). DeepHypergraph's
+computes what mag's does, by the product with a node-by-node matrix, which is made once, before, and
+is neither in its time nor in its memory. Timings mean something only on a machine that does nothing
+else.
 
     python benchmarks/hypergraph.py --markdown benchmarks/hypergraph.md
 """
@@ -14,8 +17,11 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
+from dhg import Hypergraph
+from dhg.nn import HGNNConv
 from report import made_by, publish
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -24,12 +30,14 @@ from tqdm import tqdm
 
 from mag.nn import HypergraphConv
 
-NAMES = ('PyG', 'mag', 'mag, learned weights')
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
+NAMES = ('PyG', 'mag', 'mag, learned weights', 'DeepHypergraph')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'dhg')
 # Incidences for a node and for a hyperedge.
 MEAN_SIZE = 10
 # How fast the sizes of hyperedges fall, as the clicks of items do.
 EXPONENT = 0.8
+# Of a node-by-node matrix: making it takes some hundred bytes an entry.
+MOST_ENTRIES = 100_000_000
 
 
 def make_hypergraph(num_incidences: int) -> tuple[Tensor, int]:
@@ -43,6 +51,21 @@ def make_hypergraph(num_incidences: int) -> tuple[Tensor, int]:
     return torch.stack([node, hyperedge]), num_nodes
 
 
+def count_pairs(num_incidences: int) -> int:
+    r"""How many pairs of nodes share a hyperedge, hyperedge by hyperedge."""
+    return int(make_hypergraph(num_incidences)[0][1].bincount().square().sum())
+
+
+def make_dhg(hyperedge_index: Tensor, num_nodes: int) -> Hypergraph:
+    r"""DeepHypergraph's hypergraph, with its matrix made."""
+    node, hyperedge = hyperedge_index[:, hyperedge_index[1].argsort(stable=True)]
+    sizes = hyperedge.bincount(minlength=num_nodes).tolist()
+    members = [part.unique().tolist() for part in node.split(sizes) if part.numel() > 0]
+    hypergraph = Hypergraph(num_nodes, members)
+    hypergraph.L_HGNN  # noqa: B018  (made where it is first asked for, and kept)
+    return hypergraph
+
+
 def make_step(name: str, num_incidences: int, channels: int) -> Callable[[], None]:
     torch.manual_seed(0)
     hyperedge_index, num_nodes = make_hypergraph(num_incidences)
@@ -52,10 +75,14 @@ def make_step(name: str, num_incidences: int, channels: int) -> Callable[[], Non
     conv: nn.Module = HypergraphConv(channels, channels)
     if name == 'PyG':
         conv = PyGHypergraphConv(channels, channels, bias=False)
-    number = {'PyG': 'num_edges'}.get(name, 'num_hyperedges')
+    arguments: tuple[Any, ...] = (hyperedge_index, weight)
+    numbers = {'num_edges' if name == 'PyG' else 'num_hyperedges': num_nodes}
+    if name == 'DeepHypergraph':
+        conv = HGNNConv(channels, channels, bias=False, is_last=True)
+        arguments, numbers = (make_dhg(hyperedge_index, num_nodes),), {}
 
     def step() -> None:
-        conv(x, hyperedge_index, weight, **{number: num_nodes}).backward(gradient)
+        conv(x, *arguments, **numbers).backward(gradient)
         for tensor in (x, weight, *conv.parameters()):
             if tensor is not None:
                 tensor.grad = None
@@ -87,7 +114,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'A step, forward and backward, of {args.channels} channels on random hypergraphs with a '
         f'node and a hyperedge for {MEAN_SIZE} incidences, and sizes of hyperedges that fall by a '
         f'power law. The last column counts the pairs of nodes within hyperedges: as many entries, '
-        f'but for pairs that share several, has the matrix that neither layer makes. On '
+        f'but for pairs that share several, has the matrix that DeepHypergraph multiplies by, and '
+        f"PyG's and mag's layer never make; it is made before, and counts neither as time nor as "
+        f'memory. Above {MOST_ENTRIES:,} entries DeepHypergraph is left out. On '
         f'{args.threads} thread{"s" * (args.threads > 1)}; the median of {args.repeats} runs in '
         f'turn, and of their ratios; memory is the most that a step holds at once.'
     )
@@ -96,23 +125,26 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield '| --- | --- | --- | --- | --- | --- | --- |'
     progress = tqdm(total=len(args.incidences) * len(NAMES) * args.repeats)
     for num_incidences in args.incidences:
-        steps = {name: make_step(name, num_incidences, args.channels) for name in NAMES}
-        num_steps = max(1, args.work // num_incidences)
-        seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+        pairs = count_pairs(num_incidences)
+        names = NAMES if pairs <= MOST_ENTRIES else NAMES[:-1]
+        steps = {name: make_step(name, num_incidences, args.channels) for name in names}
+        num_steps = {name: max(1, args.work // num_incidences) for name in names}
+        if pairs > args.work:
+            num_steps['DeepHypergraph'] = 1
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         for step in steps.values():
             step()
         for _ in range(args.repeats):
             for name, step in steps.items():
-                seconds[name].append(seconds_of(step, num_steps))
+                seconds[name].append(seconds_of(step, num_steps[name]))
                 progress.update()
         memory = {name: bytes_of(step) for name, step in steps.items()}
-        size = make_hypergraph(num_incidences)[0][1].bincount()
-        for name in NAMES:
+        for name in names:
             ratio = median(ours / theirs for ours, theirs in zip(seconds[name], seconds['PyG']))
             yield (
                 f'| {num_incidences:,} | {name} | {1000 * median(seconds[name]):.2f} | '
                 f'{ratio:.2f} | {memory[name] / 1e6:,.1f} | '
-                f'{memory[name] / memory["PyG"]:.2f} | {int(size.square().sum()):,} |'
+                f'{memory[name] / memory["PyG"]:.2f} | {pairs:,} |'
             )
     progress.close()
     yield ''
