@@ -107,10 +107,11 @@ def difference_to(
     r"""The paired difference of a model to the base, over the seeds at which both have a value;
     nothing for the base itself, and for fewer than two seeds."""
     pairs = [
-        (value(run), value(others[0]))
+        (value(run), value(other))
         for run in select(runs, model=name)
-        if value(run) is not None and (others := select(runs, model=base, seed=run['seed']))
+        for other in select(runs, model=base, seed=run['seed'])[:1]
     ]
+    pairs = [pair for pair in pairs if None not in pair]
     if name == base or len(pairs) < 2:
         return ''
     ours, theirs = (list(column) for column in zip(*pairs))

@@ -153,7 +153,10 @@ def parse_args() -> argparse.Namespace:
         '--resume', action=argparse.BooleanOptionalAction, default=True,
         help='go on with the run in the output folder if there is one',
     )  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dataset == 'tiktok' and args.slot_days is not None:
+        parser.error('--slot-days: the slots of tiktok come with the data')
+    return args
 
 
 def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, ...]]:

@@ -1,5 +1,6 @@
 import inspect
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch_geometric.data import HeteroData
 
 from mag.click_metrics import click_metrics
 from mag.conversion_loss import ConversionLogits
+from mag.run_config import describe_model
 from mag.schema import CLICKS
 
 
@@ -50,6 +52,12 @@ class ClickModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self._outputs: list[tuple[Tensor, ...]] = []
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        r"""What a resumed run compares of the model, as it was before the first :func:`fit`: a
+        precision such as :obj:`"bf16-true"` changes what is not saved."""
+        return describe_model(self.model)
 
     def forward(self, batch: Any) -> Tensor | ConversionLogits:
         r"""What the model returns for :obj:`batch`."""

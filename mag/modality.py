@@ -37,10 +37,12 @@ def modality_features(data: HeteroData, reader: str) -> dict[str, Tensor]:
         has = item.get(f'has_{name}')
         if has is None:
             continue
-        if has.dtype != torch.bool or has.shape != (num_items,):
+        is_tensor = isinstance(has, Tensor)
+        if not is_tensor or has.dtype != torch.bool or has.shape != (num_items,):
+            got = f'{has.dtype} of shape {list(has.shape)}' if is_tensor else type(has).__name__
             raise ValueError(
                 f"{reader} expects data['item'].has_{name} of booleans of shape "
-                f'[{num_items}], but got {has.dtype} of shape {list(has.shape)}.'
+                f'[{num_items}], but got {got}.'
             )
         features[name] = x.masked_fill(~has.unsqueeze(1), 0)
     return features
@@ -82,7 +84,7 @@ def check_features(features: Mapping[str, Tensor], reader: str) -> int:
         if bool(bad.any()):
             row = int(bad.any(1).nonzero()[0])
             raise ValueError(
-                f"{reader} found NaN or infinite features '{name}', first of item {row}: an item "
-                f'without a modality has a row of zeros.'
+                f"{reader} found features '{name}' that are no finite float32, first of item "
+                f'{row}: an item without a modality has a row of zeros.'
             )
     return num_items.pop()

@@ -24,7 +24,7 @@ from mag.click_metrics import click_metrics
 from mag.click_module import ClickModule, score
 from mag.csv_log import CSVLog
 from mag.loss_log import LossLog
-from mag.run_config import check_same_config, describe_loader, describe_model
+from mag.run_config import check_same_config, describe_loader
 from mag.run_state import Interrupted, RunState
 
 __all__ = ['ClickModule', 'evaluate', 'fit']
@@ -95,7 +95,9 @@ def fit(
 
     The same arguments are, of a loader, the same number and order of rows, and the same tensors and
     NumPy arrays in the attributes of its dataset, also within lists, tuples, dictionaries and
-    further datasets; what else a dataset holds is not compared.
+    further datasets; what else a dataset holds is not compared. The same model says the same of
+    itself, has parameters of the same shapes, and the same tensors in buffers that are not saved,
+    such as features and hypergraphs.
 
     In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the weights
     that are returned, :obj:`metrics.csv` and :obj:`tensorboard/`. Steps in the logs count from one.
@@ -152,7 +154,7 @@ def fit(
         'validate_every': validate_every,
         'monitor': monitor,
         'precision': str(trainer_arguments.get('precision', '32-true')),
-        **describe_model(module.model),
+        **module.description,
         'train_loader': describe_loader(train_loader),
         'val_loader': describe_loader(val_loader),
     }

@@ -18,7 +18,7 @@ from mag.conversion_loss import (
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.log_probability import log_complement
 from mag.nn import BehaviorGraphConv, HashEmbedding
-from mag.schema import require, require_integers, require_positive_integers, require_sizes
+from mag.schema import CLICKS, require, require_integers, require_positive_integers, require_sizes
 
 MERGES = ('graph', 'concat', 'gru', 'none')
 OUTPUTS = ('mean', 'sum', 'concat')
@@ -97,6 +97,7 @@ class GMCM(torch.nn.Module):
         literal (bool, optional): See :class:`~mag.nn.BehaviorGraphConv`. (default: :obj:`False`)
 
     Raises:
+        TypeError: If a number is no integer, or :obj:`fields` or sizes are no sequence.
         ValueError: If an argument is out of range or does not go with another.
     """
 
@@ -204,7 +205,7 @@ class GMCM(torch.nn.Module):
                 asked for.
         """
         require(data, 'GMCM.from_data', 'edge_index', 'edge_label_index')
-        clicks = data['user', 'clicks', 'item']
+        clicks = data[CLICKS]
         if 'edge_label_conversion' not in clicks:
             raise ValueError(
                 "GMCM.from_data needs 'edge_label_conversion', whether each click converted, but "

@@ -61,7 +61,7 @@ class HyperCTR(torch.nn.Module):
             (default: :obj:`(64, 32)`)
 
     Raises:
-        TypeError: If features are no floats.
+        TypeError: If features are no floats, a number no integer, or sizes are no sequence.
         ValueError: If a size is not positive, there is no modality, features have another shape or
             are NaN or infinite, or there are not hypergraphs of both users and items.
     """
@@ -154,19 +154,28 @@ class HyperCTR(torch.nn.Module):
             **kwargs (optional): Arguments of :class:`HyperCTR`, such as :obj:`num_layers`.
 
         Raises:
+            TypeError: If features are no floats.
             ValueError: If a modality does not exist, a :obj:`has_<modality>` is no boolean for each
-                item, or there are no hypergraphs.
+                item, or there are no hypergraphs, or those of other modalities.
         """
         require(data, 'HyperCTR.from_data')
         existing = modality_features(data, 'HyperCTR.from_data')
         modalities = list(existing) if modalities is None else modalities
-        if isinstance(modalities, str) or not set(modalities) <= set(existing):
+        is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)
+        if not is_list or not set(modalities) <= set(existing):
             raise ValueError(
                 f"HyperCTR.from_data expects 'modalities' to be a list of some of "
                 f"{list(existing)}, for which there is data['item'].x_<modality>, but got "
                 f'{modalities!r}.'
             )
         if hypergraph:
+            interest = data['user'].get('interest')
+            if interest is not None and interest.size(1) != len(existing):
+                raise ValueError(
+                    f'HyperCTR.from_data expects the interests that hyperedges were made of to be '
+                    f"in the modalities of the items, {list(existing)}, but data['user'].interest "
+                    f'has {interest.size(1)} columns.'
+                )
             columns = torch.tensor([list(existing).index(name) for name in modalities])
             kwargs['hypergraphs'] = {
                 node_type: _hypergraph(data, node_type, columns, weighted)

@@ -213,6 +213,7 @@ class UserInterest(torch.nn.Module):
 
         Raises:
             FloatingPointError: If the loss becomes NaN or infinite.
+            TypeError: If :obj:`seed` is no integer.
             ValueError: If a number is out of range, there is no click to learn from, or the data
                 has other numbers of users and items.
         """

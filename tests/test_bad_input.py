@@ -475,7 +475,7 @@ CASES: dict[str, Case] = {
     'exposures shape': (
         lambda p: ExposureLoader(bought(edge_label_behavior=torch.ones(40))),
         ValueError,
-        r"'edge_label_behavior' of shape \[40, N\], got \[40\]",
+        r"'edge_label_behavior' of shape \[40, N\], but got \[40\]",
     ),
     'request item': (
         lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),

@@ -41,6 +41,9 @@ def test_wrong_data() -> None:
     data = items(x_text=torch.rand(3, 2), has_text=torch.ones(3))
     with pytest.raises(ValueError, match=r'has_text of booleans of shape \[3\], .*float32'):
         modality_features(data, 'Test')
+    data['item'].has_text = [True] * 3
+    with pytest.raises(ValueError, match=r'has_text of booleans of shape \[3\], but got list'):
+        modality_features(data, 'Test')
     with pytest.raises(ValueError, match='features of 4 items, but the data has 3'):
         modality_features(items(x_text=torch.rand(4, 2)), 'Test')
     with pytest.raises(ValueError, match=r"but got \{'text': \[3\]\}"):
@@ -63,12 +66,12 @@ def test_wrong_data() -> None:
         (
             {'text': torch.tensor([[1.0], [torch.nan]])},
             ValueError,
-            "NaN or infinite features 'text', first of item 1",
+            "features 'text' that are no finite float32, first of item 1",
         ),
         (
             {'text': torch.tensor([[1.0], [1e300]], dtype=torch.double)},
             ValueError,
-            "NaN or infinite features 'text', first of item 1",
+            "features 'text' that are no finite float32, first of item 1",
         ),
     ],
 )

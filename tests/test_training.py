@@ -949,3 +949,32 @@ def test_a_click_model_is_trained_and_judged_as_before() -> None:
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.label)
     assert torch.equal(module.loss(batch), expected)
     assert list(evaluate(module, loader)) == ['gauc', 'auc', 'logloss']
+
+
+class ScaledModel(TinyModel):
+    def __init__(self) -> None:
+        super().__init__(plain=True)
+        self.register_buffer('scale', torch.tensor(0.3), persistent=False)
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        x = [self.user(batch.user), self.item(batch.item), *batch.user_hops, *batch.item_hops]
+        return self.scale * self.out(torch.cat(x, dim=-1).to(self.scale.dtype)).squeeze(-1)
+
+
+def test_a_run_in_low_precision_goes_on_in_the_same_process(tmp_path: Path) -> None:
+    r"""Lightning turns what is not saved to the precision, too, and it is still the same model."""
+    loaders = [
+        PairLoader(macro_data(505, 1), 100, shuffle=True, seed=3),
+        PairLoader(macro_data(301, 2), 50),
+    ]
+    arguments: dict[str, Any] = {
+        'directory': str(tmp_path), 'progress': False, 'precision': 'bf16-true'
+    }  # fmt: skip
+    module = ClickModule(ScaledModel())
+    fit(module, *loaders, max_epochs=1, **arguments)
+    assert module.model.scale.dtype == torch.bfloat16
+    fit(module, *loaders, max_epochs=2, **arguments)
+    other = ClickModule(ScaledModel())
+    other.model.scale += 1
+    with pytest.raises(ValueError, match='buffer scale is [0-9a-f]{8} there, [0-9a-f]{8} here'):
+        fit(other, *loaders, max_epochs=3, **arguments)

@@ -81,12 +81,13 @@ def _checked(x: Any, num_texts: int) -> Tensor:
         raise TypeError(
             f"'encode' must return a NumPy array or a tensor, but returned {type(x).__name__}."
         )
-    if isinstance(x, np.ndarray) and x.dtype.kind not in 'biufc':
+    if isinstance(x, np.ndarray):
+        is_real = x.dtype.kind in 'iuf'
+    else:
+        is_real = not x.is_complex() and x.dtype != torch.bool
+    if not is_real:
         raise TypeError(f"'encode' must return numbers, but returned {x.dtype}.")
-    x = torch.as_tensor(x)
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"'encode' must return numbers, but returned {x.dtype}.")
-    x = x.detach().cpu().float()
+    x = torch.as_tensor(x).detach().cpu().float()
     if x.dim() != 2 or x.size(0) != num_texts or x.size(1) == 0:
         raise ValueError(
             f"'encode' must return features of shape [{num_texts}, D] for {num_texts} texts, but "

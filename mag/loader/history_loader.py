@@ -94,12 +94,10 @@ class HistoryLoader(RowLoader):
         when = torch.as_tensor(time)
         if when.dtype != torch.long:
             raise TypeError(f"'time' must be int64 seconds, but has dtype {when.dtype}.")
-        known, slots = self.dataset.contexts, self.dataset.slots
-        if 'slot' in known and 'slot' not in contexts and slots is not None:
-            start, length = slots
-            contexts['slot'] = (when - start).clamp(min=0) // length
         told = {name: torch.as_tensor(value) for name, value in contexts.items()}
-        check_contexts(told, known)
+        known = self.dataset.contexts
+        slots = None if 'slot' in told or 'slot' not in known else self.dataset.slots
+        check_contexts(told, [name for name in known if name != 'slot' or slots is None])
         check_integers(**told)
         told['time'] = when
         user, items = check_request(user, items, self.dataset.num_nodes)
@@ -110,7 +108,11 @@ class HistoryLoader(RowLoader):
                     f'item, but got shape {list(value.shape)}.'
                 )
             told[name] = value.long().expand(items.shape).contiguous()
-        history = self.dataset.clicks.before(user, told.pop('time'))
+        when = told.pop('time')
+        if slots is not None:
+            start, length = slots
+            told['slot'] = (when - start).clamp(min=0) // length
+        history = self.dataset.clicks.before(user, when)
         return HistoryBatch(user, items, history, **told)
 
 

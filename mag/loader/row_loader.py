@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -88,9 +88,9 @@ def check_request(
     return user, items
 
 
-def check_contexts(told: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def check_contexts(told: Collection[str], known: Collection[str]) -> None:
     r"""Raises a :class:`ValueError` unless a request tells all contexts of a log and no others."""
-    if told.keys() != known.keys():
+    if set(told) != set(known):
         raise ValueError(
             f'A request for this log must tell {sorted(known) or "no context"}, but told '
             f'{sorted(told) or "none"}.'

@@ -56,11 +56,11 @@ class SlotHypergraphConv(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(channels=channels, num_layers=num_layers, num_nodes=num_nodes)
+        _check_slot(hyperedge_slot)
         self.channels = channels
         self.num_nodes = num_nodes
         self.num_hyperedges = hyperedge_slot.numel()
         convs = [HypergraphConv(channels, channels) for _ in range(num_layers)]
-        _check_slot(hyperedge_slot)
         convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
         self.convs = torch.nn.ModuleList(convs)
 
@@ -101,7 +101,8 @@ class SlotHypergraphConv(torch.nn.Module):
             What the node has become in the slot, zeros where it is in no hyperedge.
 
         Raises:
-            IndexError: If a node does not exist.
+            IndexError: If a node does not exist; on a GPU, which would have to wait, and in
+                compiled code it is one that no slot knows.
             ValueError: If the features are of another number of nodes, or there is not a slot for
                 each node.
         """
@@ -118,12 +119,15 @@ class SlotHypergraphConv(torch.nn.Module):
         if node.device.type == 'cpu' and not torch.compiler.is_compiling():
             require_range(self, 'nodes', node, self.num_nodes)
         if self.key.numel() == 0:
-            return x.new_zeros(node.numel(), x.size(1))
+            # A parameter that waits for a gradient that never comes stops distributed training.
+            unused = sum(parameter.sum() for parameter in self.convs.parameters())
+            return x.new_zeros(node.numel(), x.size(1)) + 0 * unused
         rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)
         is_slot = self.slot[rank] == slot
         wanted = rank * self.num_nodes + node
         place = torch.searchsorted(self.key, wanted).clamp(max=self.key.numel() - 1)
-        is_known = is_slot & (self.key[place] == wanted)
+        is_node = (node >= 0) & (node < self.num_nodes)
+        is_known = is_slot & is_node & (self.key[place] == wanted)
         # A program's shapes cannot depend on which slots are asked for.
         if torch.compiler.is_compiling():
             key, incidence, weight = self.key, self.incidence, self.hyperedge_weight
@@ -164,10 +168,11 @@ class SlotHypergraphConv(torch.nn.Module):
 
 
 def _check_slot(hyperedge_slot: Tensor) -> None:
-    if hyperedge_slot.dim() != 1:
+    if not isinstance(hyperedge_slot, Tensor) or hyperedge_slot.dim() != 1:
+        is_tensor = isinstance(hyperedge_slot, Tensor)
+        got = list(hyperedge_slot.shape) if is_tensor else type(hyperedge_slot).__name__
         raise ValueError(
-            f"SlotHypergraphConv expects 'hyperedge_slot' of shape [num_hyperedges], but got "
-            f'{list(hyperedge_slot.shape)}.'
+            f"SlotHypergraphConv expects 'hyperedge_slot' of shape [num_hyperedges], but got {got}."
         )
     if hyperedge_slot.dtype != torch.long:
         raise TypeError(

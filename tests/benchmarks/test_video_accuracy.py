@@ -256,3 +256,15 @@ def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -
         assert users == f'{sizes[name].num_users}' and found == f'{incidences[name]:,}'
         # The hypergraphs are part of the step that has them.
         assert float(memory) > float(less) > 0
+
+
+def test_differences_need_two_seeds_at_which_both_have_a_value(video: ModuleType) -> None:
+    from harness import difference_to
+
+    values = {('a', 0): 1.0, ('a', 1): 2.0, ('a', 2): 4.0, ('b', 0): 0.0, ('b', 1): None}
+    runs = [{'model': name, 'seed': seed, 'value': x} for (name, seed), x in values.items()]
+    assert difference_to('b', runs, 'a', lambda run: run['value']) == ''
+    runs.append({'model': 'b', 'seed': 2, 'value': 1.5})
+    expected = f'+1.7500 (p = {ttest_rel([1.0, 4.0], [0.0, 1.5]).pvalue:.2g})'
+    assert difference_to('b', runs, 'a', lambda run: run['value']) == expected
+    assert difference_to('a', runs, 'a', lambda run: run['value']) == ''

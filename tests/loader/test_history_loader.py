@@ -259,6 +259,10 @@ def test_the_slot_of_a_request_is_that_of_its_time(click_log: HeteroData) -> Non
     rows = loader.dataset[torch.arange(0, 800, 37)]
     asked = loader.request(rows.user, rows.item, click_log[CLICKS].edge_label_time[::37])
     assert torch.equal(asked.slot, rows.slot)
+    with pytest.raises(ValueError, match=r"one 'time' or one for each item, but got shape \[2\]"):
+        loader.request(0, items, time[:2])
+    with pytest.raises(ValueError, match=r"must tell no context, but told \['domain'\]"):
+        loader.request(0, items, start, domain=0)
     for part in TemporalSplit(num_windows=1)(data):
         assert HistoryLoader(part).request(0, items, start + 15).slot.tolist() == [2] * 4
 

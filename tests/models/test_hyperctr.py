@@ -285,6 +285,13 @@ def test_bad_input(market: HeteroData, batch: HistoryBatch) -> None:
         HyperCTR.from_data(market, modalities=[])
     with pytest.raises(ValueError, match="'modalities' to be a list of some of .* got 'visual'"):
         HyperCTR.from_data(market, modalities='visual')
+    with pytest.raises(ValueError, match="'modalities' to be a list of some of .* got 3"):
+        HyperCTR.from_data(market, modalities=3)
+    fewer = copy.copy(market)
+    del fewer['item'].x_acoustic
+    with pytest.raises(ValueError, match=r"\['visual', 'text'\], but .*interest has 3 columns"):
+        HyperCTR.from_data(fewer, modalities=['text'])
+    HyperCTR.from_data(fewer, modalities=['text'], hypergraph=False)
     with pytest.raises(ValueError, match="'num_layers' must be a positive integer, but got 0"):
         HyperCTR.from_data(market, hypergraph=False, num_layers=0)
     with pytest.raises(TypeError, match="'hidden_channels' must be a sequence of sizes"):

@@ -118,7 +118,12 @@ def test_slots_without_hyperedges_know_no_node() -> None:
         'hyperedge_index': torch.empty(2, 0, dtype=torch.long),
         'hyperedge_slot': torch.empty(0, dtype=torch.long),
     }
-    assert (build(**empty)(x, node, slot) == 0).all()
+    conv = build(**empty)
+    out = conv(x, node, slot)
+    assert (out == 0).all()
+    # Distributed training waits for a gradient of each parameter.
+    out.sum().backward()
+    assert all(bool((parameter.grad == 0).all()) for parameter in conv.parameters())
 
 
 def test_gradients_reach_features_and_weights() -> None:
@@ -164,7 +169,13 @@ def test_what_does_not_exist_raises() -> None:
             build(**{**graph, name: value})
     with pytest.raises(ValueError, match="'hyperedge_slot' must be 0 or more, but got -1"):
         build(**{**graph, 'hyperedge_slot': graph['hyperedge_slot'] - 1})
+    with pytest.raises(ValueError, match='of shape .num_hyperedges., but got list'):
+        build(**{**graph, 'hyperedge_slot': [0] * 18})
     conv, x = build(), torch.randn(NUM_NODES, 5, dtype=torch.double)
+    # Where it cannot be looked at, a node that does not exist is none of another slot.
+    compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
+    for node, slot in ((NUM_NODES, 0), (-1, 1)):
+        assert (compiled(x, torch.tensor([node]), torch.tensor([slot])) == 0).all()
     with pytest.raises(IndexError, match='nodes from -1 to -1, but expected them from 0 to 11'):
         conv(x, torch.tensor([-1]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r'a slot for each node, .* shape \[2\] and .* \[1\]'):
