@@ -103,7 +103,7 @@ def test_copies_agree(released: bool) -> None:
 
 @pytest.mark.parametrize('shape', [(3,), (3, 2), (1, 3, 1)])
 def test_wrong_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r'expects shape \[B, 1\], got'):
+    with pytest.raises(ValueError, match=r'expects shape \[B, 1\], but got'):
         Dice(1)(torch.zeros(shape))
 
 
