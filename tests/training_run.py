@@ -72,7 +72,8 @@ class RandomBatches(lightning.Callback):
             batch.label.mul_(0.9 + 0.1 * random.random() * np.random.rand())
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        print('step', trainer.global_step, flush=True)
+        # In one piece, into which the other process cannot write.
+        print(f'step {trainer.global_step}\n', end='', flush=True)
 
 
 def train(
