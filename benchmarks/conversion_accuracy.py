@@ -16,9 +16,9 @@ from harness import (
     Record,
     add_run_and_table,
     fit_run,
-    made_by,
     paired_difference,
     run_missing,
+    sections,
     select,
     spread,
     stamp,
@@ -189,16 +189,10 @@ def render(records: list[Record]) -> Iterable[str]:
         'draws its own market, weights and order; stopping looks at the CTCVR AUC of validation. '
         'P-values are of paired t-tests over the seeds, without correction for their number.'
     )
-    for dataset in DATASETS:
-        runs = select(records, dataset=dataset)
-        if runs:
-            yield from section(dataset, runs)
-    yield ''
-    yield from made_by(records)
+    yield from sections(records, DATASETS, section)
 
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
-    runs = sorted(runs, key=lambda run: run['seed'])
     columns = METRICS | (TRUTH if 'optimum' in runs[0] else {})
     train, val, test = runs[0]['rows']
     yield from ('', f'## {DATASETS[dataset].title}', '')

@@ -91,6 +91,20 @@ def made_by(records: list[Record]) -> Iterable[str]:
     yield f'{" to ".join(dict.fromkeys([dates[0], dates[-1]]))}, {packages}.'
 
 
+def sections(
+    records: list[Record],
+    datasets: Iterable[str],
+    section: Callable[[str, list[Record]], Iterable[str]],
+) -> Iterable[str]:
+    r"""The lines of each log that was run, in the order of seeds, and the last lines of a table."""
+    for dataset in datasets:
+        runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])
+        if runs:
+            yield from section(dataset, runs)
+    yield ''
+    yield from made_by(records)
+
+
 def spread(values: list[float]) -> str:
     r"""Mean and standard deviation."""
     return f'{mean(values):.4f}' + (f' ± {stdev(values):.4f}' if len(values) > 1 else '')

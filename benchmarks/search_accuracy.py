@@ -20,8 +20,8 @@ from harness import (
     add_run_and_table,
     difference_to,
     fit_run,
-    made_by,
     run_missing,
+    sections,
     select,
     spread,
     stamp,
@@ -209,12 +209,7 @@ def render(records: list[Record]) -> Iterable[str]:
         f'Paths are {WIDTHS["user"]} from the user and {WIDTHS["item"]} from the item unless said '
         'otherwise.'
     )
-    for dataset in DATASETS:
-        runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])
-        if runs:
-            yield from section(dataset, runs)
-    yield ''
-    yield from made_by(records)
+    yield from sections(records, DATASETS, section)
 
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:

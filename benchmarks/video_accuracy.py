@@ -24,8 +24,8 @@ from harness import (
     add_run_and_table,
     difference_to,
     fit_run,
-    made_by,
     run_missing,
+    sections,
     select,
     spread,
     stamp,
@@ -214,12 +214,7 @@ def render(records: list[Record]) -> Iterable[str]:
         'modalities and has 3 layers and whole fusion unless said otherwise; embeddings are of '
         f'{EMBEDDING_DIM}, and histories the last {LENGTH} clicks.'
     )
-    for dataset in DATASETS:
-        runs = sorted(select(records, dataset=dataset), key=lambda run: run['seed'])
-        if runs:
-            yield from section(dataset, runs)
-    yield ''
-    yield from made_by(records)
+    yield from sections(records, DATASETS, section)
 
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
