@@ -105,6 +105,14 @@ def require_integers(least: int, **values: Any) -> None:
             raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
 
 
+def require_booleans(**values: Any) -> None:
+    r"""Raises a :class:`TypeError` that names the argument unless all :obj:`values` are booleans:
+    a word such as :obj:`"no"` would be taken for true."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"'{name}' must be True or False, but got {value!r}.")
+
+
 def require_range(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
     r"""Raises an :class:`IndexError` unless all :obj:`ids` lie from :obj:`first` to
     :obj:`number - 1`.
