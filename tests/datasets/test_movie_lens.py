@@ -1,6 +1,9 @@
+import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from urllib.error import URLError
 
@@ -384,6 +387,92 @@ def test_wheel_with_a_wrong_checksum(tmp_path, monkeypatch):
     assert 'the sha256 of recbole.whl is' in str(error.value)
     assert f'expected {movie_lens._RECBOLE_SHA256}' in str(error.value)
     assert os.listdir(tmp_path / 'root' / 'raw') == []
+
+
+def use_index(monkeypatch, folder):
+    r"""Makes pip look into a folder alone."""
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_FIND_LINKS', str(folder))
+
+
+def test_no_source_package_is_run(tmp_path, monkeypatch):
+    index, canary = tmp_path / 'index', tmp_path / 'canary'
+    index.mkdir()
+    with tarfile.open(index / 'recbole-1.2.1.tar.gz', 'w:gz') as archive:
+        for name, text in (
+            ('setup.py', f"open({str(canary)!r}, 'w').close()\n"),
+            # So that it needs no package to be run.
+            (
+                'pyproject.toml',
+                "[build-system]\nrequires = []\nbuild-backend = 'setup'\nbackend-path = ['.']\n",
+            ),
+        ):
+            member = tarfile.TarInfo(f'recbole-1.2.1/{name}')
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    use_index(monkeypatch, index)
+    with pytest.raises(RuntimeError) as error:
+        MovieLens(tmp_path / 'root', '100k', log=False)
+    assert not canary.exists()
+    assert 'recbole==1.2.1: ERROR: No matching distribution found for recbole==1.2.1)' in str(
+        error.value
+    )
+    assert '\n' not in str(error.value)
+    assert os.listdir(tmp_path / 'root' / 'raw') == []
+
+
+def write_wheel(folder, files):
+    r"""Writes what pip takes for the wheel, and returns its hash."""
+    path = folder / 'recbole-1.2.1-py3-none-any.whl'
+    with zipfile.ZipFile(path, 'w') as wheel:
+        for name, content in files.items():
+            wheel.writestr(name, content)
+        wheel.writestr(
+            'recbole-1.2.1.dist-info/METADATA',
+            'Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n',
+        )
+        wheel.writestr(
+            'recbole-1.2.1.dist-info/WHEEL',
+            'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n',
+        )
+        wheel.writestr('recbole-1.2.1.dist-info/RECORD', '')
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_wheel_of_pip(tmp_path, monkeypatch):
+    write_recbole(tmp_path / 'files')
+    files = {
+        f'recbole/dataset_example/ml-100k/{path.name}': path.read_bytes()
+        for path in (tmp_path / 'files').iterdir()
+    }
+    found = write_wheel(tmp_path, files | {'../../escaped': '', '/escaped': ''})
+    use_index(monkeypatch, tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        MovieLens(tmp_path / 'root', '100k', log=False)
+    expected = movie_lens._RECBOLE_SHA256
+    assert f'the sha256 of recbole==1.2.1 is {found}, expected {expected})' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert os.listdir(tmp_path / 'root' / 'raw') == []
+
+    monkeypatch.setattr(movie_lens, '_RECBOLE_SHA256', found)
+    dataset = MovieLens(tmp_path / 'root', '100k', log=False)
+    assert dataset[0][CLICKS].edge_label.tolist() == [1, 0, 1, 0, 1]
+    assert os.listdir(tmp_path / 'root' / 'raw') == ['ml-100k']
+    names = ['ml-100k.inter', 'ml-100k.item', 'ml-100k.user']
+    assert sorted(os.listdir(tmp_path / 'root' / 'raw' / 'ml-100k')) == names
+    assert not list(tmp_path.rglob('escaped'))
+
+
+def test_damaged_archive(tmp_path, monkeypatch):
+    fake_release(tmp_path / 'a.zip', 'ml-latest-small', {'ratings.csv': 'x', 'movies.csv': 'x'})
+    whole = (tmp_path / 'a.zip').read_bytes()
+    method = whole.index(b'PK\1\2') + 10
+    for damaged in (whole[:-30], whole[:method] + b'\x63' + whole[method + 1 :]):
+        (tmp_path / 'a.zip').write_bytes(damaged)
+        serve(monkeypatch, tmp_path / 'a.zip')
+        with pytest.raises(RuntimeError, match=r'ml-latest-small\.zip cannot be unpacked: '):
+            MovieLens(tmp_path / 'root', 'latest-small', log=False)
+        assert os.listdir(tmp_path / 'root' / 'raw') == []
 
 
 def test_nothing_can_be_had(tmp_path, monkeypatch):
