@@ -1,6 +1,8 @@
 # make demo   train MacGNN on MovieLens-100K and show what it learned
 # make test   build the [sparse] extra and run the tests
 # make lint   run ruff and mypy
+# make attack search for a night, for an hour or so, what make test searches for in two minutes: the
+#             tests of tests/attack on 100 times as many examples, others each time
 #
 # Each first makes .venv and installs what it needs there, torch before all else; the second time
 # nothing is left to install. Another build of torch, for example the small one without CUDA:
@@ -11,6 +13,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?= examples/macgnn.py --dataset movielens-100k
 PYTEST_ARGS ?=
+ATTACK ?= 100
 # Each compiler of torch-sparse takes a gigabyte of memory: lower this where there is little.
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -27,7 +30,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyg-mag/$(TORCH)
 # Asked for, before anything long, only where something is still to be built.
 COMPILER := $(if $(and $(wildcard $(TORCH_STAMP)),$(wildcard $(TEST_STAMP))),,compiler)
 
-.PHONY: demo test lint compiler
+.PHONY: demo test attack lint compiler
 .NOTPARALLEL:
 
 demo: $(MAG_STAMP)
@@ -35,6 +38,10 @@ demo: $(MAG_STAMP)
 
 test: $(COMPILER) $(TEST_STAMP)
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# What fails prints the seed that repeats it.
+attack: $(COMPILER) $(TEST_STAMP)
+	$(BIN)/pytest tests/attack --attack $(ATTACK) $(PYTEST_ARGS)
 
 # mypy does not follow package_dir, so it reads an installed copy. A build folder that stays would put
 # deleted files into it.

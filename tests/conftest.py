@@ -1,9 +1,61 @@
+import argparse
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from torch_geometric.data import HeteroData
+
+
+ATTACK_SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        '--attack',
+        type=_positive,
+        default=1,
+        metavar='N',
+        help='try N times as many examples in each test of tests/attack; above 1 they are others '
+        'in each run, and --hypothesis-seed repeats one (default: 1)',
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What must pass is the same every time, what searches is not.
+    seed = config.getoption('--hypothesis-seed', default=None)
+    if seed is None:
+        seed = 0 if config.getoption('--attack') == 1 else random.SystemRandom().getrandbits(31)
+    config.stash[ATTACK_SEED] = int(seed)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f'attack: {_attack_options(config)}'
+
+
+def _attack_options(config: pytest.Config) -> str:
+    return f'--attack {config.getoption("--attack")} --hypothesis-seed {config.stash[ATTACK_SEED]}'
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'expected a whole number of 1 or more, got {text!r}')
+    return int(text)
+
+
+@pytest.fixture(scope='session')
+def attack_factor(pytestconfig: pytest.Config) -> int:
+    r"""The :obj:`N` of :obj:`--attack N`, by which what tries examples multiplies their number."""
+    return pytestconfig.getoption('--attack')
+
+
+@pytest.fixture
+def attack_seed(pytestconfig: pytest.Config) -> int:
+    r"""What examples are drawn from: 0, and with :obj:`--attack N` another in each run."""
+    # Shown where a test fails.
+    print(f'repeat with: pytest {_attack_options(pytestconfig)}')
+    return pytestconfig.stash[ATTACK_SEED]
 
 
 @pytest.fixture(scope='session')
