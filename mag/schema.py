@@ -1,7 +1,7 @@
 r"""The data contract: names that datasets write and that transforms, loaders and models read."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,8 +201,7 @@ def click_attributes(data: HeteroData) -> list[str]:
 def history_clock(data: HeteroData) -> Tensor:
     r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
     :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""
-    clicks = data[CLICKS]
-    return clicks.position if 'position' in clicks else clicks.time
+    return data[CLICKS][_clock_name(data)]
 
 
 def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
@@ -232,15 +231,8 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
             f'data{list(CLICKS)}, which has {list(clicks.keys())}.'
         )
     clock = history_clock(data)
-    name = 'position' if 'position' in clicks else 'time'
-    _check_shape(reader, name, clock, clicks.edge_index.size(1))
-    cutoff = torch.as_tensor(cutoff)
-    if cutoff.dim() > 1 or cutoff.numel() == 0:
-        raise ValueError(
-            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
-            f'{list(cutoff.shape)}.'
-        )
-    cutoff = cutoff.view(-1)
+    _check_shape(reader, _clock_name(data), clock, clicks.edge_index.size(1))
+    cutoff = _checked_cutoff(reader, cutoff)
     num_windows = cutoff.numel()
     if label_window is not None and label_window.numel() > 0:
         low, high = (int(bound) for bound in label_window.aminmax())
@@ -260,3 +252,75 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
     if bool((cutoff[1:] <= cutoff[:-1]).any()):
         raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
     return torch.bucketize(clock, cutoff, right=True), num_windows
+
+
+class Cutoff(NamedTuple):
+    r"""A moment on one of the two clocks that a log is split by."""
+
+    #: :obj:`'time'`, or :obj:`'position'` in the user's own log.
+    clock: str
+    #: Infinite if nothing tells it.
+    moment: float
+
+    def __str__(self) -> str:
+        return 'an unknown time' if self.moment == torch.inf else f'{self.clock} {self.moment}'
+
+
+def first_cutoff(data: HeteroData, reader: str) -> Cutoff:
+    r"""The moment as of which something is fitted on :obj:`data`: the first cutoff of a part. Of a
+    log without one everything was seen, until after its last click.
+
+    Args:
+        data: What it is fitted on.
+        reader: The name of the caller, for the message.
+
+    Raises:
+        ValueError: If the cutoff has a wrong shape.
+    """
+    clicks = data[CLICKS]
+    if 'cutoff' in clicks:
+        return Cutoff(_clock_name(data), _checked_cutoff(reader, clicks.cutoff).min().item())
+    time = clicks.get('time')
+    is_known = isinstance(time, Tensor) and time.numel() > 0
+    return Cutoff('time', int(time.max()) + 1 if is_known else torch.inf)
+
+
+def require_not_earlier(data: HeteroData, reader: str, fitted: Cutoff) -> None:
+    r"""Raises a :class:`ValueError` if what was fitted on one part is used on an earlier one, whose
+    future it knows. Data without a cutoff, such as a log to serve, is of any time.
+
+    Args:
+        data: What the caller was given.
+        reader: The name of the caller, for the message.
+        fitted: The :func:`first_cutoff` of what it was fitted on.
+    """
+    if 'cutoff' not in data[CLICKS]:
+        return
+    given = first_cutoff(data, reader)
+    # So that NaN is refused, too.
+    if given.clock == fitted.clock and given.moment >= fitted.moment:
+        return
+    reason = (
+        'its rows may read their own future'
+        if given.clock == fitted.clock
+        else "a time and a position in a user's own log cannot be compared"
+    )
+    raise ValueError(
+        f'{reader} was fitted as of {fitted}, but the first cutoff of this data is {given}, and '
+        f'{reason}: fit it on the training part of the same split.'
+    )
+
+
+def _clock_name(data: HeteroData) -> str:
+    return 'position' if 'position' in data[CLICKS] else 'time'
+
+
+def _checked_cutoff(reader: str, cutoff: Any) -> Tensor:
+    r"""The cutoffs of a part, shape :obj:`[num_windows]`."""
+    cutoff = torch.as_tensor(cutoff)
+    if cutoff.dim() > 1 or cutoff.numel() == 0:
+        raise ValueError(
+            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
+            f'{list(cutoff.shape)}.'
+        )
+    return cutoff.view(-1)

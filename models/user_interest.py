@@ -10,10 +10,13 @@ from tqdm import tqdm
 from mag.modality import check_features, has_modality, modality_features
 from mag.schema import (
     CLICKS,
+    Cutoff,
+    first_cutoff,
     history_clock,
     require,
     require_cpu,
     require_integers,
+    require_not_earlier,
     require_positive_integers,
     window_of_click,
 )
@@ -95,6 +98,7 @@ class UserInterest(torch.nn.Module):
         self.num_users, self.num_items = num_users, num_items
         self.include_positive = include_positive
         self.use_logits = logits
+        self._cutoff: Cutoff | None = None
         self.register_buffer('has_modality', has_modality(features), persistent=False)
         for column, x in enumerate(features.values()):
             self.register_buffer(f'x_{column}', x.float(), persistent=False)
@@ -257,6 +261,7 @@ class UserInterest(torch.nn.Module):
                     )
                 loss.backward()
                 optimizer.step()
+        self._cutoff = first_cutoff(data, 'UserInterest')
         return self
 
     @torch.no_grad()
@@ -272,9 +277,13 @@ class UserInterest(torch.nn.Module):
             Interests between 0 and 1, shape :obj:`[num_users, M]`.
 
         Raises:
-            ValueError: If the data has other numbers of users and items than the model.
+            ValueError: If the data has other numbers of users and items than the model, or an
+                earlier first cutoff than what :meth:`fit` learned from, which copies of the model
+                know and its :obj:`state_dict` does not.
         """
         user, item = self._positives(data)
+        if self._cutoff is not None:
+            require_not_earlier(data, 'UserInterest', self._cutoff)
         device = self.has_modality.device
         total = torch.zeros(self.num_users, len(self.modalities), device=device)
         count = torch.zeros_like(total)

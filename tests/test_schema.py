@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch_geometric.data import HeteroData
 
-from mag.schema import CLICKS, history_clock, require, require_cpu, window_of_click
+from mag.schema import (
+    CLICKS,
+    first_cutoff,
+    history_clock,
+    require,
+    require_cpu,
+    require_not_earlier,
+    window_of_click,
+)
 
 
 def micro(**attributes: object) -> HeteroData:
@@ -138,3 +146,49 @@ def test_window_of_click_needs_a_clock():
     del data[CLICKS].time
     with pytest.raises(ValueError, match="no 'time' to compare"):
         window_of_click(data, 'Reader')
+
+
+def test_first_cutoff():
+    position = torch.linspace(0, 1, 5, dtype=torch.float64)
+    for attributes, expected in (
+        ({'cutoff': torch.tensor([6, 10])}, ('time', 6)),
+        ({'cutoff': torch.tensor(7)}, ('time', 7)),
+        ({'cutoff': 2**62 + 1}, ('time', 2**62 + 1)),
+        ({'cutoff': torch.tensor([0.75, 0.5]), 'position': position}, ('position', 0.5)),
+        # Of a whole log all was seen.
+        ({}, ('time', 10)),
+        ({'time': torch.full((5,), 2**63 - 1)}, ('time', 2**63)),
+    ):
+        assert first_cutoff(micro(**attributes), 'Reader') == expected
+    data = micro()
+    del data[CLICKS].time
+    assert first_cutoff(data, 'Reader') == ('time', float('inf'))
+    with pytest.raises(ValueError, match=r'Reader expects .*num_windows\], but got shape \[0\]'):
+        first_cutoff(micro(cutoff=torch.empty(0)), 'Reader')
+
+
+def test_require_not_earlier():
+    fitted = first_cutoff(micro(cutoff=torch.tensor([8, 12])), 'Reader')
+    for moment in (8, 9, 2**62):
+        assert require_not_earlier(micro(cutoff=torch.tensor(moment)), 'Reader', fitted) is None
+    assert require_not_earlier(micro(), 'Reader', fitted) is None
+    position = torch.linspace(0, 1, 5, dtype=torch.float64)
+    by_user = micro(cutoff=torch.tensor([0.5]).double(), position=position)
+    assert require_not_earlier(by_user, 'Reader', first_cutoff(by_user, 'Reader')) is None
+    without = micro()
+    del without[CLICKS].time
+    for data, other, sentence in (
+        (
+            micro(cutoff=torch.tensor([7, 12])),
+            fitted,
+            'fitted as of time 8, but the first cutoff of this data is time 7, and its rows may '
+            'read their own future: fit it on the training part',
+        ),
+        (by_user, fitted, "is position 0.5, and a time and a position in a user's own log cannot"),
+        (micro(cutoff=8), first_cutoff(by_user, 'Reader'), 'fitted as of position 0.5, .* time 8'),
+        (micro(cutoff=9), first_cutoff(micro(), 'Reader'), 'as of time 10, .* is time 9'),
+        (micro(cutoff=9), first_cutoff(without, 'Reader'), 'as of an unknown time, .* is time 9'),
+        (micro(cutoff=torch.nan), fitted, 'is time nan'),
+    ):
+        with pytest.raises(ValueError, match=f'Reader was .*{sentence}'):
+            require_not_earlier(data, 'Reader', other)

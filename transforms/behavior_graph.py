@@ -7,7 +7,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, require_cpu
+from mag.schema import (
+    CLICKS,
+    Cutoff,
+    first_cutoff,
+    require,
+    require_cpu,
+    require_not_earlier,
+)
 
 FOLLOWS = ('behavior', 'follows', 'behavior')
 
@@ -36,7 +43,9 @@ class BehaviorGraph(BaseTransform):
     :meth:`fit` reads the labels of a training part, as a model does: of the exposures in
     :obj:`data['user', 'clicks', 'item']`, those with :obj:`edge_label` 1, and their rows of
     :obj:`edge_label_behavior`, shape :obj:`[L, B]`. A click counts each pair once, and no behavior
-    with itself. Every part then gets the same graph, whatever followed its own clicks.
+    with itself. Every part then gets the same graph, whatever followed its own clicks; a part whose
+    first cutoff is earlier than that of the part it was fitted on is refused, as the graph knows
+    its future.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Adds
@@ -58,11 +67,12 @@ class BehaviorGraph(BaseTransform):
         TypeError: If the data is no :class:`~torch_geometric.data.HeteroData`.
         ValueError: If a column of the schema is missing or has the wrong shape, a behavior is
             neither 0 nor 1 or happened without a click, there is no click to count, or the data has
-            another number of behaviors than was fitted.
+            another number of behaviors than was fitted or an earlier first cutoff.
     """
 
     def __init__(self) -> None:
         self.count: Tensor | None = None
+        self._cutoff: Cutoff | None = None
 
     def fit(self, data: HeteroData) -> 'BehaviorGraph':
         r"""Counts the pairs of behaviors after the clicks of a training part.
@@ -103,6 +113,8 @@ class BehaviorGraph(BaseTransform):
         for rows, kept in zip(behavior.split(_CHUNK), clicked.split(_CHUNK)):
             happened = rows[kept].double()
             count.addmm_(happened.t(), happened)
+        # After what may be refused, so that a failed fit leaves the last one.
+        self._cutoff = first_cutoff(data, 'BehaviorGraph')
         self.count = count.long().fill_diagonal_(0)
         return self
 
@@ -110,6 +122,8 @@ class BehaviorGraph(BaseTransform):
         if self.count is None:
             return copy.copy(self).fit(data).forward(data)
         require(data, 'BehaviorGraph')
+        if self._cutoff is not None:
+            require_not_earlier(data, 'BehaviorGraph', self._cutoff)
         num_behaviors = self.count.size(0)
         behavior = data[CLICKS].get('edge_label_behavior')
         # A request to score has no labels, and needs none.

@@ -15,9 +15,12 @@ from mag.macro_edges import MacroEdges
 from mag.schema import (
     CLICKS,
     OTHER,
+    Cutoff,
+    first_cutoff,
     require,
     require_cpu,
     require_integers,
+    require_not_earlier,
     require_positive_integers,
     window_of_click,
 )
@@ -39,6 +42,8 @@ class MacroCoarsen(BaseTransform):
     the history of the first). A node that appears in a later window is assigned to the nearest
     centroid, by its clicks up to the first cutoff that knows it, and stays there; one that only a
     later part knows is assigned by what that part knows of it.
+    A part whose first cutoff is earlier than that of the part it was fitted on is refused, as those
+    clusters know its future.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Adds
@@ -124,6 +129,7 @@ class MacroCoarsen(BaseTransform):
         self.groupings: dict[str, Grouping] = {}
         self.cluster: dict[str, Tensor] = {}
         self._num_columns: dict[str, int] = {}
+        self._cutoff: Cutoff | None = None
 
     def fit(self, data: HeteroData) -> 'MacroCoarsen':
         r"""Learns the clusters from the history of a training part, of its first window if it
@@ -157,6 +163,7 @@ class MacroCoarsen(BaseTransform):
         }
         self.cluster = cluster
         self.cluster = self._assign(data, window)
+        self._cutoff = first_cutoff(data, 'MacroCoarsen')
         return self
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -164,6 +171,9 @@ class MacroCoarsen(BaseTransform):
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
             return copy.copy(self).fit(data).forward(data)
+        # Of attributes nothing is learned.
+        if self.groupings and self._cutoff is not None:
+            require_not_earlier(data, 'MacroCoarsen', self._cutoff)
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._assign(data, window)
         sizes = {node_type: self._num_clusters(data, node_type) for node_type in cluster}

@@ -1,6 +1,7 @@
 import copy
 import io
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -230,6 +231,21 @@ def test_only_clicks_before_the_first_label_are_read(by: str) -> None:
     other[1, early[-1]] = (other[1, early[-1]] + 7) % 20
     changed[CLICKS].edge_index = other
     assert not torch.equal(fitted(changed).user_embedding.weight, first.user_embedding.weight)
+
+
+def test_interests_learned_from_a_later_part_are_refused() -> None:
+    data = log()
+    train, val, test = TemporalSplit(num_windows=3)(data)
+    model = fitted(val)
+    assert fitted(train).interest(train).shape == model.interest(test).shape == (30, 2)
+    for twin in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        with pytest.raises(ValueError, match='UserInterest was fitted as of time 35.* is time 12'):
+            twin.interest(train)
+        assert torch.equal(twin.interest(val), model.interest(val))
+    with pytest.raises(ValueError, match='as of time 35.* is position 0.3, and a time and a'):
+        model.interest(TemporalSplit(by='user')(data)[0])
+    # Weights that were not learned know nothing.
+    assert UserInterest.from_data(data).interest(train).shape == (30, 2)
 
 
 def test_a_fit_depends_on_its_seed_alone() -> None:

@@ -172,6 +172,32 @@ def test_a_request_without_labels_gets_the_graph() -> None:
     assert dense(graph(data), 'count').tolist() == GOLDEN_COUNT
 
 
+def test_earlier_parts_are_refused(click_log: HeteroData) -> None:
+    data = with_behavior(click_log)
+    train, val, test = TemporalSplit(num_windows=3)(data)
+    by_user = TemporalSplit(by='user')(data)
+    graph = BehaviorGraph().fit(val)
+    cutoff, first = int(val[CLICKS].cutoff), int(train[CLICKS].cutoff[0])
+    with pytest.raises(
+        ValueError, match=f'as of time {cutoff}, but the first cutoff of this data is time {first},'
+    ):
+        graph(train)
+    with pytest.raises(ValueError, match='is position 0.3, .*: fit it on the training part'):
+        graph(by_user[0])
+    with pytest.raises(ValueError, match='BehaviorGraph was fitted as of time 500, but'):
+        BehaviorGraph().fit(data)(test)
+    count = by_hand(val)[0]
+    for part in (val, test, data):
+        assert torch.equal(dense(graph(part), 'count'), count)
+    # A fit that fails keeps the cutoff of the last one.
+    train[CLICKS].edge_label = torch.zeros_like(train[CLICKS].edge_label)
+    train[CLICKS].edge_label_behavior = torch.zeros_like(train[CLICKS].edge_label_behavior)
+    with pytest.raises(ValueError, match='exposures is one'):
+        graph.fit(train)
+    with pytest.raises(ValueError, match=f'as of time {cutoff}, but'):
+        graph(train)
+
+
 def test_unfitted_call_fits_and_stays_unfitted(click_log: HeteroData) -> None:
     train, val, _ = TemporalSplit()(with_behavior(click_log))
     graph = BehaviorGraph()
@@ -199,6 +225,10 @@ def test_copies_and_the_cache_know_the_fit(click_log: HeteroData) -> None:
     for twin in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), copy.copy(graph)):
         assert_same(twin(val), graph(val))
         assert repr(twin) == repr(graph)
+    later = BehaviorGraph().fit(val)
+    for twin in (later, pickle.loads(pickle.dumps(later)), copy.deepcopy(later), copy.copy(later)):
+        with pytest.raises(ValueError, match='BehaviorGraph was fitted as of time .* own future'):
+            twin(train)
     assert repr(graph) not in (repr(BehaviorGraph()), repr(BehaviorGraph().fit(val)))
     assert re.fullmatch(r"BehaviorGraph\(fitted='[0-9a-f]{8}'\)", repr(graph))
 

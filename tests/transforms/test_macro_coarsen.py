@@ -1,5 +1,6 @@
 import copy
 import inspect
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -246,6 +247,32 @@ def test_nothing_learns_from_the_future(arguments):
             assert_same(before, after)
             assert not torch.equal(other_val[CLICKS].edge_label_index, val[CLICKS].edge_label_index)
     assert appeared > 0
+
+
+@pytest.mark.parametrize(
+    'twin', [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]
+)
+def test_earlier_parts_are_refused(twin):
+    r"""Clusters of a later part know the future of an earlier one."""
+    data = planted_log()
+    train, val, test = split(data)
+    by_user = TemporalSplit(0.3, 0.7, 0.85, by='user')(data)
+    coarsen = twin(MacroCoarsen(GROUPS).fit(val))
+    cutoff, first = int(val[CLICKS].cutoff), int(train[CLICKS].cutoff[0])
+    sentence = f'as of time {cutoff}, but the first cutoff of this data is time {first}, and its'
+    with pytest.raises(ValueError, match=f'MacroCoarsen was fitted {sentence} rows may read their'):
+        coarsen(train)
+    with pytest.raises(ValueError, match='time and a position in a user.s own log cannot be comp'):
+        coarsen(by_user[2])
+    with pytest.raises(ValueError, match='MacroCoarsen was fitted as of time 1498, .* is time 12'):
+        twin(MacroCoarsen(GROUPS).fit(data))(test)
+    for part in (val, test, data):
+        assert coarsen(part)['user'].cluster.max() == 3
+    coarsen = twin(MacroCoarsen(GROUPS).fit(by_user[0]))
+    assert all(coarsen(part)['user'].cluster.max() == 3 for part in by_user)
+    # Attributes are known at all times.
+    coarsen = twin(MacroCoarsen({'user': 'gender', 'item': 'category'}).fit(test))
+    assert torch.equal(coarsen(train)['user'].cluster, data['user'].gender)
 
 
 def test_nodes_appear_between_windows():
