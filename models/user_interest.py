@@ -82,6 +82,7 @@ class UserInterest(torch.nn.Module):
     """
 
     has_modality: Tensor
+    _cutoff: Cutoff | None
 
     def __init__(
         self,
@@ -98,7 +99,6 @@ class UserInterest(torch.nn.Module):
         self.num_users, self.num_items = num_users, num_items
         self.include_positive = include_positive
         self.use_logits = logits
-        self._cutoff: Cutoff | None = None
         self.register_buffer('has_modality', has_modality(features), persistent=False)
         for column, x in enumerate(features.values()):
             self.register_buffer(f'x_{column}', x.float(), persistent=False)
@@ -128,6 +128,7 @@ class UserInterest(torch.nn.Module):
         return cls(data['user'].num_nodes, features, **kwargs)
 
     def reset_parameters(self) -> None:
+        self._cutoff = None
         torch.nn.init.normal_(self.user_embedding.weight, std=0.1)
         torch.nn.init.normal_(self.item_deviation.weight, std=0.01)
         self.lin.reset_parameters()
@@ -246,6 +247,12 @@ class UserInterest(torch.nn.Module):
             {'params': [*self.lin.parameters(), *self.lin_modality.parameters()]},
         ]
         optimizer = torch.optim.Adam(groups, learning_rate)
+        cutoff = first_cutoff(data, 'UserInterest')
+        if self._cutoff is not None:
+            # Weights that go on to learn keep what they know.
+            is_one_clock = cutoff.clock == self._cutoff.clock
+            cutoff = max(cutoff, self._cutoff) if is_one_clock else Cutoff('time', math.inf)
+        self._cutoff = cutoff
         generator = torch.Generator().manual_seed(seed)
         device = self.has_modality.device
         for _ in tqdm(range(num_epochs), 'Learning interests', leave=False, disable=not progress):
@@ -261,7 +268,6 @@ class UserInterest(torch.nn.Module):
                     )
                 loss.backward()
                 optimizer.step()
-        self._cutoff = first_cutoff(data, 'UserInterest')
         return self
 
     @torch.no_grad()

@@ -244,8 +244,16 @@ def test_interests_learned_from_a_later_part_are_refused() -> None:
         assert torch.equal(twin.interest(val), model.interest(val))
     with pytest.raises(ValueError, match='as of time 35.* is position 0.3, and a time and a'):
         model.interest(TemporalSplit(by='user')(data)[0])
+    # What goes on to learn from an earlier part knows the later one still.
+    model.fit(train, num_epochs=1, progress=False)
+    with pytest.raises(ValueError, match='UserInterest was fitted as of time 35.* is time 12'):
+        model.interest(train)
+    model.fit(TemporalSplit(by='user')(data)[0], num_epochs=1, progress=False)
+    with pytest.raises(ValueError, match='UserInterest was fitted as of an unknown time'):
+        model.interest(test)
     # Weights that were not learned know nothing.
-    assert UserInterest.from_data(data).interest(train).shape == (30, 2)
+    model.reset_parameters()
+    assert model.interest(train).shape == (30, 2)
 
 
 def test_a_fit_depends_on_its_seed_alone() -> None:
