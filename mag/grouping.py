@@ -181,18 +181,24 @@ def macro_behavior(counts: Tensor) -> Tensor:
     return torch.nn.functional.normalize(counts.float(), dim=1)
 
 
-def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
+def raw_behavior(
+    clicks: csr_matrix, projection_dim: int, seed: int, columns: np.ndarray | None = None
+) -> Tensor:
     r"""L2-normalized rows of the click matrix, :math:`\mathbf{b}_v = \mathbf{r}_v /
     {\lVert \mathbf{r}_v \rVert}_2` (paper, eq. 2), projected to :obj:`projection_dim` random signs
     (Achlioptas), which keeps squared distances in expectation: users times items is never dense.
     With at most :obj:`projection_dim` columns the rows themselves are returned, with columns of
-    zeros for nodes that may arrive later.
+    zeros for others.
 
     Args:
         clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
         projection_dim (int): Width :math:`D` of the result.
         seed (int): Seed of the signs. The signs of a column do not depend on how many columns
             there are, so embeddings stay comparable when new nodes arrive.
+        columns (numpy.ndarray, optional): The columns that are counted and, if there are few of
+            them, returned; clicks on others then count in the norm alone. So embeddings stay
+            comparable to those of a matrix with clicks on these columns only.
+            (default: all columns)
 
     Returns:
         Embeddings of shape :obj:`[N, D]`.
@@ -201,10 +207,18 @@ def raw_behavior(clicks: csr_matrix, projection_dim: int, seed: int) -> Tensor:
         raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
     clicks = clicks.astype(np.float32)
     norm = np.sqrt(np.asarray(clicks.multiply(clicks).sum(axis=1))).ravel()
-    if clicks.shape[1] <= projection_dim:
+    if columns is None:
+        columns = np.arange(clicks.shape[1])
+    if len(columns) <= projection_dim:
         # A copy of the matrix already, so the caller's keeps its width.
-        clicks.resize(clicks.shape[0], projection_dim)
-        rows = clicks.toarray()
+        clicks.resize(clicks.shape[0], max(clicks.shape[1], columns.max(initial=-1) + 1))
+        chosen = clicks[:, columns]
+        # At their own places, where these fit: those of a matrix of no other columns.
+        fits = columns.max(initial=-1) < projection_dim
+        place = columns if fits else np.arange(len(columns))
+        rows = csr_matrix(
+            (chosen.data, place[chosen.indices], chosen.indptr), (len(norm), projection_dim)
+        ).toarray()
     else:
         signs = np.random.default_rng(seed).integers(
             0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8

@@ -234,6 +234,21 @@ def test_low_precision():
     assert torch.equal(cluster, Grouping(2).fit(embedding))
 
 
+def test_raw_behavior_of_some_columns():
+    r"""Clicks on other columns count in the norm, and are nowhere else."""
+    clicks = random_clicks(40, 50, 10)
+    columns = np.array([3, 8, 20, 49])
+    rows = raw_behavior(clicks, 6, 0, columns)
+    norm = np.sqrt(clicks.multiply(clicks).sum(axis=1))
+    expected = clicks.toarray()[:, columns] / np.maximum(norm, 1e-12)
+    assert rows.shape == (40, 6) and bool((rows[:, 4:] == 0).all())
+    torch.testing.assert_close(rows[:, :4], torch.from_numpy(np.asarray(expected)).float())
+    # A matrix that ends before a column has no clicks on it.
+    assert bool((raw_behavior(clicks[:, :49], 6, 0, columns)[:, 3] == 0).all())
+    # Of more columns than fit, all are projected.
+    assert torch.equal(raw_behavior(clicks, 6, 0, np.arange(7)), raw_behavior(clicks, 6, 0))
+
+
 def test_raw_behavior_keeps_distances():
     r"""The squared distance after a projection to D signs has mean 1 and standard deviation about
     sqrt(2 / D) of the one before."""

@@ -68,8 +68,10 @@ class MacroCoarsen(BaseTransform):
         num_hops (int, optional): The number of hops. (default: :obj:`2`)
         behavior (str or dict[str, str], optional): What is clustered. :obj:`"macro"`: the hop-1
             counts over the neighbors' clusters, as the released code does; :obj:`"raw"`: the rows
-            of the click matrix (paper, eq. 2) in a sparse projection. By default :obj:`"macro"`
-            where the neighbors are grouped by an attribute, else :obj:`"raw"`.
+            of the click matrix (paper, eq. 2) in a sparse projection, or whole if at most
+            :obj:`projection_dim` neighbors were there at fit; clicks on others then count in the
+            length of a row alone. By default :obj:`"macro"` where the neighbors are grouped by an
+            attribute, else :obj:`"raw"`.
         mode (str, optional): :obj:`"set"` (eq. 5) or :obj:`"walk"`, see
             :class:`mag.macro_edges.MacroEdges`. (default: :obj:`"set"`)
         binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
@@ -128,7 +130,7 @@ class MacroCoarsen(BaseTransform):
         self._behaviors = self._resolve_behavior()
         self.groupings: dict[str, Grouping] = {}
         self.cluster: dict[str, Tensor] = {}
-        self._num_columns: dict[str, int] = {}
+        self._columns: dict[str, np.ndarray] = {}
         self._cutoff: Cutoff | None = None
 
     def fit(self, data: HeteroData) -> 'MacroCoarsen':
@@ -151,16 +153,15 @@ class MacroCoarsen(BaseTransform):
             if isinstance(group, int)
         }
         self.cluster = {}
-        self._num_columns = {}
         first = data[CLICKS].edge_index
         first = first if window is None else first[:, window == 0]
+        # Nodes that only come later are no columns yet, though the data may have them.
+        user, item = (row.unique().numpy() for row in first)
+        self._columns = {'user': item, 'item': user}
         cluster = self._start(data)
         for node_type in self._order():
             embedding, known = self._embed(data, node_type, first, cluster[OTHER[node_type]])
             cluster[node_type][known] = self.groupings[node_type].fit(embedding[known])
-        self._num_columns = {
-            node_type: data[OTHER[node_type]].num_nodes for node_type in self.groupings
-        }
         self.cluster = cluster
         self.cluster = self._assign(data, window)
         self._cutoff = first_cutoff(data, 'MacroCoarsen')
@@ -357,14 +358,8 @@ class MacroCoarsen(BaseTransform):
             clicks.data[:] = 1
         known = torch.from_numpy(np.diff(clicks.indptr) > 0)
         if self._behaviors[node_type] == 'raw':
-            fitted = self._num_columns.get(node_type, clicks.shape[1])
-            if fitted <= self.projection_dim < clicks.shape[1]:
-                raise ValueError(
-                    f'MacroCoarsen was fitted on whole rows of {fitted} {other}s, but this data '
-                    f"has {clicks.shape[1]}, more than 'projection_dim' of {self.projection_dim}: "
-                    f'fit it anew.'
-                )
-            return raw_behavior(clicks, self.projection_dim, self.seed), known
+            columns = self._columns[node_type]
+            return raw_behavior(clicks, self.projection_dim, self.seed, columns), known
         counts = csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
             shape=(num_nodes, self._num_clusters(data, other)),

@@ -419,11 +419,42 @@ def test_nodes_that_arrive_after_fit():
         assert bool((cluster[NUM[node_type] : new] == -1).all())
 
 
-def test_too_many_items_arrive_after_fit():
+def test_more_items_than_the_projection_is_wide_arrive_after_fit():
+    r"""Rows stay those of the items that were clicked before: others count in the norm alone."""
     train, _, _ = split(planted_log(), num_windows=1)
     coarsen = MacroCoarsen({'user': 4, 'item': 5}, projection_dim=24).fit(train)
-    with pytest.raises(ValueError, match="rows of 24 items.*has 25.*'projection_dim' of 24"):
-        coarsen(grown(train, 25))
+    data = grown(train, 60)
+    data[CLICKS].edge_index = torch.cat(
+        [data[CLICKS].edge_index, torch.tensor([[NUM['user']] * 3, [3, 7, 58]])], dim=1
+    )
+    data[CLICKS].time = torch.cat([data[CLICKS].time, data[CLICKS].time[-1:].expand(3)])
+    cluster = coarsen(data)['user'].cluster
+    known = coarsen.cluster['user'] >= 0
+    assert torch.equal(cluster[:-1][known], coarsen.cluster['user'][known])
+    columns = train[CLICKS].edge_index[1].unique()
+    row = torch.zeros(1, 24)
+    row[0, torch.searchsorted(columns, torch.tensor([3, 7]))] = 0.5
+    assert cluster[-1] == coarsen.groupings['user'].assign(row)[0]
+
+
+@pytest.mark.parametrize('num_windows', [1, 4])
+@pytest.mark.parametrize('projection_dim', [48, 8])
+def test_nodes_that_only_come_later_change_no_cluster(num_windows, projection_dim):
+    r"""A log has nodes of which its training part has no click yet. They decide nothing, even where
+    there are so many that all rows would be wider than the projection."""
+    coarsen = MacroCoarsen({'user': 4, 'item': 5}, projection_dim=projection_dim)
+    train, _, _ = split(planted_log(), num_windows)
+    before = copy.copy(coarsen).fit(train)
+    for node_type, num in NUM.items():
+        assert num <= 48 < num + 40
+        train[node_type].num_nodes = num + 40
+    after = coarsen.fit(train)
+    for node_type, num in NUM.items():
+        centroids = (fit.groupings[node_type].centroids for fit in (before, after))
+        assert torch.equal(*centroids)
+        assert torch.equal(before.cluster[node_type], after.cluster[node_type][:num])
+        assert bool((after.cluster[node_type][num:] == -1).all())
+        assert bool((before.cluster[node_type] >= 0).any())
 
 
 def test_repr_tells_fits_apart():
