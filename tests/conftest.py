@@ -1,12 +1,13 @@
 import argparse
 import os
 import random
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch_geometric.data import HeteroData
-
 
 ATTACK_SEED = pytest.StashKey[int]()
 
@@ -70,6 +71,20 @@ def mag_data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"MAG_DATA is '{folder}', which is not a folder.")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    r"""A disk of one megabyte, where somebody may make one."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    made = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(folder)], capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip('a small disk can only be made by root')
+    yield folder
+    subprocess.run(['umount', '--lazy', str(folder)], check=True)
 
 
 @pytest.fixture

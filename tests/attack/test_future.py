@@ -1,0 +1,608 @@
+r"""Nothing that a row reads depends on its future.
+
+A log is made twice, with one past and two futures, and each pipeline reads both: everything that
+the rows up to the moment of the change read must be the same, to the last bit. Three planted leaks,
+at the end, are to be caught."""
+
+import copy
+import csv
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import reject
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch_geometric.data import HeteroData
+
+from mag.datasets import EventLog, MicroVideo
+from mag.loader import ExposureFeatures, ExposureLoader, HistoryLoader, PairLoader, PathLoader
+from mag.loader.path_sampler import PathSampler
+from mag.models import HyperCTR
+from mag.schema import window_of_click
+from mag.transforms import (
+    BehaviorGraph,
+    InterestHypergraph,
+    MacroCoarsen,
+    RecentNeighbors,
+    TemporalSplit,
+    TimeSlots,
+)
+
+CLICKS = ('user', 'clicks', 'item')
+MOMENT = 12
+# Those of the past, and how many more a future may bring, whose ids come after them.
+NUM_NODES = {'user': 4, 'item': 5}
+NUM_NEW = 2
+NUM_CATEGORIES = 3
+# What a row tells and does not read: at the moment of the change it is of the future.
+OUTCOMES = ('label', 'conversion', 'behavior')
+
+
+class Exposure(NamedTuple):
+    user: int
+    item: int
+    time: int
+    label: bool
+    # A number from 0 to 7, of which all else about it is made.
+    detail: int
+
+
+class Change(NamedTuple):
+    r"""A past, before :obj:`MOMENT`; the exposures of that moment whose outcome is yet to come; and
+    two futures, at the moment or after, in the first of which those exposures end as told and in
+    the second otherwise."""
+
+    category: list[int]
+    past: list[Exposure]
+    present: list[Exposure]
+    futures: tuple[list[Exposure], list[Exposure]]
+
+    @property
+    def num_shared(self) -> int:
+        return len(self.past) + len(self.present)
+
+    def rows(self, future: int) -> list[Exposure]:
+        r"""All rows of one future, the shared ones first."""
+        present = [row._replace(label=row.label ^ bool(future)) for row in self.present]
+        return [*self.past, *present, *self.futures[future]]
+
+    def log(self, future: int, with_all_nodes: bool = False) -> HeteroData:
+        r"""The log of one future, in the order of time, in which the shared rows come first."""
+        rows = sorted(self.rows(future), key=lambda row: row.time)
+        user, item, time, label, detail = torch.tensor(rows, dtype=torch.long).view(-1, 5).t()
+        data = HeteroData()
+        for node_type, node in (('user', user), ('item', item)):
+            num_nodes = NUM_NODES[node_type]
+            if with_all_nodes:
+                num_nodes += NUM_NEW
+            elif node.numel() > 0:
+                num_nodes = max(num_nodes, int(node.max()) + 1)
+            data[node_type].num_nodes = num_nodes
+            data[node_type].x = torch.arange(num_nodes) / 8
+        num_users, num_items = data['user'].num_nodes, data['item'].num_nodes
+        data['user'].group, data['user'].num_group = torch.arange(num_users) % 2, 2
+        data['item'].category = torch.tensor(self.category[:num_items])
+        data['item'].num_category = NUM_CATEGORIES
+        features = torch.arange(2.0 * num_items).view(-1, 2).sin()
+        data['item'].x_visual, data['item'].x_audio = features, features.cos()
+
+        clicks, clicked = data[CLICKS], label == 1
+        query = torch.stack([detail % 3, detail % 2 - 1], dim=1)
+        clicks.edge_index, clicks.time = torch.stack([user, item])[:, clicked], time[clicked]
+        clicks.query, clicks.domain = query[clicked], (detail % 2)[clicked]
+        clicks.num_query, clicks.num_domain = 3, 2
+        clicks.edge_label_index = torch.stack([user, item])
+        clicks.edge_label, clicks.edge_label_time = label.float(), time
+        clicks.edge_label_query, clicks.edge_label_domain = query, detail % 2
+        clicks.edge_label_x = detail.view(-1, 1) / 8
+        clicks.edge_label_behavior = (detail.view(-1, 1) // torch.tensor([1, 2]) % 2) * label[
+            :, None
+        ]
+        clicks.edge_label_conversion = detail // 4 * label
+        # By which a row is found again in a part.
+        clicks.edge_label_row = torch.arange(len(rows))
+        return data
+
+
+def exposures(times: SearchStrategy, num_new: int = 0, **sizes: int) -> SearchStrategy:
+    return st.lists(
+        st.builds(
+            Exposure,
+            st.integers(0, NUM_NODES['user'] + num_new - 1),
+            st.integers(0, NUM_NODES['item'] + num_new - 1),
+            times,
+            st.booleans(),
+            st.integers(0, 7),
+        ),
+        **sizes,
+    )
+
+
+@st.composite
+def changes(
+    draw: st.DrawFn,
+    num_new: int = NUM_NEW,
+    same_times: bool = False,
+    min_past: int = 0,
+    max_future: int = 12,
+) -> Change:
+    r"""With :obj:`same_times`, the rows of the future are replaced, one for one, at their times:
+    the cutoffs of a split are quantiles of all times, which rows that come or go would move."""
+    past = draw(exposures(st.integers(0, MOMENT - 1), min_size=min_past, max_size=min_past + 16))
+    present = draw(exposures(st.just(MOMENT), max_size=3))
+    times = st.integers(MOMENT, MOMENT + 8)
+    # Either future may be one without anybody new.
+    new = st.sampled_from([0, num_new])
+    first = draw(exposures(times, draw(new), min_size=3 * same_times, max_size=max_future))
+    sizes = {'min_size': len(first), 'max_size': len(first)} if same_times else {}
+    second = draw(exposures(times, draw(new), **{'max_size': max_future} | sizes))
+    if same_times:
+        second = [row._replace(time=other.time) for row, other in zip(second, first, strict=True)]
+    category = st.integers(0, NUM_CATEGORIES - 1)
+    num_items = NUM_NODES['item'] + NUM_NEW
+    return Change(
+        draw(st.lists(category, min_size=num_items, max_size=num_items)),
+        past,
+        present,
+        (first, second),
+    )
+
+
+SPLITS = st.builds(
+    TemporalSplit,
+    train_start=st.just(0.3),
+    val_start=st.just(0.6),
+    test_start=st.just(0.8),
+    num_windows=st.sampled_from([1, 3]),
+    keep_cold=st.booleans(),
+)
+COUNTS = {
+    'num_hops': st.integers(1, 3),
+    'mode': st.sampled_from(['set', 'walk']),
+    'binary': st.booleans(),
+}
+LEARNED: list[dict[str, int | str]] = [
+    {'user': 2, 'item': 'category'},
+    {'user': 'group', 'item': 2},
+    {'user': 2, 'item': 3},
+]
+COARSENINGS = st.one_of(
+    st.builds(
+        MacroCoarsen,
+        groups=st.sampled_from(LEARNED),
+        behavior=st.sampled_from([None, 'raw']),
+        spherical=st.booleans(),
+        # Fewer columns than nodes; as many as users, or items, without those who come later; more.
+        projection_dim=st.sampled_from([2, 4, 5, 256]),
+        **COUNTS,
+    ),
+    st.builds(MacroCoarsen, groups=st.just({'user': 'group', 'item': 'category'}), **COUNTS),
+)
+RECENT = st.builds(
+    RecentNeighbors, num=st.integers(1, 4), item_order=st.sampled_from(['time', 'user'])
+)
+PATHS = st.fixed_dictionaries(
+    {
+        'widths': st.just({'user': [3, 1, 2], 'item': [1, 2, 1]}),
+        'attribute': st.sampled_from(['category', None]),
+        'replace': st.booleans(),
+        'seed': st.integers(0, 3),
+    }
+)
+HISTORIES = st.fixed_dictionaries({'length': st.integers(1, 5)})
+SLOTS = st.integers(1, 9)
+
+
+def or_reject(call: Callable[[], Any], *expected: str) -> Any:
+    r"""What a call returns. A log that is refused for an expected reason is no example."""
+    try:
+        return call()
+    except ValueError as error:
+        if any(reason in str(error) for reason in expected):
+            reject()
+        raise
+
+
+def parts_of(log: HeteroData, split: TemporalSplit | None) -> Iterable[HeteroData]:
+    r"""The parts of a log, or without a split the whole of it."""
+    return [log] if split is None else or_reject(lambda: split(log), 'leaves no')
+
+
+def tensors_of(value: Any, name: str = '') -> dict[str, Any]:
+    r"""All that a batch holds, by name."""
+    if isinstance(value, HeteroData):
+        stores = {str(kind): value[kind] for kind in (*value.node_types, *value.edge_types)}
+        return {
+            f'{kind}.{key}': entry for kind, store in stores.items() for key, entry in store.items()
+        }
+    names = getattr(value, '_fields', range(len(value)))
+    found: dict[str, Any] = {}
+    for key, entry in zip(names, value, strict=True):
+        if isinstance(entry, tuple):
+            found |= tensors_of(entry, f'{name}{key}.')
+        else:
+            found[f'{name}{key}'] = entry
+    return found
+
+
+def assert_same(first: Any, second: Any, with_outcomes: bool = True) -> None:
+    first, second = tensors_of(first), tensors_of(second)
+    assert list(first) == list(second)
+    for name, value in first.items():
+        if not with_outcomes and name.endswith((*OUTCOMES, '.edge_label')):
+            continue
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == second[name].dtype and torch.equal(value, second[name]), name
+        else:
+            assert value == second[name], name
+
+
+def check_rows(change: Change, load: Callable[[HeteroData], list[tuple[HeteroData, Any]]]) -> None:
+    r"""Compares what rows read in two futures, of each part and its loader that :obj:`load` makes
+    of a log: all of the rows of the past, and of those at the moment all but their outcomes."""
+    for (part, loader), (other_part, other_loader) in zip(
+        load(change.log(0)), load(change.log(1)), strict=True
+    ):
+        for num_rows in (len(change.past), change.num_shared):
+            row, other_row = (of[CLICKS].edge_label_row for of in (part, other_part))
+            row, other_row = row[row < num_rows], other_row[other_row < num_rows]
+            assert torch.equal(row, other_row)
+            if row.numel() > 0:
+                # They are the first of a part, as of the log.
+                place = torch.arange(row.numel())
+                assert_same(
+                    loader.dataset[place],
+                    other_loader.dataset[place],
+                    with_outcomes=num_rows == len(change.past),
+                )
+
+
+def check_loader(
+    loader: Callable[..., Any],
+    reads_log: bool,
+    change: Change,
+    split: TemporalSplit | None,
+    arguments: dict[str, Any],
+) -> None:
+    r"""A loader of each part, with histories from the part or from the whole log."""
+
+    def load(log: HeteroData) -> list[tuple[HeteroData, Any]]:
+        history = {'history': log} if reads_log else {}
+        return [(part, loader(part, **arguments, **history)) for part in parts_of(log, split)]
+
+    check_rows(change, load)
+
+
+def check_pairs(
+    change: Change,
+    split: TemporalSplit,
+    recent: RecentNeighbors,
+    coarsen: MacroCoarsen,
+    is_fitted: bool,
+) -> None:
+    r"""Macro rows and recent lists, with groups learned from training, or from each part itself."""
+
+    def load(log: HeteroData) -> list[tuple[HeteroData, PairLoader]]:
+        parts = parts_of(log, split)
+        fitted = copy.copy(coarsen)
+        if is_fitted:
+            or_reject(lambda: fitted.fit(parts[0]), 'at least as many nodes')
+        parts = [
+            or_reject(lambda part=part: fitted(recent(part)), 'at least as many nodes')
+            for part in parts
+        ]
+        return [(part, PairLoader(part)) for part in parts]
+
+    check_rows(change, load)
+
+
+def check_fitted(change: Change, split: TemporalSplit, coarsen: MacroCoarsen) -> None:
+    r"""What is learned from a training part that ends before the moment."""
+    learned = []
+    for future in (0, 1):
+        train, val, _ = parts_of(change.log(future), split)
+        if int(val[CLICKS].cutoff) > MOMENT:
+            reject()
+        graph = or_reject(lambda train=train: BehaviorGraph().fit(train), 'counts what follows')
+        fitted = or_reject(
+            lambda train=train: copy.copy(coarsen).fit(train), 'at least as many nodes'
+        )
+        num_items = NUM_NODES['item']
+        learned.append(
+            (
+                graph.count,
+                graph(val)['behavior', 'follows', 'behavior'].edge_weight,
+                *ExposureFeatures(train).moments(),
+                fitted.cluster['item'][:num_items],
+                *(grouping.centroids for grouping in fitted.groupings.values()),
+            )
+        )
+    assert_same(*learned)
+
+
+def with_hypergraphs(
+    log: HeteroData, granularity: int, hypergraph: InterestHypergraph
+) -> HeteroData:
+    data = or_reject(lambda: TimeSlots(granularity)(log), 'the log has none')
+    interest = torch.arange(2.0 * data['user'].num_nodes).view(-1, 2).sin().square()
+    data['user'].interest = interest
+    return hypergraph(data)
+
+
+HYPERGRAPHS = st.builds(
+    InterestHypergraph,
+    threshold=st.sampled_from([0.2, 0.5]),
+    max_size=st.integers(2, 4),
+    seed=st.integers(0, 3),
+)
+
+
+def check_hypergraphs(change: Change, granularity: int, hypergraph: InterestHypergraph) -> None:
+    r"""The hyperedges of all slots before that of the last row."""
+    slots, hyperedges = [], []
+    for future in (0, 1):
+        data = with_hypergraphs(change.log(future), granularity, hypergraph)
+        slot = data[CLICKS].edge_label_slot[: change.num_shared]
+        known = []
+        for node_type in ('user', 'item'):
+            store = data[node_type]
+            earlier = (
+                store.hyperedge_slot < slot.max() if slot.numel() else store.hyperedge_slot < 0
+            )
+            known += [
+                store.hyperedge_index[:, earlier[store.hyperedge_index[1]]],
+                store.hyperedge_slot[earlier],
+                store.hyperedge_modality[earlier],
+                store.hyperedge_weight[earlier],
+            ]
+        slots.append(slot)
+        hyperedges.append(tuple(known))
+    assert torch.equal(*slots)
+    assert_same(*hyperedges)
+
+
+def check_slot_reading(change: Change, granularity: int, hypergraph: InterestHypergraph) -> None:
+    r"""What HyperCTR makes of a row, with untrained weights: its history, and the hyperedges of the
+    slot that it looks itself up in."""
+    logits = []
+    for future in (0, 1):
+        # One model for both futures needs an embedding for everybody.
+        log = change.log(future, with_all_nodes=True)
+        data = with_hypergraphs(log, granularity, hypergraph)
+        torch.manual_seed(0)
+        model = HyperCTR.from_data(
+            data, weighted=True, embedding_dim=4, num_layers=2, num_heads=1, hidden_channels=(4,)
+        ).eval()
+        batch = HistoryLoader(data, length=3, history=data).dataset[torch.arange(change.num_shared)]
+        with torch.no_grad():
+            logits.append(model(batch))
+    assert torch.equal(*logits)
+
+
+def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    with path.open('w', newline='') as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def check_event_log(folder: Path, change: Change) -> None:
+    r"""A file in no order of time, in which rows of the future stand among those of the past. Codes
+    are compared by the names they stand for, as a new id or name may come before others."""
+    read = []
+    for future in (0, 1):
+        rows = change.rows(future)
+        # The rows of the past keep their order, as ties go by it.
+        num_past = len(change.past)
+        place = {
+            row: row if row < num_past else rows[row].detail * num_past / 8
+            for row in range(len(rows))
+        }
+        rows = [rows[row] for row in sorted(place, key=place.__getitem__)]
+        with TemporaryDirectory(dir=folder) as root, warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # repeated rows, items of several categories
+            path = Path(root) / 'log.csv'
+            write_csv(
+                path,
+                ['user', 'item', 'time', 'label', 'category', 'weight'],
+                (
+                    (
+                        f'u{user}',
+                        f'i{item}',
+                        time,
+                        int(label),
+                        ['', 'b', 'unknown', 'a'][detail % 4],
+                        detail / 8,
+                    )
+                    for user, item, time, label, detail in rows
+                ),
+            )
+            roles = {name: name for name in ('user', 'item', 'time', 'label', 'category', 'weight')}
+            dataset = or_reject(lambda: EventLog(root, path, roles, log=False), 'no rows')  # noqa: B023
+            data, raw_ids, names = dataset[0], dataset.raw_ids, dataset.names['category']
+        clicks = data[CLICKS]
+        before, clicked_before = clicks.edge_label_time < MOMENT, clicks.time < MOMENT
+        user, item = clicks.edge_label_index[:, before].numpy()
+        clicked_user, clicked_item = clicks.edge_index[:, clicked_before].numpy()
+        category = np.array(names)[data['item'].category.numpy()]
+        read.append(
+            (
+                raw_ids['user'][user].tolist(),
+                raw_ids['item'][item].tolist(),
+                category[item].tolist(),
+                clicks.edge_label_time[before],
+                clicks.edge_label[before],
+                clicks.edge_label_weight[before],
+                raw_ids['user'][clicked_user].tolist(),
+                raw_ids['item'][clicked_item].tolist(),
+                clicks.time[clicked_before],
+                clicks.edge_weight[clicked_before],
+            )
+        )
+    assert_same(*read)
+
+
+def check_micro_video(folder: Path, has_time: bool, change: Change) -> None:
+    r"""Negatives, and times that are made up, of what comes before. They are drawn from all items,
+    so each is there before."""
+    kept = [(100, 0), (100, 1), (101, 2), (101, 3), (101, 4)]
+    read = []
+    for future in (0, 1):
+        rows = [(user, item, 0, 'train') for user, item in kept]
+        rows += [(row.user, row.item, row.time, 'train') for row in change.past]
+        rows += [
+            (row.user, row.item, row.time, ['val', 'test'][row.detail % 2])
+            for row in change.futures[future]
+        ]
+        columns = ['user', 'item', 'time'] if has_time else ['user', 'item', 'split']
+        with TemporaryDirectory(dir=folder) as root, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            raw = Path(root) / 'raw'
+            raw.mkdir()
+            write_csv(
+                raw / 'interactions.csv',
+                columns,
+                ((*row[:2], row[2] if has_time else row[3]) for row in rows),
+            )
+            np.save(raw / 'image_feat.npy', np.arange(20.0).reshape(10, 2))
+            dataset = or_reject(
+                lambda: MicroVideo(root, num_negatives=2, num_slots=3, log=False),  # noqa: B023
+                'has clicked all',
+            )
+            data, raw_ids = dataset[0], dataset.raw_ids
+        clicks = data[CLICKS]
+        is_before = clicks.edge_label_time < MOMENT if has_time else clicks.edge_label_split == 0
+        user, item = clicks.edge_label_index[:, is_before].numpy()
+        read.append(
+            (
+                raw_ids['user'][user].tolist(),
+                raw_ids['item'][item].tolist(),
+                clicks.edge_label_time[is_before],
+                clicks.edge_label[is_before],
+            )
+        )
+    assert_same(*read)
+
+
+WHOLE = st.none()
+REPLACED = changes(same_times=True, min_past=12)
+
+
+@pytest.mark.parametrize(
+    ('change', 'split'), [(changes(), WHOLE), (REPLACED, SPLITS)], ids=['log', 'parts']
+)
+class TestLoaders:
+    def test_exposures(self, attack: Any, change: SearchStrategy, split: SearchStrategy) -> None:
+        attack(
+            partial(check_loader, ExposureLoader, False), change, split, st.just({}), examples=60
+        )
+
+    @pytest.mark.parametrize('reads_log', [False, True])
+    def test_histories(
+        self, attack: Any, change: SearchStrategy, split: SearchStrategy, reads_log: bool
+    ) -> None:
+        check = partial(check_loader, HistoryLoader, reads_log)
+        attack(check, change, split, HISTORIES, examples=60)
+
+    @pytest.mark.parametrize('fixed', [False, True])
+    @pytest.mark.parametrize('reads_log', [False, True])
+    def test_paths(
+        self,
+        attack: Any,
+        change: SearchStrategy,
+        split: SearchStrategy,
+        reads_log: bool,
+        fixed: bool,
+    ) -> None:
+        check = partial(check_loader, partial(PathLoader, fixed=fixed), reads_log)
+        attack(check, change, split, PATHS, examples=60)
+
+
+def test_macro_rows_and_recent_lists(attack: Any) -> None:
+    attack(check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.booleans(), examples=100)
+
+
+def test_what_training_teaches(attack: Any) -> None:
+    change = changes(same_times=True, min_past=20, max_future=6)
+    attack(check_fitted, change, SPLITS, COARSENINGS, examples=60)
+
+
+def test_hypergraphs(attack: Any) -> None:
+    attack(check_hypergraphs, changes(), SLOTS, HYPERGRAPHS, examples=100)
+
+
+def test_what_a_row_reads_of_slots(attack: Any) -> None:
+    attack(check_slot_reading, changes(), SLOTS, HYPERGRAPHS, examples=60)
+
+
+def test_event_log(attack: Any, tmp_path: Path) -> None:
+    attack(partial(check_event_log, tmp_path), changes(), examples=20)
+
+
+@pytest.mark.parametrize('has_time', [False, True])
+def test_micro_video(attack: Any, tmp_path: Path, has_time: bool) -> None:
+    check = partial(check_micro_video, tmp_path, has_time)
+    attack(check, changes(num_new=0, max_future=6), examples=10)
+
+
+# The planted leaks. Each is one place off from what a row may read.
+
+
+def expect_caught(attack: Any, check: Callable[..., None], *strategies: SearchStrategy) -> None:
+    with pytest.raises(AssertionError):
+        attack(check, *strategies, examples=60, shrink=False)
+
+
+def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 'mag.loader.pair_loader._MacroRows._gather'
+    gather = pytest.importorskip('mag.loader.pair_loader')._MacroRows._gather
+
+    def planted(self: Any, user: Any, item: Any, window: Any, label: Any) -> Any:
+        if window is not None:
+            window = (window + 1).clamp(max=self.num_windows - 1)
+        return gather(self, user, item, window, label)
+
+    monkeypatch.setattr(rows, planted)
+    expect_caught(attack, check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.just(True))
+
+
+@pytest.mark.parametrize('transform', ['macro_coarsen', 'recent_neighbors'])
+def test_clicks_of_a_window_in_its_own_rows_are_caught(
+    attack: Any, monkeypatch: pytest.MonkeyPatch, transform: str
+) -> None:
+    def planted(data: HeteroData, reader: str) -> Any:
+        window, num_windows = window_of_click(data, reader)
+        return None if window is None else (window - 1).clamp(min=0), num_windows
+
+    monkeypatch.setattr(f'mag.transforms.{transform}.window_of_click', planted)
+    expect_caught(attack, check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.just(True))
+
+
+@pytest.mark.parametrize('reads_log', [False, True])
+def test_paths_over_clicks_of_the_same_second_are_caught(
+    attack: Any, monkeypatch: pytest.MonkeyPatch, reads_log: bool
+) -> None:
+    draw = PathSampler.draw
+
+    def planted(self: PathSampler, user: Any, item: Any, time: Any, generator: Any) -> Any:
+        # Of whole seconds, those before the next are those up to this one.
+        return draw(self, user, item, time + 1, generator)
+
+    monkeypatch.setattr(PathSampler, 'draw', planted)
+    check = partial(check_loader, PathLoader, reads_log)
+    expect_caught(attack, check, changes(), WHOLE, PATHS)
+
+
+def test_a_look_into_the_own_slot_is_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = HyperCTR.forward
+
+    def planted(self: HyperCTR, batch: Any) -> Any:
+        return forward(self, batch._replace(slot=batch.slot + 1))
+
+    monkeypatch.setattr(HyperCTR, 'forward', planted)
+    expect_caught(attack, check_slot_reading, changes(), SLOTS, HYPERGRAPHS)
