@@ -1,0 +1,185 @@
+r"""Files that are there whole or not at all, and that are read as they were written or refused."""
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape, glob
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 20
+_COMMENT = b'crc32 '
+_COMMENT_LENGTH = len(_COMMENT) + 8
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_tensors(value: Any, path: str | os.PathLike[str]) -> None:
+    r"""Writes what :func:`read_tensors` reads: tensors, numbers, words, and lists, tuples and
+    dictionaries of these. A kill at any moment leaves the former file or the new one.
+
+    What :func:`torch.save` writes is a zip archive, and its checksum becomes the comment of the
+    archive, which :func:`torch.load` passes over.
+
+    Args:
+        value: What to write.
+        path: The file.
+
+    Raises:
+        OSError: If it cannot be written; of a full disk it tells how much was needed.
+    """
+    with replacing(path, num_bytes(value)) as temporary, open(temporary, 'wb') as file:
+        torch.save(value, file)
+        # An archive ends with the length of its comment, which is 0 until here.
+        file.seek(-2, os.SEEK_END)
+        file.write(_COMMENT_LENGTH.to_bytes(2, 'little'))
+        file.flush()
+        file.write(_COMMENT + checksum(temporary).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    r"""Reads what :func:`write_tensors` wrote, onto the CPU, and runs nothing that is in it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is truncated, damaged or no such file, or holds what only code could make.
+    """
+    path = os.fspath(path)
+    content = os.path.getsize(path) - _COMMENT_LENGTH
+    with open(path, 'rb') as file:
+        file.seek(max(content, 0))
+        comment = file.read()
+    if not comment.startswith(_COMMENT):
+        raise ValueError(f'{path!r} is truncated, damaged or no file that mag wrote.')
+    if comment != _COMMENT + checksum(path, content).encode():
+        raise ValueError(f'{path!r} is damaged: its checksum is not that of what was written.')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except MemoryError:
+        raise
+    # What was made to harm raises almost anything, in a page with advice to load it unsafely.
+    except Exception as error:
+        raise ValueError(
+            f'{path!r} was not written by mag: it holds more than tensors, numbers, words, lists '
+            f'and dictionaries ({type(error).__name__}).'
+        ) from None
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], needed: int | None = None) -> Iterator[str]:
+    r"""Gives a temporary name beside :obj:`path`, and renames what was written there to
+    :obj:`path` at the end. What earlier processes began to write and left when they were killed is
+    deleted.
+
+    .. code-block:: python
+
+        with replacing('table.json') as temporary, open(temporary, 'w') as file:
+            json.dump(table, file)
+
+    Args:
+        path: The file that is to be there.
+        needed: How many bytes it will have, for the message of a full disk.
+
+    Raises:
+        OSError: If the disk is full; it tells where, and how much was needed.
+    """
+    path = os.fspath(path)
+    remove_leftovers(path)
+    temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+    try:
+        with open(temporary, 'wb') as held:
+            # Held until the end, and let go by a kill: so others know what is being written.
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with explaining_full_disk(path, needed):
+                yield temporary
+            os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    r"""Deletes what killed processes began to write to :obj:`path`, as far as it may be."""
+    for leftover in glob(f'{escape(os.fspath(path))}.{"[0-9a-f]" * 8}.tmp'):
+        try:
+            with open(leftover, 'rb+') as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.remove(leftover)
+        except OSError:
+            # Somebody writes it, has deleted it, or owns it.
+            continue
+
+
+@contextmanager
+def explaining_full_disk(path: str | os.PathLike[str], needed: int | None = None) -> Iterator[None]:
+    r"""Says of a full disk where it is, and how much was needed.
+
+    Args:
+        path: What is being written.
+        needed: How many bytes that will have, if it is known.
+    """
+    try:
+        yield
+    # The writer of torch tells of an error of its own and hides that of the disk in its context.
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in _NO_SPACE:
+            raise
+        folder = os.path.dirname(os.path.abspath(path))
+        raise full_disk(folder, path, needed, cause.errno) from None
+
+
+def full_disk(
+    folder: str, path: str | os.PathLike[str], needed: int | None, number: int = errno.ENOSPC
+) -> OSError:
+    r"""The error that says how much is needed and how much is free in :obj:`folder`."""
+    more = 'more' if needed is None else f'{needed / 2**20:,.1f} MiB'
+    free = shutil.disk_usage(folder).free / 2**20
+    return OSError(
+        number,
+        f'The disk is full: {os.fspath(path)!r} needs {more}, but {folder!r} has {free:,.1f} MiB '
+        f'free. Free some, or choose another place',
+    )
+
+
+def checksum(path: str | os.PathLike[str], size: int | None = None) -> str:
+    r"""The CRC-32 of the first :obj:`size` bytes of a file, or of all, as eight hexadecimal digits.
+    It finds any accident but one in four billion, at several times the speed of a cryptographic
+    hash; it does not tell who wrote a file."""
+    value = 0
+    left = os.path.getsize(path) if size is None else size
+    with open(path, 'rb') as file:
+        while block := file.read(min(left, _BLOCK)):
+            value = zlib.crc32(block, value)
+            left -= len(block)
+    return f'{value:08x}'
+
+
+def require_local(name: str, path: str | os.PathLike[str]) -> None:
+    r"""Raises a :class:`ValueError` that names the argument if PyG or Lightning would take
+    :obj:`path` for one on another machine."""
+    if '::' in os.fspath(path) or '://' in os.fspath(path):
+        raise ValueError(
+            f"'{name}' must be a folder of this machine, without '::' and '://', by which other "
+            f'file systems are named, but got {os.fspath(path)!r}.'
+        )
+
+
+def num_bytes(value: Any) -> int:
+    r"""How many bytes the tensors in nested dictionaries, lists and tuples take."""
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+    if isinstance(value, dict):
+        return sum(map(num_bytes, value.values()))
+    return sum(map(num_bytes, value)) if isinstance(value, (list, tuple)) else 0

@@ -1,0 +1,174 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from mag.files import (
+    checksum,
+    num_bytes,
+    read_tensors,
+    remove_leftovers,
+    replacing,
+    require_local,
+    write_tensors,
+)
+
+
+class Planted:
+    r"""Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.path}',)
+
+
+VALUE = {
+    'tensor': torch.arange(6).view(2, 3),
+    ('a', 'b'): [1, 2.5, None, True, 'word'],
+    'sparse': torch.eye(3).to_sparse(),
+}
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / 'value.pt'
+    write_tensors(VALUE, path)
+    for value in (read_tensors(path), torch.load(path, weights_only=True, mmap=True)):
+        assert value['tensor'].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert value['a', 'b'] == VALUE['a', 'b']
+        assert torch.equal(value['sparse'].to_dense(), torch.eye(3))
+    assert os.listdir(tmp_path) == ['value.pt']
+
+
+@pytest.mark.parametrize('sealed', [False, True])
+def test_nothing_that_is_read_is_run(tmp_path: Path, sealed: bool) -> None:
+    path, canary = tmp_path / 'value.pt', tmp_path / 'canary'
+    planted = {'tensor': torch.ones(2), 'planted': Planted(canary)}
+    if sealed:
+        write_tensors(planted, path)
+        sentence = 'holds more than tensors'
+    else:
+        torch.save(planted, path)
+        sentence = 'no file that mag wrote'
+    with pytest.raises(ValueError, match=sentence) as error:
+        read_tensors(path)
+    assert str(error.value).count('\n') == 0
+    assert 'weights_only' not in str(error.value)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)
+    assert canary.exists()
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path: Path) -> None:
+    path = tmp_path / 'value.pt'
+    write_tensors({'tensor': torch.arange(4)}, path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'value\.pt. is .*(damaged|no file that mag wrote)'):
+            read_tensors(path)
+        path.write_bytes(content[:place])
+        with pytest.raises(ValueError, match=r'value\.pt. is .*(damaged|no file that mag wrote)'):
+            read_tensors(path)
+    path.write_bytes(content + b'\0')
+    with pytest.raises(ValueError, match='no file that mag wrote'):
+        read_tensors(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_tensors(tmp_path / 'none.pt')
+
+
+def test_checksum(tmp_path: Path) -> None:
+    path = tmp_path / 'text'
+    # The check value of CRC-32.
+    path.write_bytes(b'123456789')
+    assert checksum(path) == 'cbf43926'
+    path.write_bytes(b'123456789' * 400_000)
+    whole = checksum(path)
+    path.write_bytes(b'123456789' * 400_000 + b'more')
+    assert checksum(path, 3_600_000) == whole != checksum(path)
+
+
+def test_failure_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / 'text'
+    path.write_text('before')
+    with pytest.raises(KeyError), replacing(path) as temporary:
+        Path(temporary).write_text('half')
+        raise KeyError
+    assert path.read_text() == 'before'
+    assert os.listdir(tmp_path) == ['text']
+
+
+KILLED = """
+    import os, signal
+    from mag.files import replacing
+    with replacing({path!r}) as temporary:
+        open(temporary, 'w').write('half')
+        {end}
+"""
+
+
+def test_leftovers_of_a_kill_are_removed_by_the_next_who_writes(tmp_path: Path) -> None:
+    path = tmp_path / 'text[1]'
+    path.write_text('before')
+    (tmp_path / 'text[1].mine.tmp').write_text('precious')
+    script = textwrap.dedent(KILLED.format(path=str(path), end='os.kill(os.getpid(), 9)'))
+    for _ in range(2):
+        done = subprocess.run([sys.executable, '-c', script])
+        assert done.returncode == -signal.SIGKILL
+        assert len(os.listdir(tmp_path)) == 3
+    assert path.read_text() == 'before'
+    with replacing(path) as temporary:
+        Path(temporary).write_text('after')
+    assert path.read_text() == 'after'
+    assert sorted(os.listdir(tmp_path)) == ['text[1]', 'text[1].mine.tmp']
+
+
+def test_what_another_process_writes_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / 'text'
+    end = "print('begun', flush=True); input()"
+    script = textwrap.dedent(KILLED.format(path=str(path), end=end))
+    writer = subprocess.Popen(
+        [sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == 'begun\n'
+    remove_leftovers(path)
+    assert len(os.listdir(tmp_path)) == 1
+    writer.communicate('\n')
+    assert writer.returncode == 0
+    assert path.read_text() == 'half'
+
+
+def test_full_disk(small_disk: Path) -> None:
+    path = small_disk / 'value.pt'
+    write_tensors(torch.ones(9), path)
+    sentence = (
+        rf"The disk is full: '{path}' needs 7.6 MiB, but '{small_disk}' has [01]\.\d MiB free\. "
+        rf'Free some, or choose another place$'
+    )
+    with pytest.raises(OSError, match=sentence):
+        write_tensors({'large': [torch.ones(2_000_000)]}, path)
+    assert os.listdir(small_disk) == ['value.pt']
+    assert read_tensors(path).tolist() == [1.0] * 9
+
+
+def test_num_bytes() -> None:
+    assert num_bytes({'a': [torch.ones(3), (torch.ones(2, dtype=torch.double),)], 'b': 'word'}) == 28
+
+
+@pytest.mark.parametrize('path', ['a::b', 'memory://x', Path('a::b')])
+def test_places_elsewhere_are_refused(path: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"'directory' must be a folder of this machine.*got '\w+:"):
+        require_local('directory', path)
+    require_local('directory', '/a:b/c')
