@@ -1,5 +1,5 @@
 import os
-from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -7,6 +7,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from mag.files import read_tensors, write_tensors
 from mag.schema import require_integers, require_positive_integers
 
 
@@ -116,12 +117,7 @@ class Grouping:
         """
         if self.centroids is None:
             raise RuntimeError(f'{self!r} has not been fitted: there is nothing to save.')
-        temporary = Path(f'{os.fspath(path)}.{os.getpid()}.tmp')
-        try:
-            torch.save({**self._arguments(), 'centroids': self.centroids}, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors({**self._arguments(), 'centroids': self.centroids}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Grouping':
@@ -132,18 +128,33 @@ class Grouping:
 
         Raises:
             FileNotFoundError: If there is no file.
-            ValueError: If the file is no saved grouping.
+            ValueError: If the file is damaged or no saved grouping.
         """
         try:
-            state = torch.load(path, weights_only=True)
+            state = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f'{error} Fit the grouping again, and save it.') from None
+        try:
             centroids = state.pop('centroids')
             grouping = cls(**state)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(f"'{os.fspath(path)}' is not a saved Grouping: {error}") from error
-        grouping.centroids = centroids
+            grouping.centroids = grouping._checked_centroids(centroids)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'{os.fspath(path)!r} is not a saved Grouping: {error} Fit the grouping again, and '
+                f'save it.'
+            ) from error
         return grouping
+
+    def _checked_centroids(self, centroids: Any) -> Tensor:
+        is_table = isinstance(centroids, Tensor) and centroids.dim() == 2
+        if not is_table or centroids.size(0) != self.num_clusters or centroids.size(1) == 0:
+            got = list(centroids.shape) if isinstance(centroids, Tensor) else repr(centroids)
+            raise ValueError(
+                f'its centroids must be of shape [{self.num_clusters}, D], but are {got}.'
+            )
+        if centroids.dtype != torch.float32 or not bool(centroids.isfinite().all()):
+            raise ValueError('its centroids must be float32 and finite.')
+        return centroids
 
     def _arguments(self) -> dict[str, int | bool]:
         return {

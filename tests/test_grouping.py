@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix, random_array
 
+from mag.files import write_tensors
 from mag.grouping import Grouping, macro_behavior, raw_behavior
 
 
@@ -133,8 +134,8 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     grouping.save(path)
     before = path.read_bytes()
 
-    def interrupted(state, temporary):
-        temporary.write_bytes(before[:100])
+    def interrupted(state, file):
+        file.write(before[:100])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, 'save', interrupted)
@@ -149,11 +150,35 @@ def test_load_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         Grouping.load(tmp_path / 'none.pt')
     (tmp_path / 'text.pt').write_text('no grouping')
-    with pytest.raises(ValueError, match=r'text\.pt.*is not a saved Grouping'):
+    with pytest.raises(ValueError, match=r'text\.pt.*no file that mag wrote\. Fit the grouping'):
         Grouping.load(tmp_path / 'text.pt')
-    torch.save({'num_clusters': 3}, tmp_path / 'other.pt')
-    with pytest.raises(ValueError, match=r'other\.pt.*is not a saved Grouping'):
-        Grouping.load(tmp_path / 'other.pt')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'centroids': 'far'}, r"of shape \[3, D\], but are 'far'\."),
+        ({'centroids': torch.ones(2, 4)}, r'of shape \[3, D\], but are \[2, 4\]\.'),
+        ({'centroids': torch.ones(3)}, r'but are \[3\]\.'),
+        ({'centroids': torch.ones(3, 0)}, r'but are \[3, 0\]\.'),
+        ({'centroids': torch.full((3, 4), torch.nan)}, 'float32 and finite'),
+        ({'centroids': torch.ones(3, 4, dtype=torch.double)}, 'float32 and finite'),
+        ({'num_clusters': '3'}, "'num_clusters'"),
+        ({'color': 1}, 'color'),
+    ],
+)
+def test_load_refuses_what_is_no_grouping(tmp_path, changes, sentence):
+    path = tmp_path / 'grouping.pt'
+    state = {'num_clusters': 3, 'spherical': False, 'num_iterations': 5, 'seed': 0}
+    state['centroids'] = torch.eye(3, 4)
+    write_tensors(state, path)
+    assert Grouping.load(path).centroids.tolist() == torch.eye(3, 4).tolist()
+    write_tensors(state | changes, path)
+    with pytest.raises(ValueError, match=rf'grouping\.pt. is not a saved Grouping: .*{sentence}'):
+        Grouping.load(path)
+    write_tensors([1], path)
+    with pytest.raises(ValueError, match='is not a saved Grouping'):
+        Grouping.load(path)
 
 
 @pytest.mark.parametrize(
