@@ -132,7 +132,9 @@ class _MacroRows(torch.utils.data.Dataset):
         for hop, source in relations:
             store = data[source, f'hop{hop}', node_type]
             macro, node = store.edge_index
-            weight = store.edge_weight.view(macro.numel(), -1)
+            weight = store.edge_weight
+            # Not view(..., -1): without any edge, nothing would tell how many windows there are.
+            weight = weight.unsqueeze(1) if weight.dim() == 1 else weight
             if weight.size(1) != self.num_windows:
                 raise ValueError(
                     f'PairLoader expects one weight for each of {self.num_windows} windows on '
