@@ -1,12 +1,13 @@
 r"""A CSV log that a resumed run continues."""
 
 import csv
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from mag.files import replacing
 
 
 class CSVLog(Logger):
@@ -14,22 +15,16 @@ class CSVLog(Logger):
     checkpoint was made (Lightning's :class:`~lightning.pytorch.loggers.CSVLogger` starts over).
 
     Args:
-        path (str): The file.
-        last_step (int, optional): The step to continue after. Rows of later steps, left by a run
-            that was killed after its last checkpoint, are dropped. If :obj:`None`, the file starts
-            empty. (default: :obj:`None`)
+        path (str): The file, which is written whole each time and never read.
+        rows (list[dict], optional): The rows to continue after, which a checkpoint holds. What the
+            file has besides, left by a run that was killed after its last checkpoint, is dropped.
+            (default: :obj:`()`)
     """
 
-    def __init__(self, path: str, last_step: int | None = None) -> None:
+    def __init__(self, path: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__()
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if last_step is not None and os.path.exists(path):
-            with open(path, newline='') as file:
-                rows = [{k: v for k, v in row.items() if v != ''} for row in csv.DictReader(file)]
-            self.rows = [
-                {**row, 'step': int(row['step'])} for row in rows if int(row['step']) <= last_step
-            ]
+        self.rows = [dict(row) for row in rows]
 
     @property
     def name(self) -> str:
@@ -52,9 +47,7 @@ class CSVLog(Logger):
     @rank_zero_only
     def save(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = f'{self.path}.tmp'
-        with open(temporary, 'w', newline='') as file:
+        with replacing(self.path) as temporary, open(temporary, 'w', newline='') as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)

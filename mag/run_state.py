@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
+from mag.csv_log import CSVLog
 from mag.random_states import random_state, set_random_states
 from mag.run_config import check_same_config
 
@@ -38,7 +39,9 @@ class RunState(Checkpoint):
         train_loader (DataLoader): The loader whose sampler is put back to its place in the data.
         validate_every (int or None): Steps between validations, checked against the loader.
         log_every_n_steps (int): Steps between which no checkpoint is written but for validation.
-        saved (dict or None): The state of the run to resume, as :meth:`state_dict` made it.
+        csv_log (CSVLog): The log, of which each checkpoint holds the rows up to it.
+        saved (dict or None): The state of the run to resume, as :meth:`state_dict` made it, with
+            its :obj:`config`.
 
     Raises:
         ValueError: At the start of training, if it would never validate, or if the run to resume
@@ -55,6 +58,7 @@ class RunState(Checkpoint):
         train_loader: DataLoader,
         validate_every: int | None,
         log_every_n_steps: int,
+        csv_log: CSVLog,
         saved: dict[str, Any] | None,
     ) -> None:
         self.directory = directory
@@ -65,6 +69,7 @@ class RunState(Checkpoint):
         self.train_loader = train_loader
         self.validate_every = validate_every
         self.log_every_n_steps = log_every_n_steps
+        self.csv_log = csv_log
         self.saved = saved
         self.best = -math.inf if saved is None else saved['best']
         self.waited = 0 if saved is None else saved['waited']
@@ -77,8 +82,8 @@ class RunState(Checkpoint):
         # Not before: the loader's share of the data depends on the process group, which now exists.
         self._trainer = trainer
         batches_per_epoch = len(self.train_loader)
-        self.config = {
-            **self.config,
+        # In place: every checkpoint holds them.
+        self.config |= {
             'batches per epoch': batches_per_epoch,
             'processes': trainer.world_size,
         }
@@ -147,12 +152,12 @@ class RunState(Checkpoint):
         if self._trainer.world_size > 1:
             torch.distributed.all_gather_object(random_states, own)
         return {
-            'config': self.config,
             'batches': self._batches(self._trainer),
             'batches_per_epoch': len(self.train_loader),
             'best': self.best,
             'waited': self.waited,
             'random': random_states,
+            'log': self.csv_log.rows,
         }
 
     @staticmethod
@@ -160,7 +165,6 @@ class RunState(Checkpoint):
         return trainer.fit_loop.total_batch_idx + 1
 
     def _save_last(self, trainer: Trainer) -> None:
-        # Before the checkpoint: a resumed run keeps the rows up to it and no others.
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(os.path.join(self.directory, 'last.ckpt'))

@@ -23,9 +23,11 @@ from mag.atomic_checkpoint_io import AtomicCheckpointIO
 from mag.click_metrics import click_metrics
 from mag.click_module import ClickModule, score
 from mag.csv_log import CSVLog
+from mag.files import read_tensors, remove_leftovers, require_local
 from mag.loss_log import LossLog
 from mag.run_config import check_same_config, describe_loader
 from mag.run_state import Interrupted, RunState
+from mag.schema import require_booleans, require_integers, require_positive_integers
 
 __all__ = ['ClickModule', 'evaluate', 'fit']
 
@@ -41,6 +43,8 @@ MONITORS = {
     'ctcvr_mse': 'min',
     'ctcvr_calibration_error': 'min',
 }
+
+RUN_FILES = ('last.ckpt', 'best.ckpt', 'metrics.csv')
 
 # Arguments of the Trainer that fit sets itself, and those with which a run would count its steps
 # wrongly, pass over early stopping, or end without a checkpoint or a validation.
@@ -71,7 +75,7 @@ def fit(
     train_loader: DataLoader,
     val_loader: DataLoader,
     *,
-    directory: str,
+    directory: str | os.PathLike[str],
     max_epochs: int = 20,
     patience: int = 5,
     seed: int = 0,
@@ -109,7 +113,7 @@ def fit(
             :obj:`skip`, as that of :class:`~mag.loader.PairLoader`, and takes a process's share
             where there are several.
         val_loader (DataLoader): A loader of the rows to validate on.
-        directory (str): Where checkpoints and logs go.
+        directory (str or os.PathLike): Where checkpoints and logs go.
         max_epochs (int, optional): At most this many passes over the training rows.
             (default: :obj:`20`)
         patience (int, optional): Stop after this many validations without a better value.
@@ -132,19 +136,25 @@ def fit(
     Raises:
         TypeError: If :obj:`module` is no :class:`ClickModule`, a loader cannot be resumed, or
             :obj:`trainer_arguments` holds what :func:`fit` sets itself.
-        ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, or the run in
-            :obj:`directory` was started with other settings or has a damaged checkpoint.
+        ValueError: If a number or :obj:`monitor` is out of range, a loader is empty,
+            :obj:`directory` is a file, or the run in it was started with other settings or has a
+            missing, damaged or foreign checkpoint.
+        OSError: If the disk is full.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
     """
     _check_arguments(module, train_loader, val_loader, monitor, trainer_arguments)
-    _check_counts(
+    require_positive_integers(
         max_epochs=max_epochs,
         patience=patience,
         log_every_n_steps=log_every_n_steps,
         validate_every=1 if validate_every is None else validate_every,
     )
-    directory = os.path.abspath(directory)
+    require_integers(0, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"'seed' must lie below 2**32, but got {seed}.")
+    require_booleans(resume=resume, progress=progress)
+    directory = _checked_directory(directory)
     os.makedirs(directory, exist_ok=True)
     last, best = (os.path.join(directory, name) for name in ('last.ckpt', 'best.ckpt'))
     config = {
@@ -159,12 +169,15 @@ def fit(
         'val_loader': describe_loader(val_loader),
     }
     saved, finished = None, False
+    for name in RUN_FILES:
+        remove_leftovers(os.path.join(directory, name))
     if resume and os.path.exists(last):
-        saved = _read(last, 'callbacks', RunState.__qualname__)
+        checkpoint = _read(last, 'callbacks', 'config')
+        saved = _state_of_run(last, checkpoint)
         check_same_config(saved['config'], config, directory)
         # A run that was killed before its first validation has no best weights yet.
         if saved['best'] > -math.inf:
-            _read(best, 'state_dict')
+            check_same_config(_read(best, 'state_dict', 'config')['config'], config, directory)
             finished = (
                 saved['batches'] >= max_epochs * saved['batches_per_epoch']
                 or saved['waited'] >= patience
@@ -174,12 +187,13 @@ def fit(
         _delete_run(directory)
     if not finished:
         seed_everything(seed, workers=True, verbose=False)
+        log = CSVLog(os.path.join(directory, 'metrics.csv'), () if saved is None else saved['log'])
         state = RunState(
             directory, f'val_{monitor}', MONITORS[monitor], patience, config, train_loader,
-            validate_every, log_every_n_steps, saved,
+            validate_every, log_every_n_steps, log, saved,
         )  # fmt: skip
         trainer = _trainer(
-            directory, max_epochs, validate_every, log_every_n_steps, progress, state,
+            directory, max_epochs, validate_every, log_every_n_steps, progress, state, log,
             None if saved is None else saved['batches'], trainer_arguments,
         )  # fmt: skip
         with _gentle_interrupt(state), warnings.catch_warnings():
@@ -195,7 +209,10 @@ def fit(
                 raise KeyboardInterrupt(
                     f'Training was interrupted. Call fit again to go on from {last}.'
                 ) from None
-    module.load_state_dict(_read(best, 'state_dict'))
+    try:
+        module.load_state_dict(_read(best, 'state_dict')['state_dict'])
+    except RuntimeError as error:
+        raise _unreadable(f'{best!r} holds the weights of another model.') from error
     return module
 
 
@@ -237,10 +254,14 @@ def evaluate(
         module.train(training)
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f'{name} must be a whole number of at least 1, but got {count!r}.')
+def _checked_directory(directory: Any) -> str:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"'directory' must be a path, but got {directory!r}.")
+    require_local('directory', directory)
+    directory = os.path.abspath(directory)
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise ValueError(f"'directory' must be a directory, but {directory!r} is a file.")
+    return directory
 
 
 def _check_arguments(
@@ -267,25 +288,42 @@ def _check_arguments(
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
+    callbacks = trainer_arguments.get('callbacks') or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"'callbacks' must be a list of lightning.Callback, but it holds {callback!r}."
+            )
     taken = sorted(TAKEN_ARGUMENTS & trainer_arguments.keys())
     if taken:
         raise TypeError(f'fit sets {taken} of the Trainer itself; they cannot be passed.')
 
 
-def _read(path: str, *keys: str) -> Any:
-    r"""What a checkpoint holds under a key, and a key within that."""
+def _read(path: str, *keys: str) -> dict[str, Any]:
+    r"""A checkpoint that has all :obj:`keys`."""
     try:
-        value = torch.load(path, map_location='cpu', weights_only=True)
-        for key in keys:
-            value = dict(value)[key]
-    # Arbitrary bytes raise almost anything, with advice to load them unsafely.
-    except Exception as error:
-        raise ValueError(
-            f'{path} is missing, damaged or no checkpoint that fit wrote '
-            f'({type(error).__name__}). Choose another directory, or pass resume=False to start '
-            f'over there.'
-        ) from None
-    return value
+        checkpoint = read_tensors(path)
+    except FileNotFoundError:
+        raise _unreadable(f'{path!r} is missing.') from None
+    except ValueError as error:
+        raise _unreadable(str(error)) from None
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
+        raise _unreadable(f'{path!r} is no checkpoint that fit wrote.')
+    return checkpoint
+
+
+def _state_of_run(path: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    r"""What :class:`RunState` put into a checkpoint."""
+    state = checkpoint['callbacks'].get(RunState.__qualname__)
+    if state is None:
+        raise _unreadable(f'{path!r} is no checkpoint that fit wrote.')
+    return {**state, 'config': checkpoint['config']}
+
+
+def _unreadable(sentence: str) -> ValueError:
+    return ValueError(
+        f'{sentence} Choose another directory, or pass resume=False to start over there.'
+    )
 
 
 def _trainer(
@@ -295,11 +333,12 @@ def _trainer(
     log_every_n_steps: int,
     progress: bool,
     state: RunState,
+    log: CSVLog,
     last_step: int | None,
     trainer_arguments: dict[str, Any],
 ) -> Trainer:
     loggers = [
-        CSVLog(os.path.join(directory, 'metrics.csv'), last_step),
+        log,
         TensorBoardLogger(
             directory,
             name='',
@@ -318,7 +357,7 @@ def _trainer(
         'devices': 1,
         **trainer_arguments,
         'callbacks': [*(trainer_arguments.get('callbacks') or []), *callbacks],
-        'plugins': [*(trainer_arguments.get('plugins') or []), AtomicCheckpointIO()],
+        'plugins': [*(trainer_arguments.get('plugins') or []), AtomicCheckpointIO(state.config)],
     }
     return Trainer(
         max_epochs=max_epochs,
@@ -336,7 +375,7 @@ def _trainer(
 
 @rank_zero_only
 def _delete_run(directory: str) -> None:
-    for name in ('last.ckpt', 'best.ckpt', 'metrics.csv'):
+    for name in RUN_FILES:
         if os.path.exists(os.path.join(directory, name)):
             os.remove(os.path.join(directory, name))
     shutil.rmtree(os.path.join(directory, 'tensorboard'), ignore_errors=True)

@@ -311,7 +311,7 @@ CASES: dict[str, Case] = {
         lambda p: Grouping(2).assign(torch.rand(3, 2)), RuntimeError, "'fit' or 'load'"
     ),
     'grouping width': (lambda p: fitted().assign(torch.rand(3, 5)), ValueError, 'width 2.*5'),
-    'grouping file': (lambda p: load_junk(p), ValueError, 'not a saved Grouping'),
+    'grouping file': (lambda p: load_junk(p), ValueError, 'no file that mag wrote'),
     'projection': (
         lambda p: raw_behavior(None, 0, 0), ValueError, 'projection_dim'  # type: ignore[arg-type]
     ),

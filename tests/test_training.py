@@ -1,6 +1,7 @@
 import copy
 import csv
 import math
+import os
 import random
 import shutil
 import signal
@@ -22,8 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
+from mag.atomic_checkpoint_io import AtomicCheckpointIO
 from mag.conversion_loss import ConversionLogits
 from mag.datasets import SyntheticMarket
+from mag.files import write_tensors
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch, PairLoader
 from mag.models import GMCM
 from mag.training import MONITORS, ClickModule, evaluate, fit
@@ -530,11 +533,91 @@ def test_damaged_checkpoint_is_named(
     train(str(tmp_path), max_epochs=1)
     damage(tmp_path / name)
     with pytest.raises(
-        ValueError, match=f'{tmp_path / name} is missing, damaged or no check.* pass resume=False'
+        ValueError, match=f"^'{tmp_path / name}' (is|was|holds) .* pass resume=False"
     ) as error:
         train(str(tmp_path), max_epochs=max_epochs, callbacks=(Forbid(),))
     assert 'weights_only' not in str(error.value)
     train(str(tmp_path), max_epochs=1, resume=False)
+
+
+class Planted:
+    r"""Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('name', ['last.ckpt', 'best.ckpt'])
+@pytest.mark.parametrize('max_epochs', [1, 2])
+def test_nothing_in_a_received_checkpoint_is_run(
+    tmp_path: Path, name: str, max_epochs: int
+) -> None:
+    directory, canary = tmp_path / 'run', tmp_path / 'canary'
+    train(str(directory), max_epochs=1)
+    checkpoint = load(directory / name)
+    checkpoint['hyper_parameters']['planted'] = Planted(canary)
+    # Whoever plants a file can work out its checksum.
+    write_tensors(checkpoint, directory / name)
+    with pytest.raises(ValueError, match=f'{name}. was not written by mag: .* pass resume=False'):
+        train(str(directory), max_epochs=max_epochs)
+    assert not canary.exists()
+    torch.load(directory / name, weights_only=False)
+    assert canary.exists()
+
+
+def test_lightning_reads_a_checkpoint_without_running_what_is_in_it(tmp_path: Path) -> None:
+    r"""Where the file is exchanged after fit has looked at it."""
+    path, canary = tmp_path / 'last.ckpt', tmp_path / 'canary'
+    write_tensors({'planted': Planted(canary)}, path)
+    trainer = lightning.Trainer(
+        plugins=[AtomicCheckpointIO({})], accelerator='cpu', logger=False, barebones=True
+    )
+    loader = PairLoader(macro_data(50, 1), 20)
+    with pytest.raises(ValueError, match='was not written by mag'):
+        trainer.fit(ClickModule(TinyModel()), loader, ckpt_path=str(path))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [({'learning_rate': 0.5}, 'learning_rate is 0.5 there'), ({'plain': True}, 'the model has')],
+)
+def test_best_weights_of_another_run_are_refused(
+    tmp_path: Path, arguments: dict[str, Any], sentence: str
+) -> None:
+    train(str(tmp_path / 'run'), max_epochs=1)
+    train(str(tmp_path / 'other'), max_epochs=1, **arguments)
+    shutil.copy(tmp_path / 'other' / 'best.ckpt', tmp_path / 'run')
+    with pytest.raises(ValueError, match=f'started with other settings: {sentence}'):
+        train(str(tmp_path / 'run'), max_epochs=1)
+
+
+def test_full_disk_is_named_and_leaves_the_former_checkpoint(small_disk: Path) -> None:
+    directory = small_disk / 'run'
+    train(str(directory), max_epochs=1)
+    before = (directory / 'last.ckpt').read_bytes()
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / 'others').write_bytes(bytes(free))
+    with pytest.raises(OSError, match=r"The disk is full: '.*' needs .*Free some"):
+        train(str(directory), max_epochs=2)
+    assert (directory / 'last.ckpt').read_bytes() == before
+    (small_disk / 'others').unlink()
+    train(str(directory), max_epochs=2)
+    train(str(directory.parent / 'whole'), max_epochs=2)
+    for name in ('state_dict', 'optimizer_states'):
+        whole = load(small_disk / 'whole' / 'last.ckpt')[name]
+        assert equal(load(directory / 'last.ckpt')[name], whole)
+
+
+def test_leftovers_of_a_kill_are_removed_at_the_next_start(tmp_path: Path) -> None:
+    train(str(tmp_path), max_epochs=1)
+    for name in ('last.ckpt', 'best.ckpt', 'metrics.csv'):
+        (tmp_path / f'{name}.0123abcd.tmp').write_text('half')
+    train(str(tmp_path), max_epochs=1)
+    assert not list(tmp_path.glob('*.tmp'))
 
 
 def test_run_without_a_validation_is_not_finished(
@@ -678,11 +761,22 @@ def good(**arguments: Any) -> dict[str, Any]:
     ('arguments', 'error', 'sentence'),
     [
         ({'module': TinyModel()}, TypeError, r'got TinyModel: wrap.*ClickModule\(model'),
-        ({'max_epochs': 0}, ValueError, 'max_epochs must be a whole number of .* but got 0'),
-        ({'max_epochs': 1.5}, ValueError, 'max_epochs .* but got 1.5'),
-        ({'patience': 0}, ValueError, 'patience must be .* but got 0'),
-        ({'log_every_n_steps': 0}, ValueError, 'log_every_n_steps must be .* but got 0'),
-        ({'validate_every': 0}, ValueError, 'validate_every must be .* but got 0'),
+        ({'max_epochs': 0}, ValueError, "'max_epochs' must be a positive integer, but got 0"),
+        ({'max_epochs': 1.5}, ValueError, "'max_epochs' .* but got 1.5"),
+        ({'max_epochs': True}, ValueError, "'max_epochs' .* but got True"),
+        ({'patience': 0}, ValueError, "'patience' must be .* but got 0"),
+        ({'log_every_n_steps': 0}, ValueError, "'log_every_n_steps' must be .* but got 0"),
+        ({'validate_every': 0}, ValueError, "'validate_every' must be .* but got 0"),
+        ({'seed': -1}, ValueError, "'seed' must be at least 0, but got -1"),
+        ({'seed': 2**32}, ValueError, "'seed' must lie below 2..32, but got 4294967296"),
+        ({'seed': 1.5}, TypeError, "'seed' must be an integer, but got 1.5"),
+        ({'resume': 'no'}, TypeError, "'resume' must be True or False, but got 'no'"),
+        ({'progress': 1}, TypeError, "'progress' must be True or False, but got 1"),
+        ({'callbacks': [1]}, TypeError, "'callbacks' must be a list of lightning.*holds 1"),
+        ({'callbacks': 'stop'}, TypeError, "'callbacks' must be .* holds 'stop'"),
+        ({'directory': __file__}, ValueError, "'directory' must be a directory, .*is a file"),
+        ({'directory': 7}, TypeError, "'directory' must be a path, but got 7"),
+        ({'directory': 'a::b'}, ValueError, "'directory' must be a folder of this machine.*a::b"),
         (
             {'validate_every': 7, 'max_epochs': 2},
             ValueError,
@@ -720,7 +814,7 @@ def test_bad_arguments(
     tmp_path: Path, arguments: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        fit(**good(**arguments), directory=str(tmp_path))
+        fit(**{'directory': tmp_path, **good(**arguments)})
 
 
 def test_bad_models() -> None:
