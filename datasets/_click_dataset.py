@@ -2,8 +2,8 @@ import hashlib
 import json
 import os
 import os.path as osp
-import pickle
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +16,21 @@ from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
 from mag.datasets._delimited import (
+    DelimitedScan,
+    create_table,
     explain_read_error,
     line_of_row,
     quote,
     read_header,
     scan_parquet,
+)
+from mag.files import (
+    checksum,
+    full_disk,
+    read_tensors,
+    replacing,
+    require_local,
+    write_tensors,
 )
 
 DOMAINS = ('recommendation', 'search')
@@ -42,6 +52,10 @@ class ClickDataset(InMemoryDataset):
     It is written beside its final place and renamed at the end, so it is
     there whole or not at all.
 
+    :obj:`cache.json` has the checksums of the other files and its own. They
+    are compared when the files are read, so that a damaged or exchanged file
+    is refused, and nothing that a file holds is run.
+
     The fingerprint holds the class, :attr:`schema_version`,
     :attr:`arguments`, the :obj:`repr` of :obj:`pre_transform` and, for each
     raw file in the order of reading, its name, its path from :obj:`root`,
@@ -62,7 +76,9 @@ class ClickDataset(InMemoryDataset):
     Raises:
         ValueError: If the cache is damaged, or was made with other arguments,
             by another version or from other raw files, if :obj:`root` is a
-            file, or if :obj:`pre_transform` is a bare function.
+            file or on another machine, or if :obj:`pre_transform` is a bare
+            function or puts objects into the data that a cache cannot hold.
+        OSError: If the disk is full.
     """
 
     #: Raised by one whenever :meth:`process` writes something else.
@@ -111,6 +127,7 @@ class ClickDataset(InMemoryDataset):
             raise TypeError(f"'root' must be a path, got {root!r}")
         if osp.isfile(osp.expanduser(root)):
             raise ValueError(f"'root' must be a directory, but {os.fspath(root)!r} is a file")
+        require_local('root', root)
         if ' at 0x' in repr(pre_transform):
             raise ValueError(
                 f"'pre_transform' must have a repr that says what it does, as the cache keeps no "
@@ -124,11 +141,8 @@ class ClickDataset(InMemoryDataset):
             log=log,
             force_reload=force_reload,
         )
-        try:
-            self.load(self.processed_paths[0], data_cls=HeteroData)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise self._damaged('data.pt', error) from error
-        self._cache = self._read_cache()
+        self._cache, data = self._open_cache()
+        self.data, self.slices = HeteroData.from_dict(data), None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -198,6 +212,7 @@ class ClickDataset(InMemoryDataset):
         r"""Returns the raw :obj:`id` and the words there are about every node
         of one type, in node order.
         """
+        self._check_file(self._cache, f'{node}.parquet')
         path = osp.join(self.processed_dir, f'{node}.parquet')
         with duckdb.connect() as connection:
             columns = connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
@@ -209,16 +224,21 @@ class ClickDataset(InMemoryDataset):
         }
 
     def process(self) -> None:
-        staging = f'{self.processed_dir}.partial'
+        staging = self._staging
         shutil.rmtree(staging, ignore_errors=True)
         os.makedirs(staging)
         try:
             self._write_cache(staging)
             self._replace_cache(staging)
+        except duckdb.Error as error:
+            if 'No space left on device' not in str(error):
+                raise
+            raise full_disk(self.root, self.processed_dir) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _download(self) -> None:
+        self._remove_leftovers()
         # A finished cache outlives its raw files.
         if self._has_cache() and not self.force_reload:
             return
@@ -226,17 +246,40 @@ class ClickDataset(InMemoryDataset):
             super()._download()
 
     def _process(self) -> None:
+        self._remove_leftovers()
         if not self._has_cache() or self.force_reload:
             with self._lock():
                 # Another process may have made it while this one waited.
                 if not self._has_cache() or self.force_reload:
                     self.process()
-                    return
-        self._check_cache()
 
-    def _lock(self) -> FileLock:
+    def _lock(self, timeout: float = -1) -> FileLock:
         os.makedirs(self.root, exist_ok=True)
-        return FileLock(osp.join(self.root, '.lock'))
+        return FileLock(osp.join(self.root, '.lock'), timeout)
+
+    @property
+    def _staging(self) -> str:
+        return f'{self.processed_dir}.partial'
+
+    @property
+    def _replaced(self) -> str:
+        return f'{self.processed_dir}.replaced'
+
+    def _remove_leftovers(self) -> None:
+        r"""Deletes what a killed process left, and takes a cache back that it
+        was about to replace.
+        """
+        if not osp.exists(self._staging) and not osp.exists(self._replaced):
+            return
+        try:
+            with self._lock(timeout=0):
+                if osp.exists(self._replaced) and not osp.exists(self.processed_dir):
+                    os.replace(self._replaced, self.processed_dir)
+                for folder in (self._staging, self._replaced):
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            # Another process is at work (a timeout is an OSError, too), or owns the folder.
+            return
 
     def _has_cache(self) -> bool:
         if not osp.isdir(self.processed_dir) or not os.listdir(self.processed_dir):
@@ -248,21 +291,61 @@ class ClickDataset(InMemoryDataset):
             )
         return True
 
-    def _read_cache(self) -> dict[str, Any]:
-        with open(osp.join(self.processed_dir, 'cache.json'), encoding='utf-8') as file:
+    def _open_cache(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        r"""What :obj:`cache.json` and :obj:`data.pt` hold."""
+        try:
+            return self._read_cache()
+        except ValueError as error:
+            # Another process may be replacing the cache, which is whole again when it is done.
             try:
-                return json.load(file)
-            except ValueError as error:
-                raise self._damaged('cache.json', error) from error
+                lock = self._lock().acquire()
+            except OSError:
+                raise error from None
+            with lock:
+                return self._read_cache()
 
-    def _damaged(self, name: str, error: Exception) -> ValueError:
+    def _read_cache(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        cache = self._read_manifest()
+        self._check_fingerprint(cache['fingerprint'])
+        self._check_file(cache, 'data.pt')
+        try:
+            data = read_tensors(osp.join(self.processed_dir, 'data.pt'))
+        except ValueError as error:
+            raise self._damaged('data.pt', str(error)) from error
+        if not isinstance(data, dict):
+            raise self._damaged('data.pt', 'it holds no graph')
+        return cache, data
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            with open(osp.join(self.processed_dir, 'cache.json'), encoding='utf-8') as file:
+                cache = json.load(file)
+            if cache.pop('checksum') != _checksum_of(cache):
+                raise ValueError('its checksum is not that of what was written')
+        except FileNotFoundError as error:
+            raise self._damaged('cache.json', 'it is missing') from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise self._damaged('cache.json', 'it is not what was written') from error
+        return cache
+
+    def _check_file(self, cache: dict[str, Any], name: str) -> None:
+        path = osp.join(self.processed_dir, name)
+        try:
+            found = checksum(path)
+        except FileNotFoundError as error:
+            raise self._damaged(name, 'it is missing') from error
+        if found != cache['files'][name]:
+            raise self._damaged(
+                name, 'it is not what was written, or another process has made the cache again'
+            )
+
+    def _damaged(self, name: str, reason: str) -> ValueError:
         return ValueError(
-            f'The cache in {self.processed_dir!r} is damaged, its {name} cannot be read '
-            f'({type(error).__name__}). Pass force_reload=True to make it again'
+            f'The cache in {self.processed_dir!r} is damaged, its {name} cannot be read: {reason}. '
+            f'Pass force_reload=True to make it again'
         )
 
-    def _check_cache(self) -> None:
-        cached = self._read_cache()['fingerprint']
+    def _check_fingerprint(self, cached: dict[str, Any]) -> None:
         differences = [
             f'{key} was {cached.get(key)!r}, is now {value!r}'
             for key, value in self._settings().items()
@@ -380,17 +463,32 @@ class ClickDataset(InMemoryDataset):
                     f"'pre_transform' must return a HeteroData, "
                     f'{self.pre_transform!r} returned {type(data).__name__}'
                 )
+        self._write_data(data, osp.join(directory, 'data.pt'))
+        cache = {
+            'fingerprint': self._settings() | {'files': files},
+            'names': names,
+            'num_duplicates': num_duplicates,
+            'files': {
+                name: checksum(osp.join(directory, name))
+                for name in self.processed_file_names
+                if name != 'cache.json'
+            },
+        }
+        path = osp.join(directory, 'cache.json')
+        with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as json_file:
+            json.dump(cache | {'checksum': _checksum_of(cache)}, json_file)
+
+    def _write_data(self, data: HeteroData, path: str) -> None:
         # `InMemoryDataset.save` holds two more copies of the data in memory.
-        torch.save((data.to_dict(), None, HeteroData), osp.join(directory, 'data.pt'))
-        with open(osp.join(directory, 'cache.json'), 'w', encoding='utf-8') as json_file:
-            json.dump(
-                {
-                    'fingerprint': self._settings() | {'files': files},
-                    'names': names,
-                    'num_duplicates': num_duplicates,
-                },
-                json_file,
-            )
+        write_tensors(data.to_dict(), path)
+        try:
+            torch.load(path, weights_only=True, mmap=True)
+        except Exception as error:
+            raise ValueError(
+                f"'pre_transform' must put tensors, numbers, words, lists and dictionaries into "
+                f'the data, as a cache holds nothing else, but {self.pre_transform!r} puts objects '
+                f'of other classes there'
+            ) from error
 
     def _read(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:
@@ -414,12 +512,11 @@ class ClickDataset(InMemoryDataset):
                 )
 
     def _replace_cache(self, staging: str) -> None:
-        replaced = f'{self.processed_dir}.replaced'
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
         if osp.exists(self.processed_dir):
-            os.replace(self.processed_dir, replaced)
+            os.replace(self.processed_dir, self._replaced)
         os.replace(staging, self.processed_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _sort(self, connection: duckdb.DuckDBPyConnection) -> int:
         merged = {
@@ -571,20 +668,25 @@ class ClickDataset(InMemoryDataset):
         """)
 
 
+def _checksum_of(cache: dict[str, Any]) -> str:
+    r"""The checksum of what a :obj:`cache.json` says, whatever its white space."""
+    return f'{zlib.crc32(json.dumps(cache, sort_keys=True).encode()):08x}'
+
+
 def create_attributes(
-    connection: duckdb.DuckDBPyConnection, node: str, select: str, path: str
+    connection: duckdb.DuckDBPyConnection, node: str, select: str, scan: DelimitedScan
 ) -> None:
     r"""Creates the table of a node type's attributes from a file of one row
     an id.
     """
-    connection.execute(f'CREATE OR REPLACE TABLE {node}_attribute AS {select}')
+    create_table(connection, f'{node}_attribute', select, scan)
     repeated = connection.execute(f"""
         SELECT id, count(*) FROM {node}_attribute
         GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1
     """).fetchall()
     if repeated:
         name, count = repeated[0]
-        raise ValueError(f'{path} has {count} rows for the {node} {name}, expected one')
+        raise ValueError(f'{scan.path} has {count} rows for the {node} {name}, expected one')
 
 
 def check_values(

@@ -101,9 +101,15 @@ def replacing(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
         with open(temporary, 'wb') as held:
             # Held until the end, and let go by a kill: so others know what is being written.
             fcntl.flock(held, fcntl.LOCK_EX)
-            with explaining_full_disk(path, needed):
-                yield temporary
+            yield temporary
             os.replace(temporary, path)
+    # The writer of torch tells of an error of its own and hides that of the disk in its context.
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno not in _NO_SPACE:
+            raise
+        folder = os.path.dirname(os.path.abspath(path))
+        raise full_disk(folder, path, needed) from error
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -121,33 +127,13 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
             continue
 
 
-@contextmanager
-def explaining_full_disk(path: str | os.PathLike[str], needed: int | None = None) -> Iterator[None]:
-    r"""Says of a full disk where it is, and how much was needed.
-
-    Args:
-        path: What is being written.
-        needed: How many bytes that will have, if it is known.
-    """
-    try:
-        yield
-    # The writer of torch tells of an error of its own and hides that of the disk in its context.
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.errno not in _NO_SPACE:
-            raise
-        folder = os.path.dirname(os.path.abspath(path))
-        raise full_disk(folder, path, needed, cause.errno) from None
-
-
-def full_disk(
-    folder: str, path: str | os.PathLike[str], needed: int | None, number: int = errno.ENOSPC
-) -> OSError:
-    r"""The error that says how much is needed and how much is free in :obj:`folder`."""
+def full_disk(folder: str, path: str | os.PathLike[str], needed: int | None = None) -> OSError:
+    r"""The error that says how many bytes :obj:`path` needs, if that is known, and how many are
+    free in :obj:`folder`, which is there."""
     more = 'more' if needed is None else f'{needed / 2**20:,.1f} MiB'
     free = shutil.disk_usage(folder).free / 2**20
     return OSError(
-        number,
+        errno.ENOSPC,
         f'The disk is full: {os.fspath(path)!r} needs {more}, but {folder!r} has {free:,.1f} MiB '
         f'free. Free some, or choose another place',
     )

@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -7,14 +9,17 @@ import sys
 import textwrap
 import threading
 import warnings
+from datetime import timedelta
 
 import pytest
 import torch
+from filelock import FileLock
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
 from mag.datasets import EventLog
-from mag.datasets._click_dataset import ClickDataset
+from mag.datasets._click_dataset import ClickDataset, _checksum_of
+from mag.files import checksum, write_tensors
 
 CLICKS = ('user', 'clicks', 'item')
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
@@ -114,8 +119,9 @@ def test_bare_function_is_refused(log, wrap):
 
 def test_other_version_raises(log, monkeypatch):
     load(log)
-    monkeypatch.setattr(EventLog, 'schema_version', EventLog.schema_version + 1)
-    with pytest.raises(ValueError, match='schema_version was 1, is now 2'):
+    version = EventLog.schema_version
+    monkeypatch.setattr(EventLog, 'schema_version', version + 1)
+    with pytest.raises(ValueError, match=rf'schema_version was {version}, is now {version + 1}'):
         load(log)
 
 
@@ -184,9 +190,159 @@ def test_damaged_cache(log, name, size):
 def test_cache_without_data(log):
     load(log)
     (log.parent / 'root' / 'processed' / 'data.pt').unlink()
-    with pytest.raises(ValueError, match=r'data\.pt cannot be read \(FileNotFoundError\).*force'):
+    with pytest.raises(ValueError, match=r'data\.pt cannot be read: it is missing.*force'):
         load(log)
     assert load(log, force_reload=True)[0][CLICKS].time.tolist() == [1, 2, 3]
+
+
+class Planted:
+    r"""Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('sealed', [False, True])
+def test_opening_a_received_cache_runs_nothing(log, sealed):
+    load(log)
+    processed, canary = log.parent / 'root' / 'processed', log.parent / 'canary'
+    planted = (Planted(canary), None, HeteroData)
+    if sealed:
+        # Whoever plants a file can work out its checksums.
+        write_tensors(planted, processed / 'data.pt')
+        cache = json.loads((processed / 'cache.json').read_text())
+        cache['files']['data.pt'] = checksum(processed / 'data.pt')
+        del cache['checksum']
+        cache['checksum'] = _checksum_of(cache)
+        (processed / 'cache.json').write_text(json.dumps(cache))
+    else:
+        torch.save(planted, processed / 'data.pt')
+    with pytest.raises(ValueError, match=r'data\.pt cannot be read.*force_reload=True'):
+        load(log)
+    assert not canary.exists()
+    # It is armed.
+    torch.load(processed / 'data.pt', weights_only=False)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize('name', ['data.pt', 'user.parquet', 'item.parquet', 'cache.json'])
+def test_a_file_of_another_cache_is_refused(log, name):
+    load(log)
+    other = log.parent / 'other.csv'
+    other.write_text(TEXT.replace('1,2,2,0', '5,6,2,1'))
+    EventLog(log.parent / 'elsewhere', other, COLUMNS, log=False)
+    names = [log.parent / root / 'processed' / name for root in ('elsewhere', 'root')]
+    names[1].write_bytes(names[0].read_bytes())
+    with pytest.raises(ValueError, match=rf'{re.escape(name)} cannot be read|does not fit'):
+        _ = load(log).raw_ids
+
+
+def test_missing_table_of_nodes(log):
+    dataset = load(log)
+    (log.parent / 'root' / 'processed' / 'item.parquet').unlink()
+    with pytest.raises(ValueError, match=r'item\.parquet cannot be read: it is missing.*force'):
+        _ = dataset.raw_ids
+
+
+def test_ids_are_those_of_the_data_although_another_process_made_the_cache_again(log):
+    dataset = load(log)
+    log.write_text('u,i,t\n8,9,1\n')
+    load(log, force_reload=True)
+    assert dataset[0]['user'].num_nodes == 2
+    with pytest.raises(ValueError, match='another process has made the cache again'):
+        _ = dataset.raw_ids
+
+
+@pytest.mark.parametrize('root', ['a::b', 's3://bucket/log'])
+def test_root_elsewhere_is_refused(log, monkeypatch, root):
+    monkeypatch.chdir(log.parent)
+    with pytest.raises(ValueError, match=f"'root' must be a folder of this machine.*'{root}'"):
+        EventLog(root, log, COLUMNS, log=False)
+    assert os.listdir(log.parent) == ['log.csv']
+
+
+class Keep(BaseTransform):
+    r"""Puts an object into the data."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def forward(self, data):
+        data.value = self.value
+        return data
+
+    def __repr__(self):
+        return f'Keep({self.value!r})'
+
+
+def test_objects_that_a_cache_cannot_hold_are_refused(log):
+    with pytest.raises(
+        ValueError, match=r'nothing else, but Keep\(datetime\.timedelta\(days=1\)\) puts objects'
+    ):
+        load(log, pre_transform=Keep(timedelta(days=1)))
+    assert os.listdir(log.parent / 'root') == ['.lock']
+    value = {'tensor': torch.arange(3), 'words': ['a', ('b', 1.5, None, True)]}
+    assert load(log, pre_transform=Keep(value))[0].value['words'] == value['words']
+
+
+def test_what_a_kill_left_is_removed_at_the_next_start(log):
+    load(log)
+    root = log.parent / 'root'
+    for name in ('processed.partial', 'processed.replaced'):
+        (root / name).mkdir()
+        (root / name / 'data.pt').write_text('half')
+    with FileLock(root / '.lock'):
+        # Somebody may be writing it.
+        load(log)
+        assert len(os.listdir(root)) == 4
+    load(log)
+    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+
+
+def test_cache_of_a_folder_that_may_only_be_read(log, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError('not yours')
+
+    load(log)
+    partial = log.parent / 'root' / 'processed.partial'
+    partial.mkdir()
+    monkeypatch.setattr(EventLog, '_lock', refuse)
+    assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
+    assert partial.exists()
+    with pytest.raises(ValueError, match='time_unit was'):
+        load(log, time_unit='ms')
+
+
+def test_opening_while_another_process_makes_the_cache_again(log):
+    load(log)
+    script = textwrap.dedent(f"""
+        from mag.datasets import EventLog
+        for _ in range(20):
+            EventLog({str(log.parent / 'root')!r}, {str(log)!r}, {COLUMNS!r}, log=False,
+                     force_reload=True)
+    """)
+    other = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', script])
+    opened = 0
+    while other.poll() is None:
+        dataset = load(log)
+        assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
+        opened += 1
+    assert other.returncode == 0
+    assert opened > 5
+
+
+@pytest.mark.parametrize('id_bytes, needed', [(0, r'\d\.\d MiB'), (40, 'more')])
+def test_full_disk(log, small_disk, id_bytes, needed):
+    r"""It is met by the tensors or, where ids are long, by their table before."""
+    ids = (random.Random(n).randbytes(id_bytes).hex() for n in range(60_000))
+    log.write_text('u,i,t\n' + ''.join(f'x{id},{n % 7},{n}\n' for n, id in enumerate(ids)))
+    with pytest.raises(OSError, match=rf'The disk is full: .*needs {needed}, .*MiB free') as error:
+        EventLog(small_disk / 'root', log, COLUMNS, log=False)
+    assert str(small_disk) in str(error.value)
+    assert os.listdir(small_disk / 'root') == ['.lock']
 
 
 def test_root_is_a_file(log):
@@ -291,10 +447,12 @@ def test_kill_while_a_cache_is_replaced(log, renames, times):
         import os, signal
         from mag.datasets import EventLog
         renamed, replace = [], os.replace
-        def kill(*args):
-            if len(renamed) == {renames}:
-                os.kill(os.getpid(), signal.SIGKILL)
-            renamed.append(replace(*args))
+        def kill(before, after):
+            if os.path.isdir(before):
+                if len(renamed) == {renames}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                renamed.append(before)
+            replace(before, after)
         os.replace = kill
         path = {str(log)!r}
         EventLog({str(log.parent / 'root')!r}, path, {COLUMNS!r}, log=False, force_reload=True)
@@ -306,9 +464,13 @@ def test_kill_while_a_cache_is_replaced(log, renames, times):
     # At any moment the whole old cache is there, the whole new one, or none.
     assert processed.exists() == (times is not None)
     if times is not None:
-        data = HeteroData.from_dict(torch.load(processed / 'data.pt', weights_only=False)[0])
+        data = HeteroData.from_dict(torch.load(processed / 'data.pt', weights_only=True))
         assert data[CLICKS].time.tolist() == times
-    assert load(log, force_reload=times == [1, 2, 3])[0][CLICKS].time.tolist() == [7, 8, 9]
+    if times is None:
+        # The next start takes the old cache back.
+        with pytest.raises(ValueError, match=r'log\.csv had 36 bytes, has now 24'):
+            load(log)
+    assert load(log, force_reload=times != [7, 8, 9])[0][CLICKS].time.tolist() == [7, 8, 9]
     assert sorted(os.listdir(processed.parent)) == ['.lock', 'processed']
 
 
