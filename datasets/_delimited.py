@@ -1,17 +1,13 @@
 import csv
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from glob import escape
-from itertools import islice
-from typing import TextIO
+from itertools import islice, takewhile
+from typing import NamedTuple
 
 import duckdb
 
-# Python stops at cells of 131,072 characters; DuckDB has its own, larger limit.
-csv.field_size_limit(2**31 - 1)
+from mag.datasets._content import Content, explaining_gzip, inspect_content, open_bytes, open_text
 
 #: The type of a column of zeros and ones; a BOOLEAN would take any number for true.
 FLAG = 'UTINYINT'
@@ -32,22 +28,38 @@ def scan_parquet(path: str) -> str:
     return f'read_parquet({_one_file(path)})'
 
 
+def parquet_columns(
+    connection: duckdb.DuckDBPyConnection, path: str, wanted: tuple[str, ...]
+) -> dict[str, str]:
+    r"""Returns the DuckDB type of each column of a Parquet file.
+
+    Raises:
+        ValueError: If it has more than one of a column in :obj:`wanted`.
+    """
+    schema = connection.execute(
+        f'SELECT name, coalesce(num_children, 0) FROM parquet_schema({quote(escape(path))})'
+    ).fetchall()
+    # The schema is a tree, of which each node is followed by its children. DuckDB would call the
+    # second of two columns another name.
+    columns: list[str] = []
+    num_inside = 0
+    for name, num_children in schema[1:]:
+        if num_inside == 0:
+            columns.append(name)
+        num_inside += num_children - (num_inside > 0)
+    check_repeated(path, wanted, columns)
+    described = connection.execute(f'DESCRIBE SELECT * FROM {scan_parquet(path)}').fetchall()
+    return {name: kind for name, kind, *_ in described}
+
+
 def _one_file(path: str) -> str:
     # DuckDB takes brackets and stars in a path for a pattern, and `user=7/` for a column.
     return f'[{quote(escape(path))}], hive_partitioning=false'
 
 
-def scan_delimited(
-    path: str,
-    columns: Mapping[str, str],
-    delimiter: str,
-    *,
-    required: tuple[str, ...] = (),
-    header: bool = False,
-    quotes: bool = False,
-    encoding: str = 'utf-8',
-) -> str:
-    r"""Writes the SQL that reads a delimited file with these columns.
+class DelimitedScan(NamedTuple):
+    r"""A delimited file and its columns, which as a string is the SQL that
+    reads them.
 
     Nothing is detected from a sample of the file, so the same file always
     reads the same, and a row that does not fit is an error.
@@ -61,23 +73,36 @@ def scan_delimited(
         header (bool, optional): Whether the first line holds names.
         quotes (bool, optional): Whether ``"`` quotes a value.
         encoding (str, optional): :obj:`'utf-8'` or :obj:`'latin-1'`.
+        num_skipped (int, optional): The number of lines before the header.
     """
-    types = ', '.join(f'{quote(name)}: {quote(kind)}' for name, kind in columns.items())
-    not_null = ', '.join(quote(name) for name in required)
-    mark = quote('"') if quotes else "''"
-    return (
-        f'read_csv({_one_file(path)}, auto_detect=false, columns={{{types}}}, '
-        f'delim={quote(delimiter)}, header={header}, quote={mark}, escape={mark}, '
-        f'force_not_null=[{not_null}], encoding={quote(encoding)})'
-    )
+
+    path: str
+    columns: Mapping[str, str]
+    delimiter: str
+    required: tuple[str, ...]
+    header: bool = False
+    quotes: bool = False
+    encoding: str = 'utf-8'
+    num_skipped: int = 0
+
+    def __str__(self) -> str:
+        types = ', '.join(f'{quote(name)}: {quote(kind)}' for name, kind in self.columns.items())
+        not_null = ', '.join(quote(name) for name in self.required)
+        mark = quote('"') if self.quotes else "''"
+        return (
+            f'read_csv({_one_file(self.path)}, auto_detect=false, columns={{{types}}}, '
+            f'delim={quote(self.delimiter)}, header={self.header}, skip={self.num_skipped}, '
+            f'quote={mark}, escape={mark}, force_not_null=[{not_null}], '
+            f'encoding={quote(self.encoding)})'
+        )
 
 
-def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...] = ()) -> str:
-    r"""Writes the SQL that reads the columns named in :obj:`types` from a CSV
-    file with a header.
+def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...]) -> DelimitedScan:
+    r"""The columns named in :obj:`types` of a CSV file with a header.
 
     Raises:
-        ValueError: If the file is empty, is not UTF-8, or lacks a column.
+        ValueError: If the file is empty, is not UTF-8, lacks a column or
+            names it twice.
     """
     delimiter, header = read_header(path, tuple(types))
     columns: dict[str, str] = {}
@@ -88,7 +113,121 @@ def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...] = ()
         if is_other and (not name or name.lower() in taken | {t.lower() for t in types}):
             name = f'column {position}'
         columns[name] = types.get(name, 'VARCHAR')
-    return scan_delimited(path, columns, delimiter, required=required, header=True, quotes=True)
+    return DelimitedScan(
+        path,
+        columns,
+        delimiter,
+        required,
+        header=True,
+        quotes=True,
+        # DuckDB skips blank lines between rows, and takes one before the header for it.
+        num_skipped=_count_blank_lines(path),
+    )
+
+
+def create_table(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    select: str,
+    scan: DelimitedScan,
+    *,
+    append: bool = False,
+) -> None:
+    r"""Creates a table with a row for each of a delimited file, in its order.
+
+    Args:
+        connection: The connection of the table.
+        table (str): The table.
+        select (str): The SQL that reads :obj:`scan` and keeps all its rows.
+        scan (DelimitedScan): The file.
+        append (bool, optional): Whether the table is there and has rows of
+            other files.
+
+    Raises:
+        ValueError: If not all rows were read, or for what
+            :meth:`inspect_content` and :meth:`check_rows` refuse.
+    """
+    content = inspect_content(scan.path, scan.delimiter, scan.quotes)
+    what = f'INSERT INTO {table}' if append else f'CREATE OR REPLACE TABLE {table} AS'
+    check_rows(connection, scan, content, execute_scan(connection, f'{what} {select}', scan))
+
+
+def execute_scan(connection: duckdb.DuckDBPyConnection, query: str, scan: DelimitedScan) -> int:
+    r"""Runs SQL that writes what :obj:`scan` reads, and returns the number of
+    rows.
+    """
+    try:
+        return connection.execute(query).fetchall()[0][0]
+    except duckdb.Error as error:
+        # These two errors do not tell the file.
+        if 'GZIP' in str(error):
+            reason = _first_line(error).removeprefix('IO Error: ')
+            raise ValueError(f'{scan.path} is no whole gzip file: {reason}') from error
+        if 'does not support a full read' in str(error):
+            raise ValueError(
+                f'{scan.path}: a row is too long, expected at most {_LONGEST_ROW:,} bytes'
+            ) from error
+        raise
+
+
+def check_rows(
+    connection: duckdb.DuckDBPyConnection, scan: DelimitedScan, content: Content, num_rows: int
+) -> None:
+    r"""Compares what DuckDB has read from a delimited file with its content.
+
+    Args:
+        connection: The connection that has read it.
+        scan (DelimitedScan): The file.
+        content (Content): Its content.
+        num_rows (int): The number of rows that were read.
+
+    Raises:
+        ValueError: If there are another number of records, or a number was
+            read from digits with a ``_`` between them.
+    """
+    num_records = content.num_records - scan.header
+    if num_rows != num_records:
+        raise ValueError(
+            f'{scan.path}: {num_rows:,} rows were read, expected {num_records:,}, as many as the '
+            f'file has; end all lines alike, also those within quotes, write quotes around whole '
+            f'values only, and rows of at most {_LONGEST_ROW:,} bytes'
+        )
+    numbers = [name for name, kind in scan.columns.items() if kind in _NUMBERS]
+    if content.has_underscores and numbers:
+        _check_underscores(connection, scan, numbers)
+
+
+def _check_underscores(
+    connection: duckdb.DuckDBPyConnection, scan: DelimitedScan, numbers: list[str]
+) -> None:
+    # DuckDB, as Python, reads `1_000` as 1000.
+    texts = scan._replace(columns={**scan.columns, **dict.fromkeys(numbers, 'VARCHAR')})
+    values = ', '.join(f'{quote_name(name)} AS value_{i}' for i, name in enumerate(numbers))
+    is_bad = ' OR '.join(f"contains(value_{i}, '_')" for i in range(len(numbers)))
+    found = connection.execute(f"""
+        SELECT * FROM (SELECT row_number() OVER () - 1 AS row, {values} FROM {texts})
+        WHERE {is_bad} ORDER BY row LIMIT 1
+    """).fetchall()
+    for row, *row_values in found:
+        name, value = next(pair for pair in zip(numbers, row_values) if '_' in (pair[1] or ''))
+        raise ValueError(
+            f'{scan.path}, line {_line_of(scan, row)}: column {name!r} holds {shorten(value)}, '
+            f'expected {_EXPECTED.get(scan.columns[name], "a number")}, without underscores'
+        )
+
+
+def _line_of(scan: DelimitedScan, row: int) -> int:
+    if scan.quotes:
+        return line_of_row(scan.path, row, scan.delimiter)
+    with open_text(scan.path, 'latin-1') as file:
+        filled = (number for number, line in enumerate(file, 1) if line.strip('\r\n'))
+        return next(islice(filled, row + scan.header, None))
+
+
+def _count_blank_lines(path: str) -> int:
+    r"""The number of lines before the header."""
+    with open_text(path) as file:
+        return sum(1 for _ in takewhile(lambda line: not line.strip('\r\n'), file))
 
 
 def read_header(path: str, wanted: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -103,6 +242,7 @@ def read_header(path: str, wanted: tuple[str, ...]) -> tuple[str, list[str]]:
         )
     for delimiter, header in rows.items():
         if all(name in header for name in wanted):
+            check_repeated(path, wanted, header)
             return delimiter, header
     header = max(rows.values(), key=len)
     missing = [name for name in wanted if name not in header]
@@ -117,11 +257,20 @@ def missing_columns(path: str, missing: list[str], columns: list[str]) -> ValueE
     )
 
 
+def check_repeated(path: str, wanted: tuple[str, ...], columns: list[str]) -> None:
+    r"""Raises if a file has more than one of a column."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise ValueError(
+                f'{path} has {columns.count(name)} columns {name!r}, expected one of each name'
+            )
+
+
 def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[list[str]]:
     r"""Yields the first :obj:`count` rows of a CSV file that are not blank,
     header included.
     """
-    with _open(path) as file:
+    with explaining_gzip(path), open_text(path) as file:
         rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
         try:
             yield from islice(rows, count)
@@ -129,25 +278,16 @@ def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[l
             raise ValueError(f'{path} is not UTF-8: {error}') from error
         except csv.Error as error:
             raise ValueError(f'{path} is no CSV file: {error}') from error
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f'{path} is no whole gzip file: {error}') from error
 
 
 def line_of_row(path: str, row: int, delimiter: str) -> int:
     r"""The line, from 1, that row number :obj:`row` (from 0, below the header)
     of a CSV file ends on.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         reader = csv.reader(file, delimiter=delimiter)
         next(islice((values for values in reader if values), row + 1, None))
         return reader.line_num
-
-
-@contextmanager
-def _open(path: str) -> Iterator[TextIO]:
-    opener = gzip.open if path.endswith('.gz') else open
-    with opener(path, 'rt', encoding='utf-8-sig', newline='') as file:
-        yield file
 
 
 def checked(name: str, condition: str, expected: str, path: str, *keys: str) -> str:
@@ -180,24 +320,31 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     if path is not None and 'state machine reached an invalid state' in text:
         return ValueError(_explain_line_ends(path.group(1)))
     if line is None or path is None:
-        return ValueError(text.strip().splitlines()[0].removeprefix('Invalid Input Error: '))
+        return ValueError(_first_line(error).removeprefix('Invalid Input Error: '))
     place = f'{path.group(1)}, line {line.group(1)}'
     original = re.search(
-        r'Original Line: ?(.*?)\n\s*(?:Error when|Expected Number|Invalid unicode|Value with)',
+        r'Original Line: ?(.*?)\n\s*'
+        r'(?:Error when|Expected Number|Invalid unicode|Value with|Maximum line)',
         text,
         re.DOTALL,
     )
-    row = f' in the row {original.group(1).strip()!r}' if original else ''
+    row = f' in the row {shorten(original.group(1).strip())}' if original else ''
     width = re.search(r'Expected Number of Columns: (\d+) Found: (\d+)', text)
     if width:
         return ValueError(
             f'{place}: expected {width.group(1)} columns, found {width.group(2)}{row}'
         )
+    size = re.search(r'Maximum line size of \d+ bytes exceeded. Actual Size: ?(\d+)', text)
+    if size:
+        return ValueError(
+            f'{place}: expected a row of at most {_LONGEST_ROW:,} bytes, found '
+            f'{int(size.group(1)):,}'
+        )
     column = re.search(r'Error when converting column "(.*?)"\.', text, re.DOTALL)
     if column:
         value = re.search(r'Could not convert string "(.*?)" to \'', text, re.DOTALL)
         kind = re.search(r'is being converted as type (.*)$', text, re.MULTILINE)
-        found = repr(value.group(1)) if value and value.group(1) else 'nothing'
+        found = shorten(value.group(1)) if value and value.group(1) else 'nothing'
         return ValueError(
             f'{place}: column {column.group(1)!r} holds {found}, expected '
             f'{_EXPECTED.get(kind.group(1) if kind else "", "a number")}{row}'
@@ -205,13 +352,24 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     if 'Invalid unicode' in text:
         return ValueError(f'{place}: expected UTF-8, found other bytes{row}')
     if 'unterminated quote' in text:
-        return ValueError(f'{place}: a quote is opened and not closed{row}')
-    return ValueError(f'{place}: {text.splitlines()[0]}{row}')
+        return ValueError(
+            f'{place}: a quote is opened and not closed, or a row has more than '
+            f'{_LONGEST_ROW:,} bytes{row}'
+        )
+    return ValueError(f'{place}: {_first_line(error)}{row}')
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def shorten(text: str) -> str:
+    r"""Writes :obj:`text` in quotes, and of a long one the start."""
+    return repr(text) if len(text) <= _LONG else f'{text[:_LONG]!r}...'
 
 
 def _explain_line_ends(path: str) -> str:
-    opener = gzip.open if path.endswith('.gz') else open
-    with opener(path, 'rb') as file:
+    with open_bytes(path) as file:
         ends = ('CRLF' if line.endswith(b'\r\n') else 'LF' for line in file if line.endswith(b'\n'))
         first = next(ends, None)
         for number, end in enumerate(ends, 2):
@@ -220,6 +378,10 @@ def _explain_line_ends(path: str) -> str:
     return f'{path}: expected lines that all end in LF or all in CRLF, and closed quotes'
 
 
+_LONG = 200
+# DuckDB's own limit.
+_LONGEST_ROW = 2_000_000
+_NUMBERS = ('BIGINT', 'INTEGER', 'DOUBLE', FLAG)
 _EXPECTED = {
     'BIGINT': 'a whole number',
     'INTEGER': 'a whole number',

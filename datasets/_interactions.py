@@ -5,7 +5,9 @@ import duckdb
 from mag.datasets._click_dataset import check_values
 from mag.datasets._delimited import (
     FLAG,
+    create_table,
     missing_columns,
+    parquet_columns,
     quote,
     read_header,
     scan_csv,
@@ -47,11 +49,8 @@ def read_interactions(
         ValueError: If a column is missing or of another type, or holds a bad
             value; the message has the line or row.
     """
-    scan_file = _scan_parquet if path.endswith('.parquet') else _scan_csv
-    columns, scan = scan_file(connection, path)
-    connection.execute(f"""
-        CREATE OR REPLACE TABLE interaction AS SELECT {', '.join(columns)} FROM {scan}
-    """)
+    read_file = _read_parquet if path.endswith('.parquet') else _read_csv
+    columns = read_file(connection, path)
     words = [word for words in SPLITS.values() for word in words]
     checks = {
         'user': ('user IS NOT NULL', 'a whole number'),
@@ -77,16 +76,16 @@ def read_interactions(
     return columns
 
 
-def _scan_csv(connection: duckdb.DuckDBPyConnection, path: str) -> tuple[list[str], str]:
+def _read_csv(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]:
     _, header = read_header(path, _REQUIRED)
     types = {name: kind for name, kind in _COLUMNS.items() if name in header}
-    return list(types), scan_csv(path, types, tuple(types))
+    scan = scan_csv(path, types, tuple(types))
+    create_table(connection, 'interaction', f'SELECT {", ".join(types)} FROM {scan}', scan)
+    return list(types)
 
 
-def _scan_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> tuple[list[str], str]:
-    scan = scan_parquet(path)
-    described = connection.execute(f'DESCRIBE SELECT * FROM {scan}').fetchall()
-    kinds = {name: kind for name, kind, *_ in described}
+def _read_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]:
+    kinds = parquet_columns(connection, path, tuple(_COLUMNS))
     missing = [name for name in _REQUIRED if name not in kinds]
     if missing:
         raise missing_columns(path, missing, list(kinds))
@@ -98,4 +97,7 @@ def _scan_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> tuple[lis
     casts = ', '.join(
         f'{name}::{"DOUBLE" if name == "label" else _COLUMNS[name]} AS {name}' for name in columns
     )
-    return columns, f'(SELECT {casts} FROM {scan})'
+    connection.execute(
+        f'CREATE OR REPLACE TABLE interaction AS SELECT {casts} FROM {scan_parquet(path)}'
+    )
+    return columns

@@ -1,6 +1,7 @@
 import math
 import os
 import os.path as osp
+import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +14,20 @@ import numpy as np
 from torch_geometric.data import HeteroData
 
 from mag.datasets._click_dataset import ClickDataset
+from mag.datasets._content import inspect_content
 from mag.datasets._delimited import (
+    DelimitedScan,
+    check_rows,
+    execute_scan,
     line_of_row,
     missing_columns,
+    parquet_columns,
     quote_name,
     read_header,
     read_rows,
     scan_csv,
     scan_parquet,
+    shorten,
 )
 
 _REQUIRED = ('user', 'item', 'time')
@@ -39,6 +46,16 @@ _INTEGERS = (
 )
 _LONG = ('DECIMAL', 'HUGEINT', 'UHUGEINT')
 _NUMBERS = (*_INTEGERS, 'UBIGINT', 'FLOAT', 'DOUBLE', *_LONG)
+_TIMES = ('TIMESTAMP', 'TIMESTAMP WITH TIME ZONE', 'TIMESTAMP_S', 'TIMESTAMP_MS', 'TIMESTAMP_NS')
+_NAMES = (*_NUMBERS, *_TIMES, 'DATE', 'BOOLEAN', 'VARCHAR', 'BLOB', 'UUID')
+_KINDS = {
+    'user': (_NAMES, 'a number or a text'),
+    'item': (_NAMES, 'a number or a text'),
+    'time': ((*_NUMBERS, *_TIMES, 'DATE'), 'a number or a timestamp'),
+    'label': ((*_NUMBERS, 'BOOLEAN'), '0 or 1'),
+    'category': (_NAMES, 'a number or a text'),
+    'weight': (_NUMBERS, 'a number'),
+}
 
 
 class EventLog(ClickDataset):
@@ -66,9 +83,13 @@ class EventLog(ClickDataset):
     :obj:`time` (clicks), :obj:`edge_label_index`, :obj:`edge_label`,
     :obj:`edge_label_time` (exposures) in
     :obj:`data['user', 'clicks', 'item']`, times as int64 seconds; with a
-    :obj:`category` column :obj:`data['item'].category`, the first one listed
-    for the item (:obj:`'unknown'` if none is); with a :obj:`weight` column
-    :obj:`edge_weight` (clicks) and :obj:`edge_label_weight` (exposures).
+    :obj:`category` column :obj:`data['item'].category`, that of the item's
+    first row (:obj:`'unknown'` if it has none there); with a :obj:`weight`
+    column :obj:`edge_weight` (clicks) and :obj:`edge_label_weight`
+    (exposures).
+    No later row decides the category of an item, as it would tell earlier rows
+    of their future; a warning counts the items whose rows have several, and
+    those that have one in later rows alone.
 
     Args:
         root (str): Directory of the cache.
@@ -79,8 +100,8 @@ class EventLog(ClickDataset):
             semicolon or bar, and may be gzipped.
         columns (dict): From :obj:`'user'`, :obj:`'item'`, :obj:`'time'` and
             optionally :obj:`'label'` (0 or 1), :obj:`'category'` (of the
-            item) and :obj:`'weight'` (at least 0) to the names of the
-            columns in the files.
+            item) and :obj:`'weight'` (0, or a positive number that fits a
+            float32) to the names of the columns in the files.
         time_unit (str, optional): The unit of a time that is a number:
             :obj:`'s'`, :obj:`'ms'`, :obj:`'us'` or :obj:`'ns'`. A time that
             is a date is read as UTC unless it says otherwise. If a number in
@@ -98,11 +119,14 @@ class EventLog(ClickDataset):
         FileNotFoundError: If no file is there.
         TypeError: If :obj:`columns` is no dictionary of strings.
         ValueError: If :obj:`columns` or :obj:`time_unit` is wrong, if a file
-            is empty, lacks a column, has a column of another type than the
-            first file or holds a row that cannot be read (the message has
-            file and line), or if the cache was made with other arguments, by
+            is empty, is no whole gzip file, lacks a column or names it twice,
+            has a column of another type than the first file, holds a row that
+            cannot be read (the message has file and line) or another number
+            of rows than were read, or if the cache was made with other arguments, by
             another version or from other files.
     """
+
+    schema_version = 2
 
     def __init__(
         self,
@@ -135,7 +159,7 @@ class EventLog(ClickDataset):
 
     def process(self) -> None:
         super().process()
-        num_duplicates = self._read_cache()['num_duplicates']
+        num_duplicates = self._read_manifest()['num_duplicates']
         if num_duplicates:
             warnings.warn(
                 f"{num_duplicates:,} rows repeat another row's user, item and time; they are kept",
@@ -145,23 +169,30 @@ class EventLog(ClickDataset):
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("SET TimeZone = 'UTC'")
         is_parquet = self._files[0].endswith(_PARQUET)
-        selects = self._select_parquet(connection) if is_parquet else self._select_csv()
-        num_rows = _fill(connection, selects)
-        if not is_parquet and _has_large_times(connection):
-            num_rows = _fill(connection, self._select_csv('BIGINT'))
+        num_rows = self._read_parquet(connection) if is_parquet else self._read_csv(connection)
         self._check_rows(connection, num_rows)
         for role, kind in _column_types(connection).items():
             if role in ('user', 'item') and (not is_parquet or kind.startswith(_LONG)):
                 _read_numbers(connection, role, kind)
         self._set_seconds(connection)
         if 'category' in self.columns:
-            connection.execute("""
-                CREATE OR REPLACE TABLE item_attribute AS
-                SELECT item AS id, arg_min(category, rowid) AS category
-                FROM log WHERE category::VARCHAR <> '' GROUP BY item
-            """)
+            self._set_categories(connection)
 
-    def _select_csv(self, kind_of_times: str = '') -> list[str]:
+    def _read_csv(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
+        contents = []
+        for path in self._files:
+            delimiter, _ = read_header(path, tuple(self.columns.values()))
+            contents.append(inspect_content(path, delimiter, quotes=True))
+        scans, num_rows = self._fill_csv(connection)
+        if _has_large_times(connection):
+            scans, num_rows = self._fill_csv(connection, 'BIGINT')
+        for scan, content, count in zip(scans, contents, num_rows):
+            check_rows(connection, scan, content, count)
+        return num_rows
+
+    def _fill_csv(
+        self, connection: duckdb.DuckDBPyConnection, kind_of_times: str = ''
+    ) -> tuple[list[DelimitedScan], list[int]]:
         samples = [_sample(path, self.columns) for path in self._files]
         times = [row['time'] for sample in samples for row in sample]
         kinds = {'time': kind_of_times or _kind_of_times(times)}
@@ -175,19 +206,20 @@ class EventLog(ClickDataset):
         if kinds.get('label') == 'BOOLEAN':
             # DuckDB would do a cast while it reads, where the word `true` is no number.
             values['label'] = f'if({quote_name(self.columns["label"])}, 1, 0)'
-        return [self._select(values, scan_csv(path, types, required)) for path in self._files]
+        scans = [scan_csv(path, types, required) for path in self._files]
+        selects = [self._select(values, str(scan)) for scan in scans]
+        _create_log(connection, selects[0])
+        num_rows = [
+            execute_scan(connection, f'INSERT INTO log {select}', scan)
+            for select, scan in zip(selects, scans)
+        ]
+        return scans, num_rows
 
-    def _select_parquet(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
-        scans = [scan_parquet(path) for path in self._files]
+    def _read_parquet(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
         first: dict[str, str] = {}
         values: dict[str, str] = {}
-        for path, scan in zip(self._files, scans):
-            columns = {
-                name: kind
-                for name, kind, *_ in connection.execute(
-                    f'DESCRIBE SELECT * FROM {scan}'
-                ).fetchall()
-            }
+        for path in self._files:
+            columns = parquet_columns(connection, path, tuple(self.columns.values()))
             missing = [name for name in self.columns.values() if name not in columns]
             if missing:
                 raise missing_columns(path, missing, list(columns))
@@ -207,20 +239,19 @@ class EventLog(ClickDataset):
         if first['time'] in ('DATE', 'FLOAT'):
             kind = 'TIMESTAMP' if first['time'] == 'DATE' else 'DOUBLE'
             values['time'] = f'{quote_name(self.columns["time"])}::{kind}'
-        return [self._select(values, scan) for scan in scans]
+        selects = [self._select(values, scan_parquet(path)) for path in self._files]
+        _create_log(connection, selects[0])
+        return [
+            connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects
+        ]
 
     def _check_kinds(self, path: str, kinds: dict[str, str]) -> None:
-        allowed = {
-            'time': ((*_NUMBERS, 'TIMESTAMP', 'DATE'), 'a number or a timestamp'),
-            'label': ((*_NUMBERS, 'BOOLEAN'), '0 or 1'),
-            'weight': (_NUMBERS, 'a number'),
-        }
-        for role in kinds.keys() & allowed.keys():
-            prefixes, expected = allowed[role]
-            if not kinds[role].startswith(prefixes):
+        for role, kind in kinds.items():
+            allowed, expected = _KINDS[role]
+            # A DECIMAL has its numbers of digits behind it, a list of them has brackets, too.
+            if re.sub(r'^DECIMAL\(\d+,\d+\)$', 'DECIMAL', kind) not in allowed:
                 raise ValueError(
-                    f'{path}: column {self.columns[role]!r} ({role}) is '
-                    f'{kinds[role]}, expected {expected}'
+                    f'{path}: column {self.columns[role]!r} ({role}) is {kind}, expected {expected}'
                 )
 
     def _select(self, values: Mapping[str, str], scan: str) -> str:
@@ -233,31 +264,47 @@ class EventLog(ClickDataset):
     def _check_rows(self, connection: duckdb.DuckDBPyConnection, num_rows: list[int]) -> None:
         types = _column_types(connection)
         is_empty = {'VARCHAR': "{} = ''", 'FLOAT': 'isnan({})', 'DOUBLE': 'isnan({})'}
-        bad = {
-            role: (f'{role} IS NULL OR {is_empty.get(types[role], "false").format(role)}', 'an id')
+        # Of a role, what holds where its value is bad, and what was expected.
+        bad = [
+            (
+                role,
+                f'{role} IS NULL OR {is_empty.get(types[role], "false").format(role)}',
+                'an id',
+            )
             for role in ('user', 'item')
-        }
+        ]
+        bad += [
+            (role, f'contains({role}, chr(0))', 'an id without a NUL')
+            for role in ('user', 'item')
+            if types[role] == 'VARCHAR'
+        ]
         is_bad = 'NOT isfinite(time)'
         if not types['time'].startswith('TIMESTAMP'):
             is_bad = f'time NOT BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
-        bad['time'] = (f'time IS NULL OR {is_bad}', 'a finite time that fits 64 bits')
+        bad.append(('time', f'time IS NULL OR {is_bad}', 'a finite time that fits 64 bits'))
         if 'label' in self.columns:
-            bad['label'] = ('label IS NULL OR label NOT IN (0, 1)', '0 or 1')
+            bad.append(('label', 'label IS NULL OR label NOT IN (0, 1)', '0 or 1'))
         if 'weight' in self.columns:
-            bad['weight'] = (
-                f'weight IS NULL OR weight NOT BETWEEN 0 AND {_LARGEST_WEIGHT}',
-                'a number of at least 0 that fits a float32',
+            is_bad = f'NOT BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST_WEIGHT}'
+            bad.append(
+                (
+                    'weight',
+                    f'weight IS NULL OR weight <> 0 AND weight {is_bad}',
+                    '0 or a positive number that fits a float32',
+                )
             )
         counts = ', '.join(
             f'min(rowid) FILTER ({condition}), count(*) FILTER ({condition})'
-            for condition, _ in bad.values()
+            for _, condition, _ in bad
         )
         found = connection.execute(f'SELECT {counts} FROM log').fetchall()[0]
-        for (role, (_, expected)), row, count in zip(bad.items(), found[::2], found[1::2]):
+        for (role, _, expected), row, count in zip(bad, found[::2], found[1::2]):
             if count:
                 (value,) = connection.execute(
                     f'SELECT {role} FROM log WHERE rowid = {row}'
                 ).fetchall()[0]
+                if isinstance(value, str) and value:
+                    value = shorten(value)
                 others = f' (and {count - 1:,} more such rows)' if count > 1 else ''
                 raise ValueError(
                     f'{self._locate(row, num_rows)}: column {self.columns[role]!r} ({role}) holds '
@@ -294,11 +341,54 @@ class EventLog(ClickDataset):
                 stacklevel=2,
             )
 
+    def _set_categories(self, connection: duckdb.DuckDBPyConnection) -> None:
+        # What is called unknown in the files and what is missing there are one category.
+        connection.execute("""
+            CREATE OR REPLACE VIEW named AS
+            SELECT item, time, rowid AS position,
+                   CASE WHEN category::VARCHAR NOT IN ('', 'unknown') THEN category END AS category
+            FROM log
+        """)
+        # `arg_min` skips NULL, and so would take the category of a later row.
+        connection.execute("""
+            CREATE OR REPLACE TABLE item_attribute AS
+            SELECT item AS id, arg_min_null(category, position) AS category
+            FROM named JOIN (SELECT item, min(time) AS time FROM log GROUP BY item)
+            USING (item, time) GROUP BY item
+        """)
+        several, example, late, late_example = connection.execute("""
+            SELECT count(*) FILTER (low <> high), min(id) FILTER (low <> high),
+                   count(*) FILTER (is_late), min(id) FILTER (is_late)
+            FROM (
+                SELECT id, low, high, category IS NULL AND low IS NOT NULL AS is_late
+                FROM item_attribute JOIN (
+                    SELECT item AS id, min(category) AS low, max(category) AS high
+                    FROM named GROUP BY item
+                ) USING (id)
+            )
+        """).fetchall()[0]
+        connection.execute('DROP VIEW named')
+        found = []
+        if several:
+            found.append(f'{several:,} items have rows of several categories, such as {example!r}')
+        if late:
+            found.append(
+                f"{late:,} items are 'unknown' as their first row has no category and a later one "
+                f'has, such as {late_example!r}'
+            )
+        if found:
+            warnings.warn(
+                f'{"; ".join(found)}; an item has the category of its first row in time',
+                stacklevel=2,
+            )
+
 
 _YEAR_5000 = 95_617_584_000
 # Somewhat below 2^63, as the seconds are worked out in 64 bits.
 _LAST_TIME = 9_200_000_000_000_000_000
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+# What is smaller has fewer digits or is 0.
+_SMALLEST_WEIGHT = float(np.finfo(np.float32).smallest_normal)
 # Up to here a double holds every whole number.
 _EXACT = 2**53
 
@@ -391,14 +481,14 @@ def _kind_of_labels(values: list[str]) -> str:
 
 def _to_number(text: str) -> float | None:
     try:
-        return float(text)
+        # Python reads `1_000` as 1000.
+        return None if '_' in text else float(text)
     except ValueError:
         return None
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, selects: list[str]) -> list[int]:
-    connection.execute(f'CREATE OR REPLACE TABLE log AS {selects[0]} LIMIT 0')
-    return [connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects]
+def _create_log(connection: duckdb.DuckDBPyConnection, select: str) -> None:
+    connection.execute(f'CREATE OR REPLACE TABLE log AS {select} LIMIT 0')
 
 
 def _has_large_times(connection: duckdb.DuckDBPyConnection) -> bool:

@@ -8,7 +8,7 @@ import duckdb
 from torch_geometric.data import HeteroData
 
 from mag.datasets._click_dataset import ClickDataset, create_attributes
-from mag.datasets._delimited import FLAG, checked_flag, scan_csv
+from mag.datasets._delimited import FLAG, checked_flag, create_table, scan_csv
 
 _FOLDERS = {'pure': 'KuaiRand-Pure', '1k': 'KuaiRand-1K'}
 
@@ -168,26 +168,25 @@ class KuaiRand(ClickDataset):
         ids = {'user_id': 'BIGINT', 'video_id': 'BIGINT', 'time_ms': 'BIGINT'}
         flags = (*self.behaviors, self.conversion)
         log_columns = ids | dict.fromkeys(('is_click', *flags), FLAG)
-        selects = []
         for path in logs:
             label, *checked = (checked_flag(name, path, *ids) for name in ('is_click', *flags))
-            selects.append(f"""
+            scan = scan_csv(path, log_columns, tuple(log_columns))
+            select = f"""
                 SELECT user_id AS user, video_id AS item, time_ms AS time, {label} AS label,
                        {', '.join(map('{} AS {}'.format, checked, flags))}
-                FROM {scan_csv(path, log_columns, tuple(log_columns))}
-            """)
-        connection.execute(f'CREATE OR REPLACE TABLE log AS {" UNION ALL ".join(selects)}')
+                FROM {scan}
+            """
+            create_table(connection, 'log', select, scan, append=path != logs[0])
 
         user_columns = {'user_id': 'BIGINT'} | dict.fromkeys(_USER_FEATURES, 'VARCHAR')
-        select = f"""
-            SELECT user_id AS id, {', '.join(_USER_FEATURES)}
-            FROM {scan_csv(users, user_columns, ('user_id',))}
-        """
-        create_attributes(connection, 'user', select, users)
+        scan = scan_csv(users, user_columns, ('user_id',))
+        select = f'SELECT user_id AS id, {", ".join(_USER_FEATURES)} FROM {scan}'
+        create_attributes(connection, 'user', select, scan)
         video_columns = {'video_id': 'BIGINT'} | dict.fromkeys((*_VIDEO_FEATURES, 'tag'), 'VARCHAR')
+        scan = scan_csv(videos, video_columns, ('video_id',))
         select = f"""
             SELECT video_id AS id, string_split(tag, ',')[1] AS category,
                    {', '.join(_VIDEO_FEATURES)}
-            FROM {scan_csv(videos, video_columns, ('video_id',))}
+            FROM {scan}
         """
-        create_attributes(connection, 'item', select, videos)
+        create_attributes(connection, 'item', select, scan)

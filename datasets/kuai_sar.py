@@ -7,7 +7,7 @@ import duckdb
 from torch_geometric.data import HeteroData
 
 from mag.datasets._click_dataset import ClickDataset, check_values, create_attributes
-from mag.datasets._delimited import FLAG, quote, read_header, scan_csv
+from mag.datasets._delimited import FLAG, create_table, quote, read_header, scan_csv
 
 _FOLDERS = {'small': 'KuaiSAR_final', 'full': 'KuaiSAR_v2'}
 _ARCHIVES = {'small': 'KuaiSAR.zip', 'full': 'KuaiSAR_v2.zip'}
@@ -202,22 +202,18 @@ class KuaiSAR(ClickDataset):
 
 
 def _read_recommendations(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    connection.execute(f"""
-        CREATE OR REPLACE TABLE recommendation AS
-        SELECT {', '.join(_RECOMMENDATION)}
-        FROM {scan_csv(path, _RECOMMENDATION, tuple(_RECOMMENDATION))}
-    """)
+    scan = scan_csv(path, _RECOMMENDATION, tuple(_RECOMMENDATION))
+    select = f'SELECT {", ".join(_RECOMMENDATION)} FROM {scan}'
+    create_table(connection, 'recommendation', select, scan)
     checks = _check_numbers(_RECOMMENDATION) | {'click': ('click <= 1', quote('0 or 1'))}
     check_values(connection, 'recommendation', path, _RECOMMENDATION, checks)
 
 
 def _read_searches(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     required = tuple(name for name in _SEARCH if name != 'keyword')
-    connection.execute(f"""
-        CREATE OR REPLACE TABLE search AS
-        SELECT {', '.join(required)}, nullif(keyword, '') AS keyword
-        FROM {scan_csv(path, _SEARCH, required)}
-    """)
+    scan = scan_csv(path, _SEARCH, required)
+    select = f"SELECT {', '.join(required)}, nullif(keyword, '') AS keyword FROM {scan}"
+    create_table(connection, 'search', select, scan)
     checks = _check_numbers(_SEARCH) | {
         'click_cnt': ('click_cnt >= 0', quote('a number of clicks')),
         'keyword': (
@@ -238,28 +234,28 @@ def _read_users(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     _, header = read_header(path, ('user_id',))
     level = 'reco_active_level' if 'reco_active_level' in header else 'rec_active_level'
     columns = dict.fromkeys(('user_id', *_USER_FEATURES, level), 'BIGINT')
+    scan = scan_csv(path, columns, ('user_id',))
     select = f"""
-        SELECT user_id AS id, {', '.join(_USER_FEATURES)}, {level} AS rec_active_level
-        FROM {scan_csv(path, columns, ('user_id',))}
+        SELECT user_id AS id, {', '.join(_USER_FEATURES)}, {level} AS rec_active_level FROM {scan}
     """
-    create_attributes(connection, 'user', select, path)
+    create_attributes(connection, 'user', select, scan)
 
 
 def _read_items(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     columns = dict.fromkeys(('item_id', *_LEVELS.values(), 'author_id'), 'BIGINT')
     columns |= dict.fromkeys(_ITEM_TYPES, 'VARCHAR')
-    # The full release has 6,949,990 rows for the 6,890,707 items of its logs.
-    connection.execute(f"""
-        CREATE OR REPLACE TABLE item_row AS
+    scan = scan_csv(path, columns, ('item_id',))
+    select = f"""
         SELECT item_id AS id, nullif(author_id, 0) AS author_id, {', '.join(_ITEM_TYPES)},
                {', '.join(f'nullif({column}, 0) AS {name}' for name, column in _LEVELS.items())}
-        FROM {scan_csv(path, columns, ('item_id',))}
-        WHERE item_id IN (SELECT item FROM log)
-    """)
+        FROM {scan}
+    """
+    # The full release has 6,949,990 rows for the 6,890,707 items of its logs.
+    create_table(connection, 'item_row', select, scan)
     names = (*_LEVELS, 'author_id', *_ITEM_TYPES)
     connection.execute(f"""
         CREATE OR REPLACE TABLE item_attribute AS
         SELECT id, {', '.join(f'arg_min({name}, rowid) AS {name}' for name in names)}
-        FROM item_row GROUP BY id
+        FROM item_row WHERE id IN (SELECT item FROM log) GROUP BY id
     """)
     connection.execute('DROP TABLE item_row')

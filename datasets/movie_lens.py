@@ -22,11 +22,12 @@ from tqdm import tqdm
 from mag.datasets._click_dataset import ClickDataset, create_attributes, hash_file
 from mag.datasets._delimited import (
     FLAG,
+    DelimitedScan,
     checked,
     checked_flag,
+    create_table,
     quote,
     scan_csv,
-    scan_delimited,
 )
 
 
@@ -324,34 +325,31 @@ class MovieLens(ClickDataset):
             log, items, users = _read_dat(paths)
         else:
             log, items, users = _read_csv(paths)
-        ratings_path, items_path, *users_paths = self.source_files
         rating = checked(
             'rating',
             'rating BETWEEN 0 AND 5',
             'a number from 0 to 5',
-            ratings_path,
+            log.scan.path,
             'user',
             'item',
             'time',
         )
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE log AS
-            SELECT user, item, time, ({rating} >= 4)::TINYINT AS label FROM {log}
-        """)
+        select = f'SELECT user, item, time, ({rating} >= 4)::TINYINT AS label FROM ({log.select})'
+        create_table(connection, 'log', select, log.scan)
         select = f"""
             SELECT id, title, genres,
                    TRY_CAST(regexp_extract(title, '.*\\((\\d{{4}})\\)', 1) AS INTEGER) AS year
-            FROM ({items})
+            FROM ({items.select})
         """
-        create_attributes(connection, 'item', select, items_path)
-        if users:
+        create_attributes(connection, 'item', select, items.scan)
+        if users is not None:
             first_years = ', '.join(map(str, _AGES))
             select = f"""
                 SELECT id, gender, occupation,
                        list_max(list_filter([{first_years}], lambda first: first <= age)) AS age
-                FROM ({users})
+                FROM {users}
             """
-            create_attributes(connection, 'user', select, *users_paths)
+            create_attributes(connection, 'user', select, users)
 
     def extend(
         self,
@@ -399,51 +397,60 @@ class MovieLens(ClickDataset):
         item.x_genre[node, code] = 1
 
 
-def _read_100k(paths: dict[str, str]) -> tuple[str, str, str]:
-    log = scan_delimited(paths['u.data'], _LOG, '\t', required=tuple(_LOG))
+class _Source(NamedTuple):
+    r"""The SQL that gives a row for each of a file."""
+
+    select: str
+    scan: DelimitedScan
+
+
+_Sources = tuple[_Source, _Source, DelimitedScan | None]
+
+
+def _read_100k(paths: dict[str, str]) -> _Sources:
+    log = DelimitedScan(paths['u.data'], _LOG, '\t', tuple(_LOG))
     columns = dict.fromkeys(('title', 'release', 'video_release', 'url'), 'VARCHAR')
     flags = {f'genre_{i}': FLAG for i in range(len(_GENRES_100K))}
-    items = scan_delimited(
+    items = DelimitedScan(
         paths['u.item'],
         {'id': 'BIGINT'} | columns | flags,
         '|',
-        required=('id', *flags),
+        ('id', *flags),
         encoding='latin-1',
     )
     genres = ', '.join(
-        f'CASE {checked_flag(flag, paths["u.item"], "id")} WHEN 1 THEN {quote(genre)} END'
+        f'CASE {checked_flag(flag, items.path, "id")} WHEN 1 THEN {quote(genre)} END'
         for flag, genre in zip(flags, _GENRES_100K)
     )
-    users = scan_delimited(paths['u.user'], _USER_100K, '|', required=('id',), encoding='latin-1')
-    return (
-        log,
-        f'SELECT id, title, list_filter([{genres}], lambda genre: genre IS NOT NULL) '
-        f'AS genres FROM {items}',
-        f'FROM {users}',
+    select = (
+        f'SELECT id, title, list_filter([{genres}], lambda genre: genre IS NOT NULL) AS genres '
+        f'FROM {items}'
     )
+    users = DelimitedScan(paths['u.user'], _USER_100K, '|', ('id',), encoding='latin-1')
+    return _Source(f'FROM {log}', log), _Source(select, items), users
 
 
-def _read_recbole(paths: dict[str, str]) -> tuple[str, str, str]:
-    log = scan_delimited(paths['ml-100k.inter'], _LOG, '\t', required=tuple(_LOG), header=True)
+def _read_recbole(paths: dict[str, str]) -> _Sources:
+    log = DelimitedScan(paths['ml-100k.inter'], _LOG, '\t', tuple(_LOG), header=True)
     columns = {'id': 'BIGINT', 'name': 'VARCHAR', 'year': 'VARCHAR', 'class': 'VARCHAR'}
-    items = scan_delimited(paths['ml-100k.item'], columns, '\t', required=('id',), header=True)
-    users = scan_delimited(paths['ml-100k.user'], _USER_100K, '\t', required=('id',), header=True)
+    items = DelimitedScan(paths['ml-100k.item'], columns, '\t', ('id',), header=True)
     # The one movie without a name has `unkonwn` for name and year.
-    return (
-        log,
+    select = (
         f"SELECT id, CASE WHEN name = 'unkonwn' THEN 'unknown' "
         f"ELSE concat(name, ' (', year, ')') END AS title, "
-        f"string_split(class, ' ') AS genres FROM {items}",
-        f'FROM {users}',
+        f"string_split(class, ' ') AS genres FROM {items}"
     )
+    users = DelimitedScan(paths['ml-100k.user'], _USER_100K, '\t', ('id',), header=True)
+    return _Source(f'FROM {log}', log), _Source(select, items), users
 
 
-def _read_dat(paths: dict[str, str]) -> tuple[str, str, str]:
-    log = scan_delimited(paths['ratings.dat'], _LOG, '::', required=tuple(_LOG))
+def _read_dat(paths: dict[str, str]) -> _Sources:
+    log = DelimitedScan(paths['ratings.dat'], _LOG, '::', tuple(_LOG))
     # MovieLens-1M alone has users, and is latin-1; MovieLens-10M is UTF-8.
     encoding = 'latin-1' if 'users.dat' in paths else 'utf-8'
-    items = scan_delimited(paths['movies.dat'], _MOVIES, '::', required=('id',), encoding=encoding)
-    users = ''
+    items = DelimitedScan(paths['movies.dat'], _MOVIES, '::', ('id',), encoding=encoding)
+    select = f"SELECT id, title, string_split(genres, '|') AS genres FROM {items}"
+    users = None
     if 'users.dat' in paths:
         columns = {
             'id': 'BIGINT',
@@ -452,19 +459,18 @@ def _read_dat(paths: dict[str, str]) -> tuple[str, str, str]:
             'occupation': 'INTEGER',
             'zip': 'VARCHAR',
         }
-        users = f'FROM {scan_delimited(paths["users.dat"], columns, "::", required=("id",))}'
-    return log, f"SELECT id, title, string_split(genres, '|') AS genres FROM {items}", users
+        users = DelimitedScan(paths['users.dat'], columns, '::', ('id',))
+    return _Source(f'FROM {log}', log), _Source(select, items), users
 
 
-def _read_csv(paths: dict[str, str]) -> tuple[str, str, str]:
+def _read_csv(paths: dict[str, str]) -> _Sources:
     names = {'userId': 'BIGINT', 'movieId': 'BIGINT', 'rating': 'DOUBLE', 'timestamp': 'BIGINT'}
-    log = (
-        f'(SELECT userId AS user, movieId AS item, rating, timestamp AS time '
-        f'FROM {scan_csv(paths["ratings.csv"], names, tuple(names))})'
-    )
+    log = scan_csv(paths['ratings.csv'], names, tuple(names))
+    log_select = f'SELECT userId AS user, movieId AS item, rating, timestamp AS time FROM {log}'
     columns = {'movieId': 'BIGINT', 'title': 'VARCHAR', 'genres': 'VARCHAR'}
     items = scan_csv(paths['movies.csv'], columns, ('movieId',))
-    return log, f"SELECT movieId AS id, title, string_split(genres, '|') AS genres FROM {items}", ''
+    select = f"SELECT movieId AS id, title, string_split(genres, '|') AS genres FROM {items}"
+    return _Source(log_select, log), _Source(select, items), None
 
 
 def _fetch(url: str, path: str, log: bool) -> None:

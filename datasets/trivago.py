@@ -4,7 +4,7 @@ from typing import Any
 import duckdb
 
 from mag.datasets._click_dataset import ClickDataset, bad_value, check_values
-from mag.datasets._delimited import quote, scan_csv
+from mag.datasets._delimited import create_table, quote, scan_csv
 
 _COLUMNS = {
     'user_id': 'VARCHAR',
@@ -194,10 +194,8 @@ class Trivago(ClickDataset):
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         (path,) = self.source_files
         required = ('user_id', 'session_id', 'timestamp', 'step', 'action_type')
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE action AS
-            SELECT {', '.join(_COLUMNS)} FROM {scan_csv(path, _COLUMNS, required)}
-        """)
+        scan = scan_csv(path, _COLUMNS, required)
+        create_table(connection, 'action', f'SELECT {", ".join(_COLUMNS)} FROM {scan}', scan)
         _check_values(connection, path)
         _check_steps(connection, path)
         happened = ', '.join(

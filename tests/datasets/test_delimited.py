@@ -1,9 +1,21 @@
 import gzip
+import os
+from functools import partial
 
 import duckdb
+import numpy as np
 import pytest
 
-from mag.datasets._delimited import explain_read_error, read_header, scan_csv, scan_parquet
+from mag.datasets import EventLog, KuaiRand, KuaiSAR, MicroVideo, MovieLens, Trivago
+from mag.datasets._delimited import (
+    DelimitedScan,
+    create_table,
+    explain_read_error,
+    parquet_columns,
+    read_header,
+    scan_csv,
+    scan_parquet,
+)
 
 TYPES = {'u': 'BIGINT', 'i': 'VARCHAR'}
 
@@ -74,3 +86,201 @@ def test_long_cell(tmp_path):
     text = 'x' * 200_000
     path.write_text(f'{text},u,i\nnote,1,{text}\n')
     assert rows(scan_csv(str(path), TYPES, ('u',))) == [('note', 1, text)]
+
+
+@pytest.mark.parametrize('name', ['log.csv', 'log.csv.gz'])
+@pytest.mark.parametrize('start', ['', '\ufeff'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_blank_lines_before_the_header(tmp_path, name, start, end):
+    path = tmp_path / name
+    text = (start + end.join(['', '', 'u,i', '1,x', '', '2,y', ''])).encode()
+    path.write_bytes(gzip.compress(text) if name.endswith('.gz') else text)
+    assert rows(scan_csv(str(path), TYPES, ('u',))) == [(1, 'x'), (2, 'y')]
+    path.write_bytes(gzip.compress(text + b'x,y') if name.endswith('.gz') else text + b'x,y')
+    with pytest.raises(duckdb.Error) as error:
+        rows(scan_csv(str(path), TYPES, ('u',)))
+    assert str(explain_read_error(error.value)).startswith(
+        f"{path}, line 7: column 'u' holds 'x', expected a whole number"
+    )
+
+
+def test_repeated_name(tmp_path):
+    path = tmp_path / 'log.csv'
+    path.write_text('u,note,i,note,u\n1,,x,,2\n')
+    with pytest.raises(ValueError) as error:
+        scan_csv(str(path), TYPES, ('u',))
+    assert str(error.value) == f"{path} has 2 columns 'u', expected one of each name"
+    assert rows(scan_csv(str(path), {'i': 'VARCHAR'}, ('i',)))[0][2] == 'x'
+
+
+def test_repeated_name_in_parquet(tmp_path):
+    path = str(tmp_path / 'log.parquet')
+    duckdb.sql(
+        "SELECT {'uid': 1, 'x': [{'uid': 2}]} AS s, 3 AS uid, 4 AS uix, 5 AS iid"
+    ).write_parquet(path)
+    with duckdb.connect() as connection:
+        columns = parquet_columns(connection, path, ('uid', 'iid'))
+        assert list(columns) == ['s', 'uid', 'uix', 'iid'] and columns['uid'] == 'INTEGER'
+        with open(path, 'rb') as file:
+            content = file.read()
+        with open(path, 'wb') as file:
+            file.write(content.replace(b'uix', b'uid'))
+        with pytest.raises(ValueError, match=r"log\.parquet has 2 columns 'uid', expected one"):
+            parquet_columns(connection, path, ('uid', 'iid'))
+        parquet_columns(connection, path, ('iid',))
+
+
+@pytest.mark.parametrize(
+    'size, mark, expected',
+    [
+        (2_000_001, '', ', line 3: expected a row of at most 2,000,000 bytes, found 2,000,003'),
+        (2_000_001, '"', ', line 3: expected a row of at most 2,000,000 bytes, found 2,000,003'),
+        # DuckDB skips this one without an error.
+        (33_000_000, '', ': 1 rows were read, expected 2, as many as the file has; '),
+        (33_000_000, '"', ', line 3: a quote is opened and not closed, or a row has more than 2,0'),
+    ],
+)
+def test_long_row(tmp_path, size, mark, expected):
+    path = tmp_path / 'log.csv'
+    path.write_text(f'u,i\n1,x\n2,{mark}{"x" * (size - 2 * len(mark))}{mark}\n')
+    scan = scan_csv(str(path), TYPES, ('u',))
+    with duckdb.connect() as connection:
+        try:
+            create_table(connection, 'log', f'SELECT * FROM {scan}', scan)
+        except duckdb.Error as error:
+            found = str(explain_read_error(error))
+        except ValueError as error:
+            found = str(error)
+    assert found.startswith(f'{path}{expected}') and len(found) < 400
+
+
+def test_long_row_is_not_quoted_whole(tmp_path):
+    path = tmp_path / 'log.csv'
+    path.write_text(f'u,i\n1,x\n{"y" * 100_000},x\n')
+    with pytest.raises(duckdb.Error) as error:
+        rows(scan_csv(str(path), TYPES, ('u',)))
+    start = 'y' * 200
+    assert str(explain_read_error(error.value)) == (
+        f"{path}, line 3: column 'u' holds '{start}'..., expected a whole number in the row "
+        f"'{start}'..."
+    )
+
+
+@pytest.mark.parametrize('end, lines', [('\n', 5), ('\n\n', 9)])
+def test_underscore_without_header_and_quotes(tmp_path, end, lines):
+    path = tmp_path / 'log.dat'
+    path.write_text(end.join(['1::"a_1', '2::', '3::1_2_', '4::"', '1_0::e"']))
+    scan = DelimitedScan(str(path), TYPES, '::', ('u',))
+    with duckdb.connect() as connection, pytest.raises(ValueError) as error:
+        create_table(connection, 'log', f'SELECT * FROM {scan}', scan)
+    assert str(error.value) == (
+        f"{path}, line {lines}: column 'u' holds '1_0', expected a whole number, without "
+        f'underscores'
+    )
+
+
+@pytest.mark.parametrize(
+    'content, expected',
+    [
+        # DuckDB takes one space before a quote as if it was not there, and csv any number.
+        (b'u,i\n1, "a\nb"\n2,c\n', [(1, 'a\nb'), (2, 'c')]),
+        (b'u,i\n1,5" pipe\n2,6"\n', [(1, '5" pipe'), (2, '6"')]),
+        (b'u,i\n1,"a""\r\n\n""b"\n\n2,""\n', [(1, 'a"\r\n\n"b'), (2, None)]),
+        (b'\xef\xbb\xbf"u","i"\r\n1,x', [(1, 'x')]),
+        (b'u,i\r1,x\r\r2,y\r', [(1, 'x'), (2, 'y')]),
+    ],
+)
+def test_all_rows_are_read(tmp_path, content, expected):
+    path = tmp_path / 'log.csv'
+    path.write_bytes(content)
+    scan = scan_csv(str(path), TYPES, ('u',))
+    with duckdb.connect() as connection:
+        create_table(connection, 'log', f'SELECT * FROM {scan}', scan)
+        create_table(connection, 'log', f'SELECT * FROM {scan}', scan, append=True)
+        assert connection.execute('FROM log').fetchall() == expected * 2
+
+
+USER = ('user_active_degree', 'is_lowactive_period', 'is_live_streamer', 'is_video_author') + tuple(
+    f'{name}_range' for name in ('follow_user_num', 'fans_user_num', 'friend_user_num')
+)
+LEVELS = ('first', 'second', 'third', 'fourth')
+# One row for each of the delimited files that a dataset reads. The first column is a number.
+FILES = {
+    'EventLog': {'log.csv': {'ts': 5, 'uid': 1, 'iid': 2}},
+    'MovieLens': {
+        'raw/ratings.csv': {'userId': 1, 'movieId': 2, 'rating': 5, 'timestamp': 3},
+        'raw/movies.csv': {'movieId': 2, 'title': 'Tin Dog (1995)', 'genres': 'Comedy'},
+    },
+    'KuaiRand': {
+        'raw/log_standard_1_pure.csv': dict.fromkeys(('user_id', 'video_id', 'time_ms'), 5)
+        | dict.fromkeys(('is_click', 'is_profile_enter', 'is_like', 'is_comment'), 1)
+        | dict.fromkeys(('is_follow', 'is_forward', 'long_view'), 0),
+        'raw/user_features_pure.csv': {'user_id': 5, 'register_days_range': 1}
+        | dict.fromkeys((*USER, *(f'onehot_feat{i}' for i in range(18))), 1),
+        'raw/video_features_basic_pure.csv': {'video_id': 5}
+        | dict.fromkeys(('author_id', 'video_type', 'upload_type', 'music_type', 'tag'), 1),
+    },
+    'KuaiSAR': {
+        'raw/rec_inter.csv': {'user_id': 1, 'item_id': 2, 'timestamp': 3, 'click': 1},
+        'raw/src_inter.csv': {'user_id': 1, 'item_id': 2, 'search_session_timestamp': 3}
+        | {'click_cnt': 1, 'keyword': ''},
+        'raw/user_features.csv': {'user_id': 1, 'onehot_feat1': 1, 'onehot_feat2': 1}
+        | {'search_active_level': 1, 'rec_active_level': 1},
+        'raw/item_features.csv': {'item_id': 2, 'author_id': 1, 'item_type': 1, 'upload_type': 1}
+        | {f'{level}_level_category_id': 1 for level in LEVELS},
+    },
+    'Trivago': {
+        'raw/train.csv': {'timestamp': 5, 'user_id': 'a', 'session_id': 's', 'step': 1}
+        | {'action_type': 'clickout item', 'reference': 7, 'impressions': 7, 'prices': 9}
+        | dict.fromkeys(('platform', 'city', 'device', 'current_filters'), 'x'),
+    },
+    'MicroVideo': {'raw/interactions.csv': {'user': 1, 'item': 0, 'time': 3, 'label': 1}},
+}
+DATASETS = {
+    'MovieLens': partial(MovieLens, name='latest-small'),
+    'KuaiRand': KuaiRand,
+    'KuaiSAR': KuaiSAR,
+    'Trivago': Trivago,
+    'MicroVideo': MicroVideo,
+}
+
+
+def write_files(folder, dataset):
+    (folder / 'raw').mkdir()
+    if dataset == 'MicroVideo':
+        for name in ('image', 'audio'):
+            np.save(folder / 'raw' / f'{name}.npy', np.zeros((1, 2), dtype=np.float32))
+    for name, row in FILES[dataset].items():
+        header, values = (','.join(map(str, part)) for part in (row, row.values()))
+        (folder / name).write_bytes(f'{header},"note"\r\n{values},x\r\n'.encode())
+
+
+def open_files(folder, dataset):
+    if dataset == 'EventLog':
+        columns = {'user': 'uid', 'item': 'iid', 'time': 'ts'}
+        return EventLog(folder, folder / 'log.csv', columns, log=False)
+    return DATASETS[dataset](folder, log=False)
+
+
+@pytest.mark.parametrize('dataset, name', [(d, name) for d in FILES for name in FILES[d]])
+def test_files_of_all_datasets(tmp_path, dataset, name):
+    write_files(tmp_path, dataset)
+    path = tmp_path / name
+    content = path.read_bytes()
+    first, _, others = content.split(b'\r\n')[1].partition(b',')
+    for spoiled, expected in (
+        (content.replace(b'"note"', b'"my\nnote"'), ': 0 rows were read, expected 1, '),
+        (content.replace(b',x\r\n', b',x\0\r\n'), ', line 2: expected text, found a NUL'),
+        (
+            content.replace(b'\r\n' + first, b'\r\n0_' + first),
+            f", line 2: column {next(iter(FILES[dataset][name]))!r} holds '0_{first.decode()}', "
+            f'expected a ',
+        ),
+    ):
+        path.write_bytes(spoiled)
+        with pytest.raises(ValueError) as error:
+            open_files(tmp_path, dataset)
+        assert str(error.value).startswith(f'{path}{expected}')
+        assert not os.path.exists(tmp_path / 'processed')
+    path.write_bytes(content)
+    assert open_files(tmp_path, dataset)[0]['user', 'clicks', 'item'].edge_label.sum() >= 1

@@ -120,17 +120,64 @@ def test_equals_plain_python(tmp_path, name, seed):
     assert ids['item'].tolist() == sorted({row['iid'] for row in expected})
 
     first = {}
-    for row in rows:
-        if row[6]:
-            first.setdefault(row[3], row[6])
+    for row in expected:
+        first.setdefault(row['iid'], row['kind'] or 'unknown')
     item = dataset[0]['item']
     names = dataset.names['category']
-    assert [names[code] for code in item.category] == [
-        first.get(name, 'unknown') for name in ids['item']
-    ]
+    assert [names[code] for code in item.category] == [first[name] for name in ids['item']]
     assert item.num_category == len(names)
     keys = [(row['uid'], row['iid'], row['ts']) for row in expected]
     assert dataset.num_duplicates == len(keys) - len(set(keys))
+
+
+@pytest.mark.parametrize('name', ['log.csv', 'log.parquet'])
+def test_category_is_that_of_the_first_row_in_time(tmp_path, name):
+    text = """uid,iid,ts,click,kind
+1,1,9,1,red
+1,1,5,1,green
+1,2,7,1,red
+2,2,7,1,green
+1,3,8,1,blue
+1,3,4,0,
+1,4,1,1,
+1,4,2,1,
+1,5,1,1,red
+1,5,2,1,
+1,5,3,1,unknown
+"""
+    path = write(tmp_path / 'log.csv', text)
+    if name == 'log.parquet':
+        path = write_parquet(
+            tmp_path / name,
+            f"SELECT * REPLACE (coalesce(kind, '') AS kind) FROM read_csv('{path}')",
+        )
+    columns = COLUMNS | {'category': 'kind'}
+    with pytest.warns(UserWarning) as warned:
+        dataset = EventLog(tmp_path / 'root', path, columns, log=False)
+    assert [str(warning.message) for warning in warned] == [
+        "2 items have rows of several categories, such as 1; 1 items are 'unknown' as their first "
+        'row has no category and a later one has, such as 3; an item has the category of its '
+        'first row in time'
+    ]
+    names = dataset.names['category']
+    found = [names[code] for code in dataset[0]['item'].category]
+    # Item 2 has two first rows, of which the one that the file lists first counts.
+    assert found == ['green', 'red', 'unknown', 'unknown', 'red']
+
+
+def test_later_rows_change_no_category(tmp_path):
+    columns = COLUMNS | {'category': 'kind'}
+    early = '1,1,5,1,\n1,2,6,1,red\n'
+    late = '1,1,8,1,green\n1,2,9,1,blue\n'
+    categories = []
+    for number, rows in enumerate([early, early + late, late + early]):
+        path = write(tmp_path / f'{number}.csv', f'uid,iid,ts,click,kind\n{rows}')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            dataset = EventLog(tmp_path / f'{number}', path, columns, log=False)
+        names = dataset.names['category']
+        categories.append([names[code] for code in dataset[0]['item'].category])
+    assert categories == [['unknown', 'red']] * 3
 
 
 def test_without_label_every_row_is_a_click(tmp_path):
@@ -208,6 +255,57 @@ def test_parquet_ids_of_many_digits_keep_their_map(tmp_path, kind, ids, expected
     path = write_parquet(tmp_path / 'log.parquet', select)
     raw_ids = EventLog(tmp_path / 'root', path, COLUMNS, log=False).raw_ids['user'].tolist()
     assert raw_ids == expected and type(raw_ids[0]) is type(expected[0])
+
+
+@pytest.mark.parametrize(
+    'kind', ['DECIMAL(18,3)', 'TIMESTAMP', 'TIMESTAMPTZ', 'TIMESTAMP_NS', 'DATE', 'FLOAT']
+)
+@pytest.mark.parametrize('role', ['user', 'time'])
+def test_parquet_kinds_with_more_than_a_word(tmp_path, kind, role):
+    value = 86_400 if kind in ('DECIMAL(18,3)', 'FLOAT') else "TIMESTAMP '1970-01-02'"
+    columns = {'uid': 1, 'iid': 2, 'ts': 86_400, 'click': 1} | {
+        COLUMNS[role]: f'({value})::{"TIMESTAMP" if "TZ" in kind else kind}'
+    }
+    select = ', '.join(f'{value} AS {name}' for name, value in columns.items())
+    path = write_parquet(tmp_path / 'log.parquet', f'SELECT {select}')
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    assert dataset[0][CLICKS].time.tolist() == [86_400]
+
+
+@pytest.mark.parametrize('name', ['log.csv', 'log.parquet'])
+def test_digits_with_underscores_are_text(tmp_path, name):
+    path = write(tmp_path / 'log.csv', 'uid,iid,ts,click\n1_000,7,1,1\n1000,8,2,1\n')
+    if name == 'log.parquet':
+        path = write_parquet(
+            tmp_path / name, f"FROM read_csv('{path}', types={{'uid': 'VARCHAR'}})"
+        )
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    assert rows_of(dataset) == [('1_000', 7, 1, 1.0), ('1000', 8, 2, 1.0)]
+
+
+def test_rows_of_all_files_are_counted(tmp_path):
+    rows = ''.join(f'{i},1,{i},1,\r\n' for i in range(1000))
+    (tmp_path / 'a.csv').write_text('uid,iid,ts,click\n1,1,1,1\n')
+    (tmp_path / 'b.csv').write_text(f'uid,iid,ts,click,"my\nnote"\r\n{rows}', newline='')
+    with pytest.raises(ValueError) as error:
+        EventLog(tmp_path / 'root', tmp_path / '*.csv', COLUMNS, log=False)
+    start = f'{tmp_path / "b.csv"}: 0 rows were read, expected 1,000, as many as the file has; '
+    assert str(error.value).startswith(start)
+    assert not (tmp_path / 'root' / 'processed').exists()
+
+
+def test_gzip_with_a_wrong_checksum(tmp_path):
+    path = tmp_path / 'log.csv.gz'
+    # So many that the header can be read without the end.
+    rows = ''.join(f'{i},1,{i},1\n' for i in range(20_000))
+    content = bytearray(gzip.compress(f'uid,iid,ts,click\n{rows}'.encode()))
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'log\.csv\.gz is no whole gzip file: CRC check failed'):
+        EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    path.write_bytes(gzip.compress(ROW.encode()) + gzip.compress(b'2,1,2,0\n'))
+    dataset = EventLog(tmp_path / 'root', path, COLUMNS, log=False)
+    assert rows_of(dataset) == [(1, 1, 1, 1.0), (2, 1, 2, 0.0)]
 
 
 @pytest.mark.parametrize('name', ['log.csv', 'log.parquet'])
@@ -454,7 +552,7 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,-3\n',
             COLUMNS | {'weight': 'w'},
-            ['line 3', "'w' (weight) holds -3.0", 'a number of at least 0'],
+            ['line 3', "'w' (weight) holds -3.0", '0 or a positive number'],
             id='weight is negative',
         ),
         pytest.param(
@@ -468,6 +566,54 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
             COLUMNS | {'weight': 'w'},
             ['line 3', "'w' (weight) holds 1e+39", 'that fits a float32'],
             id='weight is beyond a float32',
+        ),
+        pytest.param(
+            'uid,iid,ts,click,w\n1,1,1,1,2e-38\n1,1,2,1,0\n1,1,2,1,1e-60\n',
+            COLUMNS | {'weight': 'w'},
+            ['line 4', "'w' (weight) holds 1e-60, expected 0 or a positive number that fits a fl"],
+            id='weight is too near 0 for a float32',
+        ),
+        pytest.param(
+            'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,1_0.5\n',
+            COLUMNS | {'weight': 'w'},
+            ["line 3: column 'w' holds '1_0.5', expected a number, without underscores"],
+            id='weight with an underscore',
+        ),
+        pytest.param(
+            ROW + '1_2,1,2,0_1\n',
+            COLUMNS,
+            ["line 3: column 'click' holds '0_1', expected a number, without underscores"],
+            id='label with an underscore',
+        ),
+        pytest.param(
+            ROW + '1_2,1,"1_000",0_1\n',
+            COLUMNS,
+            ["line 3: column 'ts' holds '1_000', expected a number, without underscores"],
+            id='time with an underscore',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n1,1,1_000,1\n',
+            COLUMNS,
+            ["line 2: column 'ts' holds '1_000', expected a number or a time such as"],
+            id='first time with an underscore',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n1,1,9007199254740993,1\n1,1,9_007_199_254_740_993,1\n',
+            COLUMNS,
+            ["line 3: column 'ts' holds '9_007_199_254_740_993', expected a whole number, without"],
+            id='large time with an underscore',
+        ),
+        pytest.param(
+            'uid,iid,ts,click,uid\n1,1,1,1,2\n',
+            COLUMNS,
+            ["log.csv has 2 columns 'uid', expected one of each name"],
+            id='repeated name',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n1,1,1,1\n1\0,1,1,1\n',
+            COLUMNS,
+            ['log.csv, line 3: expected text, found a NUL'],
+            id='nul',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,infinity,1\n',
@@ -571,6 +717,27 @@ def test_bad_row_far_down(tmp_path):
         (
             'SELECT 1 AS uid, 2 AS iid, 3 AS ts, unnest([0, 3]) AS click',
             ['row 2', "'click' (label) holds 3.0"],
+        ),
+        (
+            "SELECT unnest(['a', 'a' || chr(0)]) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
+            ['log.parquet, row 2', r"'uid' (user) holds 'a\x00', expected an id without a NUL"],
+        ),
+        *(
+            (
+                f'SELECT * REPLACE ({value} AS {column}) FROM (SELECT 1 uid, 2 iid, 3 ts, 1 click)',
+                [f"log.parquet: column '{column}' ({role}) is {kind}, expected {expected}"],
+            )
+            for value, column, role, kind, expected in (
+                ('[1]', 'uid', 'user', 'INTEGER[]', 'a number or a text'),
+                ("{'a': 1}", 'iid', 'item', 'STRUCT(a INTEGER)', 'a number or a text'),
+                ("MAP {'a': 1}", 'iid', 'item', 'MAP(VARCHAR, INTEGER)', 'a number or a text'),
+                ('[3]', 'ts', 'time', 'INTEGER[]', 'a number or a timestamp'),
+                ('[now()]', 'ts', 'time', 'TIMESTAMP WITH TIME ZONE[]', 'a number or a timestamp'),
+                ('[1.5]', 'ts', 'time', 'DECIMAL(2,1)[]', 'a number or a timestamp'),
+                ('INTERVAL 1 DAY', 'ts', 'time', 'INTERVAL', 'a number or a timestamp'),
+                ("TIME '10:00'", 'ts', 'time', 'TIME', 'a number or a timestamp'),
+                ('[true]', 'click', 'label', 'BOOLEAN[]', '0 or 1'),
+            )
         ),
         (
             "SELECT unnest(['a', '']) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
