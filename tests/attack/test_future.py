@@ -19,11 +19,19 @@ import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, MicroVideo
-from mag.loader import ExposureFeatures, ExposureLoader, HistoryLoader, PairLoader, PathLoader
-from mag.loader.path_sampler import PathSampler
+from mag.loader import (
+    ExposureFeatures,
+    ExposureLoader,
+    HistoryLoader,
+    PairLoader,
+    PathLoader,
+    PathSampler,
+)
+from mag.loader.pair_loader import _MacroRows
 from mag.models import HyperCTR
 from mag.schema import window_of_click
 from mag.transforms import (
@@ -41,6 +49,8 @@ MOMENT = 12
 NUM_NODES = {'user': 4, 'item': 5}
 NUM_NEW = 2
 NUM_CATEGORIES = 3
+
+Pair = tuple[int, int]
 # What a row tells and does not read: at the moment of the change it is of the future.
 OUTCOMES = ('label', 'conversion', 'behavior')
 
@@ -111,7 +121,8 @@ class Change(NamedTuple):
         return data
 
 
-def exposures(times: SearchStrategy, num_new: int = 0, **sizes: int) -> SearchStrategy:
+def exposures(times: SearchStrategy, number: Pair, num_new: int = 0) -> SearchStrategy:
+    r"""From the least to the largest number of rows."""
     return st.lists(
         st.builds(
             Exposure,
@@ -121,28 +132,29 @@ def exposures(times: SearchStrategy, num_new: int = 0, **sizes: int) -> SearchSt
             st.booleans(),
             st.integers(0, 7),
         ),
-        **sizes,
+        min_size=number[0],
+        max_size=number[1],
     )
 
 
 @st.composite
 def changes(
     draw: st.DrawFn,
+    num_past: Pair = (0, 16),
+    num_future: Pair = (0, 12),
     num_new: int = NUM_NEW,
     same_times: bool = False,
-    min_past: int = 0,
-    max_future: int = 12,
 ) -> Change:
     r"""With :obj:`same_times`, the rows of the future are replaced, one for one, at their times:
     the cutoffs of a split are quantiles of all times, which rows that come or go would move."""
-    past = draw(exposures(st.integers(0, MOMENT - 1), min_size=min_past, max_size=min_past + 16))
-    present = draw(exposures(st.just(MOMENT), max_size=3))
+    past = draw(exposures(st.integers(0, MOMENT - 1), num_past))
+    present = draw(exposures(st.just(MOMENT), (0, 3)))
     times = st.integers(MOMENT, MOMENT + 8)
     # Either future may be one without anybody new.
     new = st.sampled_from([0, num_new])
-    first = draw(exposures(times, draw(new), min_size=3 * same_times, max_size=max_future))
-    sizes = {'min_size': len(first), 'max_size': len(first)} if same_times else {}
-    second = draw(exposures(times, draw(new), **{'max_size': max_future} | sizes))
+    first = draw(exposures(times, num_future, draw(new)))
+    num_future = (len(first), len(first)) if same_times else num_future
+    second = draw(exposures(times, num_future, draw(new)))
     if same_times:
         second = [row._replace(time=other.time) for row, other in zip(second, first, strict=True)]
     category = st.integers(0, NUM_CATEGORIES - 1)
@@ -157,9 +169,9 @@ def changes(
 
 SPLITS = st.builds(
     TemporalSplit,
-    train_start=st.just(0.3),
-    val_start=st.just(0.6),
-    test_start=st.just(0.8),
+    train_start=st.just(0.2),
+    val_start=st.just(0.7),
+    test_start=st.just(0.85),
     num_windows=st.sampled_from([1, 3]),
     keep_cold=st.booleans(),
 )
@@ -238,7 +250,7 @@ def assert_same(first: Any, second: Any, with_outcomes: bool = True) -> None:
     for name, value in first.items():
         if not with_outcomes and name.endswith((*OUTCOMES, '.edge_label')):
             continue
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             assert value.dtype == second[name].dtype and torch.equal(value, second[name]), name
         else:
             assert value == second[name], name
@@ -391,106 +403,100 @@ def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> N
         csv.writer(file).writerows([header, *rows])
 
 
+def in_file_order(change: Change, future: int) -> list[Exposure]:
+    r"""The rows of a file in no order of time. Those of the past keep their order, by which ties
+    go, and those of the future stand among them."""
+    rows, num_past = change.rows(future), len(change.past)
+    place = [row if row < num_past else rows[row].detail * num_past / 8 for row in range(len(rows))]
+    return [rows[row] for row in sorted(range(len(rows)), key=place.__getitem__)]
+
+
+def names_of(dataset: EventLog | MicroVideo, index: Tensor) -> tuple[list, list]:
+    r"""Users and items by their ids in the files: a new one may come before others."""
+    user, item = index.numpy()
+    return dataset.raw_ids['user'][user].tolist(), dataset.raw_ids['item'][item].tolist()
+
+
+ROLES = ['user', 'item', 'time', 'label', 'category', 'weight']
+
+
 def check_event_log(folder: Path, change: Change) -> None:
-    r"""A file in no order of time, in which rows of the future stand among those of the past. Codes
-    are compared by the names they stand for, as a new id or name may come before others."""
+    r"""Rows and the categories of their items, by name, as a new name may come before others."""
     read = []
     for future in (0, 1):
-        rows = change.rows(future)
-        # The rows of the past keep their order, as ties go by it.
-        num_past = len(change.past)
-        place = {
-            row: row if row < num_past else rows[row].detail * num_past / 8
-            for row in range(len(rows))
-        }
-        rows = [rows[row] for row in sorted(place, key=place.__getitem__)]
+        rows = [
+            (
+                f'u{user}',
+                f'i{item}',
+                time,
+                int(label),
+                ['', 'b', 'unknown', 'a'][detail % 4],
+                detail / 8,
+            )
+            for user, item, time, label, detail in in_file_order(change, future)
+        ]
+        if not rows:
+            reject()
         with TemporaryDirectory(dir=folder) as root, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # repeated rows, items of several categories
             path = Path(root) / 'log.csv'
-            write_csv(
-                path,
-                ['user', 'item', 'time', 'label', 'category', 'weight'],
+            write_csv(path, ROLES, rows)
+            dataset = EventLog(root, path, {role: role for role in ROLES}, log=False)
+            data = dataset[0]
+            clicks = data[CLICKS]
+            is_past, is_clicked = clicks.edge_label_time < MOMENT, clicks.time < MOMENT
+            category = data['item'].category[clicks.edge_label_index[1, is_past]]
+            read.append(
                 (
-                    (
-                        f'u{user}',
-                        f'i{item}',
-                        time,
-                        int(label),
-                        ['', 'b', 'unknown', 'a'][detail % 4],
-                        detail / 8,
-                    )
-                    for user, item, time, label, detail in rows
-                ),
+                    *names_of(dataset, clicks.edge_label_index[:, is_past]),
+                    [dataset.names['category'][code] for code in category],
+                    clicks.edge_label_time[is_past],
+                    clicks.edge_label[is_past],
+                    clicks.edge_label_weight[is_past],
+                    *names_of(dataset, clicks.edge_index[:, is_clicked]),
+                    clicks.time[is_clicked],
+                    clicks.edge_weight[is_clicked],
+                )
             )
-            roles = {name: name for name in ('user', 'item', 'time', 'label', 'category', 'weight')}
-            dataset = or_reject(lambda: EventLog(root, path, roles, log=False), 'no rows')  # noqa: B023
-            data, raw_ids, names = dataset[0], dataset.raw_ids, dataset.names['category']
-        clicks = data[CLICKS]
-        before, clicked_before = clicks.edge_label_time < MOMENT, clicks.time < MOMENT
-        user, item = clicks.edge_label_index[:, before].numpy()
-        clicked_user, clicked_item = clicks.edge_index[:, clicked_before].numpy()
-        category = np.array(names)[data['item'].category.numpy()]
-        read.append(
-            (
-                raw_ids['user'][user].tolist(),
-                raw_ids['item'][item].tolist(),
-                category[item].tolist(),
-                clicks.edge_label_time[before],
-                clicks.edge_label[before],
-                clicks.edge_label_weight[before],
-                raw_ids['user'][clicked_user].tolist(),
-                raw_ids['item'][clicked_item].tolist(),
-                clicks.time[clicked_before],
-                clicks.edge_weight[clicked_before],
-            )
-        )
     assert_same(*read)
 
 
 def check_micro_video(folder: Path, has_time: bool, change: Change) -> None:
-    r"""Negatives, and times that are made up, of what comes before. They are drawn from all items,
-    so each is there before."""
-    kept = [(100, 0), (100, 1), (101, 2), (101, 3), (101, 4)]
+    r"""The negatives of training rows, and the times that are made up for them. Negatives are drawn
+    from the items that anybody clicked, so all have to be there before."""
     read = []
     for future in (0, 1):
-        rows = [(user, item, 0, 'train') for user, item in kept]
-        rows += [(row.user, row.item, row.time, 'train') for row in change.past]
-        rows += [
-            (row.user, row.item, row.time, ['val', 'test'][row.detail % 2])
-            for row in change.futures[future]
-        ]
-        columns = ['user', 'item', 'time'] if has_time else ['user', 'item', 'split']
+        rows = [Exposure(100 + item % 2, item, 0, True, 0) for item in range(NUM_NODES['item'])]
+        rows += in_file_order(change, future)
+        splits = ['train' if row.time < MOMENT else ['val', 'test'][row.detail % 2] for row in rows]
+        moments = [row.time for row in rows] if has_time else splits
         with TemporaryDirectory(dir=folder) as root, warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+            warnings.simplefilter('ignore')  # repeated rows
             raw = Path(root) / 'raw'
             raw.mkdir()
             write_csv(
                 raw / 'interactions.csv',
-                columns,
-                ((*row[:2], row[2] if has_time else row[3]) for row in rows),
+                ['user', 'item', 'time' if has_time else 'split'],
+                ((*row[:2], moment) for row, moment in zip(rows, moments, strict=True)),
             )
             np.save(raw / 'image_feat.npy', np.arange(20.0).reshape(10, 2))
-            dataset = or_reject(
-                lambda: MicroVideo(root, num_negatives=2, num_slots=3, log=False),  # noqa: B023
-                'has clicked all',
+            make = partial(MicroVideo, root, num_negatives=2, num_slots=3, log=False)
+            dataset = or_reject(make, 'has clicked all')
+            clicks = dataset[0][CLICKS]
+            is_past = clicks.edge_label_time < MOMENT if has_time else clicks.edge_label_split == 0
+            read.append(
+                (
+                    *names_of(dataset, clicks.edge_label_index[:, is_past]),
+                    clicks.edge_label_time[is_past],
+                    clicks.edge_label[is_past],
+                )
             )
-            data, raw_ids = dataset[0], dataset.raw_ids
-        clicks = data[CLICKS]
-        is_before = clicks.edge_label_time < MOMENT if has_time else clicks.edge_label_split == 0
-        user, item = clicks.edge_label_index[:, is_before].numpy()
-        read.append(
-            (
-                raw_ids['user'][user].tolist(),
-                raw_ids['item'][item].tolist(),
-                clicks.edge_label_time[is_before],
-                clicks.edge_label[is_before],
-            )
-        )
     assert_same(*read)
 
 
 WHOLE = st.none()
-REPLACED = changes(same_times=True, min_past=12)
+# As often as not the moment lies within training.
+REPLACED = changes((8, 20), (6, 20), same_times=True)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +534,7 @@ def test_macro_rows_and_recent_lists(attack: Any) -> None:
 
 
 def test_what_training_teaches(attack: Any) -> None:
-    change = changes(same_times=True, min_past=20, max_future=6)
+    change = changes((20, 36), (3, 6), same_times=True)
     attack(check_fitted, change, SPLITS, COARSENINGS, examples=60)
 
 
@@ -541,13 +547,13 @@ def test_what_a_row_reads_of_slots(attack: Any) -> None:
 
 
 def test_event_log(attack: Any, tmp_path: Path) -> None:
-    attack(partial(check_event_log, tmp_path), changes(), examples=20)
+    attack(partial(check_event_log, tmp_path), changes(), examples=15)
 
 
 @pytest.mark.parametrize('has_time', [False, True])
 def test_micro_video(attack: Any, tmp_path: Path, has_time: bool) -> None:
     check = partial(check_micro_video, tmp_path, has_time)
-    attack(check, changes(num_new=0, max_future=6), examples=10)
+    attack(check, changes(num_new=0), examples=10)
 
 
 # The planted leaks. Each is one place off from what a row may read.
@@ -559,15 +565,14 @@ def expect_caught(attack: Any, check: Callable[..., None], *strategies: SearchSt
 
 
 def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = 'mag.loader.pair_loader._MacroRows._gather'
-    gather = pytest.importorskip('mag.loader.pair_loader')._MacroRows._gather
+    gather = _MacroRows._gather
 
     def planted(self: Any, user: Any, item: Any, window: Any, label: Any) -> Any:
         if window is not None:
             window = (window + 1).clamp(max=self.num_windows - 1)
         return gather(self, user, item, window, label)
 
-    monkeypatch.setattr(rows, planted)
+    monkeypatch.setattr(_MacroRows, '_gather', planted)
     expect_caught(attack, check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.just(True))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.datasets._negatives import draw_negatives
 from mag.grouping import Grouping
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
 from mag.macro_edges import MacroEdges
@@ -696,6 +697,28 @@ def check_unclicked_items(pairs: set[Pair], seed: int) -> None:
 
 def test_unclicked_items(attack: Any) -> None:
     attack(check_unclicked_items, st.sets(st.tuples(USER, ITEM)), SEED, examples=60)
+
+
+def check_negatives(rows: list[Click], seed: int) -> None:
+    r"""Drawn from what anybody clicked, but not from what the user clicked up to then; often enough
+    that all are drawn, as above."""
+    user, item, stage = (column.numpy() for column in columns(rows, 3))
+    left = [
+        {item for _, item, _ in rows}
+        - {item for owner, item, when in rows if owner == user and when <= stage}
+        for user, _, stage in rows
+    ]
+    if not all(left):
+        with pytest.raises(ValueError, match='has clicked all'):
+            draw_negatives(user, item, stage, 1, seed)
+        reject()
+    drawn = draw_negatives(user, item, stage, 200, seed)
+    assert [{*row} for row in drawn.tolist()] == left
+
+
+def test_negatives(attack: Any) -> None:
+    rows = st.lists(st.tuples(USER, ITEM, st.integers(0, 2)), min_size=1, max_size=12)
+    attack(check_negatives, rows, SEED, examples=60)
 
 
 def check_batches(
