@@ -12,9 +12,12 @@ from mag.datasets._click_dataset import ClickDataset
 from mag.datasets._interactions import SPLITS, read_interactions
 from mag.datasets._modality import count_rows, name_modalities, read_features
 from mag.datasets._negatives import draw_negatives
+from mag.datasets._row_hash import hash_rows, number_repeats
 from mag.schema import CLICKS, require_integers, require_positive_integers
 
 _FILES = ('interactions.csv', 'interactions.parquet')
+#: The stream of chance that slots are dealt by.
+_STREAM = 0
 
 
 class MicroVideo(ClickDataset):
@@ -45,11 +48,14 @@ class MicroVideo(ClickDataset):
     its own or an earlier split, or if there are times, at or before its time.
     What a user interacts with later may thus be a negative now, as in a log;
     leaving it out would tell of the test part while training.
+    Draws depend on the interaction itself, so that rows of later splits or
+    times, if they are of no other items, change none.
 
     **Time is made up** where there is no :obj:`time`, as a clock on which
     only the order counts and rows of one time are not ordered: training rows
-    are dealt at random into :obj:`num_slots` slots of equal size, the times
-    0 to :obj:`num_slots - 1`; validation has the time :obj:`num_slots` and
+    are dealt at random, whatever other splits hold, into :obj:`num_slots`
+    slots of equal size, give or take an interaction, the times 0 to
+    :obj:`num_slots - 1`; validation has the time :obj:`num_slots` and
     test :obj:`num_slots + 1`. What reads clicks strictly before an exposure
     then reads none of its own slot, in validation all of training, and in
     test all of both. Without a :obj:`split` all rows are training rows.
@@ -111,6 +117,8 @@ class MicroVideo(ClickDataset):
             was made with other arguments, by another version or from other
             raw files.
     """
+
+    schema_version = 2
 
     def __init__(
         self,
@@ -199,11 +207,12 @@ class MicroVideo(ClickDataset):
         self.contexts = ('split',) if 'split' in rows else ()
         split = rows.get('split', np.zeros(rows['user'].size, dtype=np.int64))
         stage = rows.get('time', split)
-        rng = np.random.default_rng(self.seed)
         if 'time' not in rows:
-            rows['time'] = _deal_slots(split, self.num_slots, rng)
+            rows['time'] = _deal_slots(rows, split, self.num_slots, self.seed)
         if 'label' not in rows and rows['user'].size:
-            negatives = draw_negatives(rows['user'], rows['item'], stage, self.num_negatives, rng)
+            negatives = draw_negatives(
+                rows['user'], rows['item'], stage, self.num_negatives, self.seed
+            )
             items = np.column_stack([rows['item'], negatives])
             rows = {name: column.repeat(items.shape[1]) for name, column in rows.items()}
             rows['item'] = items.ravel()
@@ -233,8 +242,13 @@ class MicroVideo(ClickDataset):
             names['split'] = list(SPLITS)
 
 
-def _deal_slots(split: np.ndarray, num_slots: int, rng: np.random.Generator) -> np.ndarray:
+def _deal_slots(
+    rows: dict[str, np.ndarray], split: np.ndarray, num_slots: int, seed: int
+) -> np.ndarray:
     time = split + (num_slots - 1)
     train = np.flatnonzero(split == 0)
-    time[train] = rng.permutation(train.size) % num_slots
+    user, item = rows['user'][train], rows['item'][train]
+    order = hash_rows((seed, _STREAM), user, item, number_repeats(user, item)).argsort()
+    # Intervals of that order, so that a training row more moves one row a slot at most.
+    time[train[order]] = np.arange(train.size) * num_slots // max(train.size, 1)
     return time

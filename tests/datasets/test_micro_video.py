@@ -11,7 +11,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mag.datasets import MicroVideo
-from mag.datasets._negatives import draw_negatives
+from mag.datasets._negatives import _find_missing, draw_negatives
 from mag.loader import HistoryLoader
 from mag.transforms import TemporalSplit
 
@@ -98,7 +98,7 @@ def test_negatives_leave_out_what_was_clicked_up_to_then() -> None:
     rng = np.random.default_rng(3)
     user, item = rng.integers(10, size=400) * 2**40, rng.integers(60, size=400) * 3 - 50
     stage = rng.integers(3, size=400)
-    drawn = draw_negatives(user, item, stage, 50, np.random.default_rng(0))
+    drawn = draw_negatives(user, item, stage, 50, 0)
     assert drawn.shape == (400, 50) and set(drawn.ravel()) == set(item)
     later = 0
     for row, owner in enumerate(user):
@@ -106,17 +106,99 @@ def test_negatives_leave_out_what_was_clicked_up_to_then() -> None:
         assert not known & set(drawn[row])
         later += len(set(item[user == owner]) & set(drawn[row]))
     assert later > 0
-    same = draw_negatives(user, item, stage, 50, np.random.default_rng(0))
-    assert np.array_equal(drawn, same)
+    assert np.array_equal(drawn, draw_negatives(user, item, stage, 50, 0))
+    assert not np.array_equal(drawn, draw_negatives(user, item, stage, 50, 1))
+
+
+def spread(table: np.ndarray) -> float:
+    r"""How far counts are from all the same, in standard deviations of chi-square."""
+    expected = table.sum() / table.size
+    freedom = table.size - 1
+    return (((table - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5
 
 
 def test_negatives_are_uniform() -> None:
     # Of ten items user 0 clicked three, so that each of seven is drawn a seventh of the time.
     user, item = np.array([0, 0, 0, *[1] * 7]), np.arange(10)
-    drawn = draw_negatives(user, item, np.zeros(10), 20_000, np.random.default_rng(0))[0]
+    drawn = draw_negatives(user, item, np.zeros(10, dtype=np.int64), 20_000, 0)[0]
     counts = Counter(drawn.tolist())
     assert counts.keys() == {3, 4, 5, 6, 7, 8, 9}
-    assert all(abs(count - 20_000 / 7) < 5 * (20_000 * 6 / 49) ** 0.5 for count in counts.values())
+    assert spread(np.array(list(counts.values()))) < 4
+
+
+def test_negatives_of_rows_are_independent() -> None:
+    r"""Of 30,000 users in a row each clicked one item of eight, so that seven are left, by their
+    place after it."""
+    user, item = np.arange(30_000), np.arange(30_000) % 8
+    drawn = draw_negatives(user, item, np.zeros(30_000, dtype=np.int64), 3, 0)
+    place = (drawn - item[:, None]) % 8 - 1
+    assert place.min() == 0 and place.max() == 6
+    for first, second in (
+        (place[:, 0], place[:, 1]),
+        (place[:, 1], place[:, 2]),
+        (place[:-1, 0], place[1:, 0]),
+        (place[:-8, 2], place[8:, 2]),
+    ):
+        assert spread(np.bincount(first * 7 + second, minlength=49)) < 4
+    # Clicks that are listed twice have each their own.
+    twice = draw_negatives(user.repeat(2), item.repeat(2), np.zeros(60_000, dtype=np.int64), 3, 0)
+    assert np.array_equal(twice[::2], drawn)
+    agree = (twice[::2] == twice[1::2]).mean()
+    assert agree == pytest.approx(1 / 7, abs=4 * (6 / 49 / 90_000) ** 0.5)
+
+
+def test_later_rows_change_no_negative() -> None:
+    r"""Nor does their place in the file: draws know what a row holds, and not its number."""
+    rng = np.random.default_rng(5)
+    user, item = rng.integers(20, size=900), rng.integers(37, size=900)
+    stage = rng.integers(3, size=900)
+    # All items are there at the first stage, and one user clicks all but one in the end.
+    user[user == 7] = 6
+    user[:37], item[:37], stage[:37] = 8 + np.arange(37) % 2, np.arange(37), 0
+    user[37:73], item[37:73], stage[37:73] = 7, np.arange(36), [0] * 30 + [1] * 6
+    whole = draw_negatives(user, item, stage, 4, 0)
+    for last in (0, 1):
+        kept = stage <= last
+        assert np.unique(item[kept]).size == 37
+        part = draw_negatives(user[kept], item[kept], stage[kept], 4, 0)
+        assert np.array_equal(part, whole[kept])
+    order = rng.permutation(900)
+    shuffled = draw_negatives(user[order], item[order], stage[order], 4, 0)
+    for pair in set(zip(user, item, stage)):
+        rows = [np.flatnonzero((user == pair[0]) & (item == pair[1]) & (stage == pair[2]))]
+        rows.append(np.array([place for place in range(900) if order[place] in rows[0]]))
+        found = [sorted(map(tuple, table[row])) for table, row in zip((whole, shuffled), rows)]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('num_items', [1, 2, 7, 8, 9, 100])
+def test_missing_items_are_found_one_by_one(num_items: int) -> None:
+    rng = np.random.default_rng(num_items)
+    sizes = [0, num_items - 1, *rng.integers(num_items, size=8)]
+    sets = [rng.permutation(num_items)[:size] for size in sizes]
+    starts = np.cumsum([0, *map(len, sets)])
+    queries = [
+        (starts[number], starts[number] + size, rank, missing)
+        for number, known in enumerate(sets)
+        for size in range(len(known) + 1)
+        for rank, missing in enumerate(sorted({*range(num_items)} - {*known[:size].tolist()}))
+    ]
+    *columns, expected = (np.array(column) for column in zip(*queries))
+    found = _find_missing(np.concatenate(sets), *columns, num_items)
+    assert found.tolist() == expected.tolist()
+
+
+def test_negatives_of_who_clicked_nearly_everything() -> None:
+    r"""One of 20,000 items is left, which trying again would find once in 20,000 times."""
+    num = 20_000
+    user, item = np.zeros(num, dtype=np.int64), np.arange(num)
+    user[123] = 1
+    drawn = draw_negatives(user, item, np.zeros(num, dtype=np.int64), 2, 0)
+    assert bool((drawn[user == 0] == 123).all()) and bool((drawn[123] != 123).all())
+    # One after the other: what is left is what comes later, and the one that never does.
+    drawn = draw_negatives(user, item, np.arange(num), 2, 0)
+    later = (drawn > item[:, None]) | (drawn == 123)
+    assert bool(later[user == 0].all())
 
 
 def test_a_user_who_clicked_everything(tmp_path: Path) -> None:
@@ -179,9 +261,57 @@ def test_splits_of_the_files(many: MicroVideo) -> None:
     clicks = many[0][CLICKS]
     train = clicks.edge_label_time[clicks.edge_label_split == 0]
     sizes = train.bincount()
+    # A click more or less, with its negative.
     assert sizes.numel() == 10 and sizes.max() - sizes.min() <= 2
     assert (clicks.edge_label_time[clicks.edge_label_split == 1] == 10).all()
     assert (clicks.edge_label_time[clicks.edge_label_split == 2] == 11).all()
+
+
+def named(dataset: MicroVideo) -> list[tuple[int, ...]]:
+    r"""Training rows by the ids of their users and items."""
+    clicks, ids = dataset[0][CLICKS], dataset.raw_ids
+    train = clicks.edge_label_split == 0
+    user, item = clicks.edge_label_index[:, train].numpy()
+    columns = [ids['user'][user], ids['item'][item]]
+    columns += [clicks.edge_label[train].tolist(), clicks.edge_label_time[train].tolist()]
+    return list(zip(*columns))
+
+
+@pytest.mark.parametrize('num_negatives', [1, 3])
+def test_later_splits_change_no_training_row(
+    tmp_path: Path, many: MicroVideo, num_negatives: int
+) -> None:
+    header, *rows = (Path(many.root) / 'raw' / 'interactions.csv').read_text().splitlines()
+    train = [row for row in rows if row.endswith('trn')]
+    later = [row for row in rows if not row.endswith('trn')]
+    users = {row.split(',')[0] for row in train}
+    items = {row.split(',')[1] for row in train}
+    later = [row for row in later if row.split(',')[0] in users and row.split(',')[1] in items]
+    assert len(train) > 400 and len(later) > 100
+    # Among the others, and in another order.
+    mixed = [row for pair in zip(later[::-1], train) for row in pair] + train[len(later) :]
+    found = []
+    for name, lines in (('train', train), ('mixed', mixed)):
+        features = {'image_feat': np.zeros((100, 4)), 'audio': None}
+        write(tmp_path / name / 'raw', '\n'.join([header, *lines]) + '\n', **features)
+        found.append(named(load(tmp_path / name, num_negatives=num_negatives)))
+    assert len(found[0]) == len(train) * (1 + num_negatives)
+    assert found[0] == found[1]
+
+
+def test_slots_are_as_many_and_not_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [f'{row // 50},{row // 50 + row % 50}\n' for row in range(1237)]
+    features = {'image_feat': np.zeros((100, 1)), 'audio': None}
+    write(tmp_path / 'raw', 'user,item\n' + ''.join(rows), **features)
+    dataset = load(tmp_path, num_slots=4)
+    slot = dataset[0][CLICKS].time
+    assert slot.bincount().tolist() == [310, 309, 309, 309]
+    index = dataset[0][CLICKS].edge_index
+    place = index[0] * 49 + index[1]
+    # In each slot are rows of the whole file: their mean is that of the file.
+    for number in range(4):
+        mean = place[slot == number].double().mean().item()
+        assert mean == pytest.approx(618, abs=4 * 1237 / 12**0.5 / 309**0.5)
 
 
 def test_no_exposure_has_its_click_in_its_history(many: MicroVideo) -> None:
