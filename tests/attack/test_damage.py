@@ -1,4 +1,4 @@
-r"""Every file that is read is damaged: one sentence with the file and the remedy, or what it was."""
+r"""Every file that is read is damaged: a sentence with the file and the remedy, or what it was."""
 
 import os
 import random
