@@ -1,3 +1,4 @@
+import os
 import tracemalloc
 
 import numpy as np
@@ -152,6 +153,27 @@ def test_load_errors(tmp_path):
     (tmp_path / 'text.pt').write_text('no grouping')
     with pytest.raises(ValueError, match=r'text\.pt.*no file that mag wrote\. Fit the grouping'):
         Grouping.load(tmp_path / 'text.pt')
+
+
+class Planted:
+    r"""Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('write', [torch.save, write_tensors])
+def test_loading_runs_nothing(tmp_path, write):
+    path, canary = tmp_path / 'grouping.pt', tmp_path / 'canary'
+    write({'num_clusters': 3, 'centroids': Planted(canary)}, path)
+    with pytest.raises(ValueError, match=r'(no file that|not written by) mag.*Fit the grouping'):
+        Grouping.load(path)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)
+    assert canary.exists()
 
 
 @pytest.mark.parametrize(
