@@ -208,7 +208,7 @@ class HyperCTR(torch.nn.Module):
         """
         user, item = self.user_embedding.weight, self.item_embedding.weight
         item = item + self._content()
-        own = item[batch.item]
+        own = item.index_select(0, batch.item)
         read = self._read_history(batch, item)
         if len(self.convs) == 0:
             group = torch.zeros_like(read)
@@ -237,7 +237,9 @@ class HyperCTR(torch.nn.Module):
         if is_padding.size(0) == 0:
             # A transformer layer cannot tell its shapes from no rows.
             return item.new_zeros(0, item.size(1))
-        x = item[batch.history.clamp(min=0)] + self.user_embedding(batch.user).unsqueeze(1)
+        # Not item[...], whose gradient on several threads is another from run to run.
+        x = item.index_select(0, batch.history.clamp(min=0).view(-1))
+        x = x.view(*batch.history.shape, -1) + self.user_embedding(batch.user).unsqueeze(1)
         num_placed = min(self.position.size(0), x.size(1))
         if num_placed > 0:
             # The newest are last.

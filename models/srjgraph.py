@@ -247,7 +247,7 @@ class SRJGraph(torch.nn.Module):
                 continue
             # One row has no statistics of its own, and takes those that have been gathered.
             with _as_in_evaluation(norm, head) if rows.numel() == 1 else nullcontext():
-                own = head(norm(features[rows]))
+                own = head(norm(features.index_select(0, rows)))
             # In half precision a head answers in another dtype than it was asked.
             logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
         return logit
@@ -292,7 +292,11 @@ class SRJGraph(torch.nn.Module):
                     [[place[child][level + 1]], [place[center][level]]], device=edge_index.device
                 )
                 target = batch[center].batch[place[center][level] : place[center][level + 1]]
-                guide = intention[target] if self.intention else torch.zeros_like(intention)[target]
+                # Not intention[target], whose gradient on several threads is another from run to
+                # run.
+                guide = intention.index_select(0, target)
+                if not self.intention:
+                    guide = torch.zeros_like(guide)
                 centers = blocks[center][level]
                 if not self.upstream:
                     centers = centers * self._own(center, centers)
@@ -340,7 +344,7 @@ class SRJGraph(torch.nn.Module):
         reached = self._queries(store.get('query'), store.edge_index.size(1), query)
         if not self.query:
             reached = torch.zeros_like(reached)
-        pair = {name: node[name], OTHER[name]: node[OTHER[name]][precursor]}
+        pair = {name: node[name], OTHER[name]: node[OTHER[name]].index_select(0, precursor)}
         return torch.cat([pair['user'], torch.cat([query, reached]), pair['item']], dim=1)
 
     def _own(self, name: str, like: Tensor) -> Tensor:

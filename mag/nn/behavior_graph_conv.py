@@ -122,9 +122,12 @@ class BehaviorGraphConv(MessagePassing):
         """
         self._check_edges(edge_index, edge_weight)
         source, target = edge_index
-        adjacency = self.edge_bias.index_put(
-            (target, source), edge_weight.to(self.edge_bias.dtype), accumulate=True
-        )
+        # Not index_put, whose sums on several threads are others from run to run. A source that
+        # does not exist stays out of range, and is not one of the next row.
+        pair = target * self.num_behaviors + source
+        pair = pair.where(source < self.num_behaviors, self.num_behaviors**2)
+        adjacency = self.edge_bias.view(-1).index_add(0, pair, edge_weight.to(self.edge_bias.dtype))
+        adjacency = adjacency.view_as(self.edge_bias)
         loops = torch.eye(self.num_behaviors, dtype=adjacency.dtype, device=adjacency.device)
         if self.literal:
             adjacency = adjacency + loops

@@ -120,7 +120,7 @@ class HypergraphConv(MessagePassing):
             weight = x.new_ones(num_hyperedges)
         else:
             weight = hyperedge_weight.to(x.dtype)
-        node_degree = x.new_zeros(x.size(0)).index_add(0, node, weight[hyperedge])
+        node_degree = x.new_zeros(x.size(0)).index_add(0, node, weight.index_select(0, hyperedge))
         hyperedge_size = x.new_zeros(num_hyperedges).index_add(0, hyperedge, ones)
         root = _inverse_root(node_degree).unsqueeze(1)
         scale = (weight / hyperedge_size.clamp(min=1)).unsqueeze(1)

@@ -140,7 +140,7 @@ class IntentionConv(MessagePassing):
         values = torch.cat([center, child])
         size = (values.size(0), num_centers)
         query = self._query(center, intention)
-        position = self.position[place.clamp(max=self.num_positions - 1)]
+        position = self._position(place)
         # edge_updater_type: (query: Tensor, value: Tensor, position: Tensor)
         attention = self.edge_updater(
             edges, query=(None, query), value=(values, None), position=position, size=size
@@ -176,7 +176,7 @@ class IntentionConv(MessagePassing):
         self._check_dense(child, center, mask)
         values = torch.cat([center.unsqueeze(1), child], dim=1)
         place = torch.arange(values.size(1), device=values.device)
-        keys = self._key(values, self.position[place.clamp(max=self.num_positions - 1)])
+        keys = self._key(values, self._position(place))
         score = (keys @ self._query(center, intention).unsqueeze(-1)).squeeze(-1)
         score = score / math.sqrt(self.channels)
         if mask is not None:
@@ -207,6 +207,10 @@ class IntentionConv(MessagePassing):
         # What centers tell themselves comes first and is no edge, which PyG looks for at the end.
         edges = super().explain_message(inputs[dim_size:], dim_size)
         return torch.cat([inputs[:dim_size], edges])
+
+    def _position(self, place: Tensor) -> Tensor:
+        # Not self.position[place], whose gradient on several threads is another from run to run.
+        return self.position.index_select(0, place.clamp(max=self.num_positions - 1))
 
     def _query(self, center: Tensor, intention: Tensor) -> Tensor:
         query = self.lin_intention(torch.cat([intention, center], dim=-1))

@@ -153,8 +153,9 @@ class MacroConv(MessagePassing):
                 f'integers are taken for edge indices.)'
             )
         if self.mask_zero:
-            present = edge_weight > 0
-            edge_index, edge_weight = edge_index[:, present], edge_weight[present]
+            present = (edge_weight > 0).nonzero().view(-1)
+            edge_index = edge_index.index_select(1, present)
+            edge_weight = edge_weight.index_select(0, present)
         else:
             edge_index, edge_weight = self._complete(edge_index, edge_weight, size)
         # propagate_type: (x: Tensor, query: Tensor, edge_weight: Tensor)
@@ -182,7 +183,8 @@ class MacroConv(MessagePassing):
             weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
         if self.renormalize:
             total = scatter(weight, index, dim_size=size_i)
-            weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[index]
+            total = total.clamp(min=torch.finfo(weight.dtype).tiny)
+            weight = weight / total.index_select(0, index)
         return weight.to(x_j.dtype).unsqueeze(-1) * x_j
 
     def attend(self, x: Tensor, x_target: Tensor, mask: Tensor) -> Tensor:

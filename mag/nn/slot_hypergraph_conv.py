@@ -137,12 +137,12 @@ class SlotHypergraphConv(torch.nn.Module):
             key, incidence, weight, num_hyperedges, shift = self._select(needed)
             place = place + shift[rank]
 
-        hidden = x[key % self.num_nodes]
+        hidden = x.index_select(0, key % self.num_nodes)
         for conv in self.convs:
             hidden = conv(hidden, incidence, weight, num_hyperedges).relu()
         # One more than there are nodes, for who is in none.
         hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.size(1))])
-        return hidden[torch.where(is_known, place, hidden.size(0) - 1)]
+        return hidden.index_select(0, place.where(is_known, hidden.size(0) - 1))
 
     def _select(self, needed: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int, Tensor]:
         r"""The hypergraph of some slots alone, and by how much their nodes move."""

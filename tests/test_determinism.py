@@ -1,0 +1,277 @@
+r"""On several threads, too, the same training gives the same weights to the last bit.
+
+Where rows of a table are read more than once, gradients are sums, and threads that add to a row
+together would do so in another order each time: what no test of values finds.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.loader import ExposureLoader, HistoryLoader, PairLoader, PathLoader
+from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest
+from mag.nn import (
+    BehaviorGraphConv,
+    HashEmbedding,
+    HypergraphConv,
+    IntentionConv,
+    MacroConv,
+    SlotHypergraphConv,
+)
+from mag.transforms import (
+    BehaviorGraph,
+    InterestHypergraph,
+    MacroCoarsen,
+    RecentNeighbors,
+    TemporalSplit,
+    TimeSlots,
+)
+
+CLICKS = ('user', 'clicks', 'item')
+NUM_REPEATS = 2
+
+# What is trained: a function of no arguments, and what it learns.
+Learner = tuple[Callable[[], Tensor], torch.nn.Module]
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope='module')
+def log() -> HeteroData:
+    r"""20,000 exposures of 200 users and 100 items, with all that a model reads."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 200, 100
+    data['item'].category, data['item'].num_category = draw(4, 100), 4
+    for name in ('visual', 'text'):
+        data['item'][f'x_{name}'] = torch.randn(100, 8, generator=generator)
+    clicks = data[CLICKS]
+    clicks.edge_label_index = torch.stack([draw(200, 20_000), draw(100, 20_000)])
+    clicks.edge_label = draw(2, 20_000).float()
+    clicks.edge_label_time = torch.arange(20_000)
+    clicks.edge_label_query, clicks.num_query = draw(30, 20_000, 3), 30
+    clicks.edge_label_domain, clicks.num_domain = draw(2, 20_000), 2
+    clicks.edge_label_conversion = clicks.edge_label * draw(2, 20_000)
+    clicks.edge_label_behavior = clicks.edge_label.view(-1, 1) * draw(2, 20_000, 3)
+    clicked = clicks.edge_label == 1
+    clicks.edge_index = clicks.edge_label_index[:, clicked]
+    clicks.time, clicks.query = clicks.edge_label_time[clicked], clicks.edge_label_query[clicked]
+    return data
+
+
+def train(make: Callable[[], Learner]) -> list[Tensor]:
+    r"""The gradients and weights after each of two steps."""
+    torch.manual_seed(0)
+    loss, module = make()
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    found = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                found.append(parameter.grad.clone())
+            found.append(parameter.detach().clone())
+    return found
+
+
+def assert_repeatable(run: Callable[[], list[Tensor]]) -> None:
+    first = run()
+    assert any(bool((tensor != 0).any()) for tensor in first)
+    for _ in range(NUM_REPEATS):
+        for tensor, again in zip(first, run(), strict=True):
+            assert torch.equal(tensor, again)
+
+
+def click_learner(model: torch.nn.Module, batch: Any, label: Tensor) -> Learner:
+    return lambda: F.binary_cross_entropy_with_logits(model(batch), label), model
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'attention': 'released', 'mask_zero': False, 'dice': 'released'},
+        {'renormalize': True},
+        {'weighting': False, 'item_graph': False, 'num_hops': 1},
+    ],
+)
+def test_macgnn(log: HeteroData, arguments: dict[str, Any]) -> None:
+    part = TemporalSplit(0.3, 0.8, 0.9, num_windows=3)(log)[0]
+    part = MacroCoarsen({'user': 8, 'item': 'category'})(RecentNeighbors(20)(part))
+    batch = next(iter(PairLoader(part, 2048, shuffle=True)))
+    assert_repeatable(
+        lambda: train(
+            lambda: click_learner(MacGNN.from_data(part, **arguments), batch, batch.label)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'output': 'concat', 'loss': 'ipw_mean'},
+        {'merge': 'concat', 'loss': 'esmm'},
+        {'merge': 'gru', 'loss': 'doubly_robust'},
+        {'merge': 'none', 'loss': 'division'},
+    ],
+)
+def test_gmcm(log: HeteroData, arguments: dict[str, Any]) -> None:
+    part = BehaviorGraph()(log)
+    batch = next(iter(ExposureLoader(part, 2048, shuffle=True)))
+
+    def make() -> Learner:
+        model = GMCM.from_data(part, tower_channels=(32, 16, 8), num_buckets=300, **arguments)
+        return lambda: model.loss(model(batch), batch), model
+
+    assert_repeatable(lambda: train(make))
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [{}, {'standard': True}, {'intention': False, 'upstream': False}, {'released': True}],
+)
+def test_srjgraph(log: HeteroData, arguments: dict[str, Any]) -> None:
+    part = TemporalSplit(0.3, 0.8, 0.9, num_windows=1)(log)[0]
+    widths = {'user': [10, 1, 3], 'item': [1, 10, 1]}
+    batch = next(iter(PathLoader(part, 96, shuffle=True, widths=widths)))
+    label = batch[CLICKS].edge_label
+    assert_repeatable(
+        lambda: train(lambda: click_learner(SRJGraph.from_data(part, **arguments), batch, label))
+    )
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [{}, {'weighted': True, 'num_positions': 5}, {'hypergraph': False, 'fusion_rank': 4}],
+)
+def test_hyperctr(log: HeteroData, arguments: dict[str, Any]) -> None:
+    data = TimeSlots(5_000)(log)
+    data['user'].interest = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+    data = InterestHypergraph(max_size=20)(data)
+    batch = next(iter(HistoryLoader(data, 1024, shuffle=True)))
+    assert_repeatable(
+        lambda: train(
+            lambda: click_learner(
+                HyperCTR.from_data(data, embedding_dim=32, **arguments), batch, batch.label
+            )
+        )
+    )
+
+
+def test_user_interest(log: HeteroData) -> None:
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        model = UserInterest.from_data(log, embedding_dim=32)
+        model.fit(log, num_epochs=1, batch_size=2048, progress=False)
+        return [*model.state_dict().values(), model.interest(log)]
+
+    assert_repeatable(run)
+
+
+def draw_edges(num_sources: int, num_targets: int, num_edges: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack(
+        [
+            torch.randint(num_sources, (num_edges,), generator=generator),
+            torch.randint(num_targets, (num_edges,), generator=generator),
+        ]
+    )
+
+
+class WithTables(torch.nn.Module):
+    r"""A layer, and all that it reads as a learned table."""
+
+    def __init__(self, layer: torch.nn.Module, **tables: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        for name, table in tables.items():
+            self.register_parameter(name, torch.nn.Parameter(table))
+
+
+def intention_conv() -> Learner:
+    edges = draw_edges(500, 100, 4_000)
+    learned = WithTables(IntentionConv(32, 8), x=torch.randn(500, 32), guide=torch.randn(100, 8))
+    center = torch.randn(100, 32)
+    return (
+        lambda: learned.layer((learned.x, center), edges, learned.guide).square().mean(),
+        learned,
+    )
+
+
+def intention_conv_dense() -> Learner:
+    conv = IntentionConv(32, 8)
+    child, center, guide = torch.randn(100, 60, 32), torch.randn(100, 32), torch.randn(100, 8)
+    return lambda: conv.dense(child, center, guide).square().mean(), conv
+
+
+def macro_conv() -> Learner:
+    edges = draw_edges(50, 2_000, 40_000).unique(dim=1)
+    learned = WithTables(
+        MacroConv(16, 32, renormalize=True), macro=torch.randn(50, 16), x=torch.randn(2_000, 16)
+    )
+    learned.count = torch.nn.Parameter(1 + torch.rand(edges.size(1)))
+    return lambda: learned.layer((learned.macro, learned.x), edges, learned.count).sum(), learned
+
+
+def hypergraph_conv() -> Learner:
+    incidences = draw_edges(300, 40, 40_000)
+    learned = WithTables(HypergraphConv(32, 32), x=torch.randn(300, 32), weight=torch.rand(40))
+    return (
+        lambda: learned.layer(learned.x, incidences, learned.weight.exp()).square().mean(),
+        learned,
+    )
+
+
+def slot_hypergraph_conv() -> Learner:
+    incidences, slot = draw_edges(300, 40, 20_000), torch.arange(40) % 4
+    layer = SlotHypergraphConv(32, 2, 300, incidences, slot)
+    learned = WithTables(layer, x=torch.randn(300, 32))
+    node, wanted = draw_edges(300, 4, 4_000)
+    return lambda: learned.layer(learned.x, node, wanted).square().mean(), learned
+
+
+def behavior_graph_conv() -> Learner:
+    edges = draw_edges(5, 5, 50_000)
+    learned = WithTables(BehaviorGraphConv(16, 16, 5), weight=torch.rand(50_000))
+    x = torch.randn(2_000, 5, 16)
+    return lambda: learned.layer(x, edges, learned.weight).square().mean(), learned
+
+
+def hash_embedding() -> Learner:
+    embedding = HashEmbedding(['user', 'item'], 100, 32)
+    ids = draw_edges(500, 500, 4_000).t()
+    return lambda: embedding(ids).pow(3).sum(), embedding
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        intention_conv,
+        intention_conv_dense,
+        macro_conv,
+        hypergraph_conv,
+        slot_hypergraph_conv,
+        behavior_graph_conv,
+        hash_embedding,
+    ],
+)
+def test_layers(make: Callable[[], Learner]) -> None:
+    assert_repeatable(lambda: train(make))
