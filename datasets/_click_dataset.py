@@ -158,14 +158,18 @@ class ClickDataset(InMemoryDataset):
         r"""Creates the table :obj:`log` with the columns :obj:`user`,
         :obj:`item` (raw ids), :obj:`time`, :obj:`label` (0 or 1), the
         :attr:`behaviors`, the :attr:`conversion`, the :attr:`contexts`, the
-        :attr:`features`, the :attr:`query`, and optionally :obj:`weight` and
-        :obj:`click_time`, in file order; optionally also
+        :attr:`features`, the :attr:`query`, and optionally :obj:`weight`,
+        :obj:`click_time` and :obj:`settled`, in file order; optionally also
         :obj:`user_attribute` and :obj:`item_attribute` with a column
         :obj:`id` and one column per attribute.
 
         :obj:`click_time` is when the exposure was clicked, in the unit of
         :obj:`time` and not before it; any number where it was not clicked.
         Without this column a click happens at the time of its exposure.
+
+        :obj:`settled`, likewise optional, is when all labels of the exposure
+        are known, clicked or not, in the unit of :obj:`time` and not before
+        it; it becomes :obj:`edge_label_settled`.
         """
         raise NotImplementedError
 
@@ -522,7 +526,7 @@ class ClickDataset(InMemoryDataset):
         merged = {
             name: f'max({name})' for name in ('label', 'weight', *self.behaviors, self.conversion)
         }
-        merged['click_time'] = 'min(click_time)'
+        merged |= {'click_time': 'min(click_time)', 'settled': 'max(settled)'}
         # `arg_min` skips NULL, and so would take the value of a later row.
         merged |= {
             name: f'arg_min_null({name}, rowid)' for name in (*self.contexts, *self.features)
@@ -588,6 +592,8 @@ class ClickDataset(InMemoryDataset):
         store.edge_label_index = edge_label_index
         store.edge_label = edge_label
         store.edge_label_time = edge_label_time
+        if 'settled' in columns:
+            store.edge_label_settled = columns['settled']
         if 'weight' in columns:
             store.edge_label_weight = columns['weight']
             store.edge_weight = columns['weight'][click]
@@ -801,7 +807,7 @@ def _fetch_events(
     names = [name for name, *_ in connection.execute('DESCRIBE event').fetchall()]
     index = torch.empty(2, num_rows, dtype=torch.long)
     columns = {'user': index[0], 'item': index[1]}
-    times = [name for name in names if name in ('time', 'click_time')]
+    times = [name for name in names if name in ('time', 'click_time', 'settled')]
     for name in (*times, *mapped):
         columns[name] = torch.empty(num_rows, dtype=torch.long)
     columns |= {name: torch.empty(num_rows) for name in names if name not in columns}

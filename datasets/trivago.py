@@ -74,6 +74,12 @@ class Trivago(ClickDataset):
     time knows it.
     Positions, prices and the city are those that were logged with the
     clickout.
+
+    What the labels tell is all known with the clickout, which may be long
+    after that time, and in another part of the log: nobody could have learned
+    from the list in between. :class:`~mag.transforms.TemporalSplit` leaves
+    such lists out of training and validation.
+
     A search comes before the list that it leads to, so the position of an
     item can tell that it was searched for.
 
@@ -115,6 +121,8 @@ class Trivago(ClickDataset):
     * :obj:`edge_index` and :obj:`time` of the clicks; :obj:`edge_label_index`,
       :obj:`edge_label` and :obj:`edge_label_time` of the exposures, in
       seconds;
+    * :obj:`edge_label_settled`, shape :obj:`[num_exposures]`: the time of the
+      clickout that the list was logged with, in seconds;
     * :obj:`edge_label_behavior`, shape :obj:`[num_exposures, 5]`, and
       :obj:`edge_label_conversion`, shape :obj:`[num_exposures]`;
     * the categoricals :obj:`edge_label_platform`, :obj:`edge_label_device`
@@ -160,7 +168,7 @@ class Trivago(ClickDataset):
             another file.
     """
 
-    schema_version = 2
+    schema_version = 3
     behaviors = tuple(_BEHAVIORS)
     conversion = 'clickout'
     contexts = ('platform', 'device', 'city')
@@ -205,8 +213,8 @@ class Trivago(ClickDataset):
         labels = ', '.join(f'coalesce(touch.{name}, false) AS {name}' for name in _ITEM_ACTIONS)
         # A segment is known by the row of the clickout that ends it. All is joined and sorted
         # before the lists are taken apart, while it is one row a list and not one an exposure.
-        # `least` skips the NULL of a list that nobody acted on. Touches are compared by their
-        # first field, the row.
+        # `least` and `greatest` skip the NULL of a list that nobody acted on. Touches are compared
+        # by their first field, the row.
         connection.execute(f"""
             CREATE OR REPLACE TABLE log AS
             WITH numbered AS (
@@ -253,7 +261,8 @@ class Trivago(ClickDataset):
             touched AS (
                 SELECT segment, struct_pack(
                            row := min(row), query := arg_min(query, row),
-                           item := item, click_time := min(timestamp), {happened}
+                           item := item, click_time := min(timestamp),
+                           last_time := max(timestamp), {happened}
                        ) AS touch, max(row) AS row, arg_max(query, row) AS query
                 FROM segmented
                 WHERE action_type IN ({', '.join(map(quote, _ITEM_ACTIONS.values()))})
@@ -287,11 +296,15 @@ class Trivago(ClickDataset):
                        least(
                            list_min(list_transform(touches, lambda touch: touch.click_time)),
                            timestamp
-                       ) AS time
+                       ) AS time,
+                       greatest(
+                           list_max(list_transform(touches, lambda touch: touch.last_time)),
+                           timestamp
+                       ) AS settled
                 FROM listed
             )
             SELECT user_id AS user, item, time, touch IS NOT NULL AS label,
-                   coalesce(touch.click_time, time) AS click_time,
+                   coalesce(touch.click_time, time) AS click_time, settled,
                    {labels}, {', '.join(self.contexts)},
                    CASE WHEN len(query) > 0 THEN query END AS query, position, price,
                    coalesce(price / nullif(list_avg(prices), 0), 1) AS relative_price

@@ -55,6 +55,7 @@ def require(data: Any, reader: str, *attributes: str) -> None:
     for name, index in (
         ('time', 'edge_index'),
         ('edge_label_time', 'edge_label_index'),
+        ('edge_label_settled', 'edge_label_index'),
         ('edge_label', 'edge_label_index'),
     ):
         if name in attributes and index in attributes:

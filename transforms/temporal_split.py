@@ -39,7 +39,13 @@ class TemporalSplit(BaseTransform):
       :obj:`edge_label_window` of shape :obj:`[L]`: the history of window :math:`s` is what lies
       strictly before :obj:`cutoff[s]`;
     * :obj:`num_dropped`: how many exposures were left out because their user or item had no click
-      in the history.
+      in the history;
+    * :obj:`num_unsettled`: how many were left out because their labels were known too late.
+
+    Some logs tell when all labels of an exposure were known, :obj:`edge_label_settled`, in seconds:
+    a click or a purchase may come long after what it followed. Training and validation leave out
+    the exposures of which that was not before the next part begins, as nobody could have learned
+    from them then. With :obj:`by="user"` the next part begins with the user's first exposure there.
 
     Args:
         train_start (float, optional): Share of the log before the first training label.
@@ -105,6 +111,8 @@ class TemporalSplit(BaseTransform):
             'edge_label',
             'edge_label_time',
         )
+        if 'edge_label_settled' in data[CLICKS]:
+            require(data, 'TemporalSplit', 'edge_label_index', 'edge_label_settled')
         require_cpu(data, 'TemporalSplit')
         _require_whole_log(data)
         data = self._in_order(data)
@@ -174,7 +182,12 @@ class TemporalSplit(BaseTransform):
             history = slice(0, int(torch.searchsorted(clock, cutoff.max())))
         else:
             history = clock < cutoff.max()
-        labels = ((label_clock >= cutoff.min()) & (label_clock < end)).nonzero().view(-1)
+        labels = (label_clock >= cutoff.min()) & (label_clock < end)
+        num_labels = int(labels.sum())
+        if 'edge_label_settled' in data[CLICKS]:
+            labels &= data[CLICKS].edge_label_settled < self._next_start(data, label_clock, end)
+        labels = labels.nonzero().view(-1)
+        num_unsettled = num_labels - labels.numel()
         window = None
         label_cutoff = cutoff
         if cutoff.dim() == 1:
@@ -186,13 +199,16 @@ class TemporalSplit(BaseTransform):
             warm &= first[node_type][node] < label_cutoff
         if not bool(warm.any()):
             advice = " A short log can be split with by='user'." if self.by == 'global' else ''
-            reason = (
-                ''
-                if self.keep_cold
-                else (', and none of them has both a user and an item with an earlier click')
-            )
+            reason = ''
+            if num_unsettled > 0:
+                reason += (
+                    f', of {num_unsettled} the labels are known only when the next part begins'
+                )
+            if labels.numel() > 0:
+                whom = 'the others' if num_unsettled > 0 else 'them'
+                reason += f', and none of {whom} has both a user and an item with an earlier click'
             raise ValueError(
-                f'{self!r} leaves no {name} exposure: {labels.numel()} lie in the range{reason}.'
+                f'{self!r} leaves no {name} exposure: {num_labels} lie in the range{reason}.'
                 f'{advice}'
             )
 
@@ -210,7 +226,17 @@ class TemporalSplit(BaseTransform):
         if window is not None:
             store.edge_label_window = window[warm]
         store.num_dropped = int((~warm).sum())
+        store.num_unsettled = num_unsettled
         return part
+
+    def _next_start(self, data: HeteroData, label_clock: Tensor, end: Tensor) -> Tensor:
+        r"""When the next part begins, in seconds: one number, or one for each exposure."""
+        if self.by == 'global':
+            return end
+        clicks, later = data[CLICKS], label_clock >= end
+        user = clicks.edge_label_index[0]
+        start = first_click(clicks.edge_label_time[later], user[later], data['user'].num_nodes)
+        return start[user]
 
     def __repr__(self) -> str:
         return (
@@ -269,7 +295,7 @@ def _num_entries(value: Any, dim: int) -> int | None:
 
 def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:
     r"""The clock of each node's first click, shape :obj:`[num_nodes]`; the largest value without a
-    click."""
+    click. It serves exposures as well."""
     last = torch.inf if clock.is_floating_point() else torch.iinfo(clock.dtype).max
     first = torch.full((num_nodes,), last, dtype=clock.dtype)
     return first.scatter_reduce_(0, node, clock, 'amin')

@@ -590,3 +590,20 @@ def test_merged_rows_have_the_context_of_the_first(tmp_path):
     assert device == ['unknown', 'desk']
     assert [dataset.names['slot'][code] for code in store.edge_label_slot] == ['3', '1']
     assert store.edge_label_x.tolist() == [[5, 0], [7, 2]]
+
+
+class Slow(Shop):
+    behaviors, conversion, contexts, features = (), None, (), ()
+
+
+def test_when_labels_are_known(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'log.csv').write_text(
+        'user,item,time,label,settled\n1,1,30,1,95\n1,2,10,0,20\n1,1,30,0,42\n2,1,20,1,20\n'
+    )
+    store = Slow(tmp_path, log=False)[0][CLICKS]
+    # In seconds, of rows that are one when the last of them is.
+    assert store.edge_label_time.tolist() == [1, 2, 3]
+    assert store.edge_label_settled.tolist() == [2, 2, 9]
+    assert store.edge_label_settled.dtype == torch.long
+    assert store.time.tolist() == [2, 3]

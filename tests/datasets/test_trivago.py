@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mag.datasets import Trivago
+from mag.transforms import TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 BEHAVIORS = {
@@ -79,6 +80,9 @@ def test_golden_rows(tmp_path, folder):
     # By time: the list of a's second session, both of b, that of a's first.
     assert store.edge_label_index.tolist() == [[0, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 2, 1, 3, 1, 0]]
     assert store.edge_label_time.tolist() == [95, 110, 110, 110, 130, 130, 135, 135]
+    # The labels of a list are known with its clickout.
+    assert store.edge_label_settled.tolist() == [95, 120, 120, 120, 160, 160, 136, 136]
+    assert store.edge_label_settled.dtype == torch.long
     assert store.edge_label.tolist() == [1, 0, 0, 1, 1, 1, 1, 0]
     assert names['conversion'] == ['clickout']
     assert store.edge_label_conversion.tolist() == [1, 0, 0, 1, 0, 1, 0, 0]
@@ -313,6 +317,53 @@ def test_a_clock_that_goes_back(tmp_path):
     assert store.edge_label_time.tolist() == [100, 100]
     assert store.time.tolist() == [100, 105]
     assert store.edge_index[1].tolist() == [0, 1]
+    assert store.edge_label_settled.tolist() == [105, 105]
+
+
+def test_lists_that_cross_a_cutoff(tmp_path):
+    r"""A list is looked at before the test part begins, and left by a clickout after: that it was
+    is not known when training ends."""
+    rows = []
+    for number in range(20):
+        rows.append(action(f'u{number % 2},s{number}', 100 * number, 1, BEHAVIORS['info'], 1))
+        # Six of the last ones end ten minutes after they began.
+        end = 100 * number + (600 if 8 <= number < 14 else 10)
+        rows.append(clickout(f'u{number % 2},s{number}', end, 2, 2, '1|2', '3|3'))
+    write(tmp_path / 'raw', rows)
+    data = Trivago(tmp_path, log=False)[0]
+    store = data[CLICKS]
+    assert (store.edge_label_settled - store.edge_label_time).unique().tolist() == [10, 600]
+    train, val, test = TemporalSplit(0.3, 0.6, 0.8, num_windows=2)(data)
+    cutoffs = [int(part[CLICKS].cutoff[0]) for part in (train, val, test)]
+    assert cutoffs == [570, 1140, 1521]
+    # Those of 800 to 1100 end from 1400 on, those of 1200 and 1300 from 1800 on.
+    assert train[CLICKS].edge_label_time.unique().tolist() == [600, 700]
+    assert val[CLICKS].edge_label_time.unique().tolist() == [1400, 1500]
+    assert test[CLICKS].edge_label_time.unique().tolist() == [1600, 1700, 1800, 1900]
+    assert [part[CLICKS].num_unsettled for part in (train, val, test)] == [8, 4, 0]
+    assert [part[CLICKS].num_dropped for part in (train, val, test)] == [0, 0, 0]
+
+
+def test_how_many_real_lists_cross_a_cutoff(tmp_path, mag_data):
+    os.symlink(mag_data / 'trivago', tmp_path / 'raw')
+    data = Trivago(tmp_path, log=False)[0]
+    store = data[CLICKS]
+    assert bool((store.edge_label_settled >= store.edge_label_time).all())
+    parts = TemporalSplit(keep_cold=True)(data)
+    for part, following in zip(parts, parts[1:]):
+        assert bool((part[CLICKS].edge_label_settled < following[CLICKS].cutoff).all())
+    assert [part[CLICKS].num_unsettled for part in parts] == [67, 152, 0]
+    # Positives are among them that were clicked only after the part's end.
+    counts = []
+    for part, following in zip(parts, parts[1:]):
+        begin, end = part[CLICKS].cutoff[0], following[CLICKS].cutoff
+        late = (store.edge_label_time >= begin) & (store.edge_label_time < end)
+        late &= store.edge_label_settled >= end
+        positive = store.edge_label_index[:, late & (store.edge_label == 1)]
+        history = following[CLICKS].edge_index[:, following[CLICKS].time >= begin]
+        known = (positive.unsqueeze(2) == history.unsqueeze(1)).all(0).any(1)
+        counts.append((positive.size(1), int((~known).sum())))
+    assert counts == [(5, 1), (11, 4)]
 
 
 def first_action_on_list(segment):
@@ -355,6 +406,7 @@ def exposures_of(segment, before):
         yield {
             'time': time,
             'click_time': times.get(item),
+            'settled': int(last['timestamp']),
             'user': last['user_id'],
             'item': item,
             'label': float(bool(actions)),
@@ -395,7 +447,7 @@ def test_equals_plain_python(tmp_path, mag_data):
     assert (len(user), len(item)) == (6_593, 106_866)
     index = [(user[row['user']], item[row['item']]) for row in expected]
     assert torch.equal(store.edge_label_index, torch.tensor(index).t())
-    for name in ('time', 'conversion', 'behavior', 'x'):
+    for name in ('time', 'settled', 'conversion', 'behavior', 'x'):
         assert torch.equal(
             store[f'edge_label_{name}'], torch.tensor([row[name] for row in expected])
         )

@@ -121,6 +121,75 @@ def test_brute_force(split, last_time):
 
 
 @pytest.mark.parametrize('split', SPLITS, ids=repr)
+@pytest.mark.parametrize('keep_cold', [False, True])
+def test_labels_that_are_known_too_late_are_left_out(split, keep_cold):
+    r"""A part's labels were known before the next part begins: with it, or for each user with the
+    first exposure of his there."""
+    split = copy.copy(split)
+    split.keep_cold = keep_cold
+    data = random_log(4)
+    plain = split(data)
+    assert all(part[CLICKS].num_unsettled == 0 for part in plain)
+    generator = torch.Generator().manual_seed(1)
+    store = data[CLICKS]
+    later = torch.randint(0, 30, (400,), generator=generator)
+    store.edge_label_settled = store.edge_label_time + later
+    num_left_out = 0
+    for number, (part, known) in enumerate(zip(plain, split(data), strict=True)):
+        before, after = part[CLICKS], known[CLICKS]
+        user, time = store.edge_label_index[0], store.edge_label_time
+        if number == 2:
+            end = torch.full_like(time, 2**63 - 1)
+        elif split.by == 'global':
+            end = plain[number + 1][CLICKS].cutoff[0].expand(400)
+        else:
+            position = user_position(data)[1]
+            end = torch.full_like(time, 2**63 - 1)
+            for row in range(400):
+                own = (user == user[row]) & (position >= plain[number + 1][CLICKS].cutoff[0])
+                end[row] = min([*time[own].tolist(), 2**63 - 1])
+        late = store.edge_label_settled >= end
+        columns = ('edge_label_index', 'edge_label_time', 'edge_label')
+        left_out = Counter(rows(*(store[name][..., late] for name in columns)))
+        expected = Counter(rows(*(before[name] for name in columns)))
+        found = Counter(rows(*(after[name] for name in columns)))
+        assert found == expected - left_out
+        kept = sum(found.values())
+        assert kept == before.edge_label.numel() - sum((expected & left_out).values())
+        if keep_cold:
+            assert after.num_dropped == 0
+            assert after.num_unsettled == before.edge_label.numel() - kept
+        total = before.edge_label.numel() + before.num_dropped
+        assert kept + after.num_dropped + after.num_unsettled == total
+        num_left_out += after.num_unsettled
+        assert (after.num_unsettled == 0) == (number == 2)
+        # The history and the columns of what is kept stay.
+        assert torch.equal(after.edge_index, before.edge_index)
+        assert bool((after.edge_label_settled >= after.edge_label_time).all())
+    assert num_left_out > 0
+
+
+def test_a_label_that_is_known_with_the_next_part_is_left_out():
+    data = random_log(1)
+    store = data[CLICKS]
+    cutoff = [int(part[CLICKS].cutoff[0]) for part in TemporalSplit(num_windows=3)(data)]
+    store.edge_label_settled = store.edge_label_time.clone()
+    row = int(
+        ((store.edge_label_time < cutoff[1]) & (store.edge_label_time >= cutoff[0])).nonzero()[0]
+    )
+    for moment, expected in ((cutoff[1] - 1, (0, 0, 0)), (cutoff[1], (1, 0, 0))):
+        store.edge_label_settled[row] = moment
+        parts = TemporalSplit(num_windows=3, keep_cold=True)(data)
+        assert tuple(part[CLICKS].num_unsettled for part in parts) == expected
+    store.edge_label_settled[:] = cutoff[2] + 1000
+    with pytest.raises(
+        ValueError,
+        match='234 lie in the range, of 234 the labels are known only when the next part begins[.]',
+    ):
+        TemporalSplit(num_windows=3)(data)
+
+
+@pytest.mark.parametrize('split', SPLITS, ids=repr)
 @pytest.mark.parametrize('seed', range(3))
 def test_no_row_reads_its_future(split, seed):
     for part in split(random_log(seed)):
