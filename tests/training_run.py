@@ -41,6 +41,7 @@ def macro_data(num_rows: int, seed: int) -> HeteroData:
     clicks = data['user', 'clicks', 'item']
     clicks.edge_index = torch.stack([user, item])
     clicks.edge_label_index = torch.stack([user, item])
+    clicks.time, clicks.edge_label_time = torch.zeros_like(user), torch.ones_like(user)
     clicks.edge_label = ((user * 7).sin() + (item * 3).sin() + noise > 0).float()
     return data
 

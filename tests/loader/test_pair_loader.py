@@ -1,4 +1,5 @@
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -208,6 +209,97 @@ def test_all_hops_in_the_order_of_hops(toy_graph: HeteroData) -> None:
     user, item = toy_graph[CLICKS].edge_label_index
     assert torch.equal(batch.user_hops[2], torch.tensor([[3.0, 4], [3, 4], [3, 4]])[user])
     assert torch.equal(batch.item_hops[2], torch.tensor([[4.0, 1], [5, 2], [5, 2], [4, 2]])[item])
+
+
+def dense_floats(data: HeteroData, node_type: str, num_windows: int) -> list[Tensor]:
+    r"""The macro rows as one float32 table a hop, as they are defined."""
+    tables = []
+    for hop in (1, 2):
+        (relation,) = (r for r in data.edge_types if r[1] == f'hop{hop}' and r[2] == node_type)
+        macro, node = data[relation].edge_index
+        table = torch.zeros(data[node_type].num_nodes, num_windows, data[relation[0]].num_nodes)
+        table[node, :, macro] = data[relation].edge_weight.view(macro.numel(), -1)
+        tables.append(table.flatten(0, 1))
+    return tables
+
+
+@pytest.mark.parametrize('num_windows', [1, 5])
+@pytest.mark.parametrize(
+    ('largest', 'dtype'),
+    [
+        (255, torch.uint8),
+        (256, torch.int16),
+        (2**15 - 1, torch.int16),
+        (2**15, torch.int32),
+        (2**24, torch.int32),
+        (2**31, torch.float32),
+        (0.5, torch.float32),
+    ],
+)
+def test_counts_are_held_in_the_smallest_type_and_read_as_floats(
+    click_log: HeteroData, num_windows: int, largest: float, dtype: torch.dtype
+) -> None:
+    part = parts(click_log, num_windows)[0]
+    part['macro_item', 'hop1', 'user'].edge_weight[-1] = largest
+    loader = PairLoader(part, batch_size=64, shuffle=True)
+    assert [table.dtype for table in loader.dataset.hops['user']] == [dtype, torch.uint8]
+    rows = torch.arange(len(loader.dataset))
+    batch = loader.dataset[rows]
+    window = part[CLICKS].edge_label_window if num_windows > 1 else torch.zeros_like(rows)
+    for node_type, node, hops in (
+        ('user', batch.user, batch.user_hops),
+        ('item', batch.item, batch.item_hops),
+    ):
+        expected = dense_floats(part, node_type, num_windows)
+        for table, float_table in zip(hops, expected, strict=True):
+            assert table.dtype == torch.float32
+            assert torch.equal(table, float_table[node * num_windows + window])
+
+
+def test_tables_that_take_too_much_are_refused(click_log: HeteroData) -> None:
+    part = parts(click_log, 5)[0]
+    # Each node has a row over 4 categories and one over 3 groups, a byte a count.
+    num_bytes = 5 * (25 + 15) * (3 + 4)
+    PairLoader(part, max_bytes=num_bytes)
+    with pytest.raises(
+        ValueError,
+        match=r'counts of 25 users and 15 items over 5 windows in 0 MiB, more than the 0 MiB of '
+        "'max_bytes': take fewer windows or clusters, or a larger 'max_bytes'",
+    ):
+        PairLoader(part, max_bytes=num_bytes - 1)
+
+
+def test_the_estimate_comes_before_the_memory(click_log: HeteroData) -> None:
+    part = parts(click_log, 1)[0]
+    part['macro_item'].num_nodes = 2**50
+    with pytest.raises(ValueError, match='more than the 8,192 MiB'):
+        PairLoader(part)
+
+
+@pytest.mark.parametrize('missing', ['edge_label_time', 'time'])
+def test_it_says_where_it_cannot_check_for_the_future(toy_graph: HeteroData, missing: str) -> None:
+    data = MacroCoarsen(GROUPS)(toy_graph)
+    del data[CLICKS].cutoff
+    expected = flatten(next(iter(PairLoader(data))))
+    del data[CLICKS][missing]
+    with pytest.warns(UserWarning, match=f"cannot check .* have no '{missing}': keep the times"):
+        loader = PairLoader(data)
+    assert all(torch.equal(*pair) for pair in zip(flatten(next(iter(loader))), expected))
+
+
+def test_it_is_silent_where_there_is_nothing_to_check(toy_graph: HeteroData) -> None:
+    data = MacroCoarsen(GROUPS)(toy_graph)
+    clicks = data[CLICKS]
+    del clicks.edge_label_time
+    # Macro rows without a click know no future, and neither do requests.
+    without_clicks = copy.copy(data)
+    without_clicks[CLICKS].edge_index = clicks.edge_index[:, :0]
+    without_exposures = copy.copy(data)
+    del without_exposures[CLICKS].edge_label_index
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        PairLoader(without_clicks)
+        PairLoader(without_exposures)
 
 
 def test_wrong_requests(toy_graph: HeteroData) -> None:
