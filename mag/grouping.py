@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from mag.files import read_tensors, write_tensors
-from mag.schema import require_integers, require_positive_integers
+from mag.schema import require_booleans, require_integers, require_positive_integers
 
 
 class Grouping:
@@ -28,7 +28,7 @@ class Grouping:
         spherical (bool, optional): If set to :obj:`True`, centroids are projected to the unit
             sphere after each iteration, which makes this cosine k-means. (default: :obj:`False`)
         num_iterations (int, optional): Lloyd iterations. (default: :obj:`25`)
-        seed (int, optional): Seed of the k-means++ start. (default: :obj:`0`)
+        seed (int, optional): Seed of the k-means++ start, below :math:`2^{31}`. (default: :obj:`0`)
 
     Attributes:
         centroids (torch.Tensor or None): Shape :obj:`[num_clusters, D]` once fitted.
@@ -42,7 +42,8 @@ class Grouping:
         seed: int = 0,
     ) -> None:
         require_positive_integers(num_clusters=num_clusters, num_iterations=num_iterations)
-        require_integers(0, seed=seed)
+        require_booleans(spherical=spherical)
+        require_seed(seed)
         self.num_clusters = num_clusters
         self.spherical = spherical
         self.num_iterations = num_iterations
@@ -184,6 +185,18 @@ class Grouping:
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
         return f'{self.__class__.__name__}({arguments})'
+
+
+def require_seed(seed: int) -> None:
+    r"""Raises unless FAISS, whose integers have 32 bits, takes :obj:`seed`.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is too large, or negative.
+    """
+    require_integers(0, seed=seed)
+    if seed >= 2**31:
+        raise ValueError(f"'seed' must lie below 2**31, but got {seed}.")
 
 
 def macro_behavior(counts: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 from tqdm import tqdm
 
-from mag.schema import OTHER, require_positive_integers
+from mag.schema import OTHER, require_booleans, require_positive_integers
 
 BYTES_PER_PAIR = 12
 CHUNK_PAIRS = 2**26
@@ -61,12 +61,16 @@ class MacroEdges:
         max_bytes: int = 8 * 2**30,
     ) -> None:
         require_positive_integers(num_hops=num_hops)
+        require_booleans(binary=binary)
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
         if (
             not isinstance(num_clusters, dict)
             or set(num_clusters) != {'user', 'item'}
-            or not all(isinstance(num, int) and num >= 1 for num in num_clusters.values())
+            or not all(
+                isinstance(num, int) and not isinstance(num, bool) and num >= 1
+                for num in num_clusters.values()
+            )
         ):
             raise ValueError(
                 f"'num_clusters' must tell a positive number for 'user' and 'item', but got "

@@ -18,7 +18,14 @@ from mag.metrics import GroupAUROC, group_auroc, relative_improvement
 from mag.models import GMCM, MacGNN
 from mag.nn import MLP, Dice, HashEmbedding, MacroConv
 from mag.training import ClickModule, evaluate, fit
-from mag.transforms import BehaviorGraph, MacroCoarsen, RecentNeighbors, TemporalSplit
+from mag.transforms import (
+    BehaviorGraph,
+    MacroCoarsen,
+    RecentNeighbors,
+    TemporalSplit,
+    TextFeatures,
+    TimeSlots,
+)
 
 CLICKS = ('user', 'clicks', 'item')
 GROUPS: dict[str, int | str] = {'user': 2, 'item': 'category'}
@@ -185,6 +192,27 @@ CASES: dict[str, Case] = {
     'split windows type': (
         lambda p: TemporalSplit(num_windows=2.5), ValueError, 'integer.*2.5'  # type: ignore[arg-type]
     ),
+    'split many windows': (
+        lambda p: TemporalSplit(num_windows=10**9)(log()),
+        ValueError,
+        "'num_windows' is 1000000000, but the log has 40 exposures",
+    ),
+    'split share nan': (
+        lambda p: TemporalSplit(train_start=float('nan')), ValueError, 'but got nan, 0.88'
+    ),
+    'split keep cold': (
+        lambda p: TemporalSplit(keep_cold='no'), TypeError, "'keep_cold' must be True.*'no'"  # type: ignore[arg-type]
+    ),
+    'split float settled': (
+        lambda p: TemporalSplit()(edited(edge_label_settled=torch.rand(40))),
+        TypeError,
+        "'edge_label_settled' as int64 seconds",
+    ),
+    'split settled shape': (
+        lambda p: TemporalSplit()(edited(edge_label_settled=torch.ones(40, 2).long())),
+        ValueError,
+        r"'edge_label_settled' of shape \[40\], but got \[40, 2\]",
+    ),
     'split by': (lambda p: TemporalSplit(by='day'), ValueError, "'global' or 'user'.*'day'"),
     'split no data': (lambda p: TemporalSplit()([1]), TypeError, 'HeteroData.*got list'),
     'split no clicks': (lambda p: TemporalSplit()(HeteroData()), ValueError, 'edge type'),
@@ -288,6 +316,21 @@ CASES: dict[str, Case] = {
     'coarsen projection': (
         lambda p: MacroCoarsen(GROUPS, projection_dim=0), ValueError, 'projection_dim'
     ),
+    'coarsen binary': (
+        lambda p: MacroCoarsen(GROUPS, binary='yes'), TypeError, "'binary' must be True or.*'yes'"  # type: ignore[arg-type]
+    ),
+    'coarsen tensors': (
+        lambda p: MacroCoarsen(GROUPS, edge_tensors='x'), TypeError, "'edge_tensors' must be.*'x'"  # type: ignore[arg-type]
+    ),
+    'coarsen spherical': (
+        lambda p: MacroCoarsen(GROUPS, spherical=1), TypeError, "'spherical' must be True.*got 1"  # type: ignore[arg-type]
+    ),
+    'coarsen seed': (
+        lambda p: MacroCoarsen(GROUPS, seed=2**31), ValueError, r"'seed' must lie below 2\*\*31"
+    ),
+    'coarsen later': (
+        lambda p: later_part(MacroCoarsen(GROUPS)), ValueError, 'fitted as of time.*own future'
+    ),
     'coarsen attribute': (
         lambda p: MacroCoarsen({'user': 2, 'item': 'genre'})(log()), ValueError, "'genre'.*category"
     ),
@@ -299,7 +342,35 @@ CASES: dict[str, Case] = {
     'coarsen other log': (
         lambda p: MacroCoarsen(GROUPS).fit(log())(smaller()), ValueError, 'fitted on 5 users'
     ),
+    # Slots, hypergraphs, texts and behaviors
+    'slots span': (
+        lambda p: TimeSlots(60)(edited(time=torch.tensor([-(2**62), 2**62]).repeat(10))),
+        ValueError,
+        f'from {-(2**62)} to {2**62}, but int64 cannot hold the difference',
+    ),
+    'slots label span': (
+        lambda p: TimeSlots(60)(edited(edge_label_time=torch.arange(40) - 2**63)),
+        ValueError,
+        f'from {-(2**63)} to 38, but int64',
+    ),
+    'slots granularity': (
+        lambda p: TimeSlots(2**63), ValueError, r"'granularity' must lie below 2\*\*63, but got 922"
+    ),
+    'text surrogate': (
+        lambda p: TextFeatures(['fine', 'not \ud83d here'], lambda texts: np.ones((2, 3))),
+        ValueError,
+        r"'texts' must be Unicode, but that of item 1 holds .* surrogate '\\ud83d' at place 4",
+    ),
+    'behaviors later': (
+        lambda p: later_part(BehaviorGraph()), ValueError, 'fitted as of time.*own future'
+    ),
     # Grouping
+    'grouping spherical': (
+        lambda p: Grouping(2, spherical='x'), TypeError, "'spherical' must be True or False.*'x'"  # type: ignore[arg-type]
+    ),
+    'grouping seed': (
+        lambda p: Grouping(2, seed=2**31), ValueError, r"'seed' must lie below 2\*\*31, but got 2"
+    ),
     'grouping size': (lambda p: Grouping(0), ValueError, 'positive integer.*0'),
     'grouping iterations': (lambda p: Grouping(2, num_iterations=0), ValueError, 'positive'),
     'grouping rows': (lambda p: Grouping(9).fit(torch.rand(3, 2)), ValueError, 'got 3'),
@@ -318,6 +389,12 @@ CASES: dict[str, Case] = {
     # Macro edges
     'edges hops': (lambda p: counts(num_hops=0), ValueError, 'num_hops'),
     'edges mode': (lambda p: counts(mode='shell'), ValueError, 'shell'),
+    'edges binary': (lambda p: counts(binary='yes'), TypeError, "'binary' must be True.*'yes'"),
+    'edges boolean number': (
+        lambda p: MacroEdges(torch.tensor([0]), torch.tensor([0]), {'user': True, 'item': 2}),
+        ValueError,
+        'positive number.*True',
+    ),
     'edges cluster': (
         lambda p: MacroEdges(torch.tensor([3]), torch.tensor([0]), {'user': 2, 'item': 2}),
         IndexError,
@@ -583,6 +660,12 @@ def smaller() -> HeteroData:
     data['user'].num_nodes = 3
     data[CLICKS].edge_index = data[CLICKS].edge_index[:, data[CLICKS].edge_index[0] < 3]
     return data
+
+
+def later_part(transform: MacroCoarsen | BehaviorGraph) -> HeteroData:
+    r"""What a transform makes of the training part that was fitted on validation."""
+    train, val, _ = TemporalSplit(0.5, 0.7, 0.85, num_windows=2)(bought())
+    return transform.fit(val)(train)
 
 
 def leaking() -> HeteroData:

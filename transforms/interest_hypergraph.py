@@ -98,10 +98,12 @@ class InterestHypergraph(BaseTransform):
         slot, user, item = torch.stack([slot, user, item]).unique(dim=1)
         click, modality = cares[user].nonzero(as_tuple=True)
         slot, node = slot[click], {'user': user[click], 'item': item[click]}
+        # Slots may be as large as int64, and what they are multiplied with may not.
+        rank = slot.unique_consecutive(return_inverse=True)[1]
         share = interest[node['user'], modality]
         num_modalities = interest.size(1)
         for number, (node_type, other) in enumerate(OTHER.items()):
-            shared = (slot * data[other].num_nodes + node[other]) * num_modalities + modality
+            shared = (rank * data[other].num_nodes + node[other]) * num_modalities + modality
             # Rows are in the order of slots, so that those of later slots change no draw.
             draw = np.random.default_rng([self.seed, number]).random(slot.numel())
             index, kept = self._join(node[node_type], shared, torch.from_numpy(draw))

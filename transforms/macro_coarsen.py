@@ -10,7 +10,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from tqdm import tqdm
 
-from mag.grouping import Grouping, macro_behavior, raw_behavior
+from mag.grouping import Grouping, macro_behavior, raw_behavior, require_seed
 from mag.macro_edges import MacroEdges
 from mag.schema import (
     CLICKS,
@@ -18,6 +18,7 @@ from mag.schema import (
     Cutoff,
     first_cutoff,
     require,
+    require_booleans,
     require_cpu,
     require_integers,
     require_not_earlier,
@@ -113,11 +114,8 @@ class MacroCoarsen(BaseTransform):
         require_integers(1, projection_dim=projection_dim)
         if mode not in ('set', 'walk'):
             raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if not isinstance(spherical, bool):
-            raise TypeError(f"'spherical' must be a bool, but got {spherical!r}.")
-        require_integers(0, seed=seed)
-        if seed >= 2**31:
-            raise ValueError(f"'seed' must lie below 2**31, but got {seed}.")
+        require_booleans(binary=binary, spherical=spherical, edge_tensors=edge_tensors)
+        require_seed(seed)
         self.groups = groups
         self.num_hops = num_hops
         self.behavior = behavior

@@ -12,6 +12,7 @@ from mag.schema import (
     click_attributes,
     label_attributes,
     require,
+    require_booleans,
     require_cpu,
     require_positive_integers,
 )
@@ -66,8 +67,10 @@ class TemporalSplit(BaseTransform):
             (default: :obj:`False`)
 
     Raises:
-        ValueError: If the shares do not ascend, a part holds no exposure, or the data is a part
-            already or has features made from the whole log, which would tell of the future.
+        TypeError: If an argument, times or the data are of another type.
+        ValueError: If the shares do not ascend, there are more windows than exposures, a part holds
+            no exposure, or the data is a part already or has features made from the whole log,
+            which would tell of the future.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class TemporalSplit(BaseTransform):
                 f'{train_start}, {val_start}, {test_start}.'
             )
         require_positive_integers(num_windows=num_windows)
+        require_booleans(keep_cold=keep_cold)
         if by not in ('global', 'user'):
             raise ValueError(f"'by' must be 'global' or 'user', but got {by!r}.")
         self.train_start = train_start
@@ -115,6 +119,12 @@ class TemporalSplit(BaseTransform):
             require(data, 'TemporalSplit', 'edge_label_index', 'edge_label_settled')
         require_cpu(data, 'TemporalSplit')
         _require_whole_log(data)
+        num_exposures = data[CLICKS].edge_label.numel()
+        if self.num_windows > num_exposures:
+            raise ValueError(
+                f"'num_windows' is {self.num_windows}, but the log has {num_exposures} exposures: "
+                f'each window needs one or more.'
+            )
         data = self._in_order(data)
         clicks = data[CLICKS]
         if self.by == 'user':

@@ -34,8 +34,8 @@ class TextFeatures(BaseTransform):
     Raises:
         TypeError: If :obj:`texts` holds something else, :obj:`encode` cannot be called, or it
             returns no numbers.
-        ValueError: If what it returns is not of that shape or not finite, or, when called, there is
-            not one text an item.
+        ValueError: If a text holds a lone surrogate, what :obj:`encode` returns is not of that
+            shape or not finite, or, when called, there is not one text an item.
     """
 
     def __init__(
@@ -44,9 +44,17 @@ class TextFeatures(BaseTransform):
         if not isinstance(texts, Iterable) or isinstance(texts, str):
             raise TypeError(f"'texts' must be a sequence of a str an item, but got {texts!r}.")
         self.texts = list(texts)
-        for text in self.texts:
+        for row, text in enumerate(self.texts):
             if not isinstance(text, str):
                 raise TypeError(f"'texts' must be a sequence of a str an item, but holds {text!r}.")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"'texts' must be Unicode, but that of item {row} holds the lone surrogate "
+                    f'{text[error.start]!r} at place {error.start}: decode it anew, or pass it '
+                    f"through text.encode('utf-8', 'replace').decode()."
+                ) from error
         if not callable(encode):
             raise TypeError(
                 f"'encode' must be a function from a list of texts to their features, such as "

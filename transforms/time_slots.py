@@ -1,5 +1,6 @@
 from datetime import timedelta
 
+import torch
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
@@ -38,7 +39,8 @@ class TimeSlots(BaseTransform):
     Raises:
         TypeError: If the data is no :class:`~torch_geometric.data.HeteroData`.
         ValueError: If :obj:`granularity` is no positive number of whole seconds, there is no click
-            to count from, or the data is a part already.
+            to count from, times lie further apart than int64 can hold, or the data is a part
+            already.
     """
 
     def __init__(self, granularity: int | timedelta) -> None:
@@ -50,6 +52,8 @@ class TimeSlots(BaseTransform):
                 )
             granularity = seconds
         require_positive_integers(granularity=granularity)
+        if granularity >= 2**63:
+            raise ValueError(f"'granularity' must lie below 2**63, but got {granularity}.")
         self.granularity = granularity
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -64,12 +68,16 @@ class TimeSlots(BaseTransform):
         if clicks.time.numel() == 0:
             raise ValueError('TimeSlots counts from the first click, but the log has none.')
         start = clicks.time.min()
+        moments = torch.cat([clicks.time, clicks.edge_label_time])
+        first, last = (int(moment) for moment in moments.aminmax())
+        if last - first >= 2**63:
+            raise ValueError(
+                f'TimeSlots found times from {first} to {last}, but int64 cannot hold the '
+                f'difference: were they read in another unit than seconds?'
+            )
         clicks.slot = (clicks.time - start) // self.granularity
         clicks.edge_label_slot = (clicks.edge_label_time - start).clamp(min=0) // self.granularity
-        last = max(
-            int(slot.max()) for slot in (clicks.slot, clicks.edge_label_slot) if slot.numel()
-        )
-        clicks.num_slots = last + 1
+        clicks.num_slots = (last - int(start)) // self.granularity + 1
         clicks.slot_start, clicks.slot_length = int(start), self.granularity
         return data
 

@@ -48,6 +48,9 @@ def random_log(seed: int, num_modalities: int = 3) -> HeteroData:
 
 Hyperedges = list[tuple[int, tuple[int, ...], float]]
 
+#: The first slots, and some whose products with numbers of nodes int64 cannot hold.
+SLOTS = [[0, 1, 2, 3], [5, 2**40, 2**62, 2**63 - 1]]
+
 
 def hyperedges(data: HeteroData, node_type: str) -> Hyperedges:
     r"""Slot, members and weight of each, as the transform lists them."""
@@ -327,3 +330,18 @@ def test_repr() -> None:
     transform = InterestHypergraph(0.4, max_size=20, seed=3)
     assert repr(transform) == 'InterestHypergraph(threshold=0.4, max_size=20, seed=3)'
     assert repr(pickle.loads(pickle.dumps(transform))) == repr(transform)
+
+
+def test_slots_of_any_size_make_the_same_hyperedges() -> None:
+    r"""Slots are compared and told, and not computed with."""
+    for seed in range(3):
+        data = random_log(seed)
+        expected = InterestHypergraph(max_size=3)(data)
+        data[CLICKS].slot = torch.tensor(SLOTS[1])[data[CLICKS].slot]
+        found = InterestHypergraph(max_size=3)(data)
+        for node_type in ('user', 'item'):
+            before, after = expected[node_type], found[node_type]
+            assert before.hyperedge_slot.unique().tolist() == SLOTS[0]
+            assert torch.equal(torch.tensor(SLOTS[1])[before.hyperedge_slot], after.hyperedge_slot)
+            for name in ('index', 'modality', 'weight'):
+                assert torch.equal(before[f'hyperedge_{name}'], after[f'hyperedge_{name}'])
