@@ -204,16 +204,20 @@ def _check_underscores(
     texts = scan._replace(columns={**scan.columns, **dict.fromkeys(numbers, 'VARCHAR')})
     values = ', '.join(f'{quote_name(name)} AS value_{i}' for i, name in enumerate(numbers))
     is_bad = ' OR '.join(f"contains(value_{i}, '_')" for i in range(len(numbers)))
-    found = connection.execute(f"""
+    if not connection.execute(
+        f'SELECT 1 FROM (SELECT {values} FROM {texts}) WHERE {is_bad} LIMIT 1'
+    ).fetchall():
+        return
+    # One thread alone numbers the rows.
+    row, *found = connection.execute(f"""
         SELECT * FROM (SELECT row_number() OVER () - 1 AS row, {values} FROM {texts})
         WHERE {is_bad} ORDER BY row LIMIT 1
-    """).fetchall()
-    for row, *row_values in found:
-        name, value = next(pair for pair in zip(numbers, row_values) if '_' in (pair[1] or ''))
-        raise ValueError(
-            f'{scan.path}, line {_line_of(scan, row)}: column {name!r} holds {shorten(value)}, '
-            f'expected {_EXPECTED.get(scan.columns[name], "a number")}, without underscores'
-        )
+    """).fetchall()[0]
+    name, value = next((n, v) for n, v in zip(numbers, found) if v is not None and '_' in v)
+    raise ValueError(
+        f'{scan.path}, line {_line_of(scan, row)}: column {name!r} holds {shorten(value)}, '
+        f'expected {_EXPECTED.get(scan.columns[name], "a number")}, without underscores'
+    )
 
 
 def _line_of(scan: DelimitedScan, row: int) -> int:
