@@ -19,7 +19,8 @@ from mag.schema import (
     require,
 )
 
-_CHUNK = 4096
+# Targets whose paths are drawn at once.
+_CHUNK = 1024
 
 
 class PathLoader(RowLoader):
@@ -66,8 +67,8 @@ class PathLoader(RowLoader):
             exposure is served all clicks before itself. By default those of :obj:`data`, which end
             at the last cutoff. (default: :obj:`None`)
         fixed (bool, optional): If set to :obj:`True`, paths are drawn once, here, as the authors
-            did, and are the same in every epoch. They take 4 bytes a place of a path, 1.4 kB an
-            exposure with the default widths. (default: :obj:`False`)
+            did, and are the same in every epoch and whatever rows come after. They take 4 bytes a
+            place of a path, 1.4 kB an exposure with the default widths. (default: :obj:`False`)
         batch_attributes (Sequence[str], optional): Which attributes of nodes and clicks batches
             hold, such as :obj:`["category", "time", "query"]`: copying them, above all wide ones,
             takes up to half of the time of a batch. Those of exposures, and what there is not one
@@ -79,9 +80,10 @@ class PathLoader(RowLoader):
 
     Raises:
         TypeError: If :obj:`batch_attributes` is no sequence, or :obj:`widths` are none.
-        ValueError: If an argument is not as :class:`PathSampler` expects it, :obj:`history` is of
-            another log, there are no times to compare, an attribute of the exposures has another
-            length than they, or one of :obj:`batch_attributes` does not exist.
+        ValueError: If a label is neither 0 nor 1, an argument is not as :class:`PathSampler` expects
+            it, :obj:`history` is of another log, there are no times to compare, an attribute of the
+            exposures has another length than they, or one of :obj:`batch_attributes` does not
+            exist.
     """
 
     dataset: '_Targets'
@@ -124,6 +126,8 @@ class _Targets(torch.utils.data.Dataset):
         check_history('PathLoader', data, history)
         self.data, self.history, self.seed = data, history, seed
         clicks = data[CLICKS]
+        if 'edge_label' in clicks:
+            require(data, 'PathLoader', 'edge_label_index', 'edge_label')
         self.num_clicks = history[CLICKS].edge_index.size(1)
         self.label_attributes = [
             name for name in label_attributes(data) if name != 'edge_label_index'
@@ -152,7 +156,7 @@ class _Targets(torch.utils.data.Dataset):
 
     def __getitem__(self, index: Tensor) -> HeteroData:
         if self.paths is None:
-            paths = self._draw(index)
+            paths = self._draw(index, self._seed_of(index))
         else:
             paths = {
                 root: [level.index_select(0, index).long() for level in levels]
@@ -188,16 +192,22 @@ class _Targets(torch.utils.data.Dataset):
             ]
             for root, widths in self.sampler.widths.items()
         }
-        rows = torch.arange(len(self)).split(_CHUNK)
-        for part in tqdm(rows, 'Drawing paths', disable=len(rows) < 20, leave=False):
-            for root, levels in self._draw(part).items():
+        starts = range(0, len(self), _CHUNK)
+        for start in tqdm(starts, 'Drawing paths', disable=len(starts) < 100, leave=False):
+            # As if there were always more rows, on which the paths of these must not depend.
+            rows = torch.arange(start, start + _CHUNK)
+            drawn_paths = self._draw(rows.clamp(max=len(self) - 1), self._seed_of(rows))
+            for root, levels in drawn_paths.items():
                 for level, drawn in zip(paths[root], levels, strict=True):
-                    level[part] = drawn.to(dtype)
+                    part = level[start : start + _CHUNK]
+                    part.copy_(drawn[: part.size(0)])
         self.paths = paths
 
-    def _draw(self, index: Tensor) -> dict[str, list[Tensor]]:
-        # A seed of the rows: workers need not know the epoch, and a shuffled batch never returns.
-        seed = zlib.crc32(index.numpy().tobytes(), self.seed)
+    def _seed_of(self, rows: Tensor) -> int:
+        # Workers need not know the epoch, and a shuffled batch never returns.
+        return zlib.crc32(rows.numpy().tobytes(), self.seed)
+
+    def _draw(self, index: Tensor, seed: int) -> dict[str, list[Tensor]]:
         clicks = self.data[CLICKS]
         user, item = clicks.edge_label_index[:, index]
         return self.sampler.draw(

@@ -108,6 +108,44 @@ def test_same_seed_same_paths_for_any_number_of_workers(train: HeteroData) -> No
     assert not any(map(same, first, batches(seed=1)))
 
 
+def with_rows(data: HeteroData, rows: torch.Tensor) -> HeteroData:
+    r"""The same clicks, and other exposures."""
+    part = copy.copy(data)
+    for name, value in data[CLICKS].items():
+        if name.startswith('edge_label'):
+            part[CLICKS][name] = value[..., rows] if name.endswith('index') else value[rows]
+    return part
+
+
+@pytest.mark.parametrize('replace', [True, False])
+@pytest.mark.parametrize('num_later', [1, 700, 10_000])
+@pytest.mark.parametrize('num_rows', [1, 300, 1_500])
+def test_fixed_paths_do_not_depend_on_later_rows(
+    train: HeteroData, replace: bool, num_later: int, num_rows: int
+) -> None:
+    rows = torch.randint(
+        len(train[CLICKS].edge_label),
+        (num_rows + num_later,),
+        generator=torch.Generator().manual_seed(0),
+    )
+    first, all_rows = (
+        PathLoader(with_rows(train, part), widths=WIDTHS, replace=replace, fixed=True, seed=3)
+        for part in (rows[:num_rows], rows)
+    )
+    for root, levels in first.dataset.paths.items():
+        for level, longer in zip(levels, all_rows.dataset.paths[root], strict=True):
+            assert level.size(0) == num_rows
+            assert torch.equal(level, longer[:num_rows])
+    # Another seed draws other paths, and equal rows are drawn for anew.
+    paths = all_rows.dataset.paths['user'][2]
+    other = PathLoader(with_rows(train, rows), widths=WIDTHS, replace=replace, fixed=True, seed=4)
+    assert not torch.equal(other.dataset.paths['user'][2], paths)
+    again = rows.new_full((5_000,), int(rows[0]))
+    twice = PathLoader(with_rows(train, again), widths=WIDTHS, fixed=True).dataset.paths['item'][2]
+    if bool((twice >= 0).any()):
+        assert len(twice.view(5_000, -1).unique(dim=0)) > 1
+
+
 def test_epochs_draw_anew_unless_paths_are_fixed(train: HeteroData) -> None:
     for fixed in (False, True):
         loader = PathLoader(train, 300, shuffle=True, widths=WIDTHS, fixed=fixed)
