@@ -1,6 +1,7 @@
 import csv
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from glob import escape
 from itertools import islice, takewhile
 from typing import NamedTuple
@@ -23,6 +24,18 @@ def quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+@contextmanager
+def reading_parquet(path: str) -> Iterator[None]:
+    r"""Turns what DuckDB raises about a Parquet file into a sentence with
+    the file.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        reason = re.sub(r'^[A-Za-z- ]+ Error: ', '', _first_line(error)).replace(path, 'it')
+        raise ValueError(f'{path} cannot be read: {reason[:_LONG]}') from error
+
+
 def scan_parquet(path: str) -> str:
     r"""Writes the SQL that reads a Parquet file."""
     return f'read_parquet({_one_file(path)})'
@@ -36,9 +49,11 @@ def parquet_columns(
     Raises:
         ValueError: If it has more than one of a column in :obj:`wanted`.
     """
-    schema = connection.execute(
-        f'SELECT name, coalesce(num_children, 0) FROM parquet_schema({quote(escape(path))})'
-    ).fetchall()
+    with reading_parquet(path):
+        schema = connection.execute(
+            f'SELECT name, coalesce(num_children, 0) FROM parquet_schema({quote(escape(path))})'
+        ).fetchall()
+        described = connection.execute(f'DESCRIBE SELECT * FROM {scan_parquet(path)}').fetchall()
     # The schema is a tree, of which each node is followed by its children. DuckDB would call the
     # second of two columns another name.
     columns: list[str] = []
@@ -48,7 +63,6 @@ def parquet_columns(
             columns.append(name)
         num_inside += num_children - (num_inside > 0)
     check_repeated(path, wanted, columns)
-    described = connection.execute(f'DESCRIBE SELECT * FROM {scan_parquet(path)}').fetchall()
     return {name: kind for name, kind, *_ in described}
 
 
@@ -255,9 +269,10 @@ def read_header(path: str, wanted: tuple[str, ...]) -> tuple[str, list[str]]:
 
 def missing_columns(path: str, missing: list[str], columns: list[str]) -> ValueError:
     r"""The error that says which columns a file lacks and which it has."""
+    found = ', '.join(map(shorten, columns))
     return ValueError(
         f'{path} has no column {", ".join(map(repr, missing))}; its columns are '
-        f'{", ".join(map(repr, columns))}'
+        f'{found if len(found) <= 3 * _LONG else f"{found[: 3 * _LONG]}..."}'
     )
 
 

@@ -10,6 +10,7 @@ from mag.datasets._delimited import (
     parquet_columns,
     quote,
     read_header,
+    reading_parquet,
     scan_csv,
     scan_parquet,
 )
@@ -97,7 +98,8 @@ def _read_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]
     casts = ', '.join(
         f'{name}::{"DOUBLE" if name == "label" else _COLUMNS[name]} AS {name}' for name in columns
     )
-    connection.execute(
-        f'CREATE OR REPLACE TABLE interaction AS SELECT {casts} FROM {scan_parquet(path)}'
-    )
+    with reading_parquet(path):
+        connection.execute(
+            f'CREATE OR REPLACE TABLE interaction AS SELECT {casts} FROM {scan_parquet(path)}'
+        )
     return columns

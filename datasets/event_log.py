@@ -25,6 +25,7 @@ from mag.datasets._delimited import (
     quote_name,
     read_header,
     read_rows,
+    reading_parquet,
     scan_csv,
     scan_parquet,
     shorten,
@@ -241,9 +242,12 @@ class EventLog(ClickDataset):
             values['time'] = f'{quote_name(self.columns["time"])}::{kind}'
         selects = [self._select(values, scan_parquet(path)) for path in self._files]
         _create_log(connection, selects[0])
-        return [
-            connection.execute(f'INSERT INTO log {select}').fetchall()[0][0] for select in selects
-        ]
+        num_rows = []
+        for path, select in zip(self._files, selects):
+            with reading_parquet(path):
+                ((count,),) = connection.execute(f'INSERT INTO log {select}').fetchall()
+            num_rows.append(count)
+        return num_rows
 
     def _check_kinds(self, path: str, kinds: dict[str, str]) -> None:
         for role, kind in kinds.items():

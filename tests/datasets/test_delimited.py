@@ -166,6 +166,15 @@ def test_long_row_is_not_quoted_whole(tmp_path):
     )
 
 
+def test_long_header_is_not_quoted_whole(tmp_path):
+    path = tmp_path / 'log.csv'
+    path.write_text(f'{"y" * 100_000},i,{",".join(["note"] * 10_000)}\n1,x\n')
+    with pytest.raises(ValueError) as error:
+        read_header(str(path), ('u', 'i'))
+    assert str(error.value).startswith(f"{path} has no column 'u'; its columns are 'yyy")
+    assert str(error.value).endswith('...') and len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize('end, lines', [('\n', 5), ('\n\n', 9)])
 def test_underscore_without_header_and_quotes(tmp_path, end, lines):
     path = tmp_path / 'log.dat'
