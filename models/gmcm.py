@@ -18,7 +18,14 @@ from mag.conversion_loss import (
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.log_probability import log_complement
 from mag.nn import BehaviorGraphConv, HashEmbedding
-from mag.schema import CLICKS, require, require_integers, require_positive_integers, require_sizes
+from mag.schema import (
+    CLICKS,
+    require,
+    require_booleans,
+    require_integers,
+    require_positive_integers,
+    require_sizes,
+)
 
 MERGES = ('graph', 'concat', 'gru', 'none')
 OUTPUTS = ('mean', 'sum', 'concat')
@@ -97,8 +104,9 @@ class GMCM(torch.nn.Module):
         literal (bool, optional): See :class:`~mag.nn.BehaviorGraphConv`. (default: :obj:`False`)
 
     Raises:
-        TypeError: If a number is no integer, or :obj:`fields` or sizes are no sequence.
-        ValueError: If an argument is out of range or does not go with another.
+        TypeError: If a number is no integer, :obj:`literal` no boolean, or :obj:`fields` or sizes
+            are no sequence.
+        ValueError: If an argument, or a weight of an edge, is out of range or does not go with another.
     """
 
     mean: Tensor
@@ -127,6 +135,7 @@ class GMCM(torch.nn.Module):
         literal: bool = False,
     ) -> None:
         super().__init__()
+        require_booleans(literal=literal)
         require_positive_integers(hidden_channels=hidden_channels, num_layers=num_layers)
         for name, value, choices in (
             ('merge', merge, MERGES), ('loss', loss, tuple(LOSSES)), ('output', output, OUTPUTS)
@@ -152,6 +161,8 @@ class GMCM(torch.nn.Module):
                 "GMCM with merge='graph' needs 'edge_index' and 'edge_weight' of the graph of "
                 'behaviors, see BehaviorGraph.'
             )
+        if merge == 'graph' and edge_weight is not None:
+            _check_weight(edge_weight)
         self.merge = merge
         self.objective = loss
         self.output = output
@@ -360,6 +371,15 @@ class GMCM(torch.nn.Module):
         return (
             f'merge={self.merge!r}, loss={self.objective!r}, output={self.output!r}, '
             f'floor={self.floor}'
+        )
+
+
+def _check_weight(edge_weight: Tensor) -> None:
+    bad = ~((edge_weight >= 0) & (edge_weight <= 1))
+    if bool(bad.any()):
+        raise ValueError(
+            f"'edge_weight' must hold probabilities of co-occurrence, from 0 to 1, but got "
+            f'{edge_weight[bad][0].item():g}.'
         )
 
 

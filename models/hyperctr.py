@@ -9,7 +9,13 @@ from torch_geometric.nn import MLP
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import require, require_integers, require_positive_integers, require_sizes
+from mag.schema import (
+    require,
+    require_booleans,
+    require_integers,
+    require_positive_integers,
+    require_sizes,
+)
 
 
 class HyperCTR(torch.nn.Module):
@@ -159,6 +165,7 @@ class HyperCTR(torch.nn.Module):
                 item, or there are no hypergraphs, or those of other modalities.
         """
         require(data, 'HyperCTR.from_data')
+        require_booleans(hypergraph=hypergraph, weighted=weighted)
         existing = modality_features(data, 'HyperCTR.from_data')
         modalities = list(existing) if modalities is None else modalities
         is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)

@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
-from mag.schema import require, require_positive_integers, require_sizes
+from mag.schema import require, require_booleans, require_positive_integers, require_sizes
 
 
 class MacGNN(torch.nn.Module):
@@ -90,6 +90,13 @@ class MacGNN(torch.nn.Module):
             embedding_dim=embedding_dim,
         )
         require_sizes(hidden_channels=hidden_channels)
+        require_booleans(
+            mask_zero=mask_zero,
+            weighting=weighting,
+            recent=recent,
+            item_graph=item_graph,
+            renormalize=renormalize,
+        )
         self.num_hops = num_hops
         self.recent = recent
         self.item_graph = item_graph

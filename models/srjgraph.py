@@ -14,6 +14,7 @@ from mag.schema import (
     REVERSE_CLICKS,
     TO_PRECURSOR,
     require,
+    require_booleans,
     require_positive_integers,
     require_sizes,
 )
@@ -93,6 +94,13 @@ class SRJGraph(torch.nn.Module):
         super().__init__()
         require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
         require_sizes(hidden_channels=hidden_channels)
+        require_booleans(
+            query=query,
+            intention=intention,
+            upstream=upstream,
+            standard=standard,
+            released=released,
+        )
         attributes = {'user': {}, 'item': {}, **(attributes or {})}
         attribute_dim = {'user': 4, 'item': 8, **(attribute_dim or {})}
         arguments = {

@@ -14,6 +14,7 @@ from mag.schema import (
     first_cutoff,
     history_clock,
     require,
+    require_booleans,
     require_cpu,
     require_integers,
     require_not_earlier,
@@ -94,6 +95,7 @@ class UserInterest(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(num_users=num_users, embedding_dim=embedding_dim)
+        require_booleans(include_positive=include_positive, logits=logits)
         num_items = check_features(features, 'UserInterest')
         self.modalities = tuple(features)
         self.num_users, self.num_items = num_users, num_items
@@ -226,6 +228,7 @@ class UserInterest(torch.nn.Module):
             num_epochs=num_epochs, batch_size=batch_size, num_negatives=num_negatives
         )
         require_integers(0, seed=seed)
+        require_booleans(progress=progress)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"'learning_rate' must be positive, but got {learning_rate}.")
         if not 0 <= weight_decay < math.inf:

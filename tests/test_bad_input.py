@@ -12,11 +12,27 @@ from torch_geometric.data import HeteroData
 from mag.conversion_loss import propensity_weights
 from mag.datasets import EventLog, KuaiRand, MovieLens
 from mag.grouping import Grouping, raw_behavior
-from mag.loader import BatchIndexSampler, ExposureFeatures, ExposureLoader, PairLoader
+from mag.loader import (
+    BatchIndexSampler,
+    ExposureFeatures,
+    ExposureLoader,
+    HistoryLoader,
+    PairLoader,
+    PathLoader,
+    PathSampler,
+)
 from mag.macro_edges import MacroEdges
 from mag.metrics import GroupAUROC, group_auroc, relative_improvement
-from mag.models import GMCM, MacGNN
-from mag.nn import MLP, Dice, HashEmbedding, MacroConv
+from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest
+from mag.nn import (
+    MLP,
+    BehaviorGraphConv,
+    Dice,
+    HashEmbedding,
+    HypergraphConv,
+    IntentionConv,
+    MacroConv,
+)
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import (
     BehaviorGraph,
@@ -598,6 +614,197 @@ CASES: dict[str, Case] = {
         ValueError,
         r"\['label', 'behavior'\], but these are None",
     ),
+    # Loaders: switches, seeds, labels and requests
+    'sampler shuffle': (
+        lambda p: BatchIndexSampler(5, 2, shuffle='x'), TypeError, "'shuffle' must be True or.*'x'"  # type: ignore[arg-type]
+    ),
+    'sampler size type': (
+        lambda p: BatchIndexSampler(5, 2.5), ValueError, "'batch_size'.*integer, but got 2.5"  # type: ignore[arg-type]
+    ),
+    'sampler size boolean': (
+        lambda p: BatchIndexSampler(5, True), ValueError, "'batch_size'.*integer, but got True"
+    ),
+    'sampler seed': (
+        lambda p: BatchIndexSampler(5, 2, seed=-1), ValueError, "'seed' must be at least 0.*-1"
+    ),
+    'sampler rows': (
+        lambda p: BatchIndexSampler(5.0, 2), TypeError, "'num_rows' must be an integer.*5.0"  # type: ignore[arg-type]
+    ),
+    'loader seed': (
+        lambda p: PairLoader(macro(), seed=1.5), TypeError, "'seed' must be an integer.*1.5"  # type: ignore[arg-type]
+    ),
+    'loader shuffle': (
+        lambda p: PairLoader(macro(), shuffle='x'), TypeError, "'shuffle' must be True or False"  # type: ignore[arg-type]
+    ),
+    'loader bytes': (
+        lambda p: PairLoader(macro(), max_bytes=0), ValueError, "'max_bytes'.*got 0"
+    ),
+    'loader too large': (
+        lambda p: PairLoader(macro(), max_bytes=9), ValueError, "MiB of 'max_bytes': take fewer"
+    ),
+    'pair request none': (
+        lambda p: loader().request(None, torch.tensor([1])),  # type: ignore[arg-type]
+        TypeError,
+        "'user' must hold integer ids, but got None",
+    ),
+    'pair request words': (
+        lambda p: loader().request(0, ['a', 'b']),  # type: ignore[arg-type]
+        TypeError,
+        r"'items' must hold integer ids, but got \['a', 'b'\]",
+    ),
+    'pair request large': (
+        lambda p: loader().request(2**70, torch.tensor([1])),
+        TypeError,
+        "'user' must hold integer ids, but got 1180",
+    ),
+    'pair request name': (
+        lambda p: loader().request(5, torch.tensor([1])),
+        IndexError,
+        'PairLoader.request found user ids from 5 to 5',
+    ),
+    'exposures shuffle': (
+        lambda p: ExposureLoader(bought(), shuffle=1), TypeError, "'shuffle' must be True.*got 1"  # type: ignore[arg-type]
+    ),
+    'exposures query': (
+        lambda p: searched().request(0, torch.tensor([1]), query=torch.tensor([0, 9, 1])),
+        IndexError,
+        "ExposureLoader.request found values of 'query' from 0 to 9, but expected them from 0 to 8",
+    ),
+    'exposures no padding': (
+        lambda p: searched().request(0, torch.tensor([1]), query=torch.tensor([0, -1, 1])),
+        IndexError,
+        "values of 'query' from -1 to 1",
+    ),
+    'exposures query none': (
+        lambda p: searched().request(0, torch.tensor([1]), query=None),  # type: ignore[arg-type]
+        TypeError,
+        "'query' must hold integer ids, but got None",
+    ),
+    'exposures x nan': (
+        lambda p: dense().request(0, torch.tensor([1]), torch.tensor([1, torch.nan])),
+        ValueError,
+        "'x' must be finite, but got nan",
+    ),
+    'exposures x words': (
+        lambda p: dense().request(0, torch.tensor([1]), ['a', 'b']),  # type: ignore[arg-type]
+        TypeError,
+        r"'x' must hold numbers, but got \['a', 'b'\]",
+    ),
+    'history shuffle': (
+        lambda p: HistoryLoader(log(), shuffle='no'), TypeError, "'shuffle' must be True.*'no'"  # type: ignore[arg-type]
+    ),
+    'history seed': (
+        lambda p: HistoryLoader(log(), seed=None), TypeError, "'seed' must be an integer.*None"  # type: ignore[arg-type]
+    ),
+    'history time': (
+        lambda p: HistoryLoader(log()).request(0, torch.tensor([1]), None),  # type: ignore[arg-type]
+        TypeError,
+        "'time' must be int64 seconds, but got None",
+    ),
+    'history time float': (
+        lambda p: HistoryLoader(log()).request(0, torch.tensor([1]), 1.5),  # type: ignore[arg-type]
+        TypeError,
+        "'time' must be int64 seconds.*float32",
+    ),
+    'history domain': (
+        lambda p: placed().request(0, torch.tensor([1]), 50, domain=99),
+        IndexError,
+        "HistoryLoader.request found values of 'domain' from 99 to 99.*from 0 to 1",
+    ),
+    'history negative domain': (
+        lambda p: placed().request(0, torch.tensor([1]), 50, domain=-1),
+        IndexError,
+        "'domain' from -1 to -1",
+    ),
+    'history slot': (
+        lambda p: placed().request(0, torch.tensor([1]), 50, domain=1, slot=10**9),
+        IndexError,
+        "'slot' from 1000000000 to 1000000000, but expected them from 0 to 4",
+    ),
+    'history negative slot': (
+        lambda p: placed().request(0, torch.tensor([1]), 50, domain=1, slot=-2),
+        IndexError,
+        "'slot' from -2",
+    ),
+    'paths label': (
+        lambda p: PathLoader(edited(edge_label=torch.full((40,), 2.0))),
+        ValueError,
+        "PathLoader expects 'edge_label' of 1 for a click.*such as 2.0 in row 0",
+    ),
+    'paths label nan': (
+        lambda p: PathLoader(edited(edge_label=torch.full((40,), torch.nan))),
+        ValueError,
+        'such as nan in row 0',
+    ),
+    'paths shuffle': (
+        lambda p: PathLoader(log(), shuffle='x'), TypeError, "'shuffle' must be True.*'x'"  # type: ignore[arg-type]
+    ),
+    'paths replace': (
+        lambda p: PathLoader(log(), replace='no'), TypeError, "'replace' must be True.*'no'"  # type: ignore[arg-type]
+    ),
+    'paths fixed': (
+        lambda p: PathLoader(log(), fixed='no'), TypeError, "'fixed' must be True.*'no'"  # type: ignore[arg-type]
+    ),
+    'paths seed': (
+        lambda p: PathLoader(log(), seed=-3), ValueError, "'seed' must be at least 0.*-3"
+    ),
+    'path sampler replace': (
+        lambda p: PathSampler(log(), replace='no'), TypeError, "'replace' must be True.*'no'"  # type: ignore[arg-type]
+    ),
+    'path sampler user': (
+        lambda p: draw_paths(5), IndexError, 'PathSampler.draw found user ids from 5 to 5'
+    ),
+    'path sampler none': (
+        lambda p: draw_paths(None), TypeError, r"'user' must hold integer ids, but got \[None\]"
+    ),
+    # Layers and models: switches and weights
+    'dice released': (lambda p: Dice(3, 'yes'), TypeError, "'released' must be True.*'yes'"),  # type: ignore[arg-type]
+    'conv mask': (lambda p: MacroConv(2, 2, mask_zero='no'), TypeError, "'mask_zero' must be"),  # type: ignore[arg-type]
+    'conv weighting': (lambda p: MacroConv(2, 2, weighting=1), TypeError, "'weighting' must be"),  # type: ignore[arg-type]
+    'conv renormalize': (
+        lambda p: MacroConv(2, 2, renormalize='no'), TypeError, "'renormalize' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'behavior literal': (
+        lambda p: BehaviorGraphConv(2, 2, 3, literal='x'), TypeError, "'literal' must be.*'x'"  # type: ignore[arg-type]
+    ),
+    'hypergraph bias': (
+        lambda p: HypergraphConv(2, 2, bias='no'), TypeError, "'bias' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'intention standard': (
+        lambda p: IntentionConv(2, 2, standard='no'), TypeError, "'standard' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'model mask': (
+        lambda p: MacGNN(5, 6, 2, 2, mask_zero='no'), TypeError, "'mask_zero' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'model recent switch': (
+        lambda p: MacGNN(5, 6, 2, 2, recent='no'), TypeError, "'recent' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'model item graph': (
+        lambda p: MacGNN(5, 6, 2, 2, item_graph=1), TypeError, "'item_graph' must be.*got 1"  # type: ignore[arg-type]
+    ),
+    'gmcm literal': (
+        lambda p: gmcm(literal='x', merge='none'), TypeError, "'literal' must be.*'x'"
+    ),
+    'gmcm weight nan': (
+        lambda p: weighted_gmcm(torch.nan), ValueError, "'edge_weight'.*from 0 to 1, but got nan"
+    ),
+    'gmcm weight negative': (lambda p: weighted_gmcm(-0.5), ValueError, 'but got -0.5'),
+    'gmcm weight large': (lambda p: weighted_gmcm(1.5), ValueError, 'but got 1.5'),
+    'srjgraph switch': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, upstream='no'),  # type: ignore[arg-type]
+        TypeError,
+        "'upstream' must be True or False, but got 'no'",
+    ),
+    'hyperctr switch': (
+        lambda p: HyperCTR.from_data(log(), hypergraph='no'),  # type: ignore[arg-type]
+        TypeError,
+        "'hypergraph' must be True or False, but got 'no'",
+    ),
+    'interest switch': (
+        lambda p: UserInterest(5, {'text': torch.ones(6, 2)}, logits='no'),  # type: ignore[arg-type]
+        TypeError,
+        "'logits' must be True or False, but got 'no'",
+    ),
     # Metrics
     'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
     'gauc shapes': (
@@ -647,6 +854,29 @@ CASES: dict[str, Case] = {
 
 def loader() -> PairLoader:
     return PairLoader(macro(), 8)
+
+
+def dense() -> ExposureLoader:
+    return ExposureLoader(edited(edge_label_x=torch.rand(40, 2)))
+
+
+def placed() -> HistoryLoader:
+    r"""Exposures of two domains in four slots, told by the log itself."""
+    step = torch.arange(40)
+    data = edited(edge_label_domain=step % 2, num_domain=2)
+    data[CLICKS].edge_label_slot, data[CLICKS].num_slots = step // 10, 4
+    data[CLICKS].slot_start, data[CLICKS].slot_length = 0, 10
+    return HistoryLoader(data)
+
+
+def draw_paths(user: object) -> object:
+    item, time = torch.tensor([1]), torch.tensor([9])
+    return PathSampler(log()).draw([user], item, time, torch.Generator())  # type: ignore[arg-type]
+
+
+def weighted_gmcm(weight: float) -> GMCM:
+    edges = torch.tensor([[0, 1], [1, 0]])
+    return GMCM(['user'], 0, 2, edges, torch.tensor([0.5, weight]), tower_channels=(8, 4))
 
 
 def fitted() -> Grouping:

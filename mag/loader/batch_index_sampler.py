@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mag.schema import require_positive_integers
+from mag.schema import require_booleans, require_integers, require_positive_integers
 
 
 class BatchIndexSampler(Sampler[Tensor]):
@@ -28,14 +28,18 @@ class BatchIndexSampler(Sampler[Tensor]):
     Attributes:
         skip (int): The number of batches that the next iteration leaves out at its start; set it to
             resume within an epoch. It goes back to zero when an iteration begins.
+
+    Raises:
+        TypeError: If :obj:`shuffle` is no boolean, or :obj:`num_rows` or :obj:`seed` no integer.
+        ValueError: If :obj:`batch_size` is no positive integer, or another number is negative.
     """
 
     def __init__(
         self, num_rows: int, batch_size: int, shuffle: bool = False, seed: int = 0
     ) -> None:
         require_positive_integers(batch_size=batch_size)
-        if num_rows < 0:
-            raise ValueError(f"'num_rows' must not be negative, but got {num_rows}.")
+        require_booleans(shuffle=shuffle)
+        require_integers(0, num_rows=num_rows, seed=seed)
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -55,7 +59,9 @@ class BatchIndexSampler(Sampler[Tensor]):
                     f'BatchIndexSampler cannot shuffle {self.num_rows} rows over {world_size} '
                     f'processes: some would train on nothing.'
                 )
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            # A generator's seeds end at 2^64.
+            seed = (self.seed * 1_000_003 + self.epoch) % 2**64
+            generator = torch.Generator().manual_seed(seed)
             rows = torch.randperm(self.num_rows, generator=generator)
             rows = rows[: self.num_rows - self.num_rows % world_size]
         else:

@@ -66,6 +66,15 @@ class ExposureFeatures(torch.utils.data.Dataset):
             name: _column(f"'edge_label_{name}'", clicks[f'edge_label_{name}'], num_exposures)
             for name in _categoricals(clicks, 'edge_label_')
         }
+        # The least value and the number of values; a log without exposures does not tell whether
+        # there can be none, which is -1.
+        self.ranges = {
+            name: (
+                -1 if column.numel() == 0 or int(column.min()) < 0 else 0,
+                int(clicks[f'num_{name}']),
+            )
+            for name, column in self.contexts.items()
+        }
         for name, column in self.contexts.items():
             fields += [name] * column.size(1)
         contents = ['edge_label_x'] if 'edge_label_x' in clicks else []

@@ -6,8 +6,15 @@ from torch_geometric.data import HeteroData
 
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
-from mag.loader.row_loader import RowLoader, check_contexts, check_integers, check_request
-from mag.schema import CLICKS, require
+from mag.loader.row_loader import (
+    RowLoader,
+    as_integers,
+    check_batches,
+    check_contexts,
+    check_request,
+    to_tensor,
+)
+from mag.schema import CLICKS, require, require_range
 
 
 class ExposureLoader(RowLoader):
@@ -48,6 +55,7 @@ class ExposureLoader(RowLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_batches(batch_size, shuffle, seed)
         super().__init__(_ExposureRows(data), batch_size, shuffle, seed, **kwargs)
 
     @property
@@ -77,13 +85,16 @@ class ExposureLoader(RowLoader):
                 log have, one for the request or one for each item.
 
         Raises:
-            IndexError: If the user or an item does not exist.
-            TypeError: If an id is no integer.
-            ValueError: If a context or :obj:`x` is missing, unknown or has another shape.
+            IndexError: If the user, an item or the value of a context does not exist; :obj:`-1`,
+                for none, does where the log has it.
+            TypeError: If an id is no integer, or :obj:`x` holds no numbers.
+            ValueError: If a context or :obj:`x` is missing, unknown or has another shape, or
+                :obj:`x` is NaN or infinite.
         """
-        told = {name: torch.as_tensor(value) for name, value in contexts.items()}
-        check_integers(**told)
-        user, items = check_request(user, items, self.dataset.features.num_nodes)
+        told = dict(zip(contexts, as_integers(**contexts), strict=True))
+        user, items = check_request(
+            'ExposureLoader.request', user, items, self.dataset.features.num_nodes
+        )
         return self.dataset.request(user, items, x, told)
 
 
@@ -123,17 +134,21 @@ class _ExposureRows(torch.utils.data.Dataset):
     ) -> ExposureBatch:
         features = self.features
         check_contexts(contexts, features.contexts)
+        for name, (first, number) in features.ranges.items():
+            require_range(
+                'ExposureLoader.request', f"values of '{name}'", contexts[name], number, first
+            )
         size = item.numel()
         columns = [
             _expand(name, contexts[name], size, column.size(1))
             for name, column in features.contexts.items()
         ]
-        x = torch.empty(size, 0) if x is None else torch.as_tensor(x)
+        x = torch.empty(size, 0) if x is None else _as_floats(x)
         return ExposureBatch(
             user,
             item,
             features.sparse_rows(user, item, columns),
-            features.dense_rows(user, item, _expand('x', x.float(), size, features.x.size(1))),
+            features.dense_rows(user, item, _expand('x', x, size, features.x.size(1))),
         )
 
     def _following(self, clicks: Any, name: str, num_dims: int) -> Tensor | None:
@@ -161,6 +176,13 @@ class _ExposureRows(torch.utils.data.Dataset):
                 f'such as row {int(early.nonzero()[0])}: it tells what followed a click.'
             )
         return value.float()
+
+
+def _as_floats(value: Any) -> Tensor:
+    x = to_tensor('x', value, 'hold numbers').float()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"'x' must be finite, but got {x[~x.isfinite()][0].item()}.")
+    return x
 
 
 def _expand(name: str, value: Tensor, size: int, width: int) -> Tensor:

@@ -7,12 +7,14 @@ from torch_geometric.data import HeteroData
 from mag.loader.history_batch import HistoryBatch
 from mag.loader.row_loader import (
     RowLoader,
+    as_integers,
+    check_batches,
     check_contexts,
     check_history,
-    check_integers,
     check_request,
+    to_tensor,
 )
-from mag.schema import CLICKS, require, require_cpu, require_positive_integers
+from mag.schema import CLICKS, require, require_cpu, require_positive_integers, require_range
 
 # What a batch holds of an exposure besides user, item and label, if the log does.
 _CONTEXTS = ('slot', 'domain')
@@ -68,6 +70,7 @@ class HistoryLoader(RowLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_batches(batch_size, shuffle, seed)
         exposures = _Exposures(data, data if history is None else history, length)
         super().__init__(exposures, batch_size, shuffle, seed, **kwargs)
 
@@ -86,21 +89,23 @@ class HistoryLoader(RowLoader):
                 told where :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
 
         Raises:
-            IndexError: If the user or an item does not exist.
+            IndexError: If the user, an item or a domain does not exist, or a slot comes after that
+                which follows the log.
             TypeError: If an id, a time or a context is no integer.
             ValueError: If there is not one of each for the request, or one for each item, or a
                 context is missing or unknown.
         """
-        when = torch.as_tensor(time)
+        when = to_tensor('time', time, 'be int64 seconds')
         if when.dtype != torch.long:
             raise TypeError(f"'time' must be int64 seconds, but has dtype {when.dtype}.")
-        told = {name: torch.as_tensor(value) for name, value in contexts.items()}
+        told = dict(zip(contexts, as_integers(**contexts), strict=True))
         known = self.dataset.contexts
         slots = None if 'slot' in told or 'slot' not in known else self.dataset.slots
         check_contexts(told, [name for name in known if name != 'slot' or slots is None])
-        check_integers(**told)
+        for name, value in told.items():
+            _check_range('HistoryLoader.request', name, value, self.dataset.num_values[name])
         told['time'] = when
-        user, items = check_request(user, items, self.dataset.num_nodes)
+        user, items = check_request('HistoryLoader.request', user, items, self.dataset.num_nodes)
         for name, value in told.items():
             if tuple(value.shape) not in {(), (1,), tuple(items.shape)}:
                 raise ValueError(
@@ -173,6 +178,12 @@ class _Exposures(torch.utils.data.Dataset):
             for name in _CONTEXTS
             if f'edge_label_{name}' in store
         }
+        # The slot that follows the last one of the log reads that one.
+        num_slots = store.get('num_slots')
+        self.num_values = {
+            'slot': None if num_slots is None else num_slots + 1,
+            'domain': store.get('num_domain'),
+        }
         # When the first slot begins, and how long each is.
         self.slots: tuple[int, int] | None = None
         if 'slot_start' in store and 'slot_length' in store:
@@ -198,5 +209,9 @@ class _Exposures(torch.utils.data.Dataset):
                 f"HistoryLoader expects '{name}' of shape [{len(self)}], one entry an exposure, "
                 f'but got {shape}.'
             )
-        check_integers(**{name: value})
-        return value
+        return as_integers(**{name: value})[0]
+
+
+def _check_range(reader: str, name: str, value: Tensor, number: int | None) -> None:
+    # A log need not tell how many there are.
+    require_range(reader, f"values of '{name}'", value, 2**63 if number is None else number)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader.pair_batch import PairBatch
-from mag.loader.row_loader import RowLoader, check_request
+from mag.loader.row_loader import RowLoader, check_batches, check_request
 from mag.schema import CLICKS, OTHER, require, require_positive_integers, require_range
 
 # Edges whose counts are copied at once.
@@ -64,6 +64,7 @@ class PairLoader(RowLoader):
         **kwargs: Any,
     ) -> None:
         require(data, 'PairLoader', 'edge_index')
+        check_batches(batch_size, shuffle, seed)
         require_positive_integers(max_bytes=max_bytes)
         super().__init__(_MacroRows(data, max_bytes), batch_size, shuffle, seed, **kwargs)
 
@@ -79,7 +80,8 @@ class PairLoader(RowLoader):
             TypeError: If an id is no integer.
             ValueError: If there is not one user, or one for each item.
         """
-        return self.dataset.request(*check_request(user, items, self.dataset.num_nodes))
+        pairs = check_request('PairLoader.request', user, items, self.dataset.num_nodes)
+        return self.dataset.request(*pairs)
 
 
 class _Counts(NamedTuple):

@@ -9,7 +9,7 @@ from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from tqdm import tqdm
 
 from mag.loader.path_sampler import PathSampler, take
-from mag.loader.row_loader import RowLoader, check_history
+from mag.loader.row_loader import RowLoader, check_batches, check_history
 from mag.schema import (
     CLICKS,
     OTHER,
@@ -17,6 +17,7 @@ from mag.schema import (
     click_attributes,
     label_attributes,
     require,
+    require_booleans,
 )
 
 # Targets whose paths are drawn at once.
@@ -79,10 +80,11 @@ class PathLoader(RowLoader):
             :obj:`num_workers`.
 
     Raises:
-        TypeError: If :obj:`batch_attributes` is no sequence, or :obj:`widths` are none.
-        ValueError: If a label is neither 0 nor 1, an argument is not as :class:`PathSampler` expects
-            it, :obj:`history` is of another log, there are no times to compare, an attribute of the
-            exposures has another length than they, or one of :obj:`batch_attributes` does not
+        TypeError: If :obj:`batch_attributes` is no sequence, :obj:`widths` are none, or a switch is
+            no boolean.
+        ValueError: If an argument is not as :class:`PathSampler` expects it, a label is neither 0
+            nor 1, :obj:`history` is of another log, there are no times to compare, an attribute of
+            the exposures has another length than they, or one of :obj:`batch_attributes` does not
             exist.
     """
 
@@ -102,6 +104,8 @@ class PathLoader(RowLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check_batches(batch_size, shuffle, seed)
+        require_booleans(replace=replace, fixed=fixed)
         targets = _Targets(data, data if history is None else history, seed)
         if batch_attributes is not None:
             targets.keep(batch_attributes)

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.loader.row_loader import check_ids, check_integers
-from mag.schema import CLICKS, OTHER, require, require_cpu, require_positive_integers
+from mag.loader.row_loader import as_integers, check_ids
+from mag.schema import (
+    CLICKS,
+    OTHER,
+    require,
+    require_booleans,
+    require_cpu,
+    require_positive_integers,
+)
 
 
 class PathSampler:
@@ -34,7 +41,7 @@ class PathSampler:
             (default: :obj:`True`)
 
     Raises:
-        TypeError: If :obj:`widths` is no dictionary of sequences.
+        TypeError: If :obj:`widths` is no dictionary of sequences, or :obj:`replace` no boolean.
         ValueError: If a width is not positive, the two are not equally deep, the attribute does not
             exist or hold integers of 0 or more, or there are too many users, categories and moments
             to number their combinations.
@@ -49,6 +56,7 @@ class PathSampler:
     ) -> None:
         require(data, 'PathSampler', 'edge_index', 'time')
         require_cpu(data, 'PathSampler')
+        require_booleans(replace=replace)
         self.widths = _checked_widths(
             {'user': [25, 1, 10], 'item': [1, 25, 1]} if widths is None else widths
         )
@@ -111,13 +119,13 @@ class PathSampler:
             TypeError: If ids or times are no integers.
             ValueError: If there is not a user, an item and a time for each target.
         """
-        check_integers(user=user, item=item, time=time)
+        user, item, time = as_integers(user=user, item=item, time=time)
         if user.dim() != 1 or not user.shape == item.shape == time.shape:
             raise ValueError(
                 f'PathSampler draws for targets of a user, an item and a time each, of shape [B], '
                 f'but got shapes {list(user.shape)}, {list(item.shape)} and {list(time.shape)}.'
             )
-        check_ids(self.num_nodes, user=user, item=item)
+        check_ids('PathSampler.draw', self.num_nodes, user=user, item=item)
         moment = torch.searchsorted(self._moments, time)
         category = self.category[item]
         paths = {}

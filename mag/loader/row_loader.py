@@ -1,3 +1,4 @@
+import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -54,19 +55,46 @@ def check_history(reader: str, data: HeteroData, history: HeteroData) -> None:
         )
 
 
-def check_integers(**values: Tensor) -> None:
-    r"""Raises a :class:`TypeError` that names the argument of a request that holds no integers."""
+def check_batches(batch_size: int, shuffle: bool, seed: int) -> None:
+    r"""Raises what :class:`BatchIndexSampler` would, before a loader has worked for long."""
+    BatchIndexSampler(0, batch_size, shuffle, seed)
+
+
+def to_tensor(name: str, value: Any, expected: str) -> Tensor:
+    r"""An argument of a request as a tensor.
+
+    Raises:
+        TypeError: If it is none, in a sentence that says what it must be.
+    """
+    try:
+        return torch.as_tensor(value)
+    # For each kind of what is no number, PyTorch has another error.
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"'{name}' must {expected}, but got {reprlib.repr(value)}.") from None
+
+
+def as_integers(**values: Any) -> list[Tensor]:
+    r"""The arguments of a request as tensors.
+
+    Raises:
+        TypeError: Names the argument that holds no integers.
+    """
+    tensors = []
     for name, value in values.items():
-        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"'{name}' must hold integer ids, but has dtype {value.dtype}.")
+        tensor = to_tensor(name, value, 'hold integer ids')
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(f"'{name}' must hold integer ids, but has dtype {tensor.dtype}.")
+        tensors.append(tensor)
+    return tensors
 
 
 def check_request(
-    user: int | Tensor, items: Tensor, num_nodes: Mapping[str, int]
+    reader: str, user: int | Tensor, items: Tensor, num_nodes: Mapping[str, int]
 ) -> tuple[Tensor, Tensor]:
     r"""Makes of the user and the items of a request a user and an item for each pair.
 
     Args:
+        reader (str): The name of the method that was called, for the message.
         user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
         items (torch.Tensor): The candidates, shape :obj:`[B]`.
         num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
@@ -76,15 +104,14 @@ def check_request(
         TypeError: If an id is no integer.
         ValueError: If there is not one user, or one for each item.
     """
-    user, items = torch.as_tensor(user), torch.as_tensor(items)
-    check_integers(user=user, items=items)
+    user, items = as_integers(user=user, items=items)
     if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
         raise ValueError(
             f'A request takes items of shape [B], and one user or a user for each item, but '
             f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
         )
     user, items = user.long().expand(items.shape), items.long()
-    check_ids(num_nodes, user=user, item=items)
+    check_ids(reader, num_nodes, user=user, item=items)
     return user, items
 
 
@@ -97,10 +124,11 @@ def check_contexts(told: Collection[str], known: Collection[str]) -> None:
         )
 
 
-def check_ids(num_nodes: Mapping[str, int], **ids: Tensor) -> None:
-    r"""Raises an :class:`IndexError` if a request names a node that does not exist, by its type."""
+def check_ids(reader: str, num_nodes: Mapping[str, int], **ids: Tensor) -> None:
+    r"""Raises an :class:`IndexError` if a node does not exist, by its type, on behalf of
+    :obj:`reader`."""
     for node_type, node in ids.items():
-        require_range('request()', f'{node_type} ids', node, num_nodes[node_type])
+        require_range(reader, f'{node_type} ids', node, num_nodes[node_type])
 
 
 def _keep_batch(batch: Any) -> Any:

@@ -130,5 +130,5 @@ def test_wrong_batch_size(batch_size: Any) -> None:
 
 
 def test_negative_number_of_rows() -> None:
-    with pytest.raises(ValueError, match="'num_rows' must not be negative, but got -1"):
+    with pytest.raises(ValueError, match="'num_rows' must be at least 0, but got -1"):
         BatchIndexSampler(-1, 2)

@@ -592,7 +592,7 @@ def test_learns_clicks_and_conversions(market: HeteroData, loss: str) -> None:
     model = build(data, loss=loss, num_buckets=10_000).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     (batch,) = ExposureLoader(data, 3000)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         model.loss(model(batch), batch).backward()
         optimizer.step()
