@@ -164,11 +164,15 @@ def test_full_disk(small_disk: Path) -> None:
 
 
 def test_num_bytes() -> None:
-    assert num_bytes({'a': [torch.ones(3), (torch.ones(2, dtype=torch.double),)], 'b': 'word'}) == 28
+    assert (
+        num_bytes({'a': [torch.ones(3), (torch.ones(2, dtype=torch.double),)], 'b': 'word'}) == 28
+    )
 
 
 @pytest.mark.parametrize('path', ['a::b', 'memory://x', Path('a::b')])
 def test_places_elsewhere_are_refused(path: str | Path) -> None:
-    with pytest.raises(ValueError, match=r"'directory' must be a folder of this machine.*got '\w+:"):
+    with pytest.raises(
+        ValueError, match=r"'directory' must be a folder of this machine.*got '\w+:"
+    ):
         require_local('directory', path)
     require_local('directory', '/a:b/c')
