@@ -1,0 +1,179 @@
+r"""Checks of arguments: one helper a kind, one line a call.
+
+What is of another type raises a :class:`TypeError`, an id that does not exist an
+:class:`IndexError`, and any other value a :class:`ValueError`; each in a sentence that names the
+argument and restates what was given. Values of tensors are looked at on a CPU and outside of
+compiled code only: a GPU would have to wait, and a graph to break.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KINDS = {
+    'integers': lambda dtype: not dtype.is_floating_point and not dtype.is_complex,
+    'floats': lambda dtype: dtype.is_floating_point,
+}
+
+
+def described(value: Any) -> str:
+    r"""What a message says of a value: the shape of a tensor, a short value itself, else its
+    type."""
+    if isinstance(value, Tensor):
+        return f'shape {list(value.shape)}'
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return type(value).__name__
+
+
+def check_integers(least: int | None = None, below: int | None = None, **values: Any) -> None:
+    r"""Raises unless all :obj:`values` are integers from :obj:`least` to below :obj:`below`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"'{name}' must be an integer, but got {value!r}.")
+        if least is not None and value < least:
+            raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
+        if below is not None and value >= below:
+            raise ValueError(f"'{name}' must lie below {below}, but got {value}.")
+
+
+def check_sizes(**values: Any) -> None:
+    r"""Raises unless all :obj:`values` are sequences of positive integers, such as
+    :obj:`(64, 32)`."""
+    for name, value in values.items():
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(
+                f"'{name}' must be a sequence of sizes such as (64, 32), but got {value!r}."
+            )
+        check_integers(1, **{f'{name}[{place}]': size for place, size in enumerate(value)})
+
+
+def check_booleans(**values: Any) -> None:
+    r"""Raises unless all :obj:`values` are booleans: a word such as :obj:`"no"` would be taken for
+    true."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"'{name}' must be True or False, but got {value!r}.")
+
+
+def check_numbers(interval: str, **values: Any) -> None:
+    r"""Raises unless all :obj:`values` are numbers in an interval, such as :obj:`"(0, 1]"`.
+
+    >>> check_numbers('(0, 1]', floor=0.5)
+    >>> check_numbers('(0, 1]', floor=0)
+    Traceback (most recent call last):
+    ValueError: 'floor' must be a number in (0, 1], but got 0.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(','))
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"'{name}' must be a number in {interval}, but got {value!r}.")
+        above = value > low if interval[0] == '(' else value >= low
+        below = value < high if interval[-1] == ')' else value <= high
+        # NaN is neither.
+        if not (above and below):
+            raise ValueError(f"'{name}' must be a number in {interval}, but got {value!r}.")
+
+
+def check_choice(choices: Collection[Any], **values: Any) -> None:
+    r"""Raises unless all :obj:`values` are among the :obj:`choices`."""
+    for name, value in values.items():
+        # A value that cannot be hashed or compared with all is none of them.
+        if not any(value is choice or value == choice for choice in choices):
+            raise ValueError(
+                f"'{name}' must be one of {', '.join(map(repr, choices))}, but got {value!r}."
+            )
+
+
+def check_tensor(
+    reader: Any, name: str, value: Any, shape: Sequence[int | str], kind: str | torch.dtype
+) -> None:
+    r"""Raises unless :obj:`value` is a tensor of a shape and a type.
+
+    >>> check_tensor('PathLoader', 'edge_index', torch.ones(3), (2, 'E'), torch.long)
+    Traceback (most recent call last):
+    ValueError: PathLoader expects 'edge_index' of shape [2, E], but got shape [3].
+
+    Args:
+        reader: Who asks, or its name.
+        name: The argument.
+        value: What was given.
+        shape: A size for each dimension, or what it counts, where any will do; :obj:`"*"` first
+            stands for any number of leading dimensions.
+        kind: :obj:`"integers"`, :obj:`"floats"` or a type such as :obj:`torch.long`.
+    """
+    expected = f'[{", ".join(map(str, shape))}]'
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{reader} expects '{name}' to be a tensor of shape {expected}, but got "
+            f'{described(value)}.'
+        )
+    sizes = list(value.shape)
+    is_open = bool(shape) and shape[0] == '*'
+    wanted = list(shape[1:] if is_open else shape)
+    tail = sizes[len(sizes) - len(wanted) :] if is_open else sizes
+    if len(tail) != len(wanted) or any(
+        isinstance(want, int) and size != want for size, want in zip(tail, wanted)
+    ):
+        raise ValueError(f"{reader} expects '{name}' of shape {expected}, but got shape {sizes}.")
+    is_kind = value.dtype == kind if isinstance(kind, torch.dtype) else _KINDS[kind](value.dtype)
+    if not is_kind or (kind == 'integers' and value.dtype == torch.bool):
+        of_kind = f'dtype {str(kind).removeprefix("torch.")}'
+        raise TypeError(
+            f"{reader} expects '{name}' of {kind if isinstance(kind, str) else of_kind}, but got "
+            f'{value.dtype}.'
+        )
+
+
+def check_ids(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
+    r"""Raises unless all :obj:`ids` lie from :obj:`first` to :obj:`number - 1`.
+
+    Args:
+        reader: Who asks, or its name.
+        what: What the ids are of.
+        ids: Integers of any shape.
+        number: How many there are.
+        first: The least id. (default: :obj:`0`)
+    """
+    if _is_hidden(ids) or ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < first or high >= number:
+        raise IndexError(
+            f'{reader} found {what} from {low} to {high}, but expected them from {first} to '
+            f'{number - 1}.'
+        )
+
+
+def check_values(reader: Any, name: str, value: Tensor, good: Tensor, expected: str) -> None:
+    r"""Raises unless all entries of a tensor are :obj:`good`.
+
+    >>> label = torch.tensor([1.0, 0.0, 5.0])
+    >>> check_values('fit', 'edge_label', label, (label == 0) | (label == 1), '0 or 1')
+    Traceback (most recent call last):
+    ValueError: fit expects 'edge_label' of 0 or 1, but 1 of 3 is not, such as 5.0 in row 2.
+
+    Args:
+        reader: Who asks, or its name.
+        name: The argument.
+        value: Its values.
+        good: Which of them are as expected, of the same shape.
+        expected: What that is.
+    """
+    if _is_hidden(value):
+        return
+    if not bool(good.all()):
+        place = tuple((~good).nonzero()[0].tolist())
+        num_bad = int((~good).sum())
+        column = f', column {place[1]}' if len(place) > 1 else ''
+        raise ValueError(
+            f"{reader} expects '{name}' of {expected}, but {num_bad} of {good.numel()} "
+            f'{"is" if num_bad == 1 else "are"} not, such as {value[place].item()} in row '
+            f'{place[0]}{column}.'
+        )
+
+
+def _is_hidden(value: Tensor) -> bool:
+    return torch.compiler.is_compiling() or value.device.type != 'cpu'
