@@ -20,10 +20,10 @@ from hypergraph import bytes_of
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag import click_module
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
+from mag.training import click_module
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 EMBEDDING_DIM = 32

@@ -41,10 +41,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.transforms import Compose
 from tqdm import tqdm
 
-from mag import click_module
 from mag.datasets import MovieLens
 from mag.loader import PairBatch, PairLoader
 from mag.models import MacGNN
+from mag.training import click_module
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 HISTORY = {'MacGNN': 20, 'DIN': 100}

@@ -7,16 +7,16 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
-from mag.conversion_loss import (
-    ConversionLogits,
+from mag.loader import ExposureBatch, ExposureFeatures
+from mag.logits import ConversionLogits
+from mag.losses import (
     behavior_loss,
     click_and_conversion_loss,
     conversion_loss,
     doubly_robust_loss,
+    log_complement,
     propensity_weights,
 )
-from mag.loader import ExposureBatch, ExposureFeatures
-from mag.log_probability import log_complement
 from mag.nn import BehaviorGraphConv, HashEmbedding
 from mag.schema import (
     CLICKS,
@@ -263,7 +263,7 @@ class GMCM(torch.nn.Module):
 
         Returns:
             The logits of click, conversion and behaviors, see
-            :class:`~mag.conversion_loss.ConversionLogits`.
+            :class:`~mag.logits.ConversionLogits`.
 
         Raises:
             ValueError: If the batch has another number of features.
@@ -323,9 +323,9 @@ class GMCM(torch.nn.Module):
           sum to 1, and through which no gradient flows;
         * :obj:`"ipw_mean"`: not normalized; :obj:`"ipw_literal"`: eq. 18 as printed, over all
           exposures; :obj:`"naive"`: not weighted (see
-          :func:`~mag.conversion_loss.propensity_weights`);
+          :func:`~mag.losses.propensity_weights`);
         * :obj:`"doubly_robust"`: beyond the paper, see
-          :func:`~mag.conversion_loss.doubly_robust_loss`; behaviors as in :obj:`"ipw"`;
+          :func:`~mag.losses.doubly_robust_loss`; behaviors as in :obj:`"ipw"`;
         * :obj:`"esmm"` and :obj:`"division"`: that of click and conversion together, over all
           exposures, whose gradient reaches both towers of ESMM and only the second of Division;
           behaviors as in :obj:`"naive"`.

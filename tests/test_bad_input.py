@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.conversion_loss import propensity_weights
 from mag.datasets import EventLog, KuaiRand, MovieLens
 from mag.grouping import Grouping, raw_behavior
 from mag.loader import (
@@ -21,6 +20,7 @@ from mag.loader import (
     PathLoader,
     PathSampler,
 )
+from mag.losses import propensity_weights
 from mag.macro_edges import MacroEdges
 from mag.metrics import GroupAUROC, group_auroc, relative_improvement
 from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest

@@ -15,7 +15,7 @@ import torch
 from mag.datasets import EventLog
 from mag.grouping import Grouping
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 import training_run  # noqa: E402
 
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
@@ -32,7 +32,7 @@ def save_grouping(path: str, seed: int) -> None:
 
 
 def train(directory: str) -> None:
-    training_run.mag.run_state.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    training_run.mag.training.run_state.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     training_run.train(directory, callbacks=(training_run.RandomBatches(),), validate_every=10)
 
 

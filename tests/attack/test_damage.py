@@ -14,7 +14,7 @@ from mag.datasets import EventLog
 from mag.grouping import Grouping
 from mag.training import ClickModule
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 from training_run import train  # noqa: E402
 
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't', 'category': 'c'}

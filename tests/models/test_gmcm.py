@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.conversion_loss import ConversionLogits
+from mag.logits import ConversionLogits
 from mag.datasets import SyntheticMarket
 from mag.loader import ExposureBatch, ExposureLoader
 from mag.models import GMCM

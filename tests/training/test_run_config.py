@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.models import HyperCTR, MacGNN, SRJGraph
-from mag.run_config import check_same_config, describe_loader, describe_model
+from mag.training.run_config import check_same_config, describe_loader, describe_model
 
 
 def test_config_names_each_difference() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mag.conversion_loss import (
+from mag.losses.conversion_loss import (
     WEIGHTINGS,
     behavior_loss,
     click_and_conversion_loss,

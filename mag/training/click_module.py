@@ -9,10 +9,10 @@ from lightning import LightningModule
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.click_metrics import click_metrics
-from mag.conversion_loss import ConversionLogits
-from mag.run_config import describe_model
+from mag.logits import ConversionLogits
+from mag.metrics import click_metrics
 from mag.schema import CLICKS
+from mag.training.run_config import describe_model
 
 
 class ClickModule(LightningModule):
@@ -21,7 +21,7 @@ class ClickModule(LightningModule):
 
     Args:
         model (torch.nn.Module): :obj:`model(batch)` returns the logits of clicks, shape
-            :obj:`[B]`, or :class:`~mag.conversion_loss.ConversionLogits`; :obj:`batch.label` holds
+            :obj:`[B]`, or :class:`~mag.logits.ConversionLogits`; :obj:`batch.label` holds
             the clicks, :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the
             conversions. In a :class:`~torch_geometric.data.HeteroData`, as
             :class:`~mag.loader.PathLoader` and PyG's loaders of links make, clicks, users and

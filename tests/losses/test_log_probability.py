@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mag.log_probability import log_complement
+from mag.losses import log_complement
 
 # log(1 - exp(x)) to twenty digits, by mpmath.
 EXACT = {

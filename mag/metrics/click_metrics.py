@@ -6,14 +6,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryCalibrationError
 
-from mag.metrics import GroupAUROC
+from mag.metrics.group_auroc import GroupAUROC
 
 
 def click_metrics(outputs: list[tuple[Tensor, ...]], device: torch.device) -> dict[str, float]:
     r"""The metrics of clicks, and of conversions where these are predicted, over all processes.
 
     Args:
-        outputs (list): What :func:`mag.click_module.score` returned for each batch of this process.
+        outputs (list): What :func:`mag.training.click_module.score` returned for each batch of this
+            process.
         device (torch.device): Where they are.
 
     Returns:

@@ -10,9 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
-from mag.csv_log import CSVLog
-from mag.random_states import random_state, set_random_states
-from mag.run_config import check_same_config
+from mag.training.csv_log import CSVLog
+from mag.training.random_states import random_state, set_random_states
+from mag.training.run_config import check_same_config
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mag.atomic_checkpoint_io import AtomicCheckpointIO
+from mag.training.atomic_checkpoint_io import AtomicCheckpointIO
 
 
 class Unwritable:

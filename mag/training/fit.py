@@ -19,15 +19,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mag.atomic_checkpoint_io import AtomicCheckpointIO
-from mag.click_metrics import click_metrics
-from mag.click_module import ClickModule, score
-from mag.csv_log import CSVLog
 from mag.files import read_tensors, remove_leftovers, require_local
-from mag.loss_log import LossLog
-from mag.run_config import check_same_config, describe_loader
-from mag.run_state import Interrupted, RunState
+from mag.metrics import click_metrics
 from mag.schema import require_booleans, require_integers, require_positive_integers
+from mag.training.atomic_checkpoint_io import AtomicCheckpointIO
+from mag.training.click_module import ClickModule, score
+from mag.training.csv_log import CSVLog
+from mag.training.loss_log import LossLog
+from mag.training.run_config import check_same_config, describe_loader
+from mag.training.run_state import Interrupted, RunState
 
 __all__ = ['ClickModule', 'evaluate', 'fit']
 
@@ -220,7 +220,7 @@ def evaluate(
     module: torch.nn.Module, loader: DataLoader, progress: bool = False
 ) -> dict[str, float]:
     r"""The metrics of a model: AUC, GAUC and log loss of clicks, and those of conversions where it
-    predicts them, see :func:`mag.click_metrics.click_metrics`.
+    predicts them, see :func:`mag.metrics.click_metrics`.
 
     Where a process group exists, each process scores its share, and all return the values of the
     whole.

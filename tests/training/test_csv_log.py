@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mag.csv_log import CSVLog
+from mag.training.csv_log import CSVLog
 
 
 def test_rows_of_one_step_merge_and_columns_grow(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.click_metrics import click_metrics
-from mag.click_module import ClickModule, score
-from mag.conversion_loss import ConversionLogits
 from mag.loader import ExposureBatch
+from mag.logits import ConversionLogits
+from mag.metrics import click_metrics
 from mag.training import MONITORS, evaluate
+from mag.training.click_module import ClickModule, score
 
 CPU = torch.device('cpu')
 NAMES = [

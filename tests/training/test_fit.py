@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.atomic_checkpoint_io import AtomicCheckpointIO
-from mag.conversion_loss import ConversionLogits
 from mag.datasets import SyntheticMarket
 from mag.files import write_tensors
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch, PairLoader
+from mag.logits import ConversionLogits
 from mag.models import GMCM
 from mag.training import MONITORS, ClickModule, evaluate, fit
+from mag.training.atomic_checkpoint_io import AtomicCheckpointIO
 from mag.transforms import BehaviorGraph, TemporalSplit
 
 SCRIPT = Path(__file__).with_name('training_run.py')
@@ -623,7 +623,7 @@ def test_leftovers_of_a_kill_are_removed_at_the_next_start(tmp_path: Path) -> No
 def test_run_without_a_validation_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('mag.run_state.SECONDS_BETWEEN_CHECKPOINTS', 0)
+    monkeypatch.setattr('mag.training.run_state.SECONDS_BETWEEN_CHECKPOINTS', 0)
     with pytest.raises(RuntimeError, match='failed on purpose'):
         train(str(tmp_path), validate_every=40, callbacks=(Fail('on_before_optimizer_step', 35),))
     assert load(tmp_path / 'last.ckpt')['global_step'] == 33

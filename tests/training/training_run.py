@@ -1,4 +1,4 @@
-r"""A small training run, which tests/test_training.py starts in processes of their own."""
+r"""A small training run, which tests/training/test_fit.py starts in processes of their own."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-import mag.run_state
+import mag.training.run_state
 from mag.loader import PairBatch, PairLoader
 from mag.training import ClickModule, evaluate, fit
 
@@ -144,7 +144,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.seconds_between_checkpoints is not None:
-        mag.run_state.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
+        mag.training.run_state.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
     gradients = Gradients()
     module, values = train(
         options.directory,

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mag.random_states import random_state, set_random_states
+from mag.training.random_states import random_state, set_random_states
 
 
 def draw() -> list[float]:

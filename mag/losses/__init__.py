@@ -1,0 +1,19 @@
+r"""Losses as pure functions."""
+
+from mag.losses.conversion_loss import (
+    behavior_loss,
+    click_and_conversion_loss,
+    conversion_loss,
+    doubly_robust_loss,
+    propensity_weights,
+)
+from mag.losses.log_probability import log_complement
+
+__all__ = [
+    'behavior_loss',
+    'click_and_conversion_loss',
+    'conversion_loss',
+    'doubly_robust_loss',
+    'log_complement',
+    'propensity_weights',
+]
