@@ -1,7 +1,7 @@
 # make demo   train MacGNN on MovieLens-100K and show what it learned
 # make test   build the [sparse] extra and run the tests
 # make lint   run ruff and mypy
-# make attack search for a night, for an hour or so, what make test searches for in two minutes: the
+# make attack search for an hour or two, at night, where make test searches for a minute or two: the
 #             tests of tests/attack on 100 times as many examples, others each time
 #
 # Each first makes .venv and installs what it needs there, torch before all else; the second time
