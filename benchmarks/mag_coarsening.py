@@ -11,8 +11,8 @@ from stages import Stages
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, MovieLens
-from mag.grouping import Grouping, raw_behavior
 from mag.loader import PairLoader
+from mag.macro_graph.grouping import Grouping, raw_behavior
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, KuaiRand, MovieLens
-from mag.grouping import Grouping, raw_behavior
 from mag.loader import (
     BatchIndexSampler,
     ExposureFeatures,
@@ -21,7 +20,8 @@ from mag.loader import (
     PathSampler,
 )
 from mag.losses import propensity_weights
-from mag.macro_edges import MacroEdges
+from mag.macro_graph import MacroEdges
+from mag.macro_graph.grouping import Grouping, raw_behavior
 from mag.metrics import GroupAUROC, group_auroc, relative_improvement
 from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest
 from mag.nn import (

@@ -10,8 +10,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from tqdm import tqdm
 
-from mag.grouping import Grouping, macro_behavior, raw_behavior, require_seed
-from mag.macro_edges import MacroEdges
+from mag.macro_graph import MacroEdges
+from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior, require_seed
 from mag.schema import (
     CLICKS,
     OTHER,
@@ -74,7 +74,7 @@ class MacroCoarsen(BaseTransform):
             length of a row alone. By default :obj:`"macro"` where the neighbors are grouped by an
             attribute, else :obj:`"raw"`.
         mode (str, optional): :obj:`"set"` (eq. 5) or :obj:`"walk"`, see
-            :class:`mag.macro_edges.MacroEdges`. (default: :obj:`"set"`)
+            :class:`mag.macro_graph.MacroEdges`. (default: :obj:`"set"`)
         binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
             (default: :obj:`True`)
         spherical (bool, optional): Cosine k-means. (default: :obj:`False`)

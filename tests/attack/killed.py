@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mag.datasets import EventLog
-from mag.grouping import Grouping
+from mag.macro_graph import Grouping
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 import training_run  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mag.datasets import EventLog
-from mag.grouping import Grouping
+from mag.macro_graph import Grouping
 from mag.training import ClickModule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))

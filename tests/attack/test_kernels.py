@@ -15,9 +15,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.datasets._negatives import draw_negatives
-from mag.grouping import Grouping
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
-from mag.macro_edges import MacroEdges
+from mag.macro_graph import Grouping, MacroEdges
 from mag.metrics import bayes_optimal, group_auroc
 from mag.nn import HypergraphConv, IntentionConv, MacroConv, SlotHypergraphConv
 from mag.transforms import (

@@ -16,7 +16,7 @@ import torch
 
 from mag.datasets import EventLog
 from mag.files import read_tensors
-from mag.grouping import Grouping
+from mag.macro_graph import Grouping
 
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
 CLICKS = ('user', 'clicks', 'item')

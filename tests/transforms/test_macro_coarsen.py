@@ -12,8 +12,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData, InMemoryDataset
 from torch_geometric.nn import SAGEConv, to_hetero
 
-from mag.grouping import Grouping
-from mag.macro_edges import MacroEdges
+from mag.macro_graph import Grouping, MacroEdges
 from mag.transforms import MacroCoarsen, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')

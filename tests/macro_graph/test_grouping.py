@@ -7,7 +7,7 @@ import torch
 from scipy.sparse import csr_matrix, random_array
 
 from mag.files import write_tensors
-from mag.grouping import Grouping, macro_behavior, raw_behavior
+from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
 
 
 def blobs(seed: int, num_rows: int = 600, num_blobs: int = 8, width: int = 5) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mag.macro_edges import MacroEdges
+from mag.macro_graph import MacroEdges
 
 # Block A: three users, four items, every table checked by hand.
 GOLDEN_CLICKS = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 3, 2, 3]])
@@ -256,7 +256,7 @@ def test_chunks_of_sets(monkeypatch):
     r"""Neighborhood sets made a few rows at a time are the same sets."""
     clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(2)
     whole = MacroEdges(user_cluster, item_cluster, num_clusters, 4).update(clicks)
-    monkeypatch.setattr('mag.macro_edges.CHUNK_PAIRS', 50)
+    monkeypatch.setattr('mag.macro_graph.macro_edges.CHUNK_PAIRS', 50)
     assert_equal(MacroEdges(user_cluster, item_cluster, num_clusters, 4).update(clicks), whole)
 
 
