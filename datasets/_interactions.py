@@ -2,18 +2,11 @@ import os.path as osp
 
 import duckdb
 
-from mag.datasets._click_dataset import check_values
-from mag.datasets._delimited import (
-    FLAG,
-    create_table,
-    missing_columns,
-    parquet_columns,
-    quote,
-    read_header,
-    reading_parquet,
-    scan_csv,
-    scan_parquet,
-)
+from mag.datasets._delimited import create_table, read_header, scan_csv
+from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
+from mag.datasets._read_errors import missing_columns
+from mag.datasets._sql import FLAG, quote
+from mag.datasets._values import check_values
 
 _REQUIRED = ('user', 'item')
 _COLUMNS = {'user': 'BIGINT', 'item': 'BIGINT', 'time': 'BIGINT', 'label': FLAG, 'split': 'VARCHAR'}

@@ -13,23 +13,20 @@ import duckdb
 import numpy as np
 from torch_geometric.data import HeteroData
 
-from mag.datasets._click_dataset import ClickDataset
 from mag.datasets._content import inspect_content
 from mag.datasets._delimited import (
     DelimitedScan,
     check_rows,
     execute_scan,
     line_of_row,
-    missing_columns,
-    parquet_columns,
-    quote_name,
     read_header,
     read_rows,
-    reading_parquet,
     scan_csv,
-    scan_parquet,
-    shorten,
 )
+from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
+from mag.datasets._read_errors import missing_columns, shorten
+from mag.datasets._sql import quote_name
+from mag.datasets.click_dataset import ClickDataset
 
 _REQUIRED = ('user', 'item', 'time')
 _OPTIONAL = ('label', 'category', 'weight')

@@ -7,8 +7,10 @@ from typing import Any
 import duckdb
 from torch_geometric.data import HeteroData
 
-from mag.datasets._click_dataset import ClickDataset, create_attributes
-from mag.datasets._delimited import FLAG, checked_flag, create_table, scan_csv
+from mag.datasets._delimited import create_table, scan_csv
+from mag.datasets._sql import FLAG
+from mag.datasets._values import checked_flag, create_attributes
+from mag.datasets.click_dataset import ClickDataset
 
 _FOLDERS = {'pure': 'KuaiRand-Pure', '1k': 'KuaiRand-1K'}
 

@@ -6,8 +6,10 @@ from typing import Any
 import duckdb
 from torch_geometric.data import HeteroData
 
-from mag.datasets._click_dataset import ClickDataset, check_values, create_attributes
-from mag.datasets._delimited import FLAG, create_table, quote, read_header, scan_csv
+from mag.datasets._delimited import create_table, read_header, scan_csv
+from mag.datasets._sql import FLAG, quote
+from mag.datasets._values import check_values, create_attributes
+from mag.datasets.click_dataset import ClickDataset
 
 _FOLDERS = {'small': 'KuaiSAR_final', 'full': 'KuaiSAR_v2'}
 _ARCHIVES = {'small': 'KuaiSAR.zip', 'full': 'KuaiSAR_v2.zip'}

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
-from mag.datasets._click_dataset import ClickDataset
 from mag.datasets._interactions import SPLITS, read_interactions
 from mag.datasets._modality import count_rows, name_modalities, read_features
 from mag.datasets._negatives import draw_negatives
 from mag.datasets._row_hash import hash_rows, number_repeats
+from mag.datasets.click_dataset import ClickDataset
 from mag.schema import CLICKS, require_integers, require_positive_integers
 
 _FILES = ('interactions.csv', 'interactions.parquet')

@@ -19,16 +19,11 @@ import torch
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from mag.datasets._click_dataset import ClickDataset, create_attributes, hash_file
-from mag.datasets._delimited import (
-    FLAG,
-    DelimitedScan,
-    checked,
-    checked_flag,
-    create_table,
-    quote,
-    scan_csv,
-)
+from mag.datasets._delimited import DelimitedScan, create_table, scan_csv
+from mag.datasets._fingerprint import hash_file
+from mag.datasets._sql import FLAG, quote
+from mag.datasets._values import checked, checked_flag, create_attributes
+from mag.datasets.click_dataset import ClickDataset
 
 
 class _Release(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._click_dataset import DOMAINS
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
 from mag.datasets._occasion import NUM_OCCASIONS, Occasion
+from mag.datasets.click_dataset import DOMAINS
 from mag.metrics import bayes_optimal
 from mag.schema import require_integers
 

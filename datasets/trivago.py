@@ -3,8 +3,10 @@ from typing import Any
 
 import duckdb
 
-from mag.datasets._click_dataset import ClickDataset, bad_value, check_values
-from mag.datasets._delimited import create_table, quote, scan_csv
+from mag.datasets._delimited import create_table, scan_csv
+from mag.datasets._sql import quote
+from mag.datasets._values import bad_value, check_values
+from mag.datasets.click_dataset import ClickDataset
 
 _COLUMNS = {
     'user_id': 'VARCHAR',

@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
 from mag.datasets import EventLog
-from mag.datasets._click_dataset import ClickDataset, _checksum_of
+from mag.datasets.click_dataset import ClickDataset, _checksum_of
 from mag.files import checksum, write_tensors
 
 CLICKS = ('user', 'clicks', 'item')

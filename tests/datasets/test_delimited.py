@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from mag.datasets import EventLog, KuaiRand, KuaiSAR, MicroVideo, MovieLens, Trivago
-from mag.datasets._delimited import (
-    DelimitedScan,
-    create_table,
-    explain_read_error,
-    parquet_columns,
-    read_header,
-    scan_csv,
-    scan_parquet,
-)
+from mag.datasets._delimited import DelimitedScan, create_table, read_header, scan_csv
+from mag.datasets._parquet import parquet_columns, scan_parquet
+from mag.datasets._read_errors import explain_read_error
 
 TYPES = {'u': 'BIGINT', 'i': 'VARCHAR'}
 

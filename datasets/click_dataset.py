@@ -1,10 +1,9 @@
-import hashlib
 import json
 import os
 import os.path as osp
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import duckdb
@@ -15,15 +14,10 @@ from torch import Tensor
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._delimited import (
-    DelimitedScan,
-    create_table,
-    explain_read_error,
-    line_of_row,
-    quote,
-    read_header,
-    scan_parquet,
-)
+from mag.datasets._fingerprint import hash_file
+from mag.datasets._parquet import scan_parquet
+from mag.datasets._read_errors import explain_read_error
+from mag.datasets._sql import count_rows, quote
 from mag.files import (
     checksum,
     full_disk,
@@ -504,11 +498,11 @@ class ClickDataset(InMemoryDataset):
                 self.read(connection)
             except duckdb.Error as error:
                 raise explain_read_error(error) from error
-        if _count(connection, 'log') == 0:
+        if count_rows(connection, 'log') == 0:
             raise ValueError(f'no rows in {", ".join(self.source_files)}')
         # It also lets another column be empty than the one that must not.
         for name in ('user', 'item', 'time', 'label'):
-            count = _count(connection, f'log WHERE {name} IS NULL')
+            count = count_rows(connection, f'log WHERE {name} IS NULL')
             if count:
                 raise ValueError(
                     f'{count:,} rows without {name} in {", ".join(self.source_files)}; '
@@ -561,10 +555,10 @@ class ClickDataset(InMemoryDataset):
             ORDER BY time, log_position
         """)
         if self.merge_duplicates:
-            num_distinct = _count(connection, 'event')
+            num_distinct = count_rows(connection, 'event')
         else:
-            num_distinct = _count(connection, f'(SELECT DISTINCT {keys} FROM event)')
-        num_duplicates = _count(connection, 'log') - num_distinct
+            num_distinct = count_rows(connection, f'(SELECT DISTINCT {keys} FROM event)')
+        num_duplicates = count_rows(connection, 'log') - num_distinct
         connection.execute('DROP TABLE log')
         return num_duplicates
 
@@ -585,7 +579,7 @@ class ClickDataset(InMemoryDataset):
 
         data = HeteroData()
         for node in ('user', 'item'):
-            data[node].num_nodes = _count(connection, f'{node}_node')
+            data[node].num_nodes = count_rows(connection, f'{node}_node')
         store = data['user', 'clicks', 'item']
         store.edge_index = edge_label_index if has_clicks_only else edge_label_index[:, click]
         store.time = edge_label_time if has_clicks_only else click_time[click]
@@ -679,71 +673,6 @@ def _checksum_of(cache: dict[str, Any]) -> str:
     return f'{zlib.crc32(json.dumps(cache, sort_keys=True).encode()):08x}'
 
 
-def create_attributes(
-    connection: duckdb.DuckDBPyConnection, node: str, select: str, scan: DelimitedScan
-) -> None:
-    r"""Creates the table of a node type's attributes from a file of one row
-    an id.
-    """
-    create_table(connection, f'{node}_attribute', select, scan)
-    repeated = connection.execute(f"""
-        SELECT id, count(*) FROM {node}_attribute
-        GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1
-    """).fetchall()
-    if repeated:
-        name, count = repeated[0]
-        raise ValueError(f'{scan.path} has {count} rows for the {node} {name}, expected one')
-
-
-def check_values(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    path: str,
-    columns: Mapping[str, str],
-    checks: Mapping[str, tuple[str, str]],
-) -> None:
-    r"""Raises for the first bad value in a table that holds a CSV or Parquet
-    file in its order.
-
-    Args:
-        connection: The connection of the table.
-        table (str): The table.
-        path (str): The file.
-        columns (dict): The columns that were read from it.
-        checks (dict): From the name of a column to the SQL of what must hold
-            in every row and the SQL of what was expected.
-    """
-    bad = ', '.join(f'min(rowid) FILTER (({holds}) IS NOT TRUE)' for holds, _ in checks.values())
-    rows = connection.execute(f'SELECT {bad} FROM {table}').fetchall()[0]
-    for (column, (_, expected)), row in zip(checks.items(), rows):
-        if row is not None:
-            value, expected = connection.execute(
-                f'SELECT {column}, {expected} FROM {table} WHERE rowid = {row}'
-            ).fetchall()[0]
-            raise bad_value(path, row, columns, column, value, expected)
-
-
-def bad_value(
-    path: str,
-    row: int,
-    columns: Mapping[str, str],
-    column: str,
-    value: str | int | None,
-    expected: str,
-) -> ValueError:
-    r"""The error that says on which line of a CSV file, or in which row of a
-    Parquet file, a column holds what it must not.
-    """
-    place = f'row {row + 1}'
-    if not path.endswith('.parquet'):
-        delimiter, _ = read_header(path, tuple(columns))
-        place = f'line {line_of_row(path, row, delimiter)}'
-    return ValueError(
-        f'{path}, {place}: column {column!r} holds '
-        f'{"nothing" if value in (None, "") else repr(value)}, expected {expected}'
-    )
-
-
 def _attributes(connection: duckdb.DuckDBPyConnection, node: str) -> list[str]:
     columns = connection.execute(
         'SELECT column_name FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index',
@@ -795,15 +724,11 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, column: str) -> None:
     """)
 
 
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    return connection.execute(f'SELECT count(*) FROM {table}').fetchall()[0][0]
-
-
 def _fetch_events(
     connection: duckdb.DuckDBPyConnection, seconds: str, mapped: tuple[str, ...]
 ) -> dict[str, Tensor]:
     connection.execute(f'CREATE MACRO seconds(time) AS {seconds}')
-    num_rows = _count(connection, 'event')
+    num_rows = count_rows(connection, 'event')
     names = [name for name, *_ in connection.execute('DESCRIBE event').fetchall()]
     index = torch.empty(2, num_rows, dtype=torch.long)
     columns = {'user': index[0], 'item': index[1]}
@@ -845,12 +770,3 @@ def _fetch_queries(
     known = connection.execute(f'SELECT term::VARCHAR FROM {column}_term ORDER BY code').fetchall()
     names = ['', *('unknown' if term is None else term for (term,) in known)]
     return torch.from_numpy(terms), torch.from_numpy(is_search).long(), names
-
-
-def hash_file(path: str, algorithm: str = 'blake2b') -> str:
-    r"""Returns the hash of a file's content in hexadecimal digits."""
-    digest = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,102 @@
+import re
+
+import duckdb
+
+from mag.datasets._content import open_bytes
+from mag.datasets._sql import FLAG
+
+LONG = 200
+# DuckDB's own limit.
+LONGEST_ROW = 2_000_000
+EXPECTED = {
+    'BIGINT': 'a whole number',
+    'INTEGER': 'a whole number',
+    FLAG: '0 or 1',
+    'TIMESTAMP WITH TIME ZONE': 'a number or a time such as 2022-04-25 13:00:00',
+}
+
+
+def missing_columns(path: str, missing: list[str], columns: list[str]) -> ValueError:
+    r"""The error that says which columns a file lacks and which it has."""
+    found = ', '.join(map(shorten, columns))
+    return ValueError(
+        f'{path} has no column {", ".join(map(repr, missing))}; its columns are '
+        f'{found if len(found) <= 3 * LONG else f"{found[: 3 * LONG]}..."}'
+    )
+
+
+def check_repeated(path: str, wanted: tuple[str, ...], columns: list[str]) -> None:
+    r"""Raises if a file has more than one of a column."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise ValueError(
+                f'{path} has {columns.count(name)} columns {name!r}, expected one of each name'
+            )
+
+
+def explain_read_error(error: duckdb.Error) -> ValueError:
+    r"""Turns DuckDB's page about a row it cannot read into a sentence with
+    file and line.
+    """
+    text = str(error)
+    line = re.search(r'CSV Error on Line: (\d+)', text)
+    path = re.search(r'^ +file = (.*)$', text, re.MULTILINE)
+    if path is not None and 'state machine reached an invalid state' in text:
+        return ValueError(_explain_line_ends(path.group(1)))
+    if line is None or path is None:
+        return ValueError(first_line(error).removeprefix('Invalid Input Error: '))
+    place = f'{path.group(1)}, line {line.group(1)}'
+    original = re.search(
+        r'Original Line: ?(.*?)\n\s*'
+        r'(?:Error when|Expected Number|Invalid unicode|Value with|Maximum line)',
+        text,
+        re.DOTALL,
+    )
+    row = f' in the row {shorten(original.group(1).strip())}' if original else ''
+    width = re.search(r'Expected Number of Columns: (\d+) Found: (\d+)', text)
+    if width:
+        return ValueError(
+            f'{place}: expected {width.group(1)} columns, found {width.group(2)}{row}'
+        )
+    size = re.search(r'Maximum line size of \d+ bytes exceeded. Actual Size: ?(\d+)', text)
+    if size:
+        return ValueError(
+            f'{place}: expected a row of at most {LONGEST_ROW:,} bytes, found '
+            f'{int(size.group(1)):,}'
+        )
+    column = re.search(r'Error when converting column "(.*?)"\.', text, re.DOTALL)
+    if column:
+        value = re.search(r'Could not convert string "(.*?)" to \'', text, re.DOTALL)
+        kind = re.search(r'is being converted as type (.*)$', text, re.MULTILINE)
+        found = shorten(value.group(1)) if value and value.group(1) else 'nothing'
+        return ValueError(
+            f'{place}: column {column.group(1)!r} holds {found}, expected '
+            f'{EXPECTED.get(kind.group(1) if kind else "", "a number")}{row}'
+        )
+    if 'Invalid unicode' in text:
+        return ValueError(f'{place}: expected UTF-8, found other bytes{row}')
+    if 'unterminated quote' in text:
+        return ValueError(
+            f'{place}: a quote is opened and not closed, or a row has more than '
+            f'{LONGEST_ROW:,} bytes{row}'
+        )
+    return ValueError(f'{place}: {first_line(error)}{row}')
+
+
+def first_line(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def shorten(text: str) -> str:
+    r"""Writes :obj:`text` in quotes, and of a long one the start."""
+    return repr(text) if len(text) <= LONG else f'{text[:LONG]!r}...'
+
+
+def _explain_line_ends(path: str) -> str:
+    with open_bytes(path) as file:
+        ends = ('CRLF' if line.endswith(b'\r\n') else 'LF' for line in file if line.endswith(b'\n'))
+        first = next(ends, None)
+        for number, end in enumerate(ends, 2):
+            if end != first:
+                return f'{path}, line {number}: the line ends in {end}, expected {first} as before'
+    return f'{path}: expected lines that all end in LF or all in CRLF, and closed quotes'
