@@ -8,7 +8,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
 from mag.loader import ExposureBatch, ExposureFeatures
-from mag.logits import ConversionLogits
+from mag.logits import Logits
 from mag.losses import (
     behavior_loss,
     click_and_conversion_loss,
@@ -255,7 +255,7 @@ class GMCM(torch.nn.Module):
                 torch.nn.init.xavier_uniform_(weight)
             torch.nn.init.xavier_uniform_(self.behavior_head)
 
-    def forward(self, batch: ExposureBatch) -> ConversionLogits:
+    def forward(self, batch: ExposureBatch) -> Logits:
         r"""
         Args:
             batch (ExposureBatch): Exposures with their features, see
@@ -263,7 +263,7 @@ class GMCM(torch.nn.Module):
 
         Returns:
             The logits of click, conversion and behaviors, see
-            :class:`~mag.logits.ConversionLogits`.
+            :class:`~mag.logits.Logits`.
 
         Raises:
             ValueError: If the batch has another number of features.
@@ -288,8 +288,8 @@ class GMCM(torch.nn.Module):
             behavior = (hidden * self.behavior_head).sum(-1)
             conversion = self.conversion_head(self._pool(hidden)).squeeze(-1)
         if self.objective != 'division':
-            return ConversionLogits(click, conversion, behavior, imputation=imputation)
-        return ConversionLogits(click, _divide(conversion, click), behavior, both=conversion)
+            return Logits(click, conversion, behavior, imputation=imputation)
+        return Logits(click, _divide(conversion, click), behavior, both=conversion)
 
     def behavior_embedding(self, x: Tensor) -> Tensor:
         r"""The embeddings of the behaviors (eq. 13 to 15), shape :obj:`[B, N, hidden_channels]`.
@@ -313,7 +313,7 @@ class GMCM(torch.nn.Module):
             return hidden.flatten(1)
         return hidden.mean(1) if self.output == 'mean' else hidden.sum(1)
 
-    def loss(self, logits: ConversionLogits, batch: ExposureBatch) -> Tensor:
+    def loss(self, logits: Logits, batch: ExposureBatch) -> Tensor:
         r"""The loss of the click (eq. 12) plus that of conversion and behaviors (eq. 18).
 
         With :math:`\mathrm{loss}` as given to the constructor, those of conversion and behaviors
@@ -334,7 +334,7 @@ class GMCM(torch.nn.Module):
         exposures.
 
         Args:
-            logits (ConversionLogits): What :meth:`forward` returned for the batch.
+            logits (Logits): What :meth:`forward` returned for the batch.
             batch (ExposureBatch): The exposures, with their labels.
 
         Returns:

@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.logits import ConversionLogits
+from mag.logits import Logits, as_logits
 from mag.metrics import click_metrics
 from mag.schema import CLICKS
 from mag.training.run_config import describe_model
@@ -21,7 +21,7 @@ class ClickModule(LightningModule):
 
     Args:
         model (torch.nn.Module): :obj:`model(batch)` returns the logits of clicks, shape
-            :obj:`[B]`, or :class:`~mag.logits.ConversionLogits`; :obj:`batch.label` holds
+            :obj:`[B]`, or :class:`~mag.logits.Logits`; :obj:`batch.label` holds
             the clicks, :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the
             conversions. In a :class:`~torch_geometric.data.HeteroData`, as
             :class:`~mag.loader.PathLoader` and PyG's loaders of links make, clicks, users and
@@ -59,7 +59,7 @@ class ClickModule(LightningModule):
         precision such as :obj:`"bf16-true"` changes what is not saved."""
         return describe_model(self.model)
 
-    def forward(self, batch: Any) -> Tensor | ConversionLogits:
+    def forward(self, batch: Any) -> Tensor | Logits:
         r"""What the model returns for :obj:`batch`."""
         return self.model(batch)
 
@@ -118,29 +118,28 @@ def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
     Raises:
         ValueError: If labels are missing or there is not one logit a row.
     """
-    output = model(batch)
+    name = type(model).__name__
+    logits = as_logits(name, model(batch))
     label, user, conversion = _labels(batch)
-    logits = {'click': output}
-    if isinstance(output, ConversionLogits):
-        logits = {'click': output.click, 'conversion': output.conversion}
-    for name, value in logits.items():
-        if value.shape != label.shape:
+    for of, value in (('click', logits.click), ('conversion', logits.conversion)):
+        if value is not None and value.shape != label.shape:
             raise ValueError(
-                f'{type(model).__name__} must return one logit of the {name} a row, shape '
-                f'{list(label.shape)} like the labels, but returned {list(value.shape)}.'
+                f'{name} must return one logit of the {of} a row, shape {list(label.shape)} like '
+                f'the labels, but returned {list(value.shape)}.'
             )
-    if not isinstance(output, ConversionLogits):
-        return output, label, user
+    if logits.conversion is None:
+        return logits.click, label, user
     if conversion is None:
-        raise ValueError(
-            f'{type(model).__name__} predicts conversions, but batch.conversion is None.'
-        )
-    # In float64: probabilities that are products come closer to each other than float32 can tell.
-    if output.both is None:
-        log_both = F.logsigmoid(output.click.double()) + F.logsigmoid(output.conversion.double())
-    else:
-        log_both = F.logsigmoid(output.both.double())
-    return output.click, label, user, output.conversion, log_both, conversion
+        raise ValueError(f'{name} predicts conversions, but batch.conversion is None.')
+    return logits.click, label, user, logits.conversion, log_both(logits), conversion
+
+
+def log_both(logits: Logits) -> Tensor:
+    r"""The logarithm of the probability that click and conversion both happen, in float64:
+    probabilities that are products come closer to each other than float32 can tell."""
+    if logits.both is not None:
+        return F.logsigmoid(logits.both.double())
+    return F.logsigmoid(logits.click.double()) + F.logsigmoid(logits.conversion.double())
 
 
 def _labels(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:

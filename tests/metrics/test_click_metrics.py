@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureBatch
-from mag.logits import ConversionLogits
+from mag.logits import Logits
 from mag.metrics import click_metrics
 from mag.training import MONITORS, evaluate
 from mag.training.click_module import ClickModule, score
@@ -33,12 +33,12 @@ class Table(torch.nn.Module):
         self.both = both
         self.only_click = only_click
 
-    def forward(self, batch: ExposureBatch) -> ConversionLogits | Tensor:
+    def forward(self, batch: ExposureBatch) -> Logits | Tensor:
         click, conversion = (logit[batch.item] for logit in self.logits)
         if self.only_click:
             return click
         both = None if self.both is None else self.both[batch.item]
-        return ConversionLogits(click, conversion, both=both)
+        return Logits(click, conversion, both=both)
 
 
 def random_batch(num_rows: int = 400, num_users: int = 20, seed: int = 0) -> ExposureBatch:

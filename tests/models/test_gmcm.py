@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.logits import ConversionLogits
 from mag.datasets import SyntheticMarket
 from mag.loader import ExposureBatch, ExposureLoader
+from mag.logits import Logits
 from mag.models import GMCM
 from mag.models.gmcm import _divide
 from mag.training import ClickModule
@@ -74,7 +74,7 @@ def without_clicks(batch: ExposureBatch) -> ExposureBatch:
     )
 
 
-def outputs(logits: ConversionLogits) -> dict[str, Tensor]:
+def outputs(logits: Logits) -> dict[str, Tensor]:
     return {name: value for name, value in logits._asdict().items() if value is not None}
 
 
@@ -85,8 +85,8 @@ BEHAVIOR = [[0.7, 0.2], [0.4, 0.1], [0.3, 0.3], [0.2, 0.6]]
 GOLDEN_CLICK_LOSS = 0.7296928081044656
 
 
-def golden() -> tuple[ConversionLogits, ExposureBatch]:
-    logits = ConversionLogits(*(torch.tensor(p).logit() for p in (CLICK, CONVERSION, BEHAVIOR)))
+def golden() -> tuple[Logits, ExposureBatch]:
+    logits = Logits(*(torch.tensor(p).logit() for p in (CLICK, CONVERSION, BEHAVIOR)))
     none = torch.empty(4, 0)
     behavior = torch.zeros(4, 2)
     behavior[0, 0] = 1
@@ -749,7 +749,7 @@ def test_export_scores_batches_of_other_sizes(market: HeteroData, kwargs: dict[s
     for user, items in ((7, range(10)), (0, range(15)), (24, [3, 5]), (49, [1] * 300)):
         request = loader.request(user, torch.tensor([*items]), **told)
         scores, expected = scorer(request), outputs(model(request))
-        assert type(scores) is ConversionLogits and outputs(scores).keys() == expected.keys()
+        assert type(scores) is Logits and outputs(scores).keys() == expected.keys()
         for name, value in outputs(scores).items():
             torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
 

@@ -26,7 +26,7 @@ from torch_geometric.data import HeteroData
 from mag.datasets import SyntheticMarket
 from mag.files import write_tensors
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch, PairLoader
-from mag.logits import ConversionLogits
+from mag.logits import Logits
 from mag.models import GMCM
 from mag.training import MONITORS, ClickModule, evaluate, fit
 from mag.training.atomic_checkpoint_io import AtomicCheckpointIO
@@ -1016,9 +1016,9 @@ class ConversionsWithoutLoss(torch.nn.Module):
         super().__init__()
         self.bias = torch.nn.Parameter(torch.tensor([0.5, -1.0]))
 
-    def forward(self, batch: ExposureBatch) -> ConversionLogits:
+    def forward(self, batch: ExposureBatch) -> Logits:
         click, conversion = self.bias.unsqueeze(1) + 0.1 * (batch.user - batch.item)
-        return ConversionLogits(click, conversion)
+        return Logits(click, conversion)
 
 
 def test_without_a_loss_of_its_own_a_model_learns_clicks() -> None:
