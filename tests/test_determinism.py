@@ -43,8 +43,8 @@ Learner = tuple[Callable[[], Tensor], torch.nn.Module]
 def two_threads() -> Iterator[None]:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    # In about one process of twenty, the first exp on two threads is off by 1e-4, before anything
-    # of ours has run: it comes from the maths library, and only once.
+    # In 3 of 16 processes the first run of SRJGraph differed, and no later one. Once it was
+    # traced, to an exp of equal inputs that was off by 1e-4. Why is not known.
     torch.rand(100_000).exp()
     yield
     torch.set_num_threads(num_threads)
