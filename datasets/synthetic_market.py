@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
 from mag.datasets._occasion import NUM_OCCASIONS, Occasion
-from mag.datasets.click_dataset import DOMAINS
-from mag.metrics import bayes_optimal
+from mag.datasets._queries import DOMAINS
 from mag.schema import require_integers
 
 MODALITIES = ('visual', 'acoustic', 'text')
@@ -339,6 +338,9 @@ def _to_data(
     rng: np.random.Generator,
     bar: tqdm,
 ) -> HeteroData:
+    # Brings torchmetrics and what that plots with: two seconds, which no other dataset needs.
+    from mag.metrics import bayes_optimal
+
     micro = MicroBehavior()
     num_exposures = exposures.user.size
     click_logit, conversion_logit = (np.empty(num_exposures, np.float32) for _ in range(2))

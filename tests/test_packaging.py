@@ -151,6 +151,47 @@ def test_folder_imports_only_what_it_may(package: str) -> None:
                 assert not wrong, f'{name}:{node.lineno} imports {wrong}'
 
 
+# What takes time to import, and some of mag needs. SciPy loads its parts when they are asked for.
+HEAVY = (
+    'duckdb', 'faiss', 'lightning', 'matplotlib', 'pytorch_lightning', 'scipy.sparse',
+    'scipy.special', 'sklearn', 'tensorboard', 'torchmetrics', 'wordllama',
+)  # fmt: skip
+IMPORT_ONE = """
+import importlib, json, sys
+
+heavy, package = json.loads(sys.argv[1])
+for name in ('torch_scatter', 'torch_sparse'):  # PyG imports them where they are, and they SciPy
+    sys.modules[name] = None
+importlib.import_module(package)
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+
+
+def heavy_imports(package: str) -> set[str]:
+    arguments = json.dumps([HEAVY, package])
+    command = [sys.executable, '-c', IMPORT_ONE, arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ('package', 'needed'),
+    [
+        ('mag', set()),
+        ('mag.loader', set()),
+        ('mag.losses', set()),
+        ('mag.macro_graph', set()),
+        ('mag.models', set()),
+        ('mag.nn', set()),
+        ('mag.transforms', set()),
+        ('mag.datasets', {'duckdb'}),
+    ],
+)
+def test_a_package_imports_only_what_it_needs(package: str, needed: set[str]) -> None:
+    assert heavy_imports(package) == needed
+
+
 # The threads that FAISS started in the parent do not live on in the fork; a worker waits for them
 # forever where faiss was imported before torch.
 FAISS_IN_WORKER = """

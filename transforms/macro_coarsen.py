@@ -2,8 +2,8 @@ import copy
 import hashlib
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
@@ -348,7 +348,7 @@ class MacroCoarsen(BaseTransform):
         other = OTHER[node_type]
         row, column = edge_index if node_type == 'user' else edge_index.flip(0)
         num_nodes = data[node_type].num_nodes
-        clicks = csr_matrix(
+        clicks = scipy.sparse.csr_matrix(
             (np.ones(row.numel(), dtype=np.float32), (row.numpy(), column.numpy())),
             shape=(num_nodes, data[other].num_nodes),
         )
@@ -358,7 +358,7 @@ class MacroCoarsen(BaseTransform):
         if self._behaviors[node_type] == 'raw':
             columns = self._columns[node_type]
             return raw_behavior(clicks, self.projection_dim, self.seed, columns), known
-        counts = csr_matrix(
+        counts = scipy.sparse.csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
             shape=(num_nodes, self._num_clusters(data, other)),
         )

@@ -1,10 +1,9 @@
 import os
 from typing import Any
 
-import faiss
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from mag.files import read_tensors, write_tensors
@@ -68,6 +67,9 @@ class Grouping:
                 f'Grouping into {self.num_clusters} clusters needs at least as many nodes with '
                 f'behavior, but got {len(rows)}.'
             )
+        # Here and in assign, so that importing mag does not wait for it.
+        import faiss
+
         kmeans = faiss.Kmeans(
             rows.shape[1],
             self.num_clusters,
@@ -104,6 +106,8 @@ class Grouping:
             )
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
+        import faiss
+
         _, cluster = faiss.knn(rows, self.centroids.numpy(), 1)
         return torch.from_numpy(cluster[:, 0].astype(np.int64))
 
@@ -206,7 +210,10 @@ def macro_behavior(counts: Tensor) -> Tensor:
 
 
 def raw_behavior(
-    clicks: csr_matrix, projection_dim: int, seed: int, columns: np.ndarray | None = None
+    clicks: 'scipy.sparse.csr_matrix',
+    projection_dim: int,
+    seed: int,
+    columns: np.ndarray | None = None,
 ) -> Tensor:
     r"""L2-normalized rows of the click matrix, :math:`\mathbf{b}_v = \mathbf{r}_v /
     {\lVert \mathbf{r}_v \rVert}_2` (paper, eq. 2), projected to :obj:`projection_dim` random signs
@@ -240,7 +247,7 @@ def raw_behavior(
         # At their own places, where these fit: those of a matrix of no other columns.
         fits = columns.max(initial=-1) < projection_dim
         place = columns if fits else np.arange(len(columns))
-        rows = csr_matrix(
+        rows = scipy.sparse.csr_matrix(
             (chosen.data, place[chosen.indices], chosen.indptr), (len(norm), projection_dim)
         ).toarray()
     else:

@@ -1,6 +1,6 @@
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 from tqdm import tqdm
 
@@ -87,8 +87,8 @@ class MacroEdges:
         }
         num_users, num_items = len(user_cluster), len(item_cluster)
         self.clicks = {
-            'user': csr_matrix((num_users, num_items), dtype=np.float64),
-            'item': csr_matrix((num_items, num_users), dtype=np.float64),
+            'user': scipy.sparse.csr_matrix((num_users, num_items), dtype=np.float64),
+            'item': scipy.sparse.csr_matrix((num_items, num_users), dtype=np.float64),
         }
         self.counts = {
             node: [
@@ -138,7 +138,7 @@ class MacroEdges:
             raise
         return self
 
-    def _add(self, new: dict[str, csr_matrix]) -> None:
+    def _add(self, new: dict[str, 'scipy.sparse.csr_matrix']) -> None:
         if new['user'].nnz == 0:
             return
         first = self.clicks['user'].nnz == 0
@@ -249,12 +249,12 @@ class MacroEdges:
             shape = (len(values), len(self.cluster[OTHER[node]]))
             own, other = self.clicks[node], self.clicks[OTHER[node]]
             ends = np.pad(own.indptr, (0, grown), mode='edge')
-            self.clicks[node] = csr_matrix((own.data, own.indices, ends), shape)
-            self.clicks[OTHER[node]] = csr_matrix(
+            self.clicks[node] = scipy.sparse.csr_matrix((own.data, own.indices, ends), shape)
+            self.clicks[OTHER[node]] = scipy.sparse.csr_matrix(
                 (other.data, other.indices, other.indptr), shape[::-1]
             )
 
-    def _new_clicks(self, edge_index: Tensor) -> dict[str, csr_matrix]:
+    def _new_clicks(self, edge_index: Tensor) -> dict[str, 'scipy.sparse.csr_matrix']:
         if (
             not isinstance(edge_index, Tensor)
             or edge_index.dim() != 2
@@ -287,7 +287,7 @@ class MacroEdges:
                     f"{node} {index[lonely.argmax()]}: fill in '{node}_cluster'."
                 )
         shape = (len(self.cluster['user']), len(self.cluster['item']))
-        new = csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
+        new = scipy.sparse.csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
         if self.binary:
             new.data[:] = 1
             if self.clicks['user'].nnz > 0:
@@ -295,10 +295,10 @@ class MacroEdges:
                 new.eliminate_zeros()
         return {'user': new, 'item': new.T.tocsr()}
 
-    def _one_hot(self, node: str) -> csr_matrix:
+    def _one_hot(self, node: str) -> 'scipy.sparse.csr_matrix':
         cluster = self.cluster[node]
         known = cluster >= 0
-        return csr_matrix(
+        return scipy.sparse.csr_matrix(
             (np.ones(known.sum()), cluster[known], np.concatenate([[0], known.cumsum()])),
             shape=(len(cluster), self.num_clusters[node]),
         )
@@ -314,13 +314,13 @@ class MacroEdges:
             return self.clicks[node] @ change
         return self.clicks[other].T @ change
 
-    def _own_edges(self, node: str) -> csr_matrix:
+    def _own_edges(self, node: str) -> 'scipy.sparse.csr_matrix':
         r"""Hop-1 macro edges, in which only the row of the node's own cluster is filled, shape
         :obj:`[num_nodes, M_0 * M_1]`."""
-        first = csr_matrix(self.clicks[node] @ self._one_hot(OTHER[node]))
+        first = scipy.sparse.csr_matrix(self.clicks[node] @ self._one_hot(OTHER[node]))
         width = self.num_clusters[OTHER[node]]
         owner = np.repeat(self.cluster[node], np.diff(first.indptr))
-        return csr_matrix(
+        return scipy.sparse.csr_matrix(
             (first.data, owner * width + first.indices, first.indptr),
             shape=(first.shape[0], self.num_clusters[node] * width),
         )
@@ -334,10 +334,12 @@ class MacroEdges:
     def _count_sets(self, node: str, hop: int) -> np.ndarray:
         start = self.reached(node, hop - 1)
         return self._over_sets(
-            node, hop, csr_matrix(self.clicks[start] @ self._one_hot(OTHER[start]))
+            node, hop, scipy.sparse.csr_matrix(self.clicks[start] @ self._one_hot(OTHER[start]))
         ).toarray()
 
-    def _over_sets(self, node: str, hop: int, table: csr_matrix) -> csr_matrix:
+    def _over_sets(
+        self, node: str, hop: int, table: 'scipy.sparse.csr_matrix'
+    ) -> 'scipy.sparse.csr_matrix':
         r"""Sums the rows of :obj:`table` over :math:`\mathcal{N}^{(k-1)}_v`, which is eq. 5 because
         every neighbor of a node in :math:`\mathcal{N}^{(k-1)}_v` is in
         :math:`\mathcal{N}^{(k)}_v`."""
@@ -348,7 +350,7 @@ class MacroEdges:
         )
         chunk = (pairs.cumsum() // CHUNK_PAIRS).astype(np.int64)
         bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=chunk[-1:] + 1))
-        parts = [csr_matrix((0, table.shape[1]))]
+        parts = [scipy.sparse.csr_matrix((0, table.shape[1]))]
         pieces = list(zip(bounds[:-1], bounds[1:], strict=True))
         for start, end in tqdm(pieces, f'Counting hop {hop}', leave=False, delay=3):
             reach = self.clicks[node][start:end]
@@ -359,7 +361,7 @@ class MacroEdges:
                 reach = reach.copy()
                 reach.data[:] = 1
             parts.append(reach @ table)
-        return vstack(parts, format='csr')
+        return scipy.sparse.vstack(parts, format='csr')
 
     def _refuse(self, num_bytes: float, what: str) -> None:
         if num_bytes > self.max_bytes:
