@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+
+
 _KINDS = {
-    'integers': lambda dtype: not dtype.is_floating_point and not dtype.is_complex,
+    'integers': _is_integer,
+    'int64 seconds': _is_integer,
     'floats': lambda dtype: dtype.is_floating_point,
+    'numbers': lambda dtype: not dtype.is_complex,
 }
 
 
@@ -102,7 +110,8 @@ def check_tensor(
         value: What was given.
         shape: A size for each dimension, or what it counts, where any will do; :obj:`"*"` first
             stands for any number of leading dimensions.
-        kind: :obj:`"integers"`, :obj:`"floats"` or a type such as :obj:`torch.long`.
+        kind: :obj:`"integers"`, :obj:`"int64 seconds"`, which are integers, :obj:`"floats"`,
+            :obj:`"numbers"`, which may be boolean, or a type such as :obj:`torch.long`.
     """
     expected = f'[{", ".join(map(str, shape))}]'
     if not isinstance(value, Tensor):
@@ -119,7 +128,7 @@ def check_tensor(
     ):
         raise ValueError(f"{reader} expects '{name}' of shape {expected}, but got shape {sizes}.")
     is_kind = value.dtype == kind if isinstance(kind, torch.dtype) else _KINDS[kind](value.dtype)
-    if not is_kind or (kind == 'integers' and value.dtype == torch.bool):
+    if not is_kind:
         of_kind = f'dtype {str(kind).removeprefix("torch.")}'
         raise TypeError(
             f"{reader} expects '{name}' of {kind if isinstance(kind, str) else of_kind}, but got "

@@ -6,12 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.typing import EdgeType
+
+from mag.checks import check_ids, check_tensor, check_values
 
 CLICKS = ('user', 'clicks', 'item')
 REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
 OTHER = {'user': 'item', 'item': 'user'}
+MACRO = {'user': 'macro_user', 'item': 'macro_item'}
 # By the type of the child: the edges by which PathLoader joins it to its precursor.
 TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
+# What follows an exposure, and may be counted beside it, is no feature.
+OUTCOMES = ('behavior', 'conversion')
 
 
 def require(data: Any, reader: str, *attributes: str) -> None:
@@ -45,28 +51,27 @@ def require(data: Any, reader: str, *attributes: str) -> None:
             f'{reader} needs data{list(CLICKS)} to have {missing}, but it has '
             f'{list(clicks.keys())}.'
         )
-    for node_type, row in (('user', 0), ('item', 1)):
-        num_nodes = data[node_type].get('num_nodes') if node_type in data.node_types else None
-        if num_nodes is None:
+    for node_type in OTHER:
+        if node_type not in data.node_types or 'num_nodes' not in data[node_type]:
             raise ValueError(f"{reader} needs data['{node_type}'].num_nodes to be set.")
-        for name in ('edge_index', 'edge_label_index'):
-            if name in attributes:
-                _check_index(reader, name, clicks[name], row, node_type, num_nodes)
-    for name, index in (
-        ('time', 'edge_index'),
-        ('edge_label_time', 'edge_label_index'),
-        ('edge_label_settled', 'edge_label_index'),
-        ('edge_label', 'edge_label_index'),
+    for name in ('edge_index', 'edge_label_index'):
+        if name in attributes:
+            check_tensor(reader, name, clicks[name], (2, 'num_edges'), torch.long)
+            for node_type, ids in zip(OTHER, clicks[name], strict=True):
+                check_ids(reader, f"{node_type} ids of '{name}'", ids, data[node_type].num_nodes)
+    for name, index, kind in (
+        # A float cannot hold unix seconds exactly.
+        ('time', 'edge_index', 'int64 seconds'),
+        ('edge_label_time', 'edge_label_index', 'int64 seconds'),
+        ('edge_label_settled', 'edge_label_index', 'int64 seconds'),
+        ('edge_label', 'edge_label_index', 'numbers'),
     ):
         if name in attributes and index in attributes:
-            _check_shape(reader, name, clicks[name], clicks[index].size(1))
-            if name == 'edge_label':
-                _check_label(reader, clicks[name])
-            elif clicks[name].is_floating_point():
-                raise TypeError(
-                    f"{reader} expects '{name}' as int64 seconds, but got {clicks[name].dtype}: "
-                    f'a float cannot hold unix seconds exactly.'
-                )
+            check_tensor(reader, name, clicks[name], (clicks[index].size(1),), kind)
+    if {'edge_label', 'edge_label_index'} <= set(attributes):
+        label = clicks.edge_label
+        is_good = (label == 0) | (label == 1)
+        check_values(reader, 'edge_label', label, is_good, '1 for a click and 0 for none')
 
 
 def require_positive_integers(**values: Any) -> None:
@@ -145,35 +150,6 @@ def require_cpu(data: HeteroData, reader: str) -> None:
         )
 
 
-def _check_index(
-    reader: str, name: str, index: Any, row: int, node_type: str, num_nodes: int
-) -> None:
-    if not isinstance(index, Tensor) or index.dim() != 2 or index.size(0) != 2:
-        raise ValueError(
-            f"{reader} expects '{name}' of shape [2, num_edges], but got "
-            f'{list(index.shape) if isinstance(index, Tensor) else type(index).__name__}.'
-        )
-    if index.dtype != torch.long:
-        raise TypeError(f"{reader} expects '{name}' of dtype int64, but got {index.dtype}.")
-    require_range(reader, f"{node_type} ids of '{name}'", index[row], num_nodes)
-
-
-def _check_shape(reader: str, name: str, value: Any, num_edges: int) -> None:
-    if not isinstance(value, Tensor) or value.shape != (num_edges,):
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{reader} expects '{name}' of shape [{num_edges}], but got {shape}.")
-
-
-def _check_label(reader: str, label: Tensor) -> None:
-    bad = (label != 0) & (label != 1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{reader} expects 'edge_label' of 1 for a click and 0 for none, but found "
-            f'{int(bad.sum())} others, such as {label[row].item()} in row {row}.'
-        )
-
-
 def label_attributes(data: HeteroData) -> list[str]:
     r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry an
     exposure."""
@@ -199,6 +175,85 @@ def click_attributes(data: HeteroData) -> list[str]:
     ]
 
 
+def categoricals(store: Any, prefix: str = '') -> dict[str, int]:
+    r"""From the names of the categorical attributes of a node or edge type, those with a number of
+    values beside them, to that number, in alphabetical order.
+
+    Args:
+        store: Such as :obj:`data['user']`.
+        prefix: What stands before the names: :obj:`"edge_label_"` for those of exposures.
+    """
+    names = {name.removeprefix(prefix) for name in store.keys() if name.startswith(prefix)}
+    return {
+        name: int(store[f'num_{name}'])
+        for name in sorted(names.difference(OUTCOMES))
+        if f'num_{name}' in store
+    }
+
+
+def contents(store: Any) -> dict[str, str]:
+    r"""From the modalities of dense features, such as :obj:`"visual"`, to the names of the
+    attributes that hold them, such as :obj:`"x_visual"`; features without a modality,
+    :obj:`"x"`, are those of :obj:`""`."""
+    return {
+        name.removeprefix('x').removeprefix('_'): name
+        for name in store.keys()
+        if name == 'x' or name.startswith('x_')
+    }
+
+
+def hop_type(node_type: str, hop: int) -> EdgeType:
+    r"""The type of the macro edges that reach a node type in so many hops, such as
+    :obj:`('macro_item', 'hop1', 'user')`."""
+    return MACRO[node_type if hop % 2 == 0 else OTHER[node_type]], f'hop{hop}', node_type
+
+
+def hops(data: HeteroData, node_type: str) -> list[EdgeType]:
+    r"""The types of the macro edges of a node type, of hop 1 first."""
+    found = {
+        int(relation[3:]): (source, relation, target)
+        for source, relation, target in data.edge_types
+        if target == node_type and relation.startswith('hop') and relation[3:].isdecimal()
+    }
+    return [found[hop] for hop in sorted(found)]
+
+
+class Windows(NamedTuple):
+    r"""The windows that the rows of a part roll over."""
+
+    #: When the history of each ends, shape :obj:`[num]`; :obj:`None` of a log that was not split.
+    cutoff: Tensor | None
+    num: int
+    #: That of each exposure, shape :obj:`[L]`; :obj:`None` if all read the same history.
+    of_label: Tensor | None
+
+
+def windows(data: HeteroData, reader: str) -> Windows:
+    r"""The windows of a part.
+
+    Args:
+        data: The part.
+        reader: The name of the caller, for the message.
+
+    Raises:
+        ValueError: If there are windows without cutoffs, or the cutoffs have a wrong shape or do
+            not ascend.
+    """
+    clicks = data[CLICKS]
+    of_label = clicks.get('edge_label_window')
+    if 'cutoff' not in clicks:
+        if of_label is not None:
+            raise ValueError(
+                f"{reader} found 'edge_label_window' but no 'cutoff' that tells when the windows "
+                f'begin: pass the parts that TemporalSplit returns.'
+            )
+        return Windows(None, 1, None)
+    cutoff = _checked_cutoff(reader, clicks.cutoff)
+    if bool((cutoff[1:] <= cutoff[:-1]).any()):
+        raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
+    return Windows(cutoff, cutoff.numel(), of_label)
+
+
 def history_clock(data: HeteroData) -> Tensor:
     r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
     :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""
@@ -213,45 +268,30 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
         if the data does not roll: with one cutoff and no :obj:`edge_label_window`.
 
     Raises:
-        ValueError: If a click lies at or after the last cutoff, the cutoffs do not ascend, or the
-            windows of the exposures do not belong to them.
+        IndexError: If an exposure is of a window that does not exist.
+        ValueError: If a click lies at or after the last cutoff, or the cutoffs do not ascend.
     """
     clicks = data[CLICKS]
-    cutoff = clicks.get('cutoff')
-    label_window = clicks.get('edge_label_window')
-    if cutoff is None and label_window is None:
-        return None, 1
+    cutoff, num_windows, of_label = windows(data, reader)
     if cutoff is None:
-        raise ValueError(
-            f"{reader} found 'edge_label_window' but no 'cutoff' that tells when the windows "
-            f'begin: pass the parts that TemporalSplit returns.'
-        )
-    if 'time' not in clicks and 'position' not in clicks:
+        return None, 1
+    if _clock_name(data) not in clicks:
         raise ValueError(
             f"{reader} found a 'cutoff' but no 'time' to compare with it in "
             f'data{list(CLICKS)}, which has {list(clicks.keys())}.'
         )
     clock = history_clock(data)
-    _check_shape(reader, _clock_name(data), clock, clicks.edge_index.size(1))
-    cutoff = _checked_cutoff(reader, cutoff)
-    num_windows = cutoff.numel()
-    if label_window is not None and label_window.numel() > 0:
-        low, high = (int(bound) for bound in label_window.aminmax())
-        if low < 0 or high >= num_windows:
-            raise ValueError(
-                f"{reader} found exposures of the windows {low} to {high}, but 'cutoff' has "
-                f'{num_windows}: expected windows from 0 to {num_windows - 1}.'
-            )
+    check_tensor(reader, _clock_name(data), clock, (clicks.edge_index.size(1),), 'numbers')
+    if of_label is not None:
+        check_ids(reader, "windows of 'edge_label_window'", of_label, num_windows)
     if clock.numel() > 0 and bool(clock.max() >= cutoff.max()):
         raise ValueError(
             f'{reader} found clicks up to {clock.max().item()}, but the cutoff of this data is '
             f'{cutoff.max().item()}: the history must lie strictly before it. Was the data edited '
             f'after TemporalSplit?'
         )
-    if num_windows == 1 and label_window is None:
+    if num_windows == 1 and of_label is None:
         return None, 1
-    if bool((cutoff[1:] <= cutoff[:-1]).any()):
-        raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
     return torch.bucketize(clock, cutoff, right=True), num_windows
 
 

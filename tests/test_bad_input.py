@@ -222,12 +222,12 @@ CASES: dict[str, Case] = {
     'split float settled': (
         lambda p: TemporalSplit()(edited(edge_label_settled=torch.rand(40))),
         TypeError,
-        "'edge_label_settled' as int64 seconds",
+        "'edge_label_settled' of int64 seconds",
     ),
     'split settled shape': (
         lambda p: TemporalSplit()(edited(edge_label_settled=torch.ones(40, 2).long())),
         ValueError,
-        r"'edge_label_settled' of shape \[40\], but got \[40, 2\]",
+        r"'edge_label_settled' of shape \[40\], but got shape \[40, 2\]",
     ),
     'split by': (lambda p: TemporalSplit(by='day'), ValueError, "'global' or 'user'.*'day'"),
     'split no data': (lambda p: TemporalSplit()([1]), TypeError, 'HeteroData.*got list'),
@@ -249,7 +249,7 @@ CASES: dict[str, Case] = {
     'split label': (
         lambda p: TemporalSplit()(edited(edge_label=torch.full((40,), 5.0))),
         ValueError,
-        '40 others, such as 5.0 in row 0',
+        '40 of 40 are not, such as 5.0 in row 0',
     ),
     'split label nan': (
         lambda p: TemporalSplit()(edited(edge_label=torch.full((40,), torch.nan))),

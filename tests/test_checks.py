@@ -30,6 +30,9 @@ def test_what_is_as_expected_passes() -> None:
     check_tensor('Reader', 'x', torch.ones(4), ('*', 4), 'floats')
     check_tensor('Reader', 'x', torch.ones(0, dtype=torch.uint8), ('N',), 'integers')
     check_tensor('Reader', 'x', torch.tensor(1.0), (), 'floats')
+    check_tensor('Reader', 'x', FIVE, (5,), 'int64 seconds')
+    for numbers in (FIVE, FIVE.half(), FIVE > 2):
+        check_tensor('Reader', 'x', numbers, (5,), 'numbers')
     check_ids('Reader', 'users', FIVE, 5)
     check_ids('Reader', 'users', FIVE - 1, 4, first=-1)
     check_ids('Reader', 'users', FIVE[:0], 0)
@@ -133,6 +136,16 @@ def test_what_is_as_expected_passes() -> None:
             lambda: check_tensor('Reader', 'x', FIVE, (5,), 'floats'),
             TypeError,
             "Reader expects 'x' of floats, but got torch.int64.",
+        ),
+        (
+            lambda: check_tensor('Reader', 'x', FIVE.float(), (5,), 'int64 seconds'),
+            TypeError,
+            "Reader expects 'x' of int64 seconds, but got torch.float32.",
+        ),
+        (
+            lambda: check_tensor('Reader', 'x', FIVE * 1j, (5,), 'numbers'),
+            TypeError,
+            "Reader expects 'x' of numbers, but got torch.complex64.",
         ),
         (
             lambda: check_ids('Reader', 'users', FIVE, 4),

@@ -4,12 +4,17 @@ from torch_geometric.data import HeteroData
 
 from mag.schema import (
     CLICKS,
+    categoricals,
+    contents,
     first_cutoff,
     history_clock,
+    hop_type,
+    hops,
     require,
     require_cpu,
     require_not_earlier,
     window_of_click,
+    windows,
 )
 
 
@@ -45,7 +50,7 @@ def test_require_accepts_no_clicks():
             ValueError,
             r"'edge_index'.*\[2, num_edges\].*\[5\]",
         ),
-        ({'edge_index': [[0], [0]]}, ValueError, 'got list'),
+        ({'edge_index': [[0], [0]]}, TypeError, 'got list'),
         ({'edge_index': torch.zeros(2, 5)}, TypeError, 'int64, but got torch.float32'),
         (
             {'edge_index': torch.full((2, 5), 3)},
@@ -62,8 +67,8 @@ def test_require_accepts_no_clicks():
             IndexError,
             "user ids of 'edge_index' from -1 to -1",
         ),
-        ({'time': torch.arange(4)}, ValueError, r"'time' of shape \[5\], but got \[4\]"),
-        ({'time': torch.arange(5).float()}, TypeError, 'unix seconds exactly'),
+        ({'time': torch.arange(4)}, ValueError, r"'time' of shape \[5\], but got shape \[4\]"),
+        ({'time': torch.arange(5).float()}, TypeError, "'time' of int64 seconds"),
     ],
 )
 def test_require_refuses(attributes, error, match):
@@ -74,7 +79,7 @@ def test_require_refuses(attributes, error, match):
 def test_require_checks_labels():
     index = torch.tensor([[0, 1], [0, 3]])
     data = micro(edge_label_index=index, edge_label=torch.ones(3))
-    with pytest.raises(ValueError, match=r"'edge_label' of shape \[2\], but got \[3\]"):
+    with pytest.raises(ValueError, match=r"'edge_label' of shape \[2\], but got shape \[3\]"):
         require(data, 'Reader', 'edge_label_index', 'edge_label')
 
 
@@ -125,20 +130,26 @@ def test_window_of_click():
         ({'cutoff': torch.full((2, 2), 10)}, r'of shape \[num_windows\], but got shape \[2, 2\]'),
         ({'cutoff': torch.empty(0)}, r'but got shape \[0\]'),
         ({'edge_label_window': torch.tensor([0])}, "no 'cutoff'"),
-        (
-            {'cutoff': torch.tensor([5, 10]), 'edge_label_window': torch.tensor([0, 2])},
-            "windows 0 to 2, but 'cutoff' has 2: expected windows from 0 to 1",
-        ),
-        (
-            {'cutoff': torch.tensor(10), 'edge_label_window': torch.tensor([1])},
-            "'cutoff' has 1: expected",
-        ),
         ({'cutoff': torch.tensor(10), 'position': torch.rand(4)}, r"'position' of shape \[5\]"),
     ],
 )
 def test_window_of_click_refuses(attributes, match):
     with pytest.raises(ValueError, match=f'Reader.*{match}'):
         window_of_click(micro(**attributes), 'Reader')
+
+
+@pytest.mark.parametrize(
+    ('cutoff', 'window', 'match'),
+    [
+        ([5, 10], [0, 2], 'from 0 to 2, but expected them from 0 to 1'),
+        (10, [1], 'from 1 to 1, but expected them from 0 to 0'),
+        (10, [-1], 'from -1 to -1'),
+    ],
+)
+def test_window_of_click_refuses_windows_that_do_not_exist(cutoff, window, match):
+    data = micro(cutoff=torch.tensor(cutoff), edge_label_window=torch.tensor(window))
+    with pytest.raises(IndexError, match=f"Reader found windows of 'edge_label_window' {match}"):
+        window_of_click(data, 'Reader')
 
 
 def test_window_of_click_needs_a_clock():
@@ -192,3 +203,53 @@ def test_require_not_earlier():
     ):
         with pytest.raises(ValueError, match=f'Reader was .*{sentence}'):
             require_not_earlier(data, 'Reader', other)
+
+
+def test_categoricals():
+    data = micro(edge_label_query=1, num_query=9, edge_label_behavior=1, num_behavior=3, num_hour=7)
+    item = data['item']
+    item.tag, item.num_tag = torch.zeros(4, 2).long(), torch.tensor(5)
+    item.brand, item.num_brand = torch.zeros(4).long(), 3
+    item.price = torch.rand(4)
+    item.num_colors = 4
+    assert list(categoricals(item).items()) == [('brand', 3), ('tag', 5)]
+    assert categoricals(data['user']) == {}
+    # What follows an exposure is no feature of it.
+    assert categoricals(data[CLICKS], 'edge_label_') == {'query': 9}
+
+
+def test_contents():
+    store = micro()['item']
+    store.x_visual, store.x, store.x_text_2, store.xylophone = torch.rand(4, 4, 1)
+    assert contents(store) == {'visual': 'x_visual', '': 'x', 'text_2': 'x_text_2'}
+
+
+def test_hops():
+    data = micro()
+    assert hops(data, 'user') == []
+    for hop in (10, 2, 1):
+        for node_type in ('user', 'item'):
+            data[hop_type(node_type, hop)].edge_index = torch.zeros(2, 0).long()
+    data['item', 'hopeful', 'user'].edge_index = torch.zeros(2, 0).long()
+    assert hops(data, 'user') == [
+        ('macro_item', 'hop1', 'user'),
+        ('macro_user', 'hop2', 'user'),
+        ('macro_user', 'hop10', 'user'),
+    ]
+    assert hops(data, 'item')[:2] == [
+        ('macro_user', 'hop1', 'item'),
+        ('macro_item', 'hop2', 'item'),
+    ]
+
+
+def test_windows():
+    assert windows(micro(), 'Reader') == (None, 1, None)
+    cutoff, num, of_label = windows(micro(cutoff=torch.tensor(7)), 'Reader')
+    assert (cutoff.tolist(), num, of_label) == ([7], 1, None)
+    data = micro(cutoff=torch.tensor([7, 9]), edge_label_window=torch.tensor([1, 0, 1]))
+    cutoff, num, of_label = windows(data, 'Reader')
+    assert (cutoff.tolist(), num, of_label.tolist()) == ([7, 9], 2, [1, 0, 1])
+    with pytest.raises(ValueError, match='Reader expects ascending cutoffs'):
+        windows(micro(cutoff=torch.tensor([7, 7])), 'Reader')
+    with pytest.raises(ValueError, match="Reader found 'edge_label_window' but no 'cutoff'"):
+        windows(micro(edge_label_window=torch.tensor([0])), 'Reader')

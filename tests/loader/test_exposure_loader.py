@@ -308,7 +308,7 @@ def test_wrong_labels(market: HeteroData) -> None:
         ({'edge_label_behavior': conversion}, r'of shape \[3000, N\], but got \[3000\]'),
         ({'edge_label_behavior': behavior[1:]}, r'of shape \[3000, N\], but got \[2999, 10\]'),
         ({'edge_label_behavior': [1]}, r'of shape \[3000, N\], but got list'),
-        ({'edge_label': label[1:]}, r"'edge_label' of shape \[3000\], but got \[2999\]"),
+        ({'edge_label': label[1:]}, r"'edge_label' of shape \[3000\], but got shape \[2999\]"),
         ({'edge_label': label * 2}, "expects 'edge_label' of 1 for a click and 0 for none"),
     ):
         with pytest.raises(ValueError, match=message):

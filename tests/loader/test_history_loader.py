@@ -299,7 +299,7 @@ def test_bad_input(click_log: HeteroData) -> None:
     for attributes, error, message in (
         ({'time': None}, ValueError, r"HistoryLoader needs .* to have \['time'\]"),
         ({'edge_label_time': None}, ValueError, r"needs .* to have \['edge_label_time'\]"),
-        ({'time': clicks.time.double()}, TypeError, "expects 'time' as int64 seconds"),
+        ({'time': clicks.time.double()}, TypeError, "expects 'time' of int64 seconds"),
         ({'edge_label': clicks.edge_label * 2}, ValueError, "expects 'edge_label' of 1 for a cl"),
         (
             {'edge_label_slot': torch.zeros(799).long()},

@@ -337,7 +337,7 @@ def test_wrong_data(click_log: HeteroData) -> None:
     del data[CLICKS].edge_label_window
     with pytest.raises(ValueError, match="5 cutoffs but no 'edge_label_window'"):
         PairLoader(data)
-    with pytest.raises(ValueError, match=rf"'edge_label' of shape \[{num}\].*got \[{num - 1}\]"):
+    with pytest.raises(ValueError, match=rf"'edge_label' of shape \[{num}\].*got shape \[{num - 1}\]"):
         PairLoader(broken(edge_label=clicks.edge_label[1:]))
     with pytest.raises(IndexError, match="from 1 to 5 in 'edge_label_window', but 5 cutoffs"):
         PairLoader(broken(edge_label_window=clicks.edge_label_window + 1))
