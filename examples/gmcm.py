@@ -16,9 +16,55 @@ import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Train GMCM on a log with conversions and show what it learned.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    log = parser.add_argument_group('log')
+    log.add_argument('--dataset', choices=['synthetic', 'kuairand', 'trivago'], default='synthetic')
+    log.add_argument('--root', default='data', help='where raw files and caches go')
+    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
+    log.add_argument(
+        '--selection-bias', type=float, default=2.0,
+        help='synthetic: how strongly what is worth buying is also clicked',
+    )  # fmt: skip
+
+    model = parser.add_argument_group('model and training')
+    model.add_argument('--merge', choices=['graph', 'concat', 'gru', 'none'], default='graph')
+    model.add_argument(
+        '--loss', choices=['ipw', 'naive', 'doubly_robust', 'esmm', 'division'], default='ipw'
+    )
+    model.add_argument('--num-buckets', type=int, default=50_000, help='rows of the embedding')
+    model.add_argument('--epochs', type=int, default=4, help='at most this many passes')
+    model.add_argument(
+        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
+    )
+    model.add_argument('--batch-size', type=int, default=2048, help='exposures a step')
+    model.add_argument('--learning-rate', type=float, default=1e-3, help='of Adam')
+    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
+    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
+
+    run = parser.add_argument_group('run')
+    run.add_argument(
+        '--output', help='folder of the results; default: runs/gmcm-DATASET-MERGE-LOSS-seedSEED'
+    )
+    run.add_argument(
+        '--resume', action=argparse.BooleanOptionalAction, default=True,
+        help='go on with the run in the output folder if there is one',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    # Before the imports that take seconds: --help and a wrong argument are answered at once.
+    ARGS = parse_args()
+
 import torch
 from lightning import seed_everything
+from matplotlib.figure import Figure
 from torch_geometric.data import HeteroData
 
 from mag.datasets import KuaiRand, SyntheticMarket, Trivago
@@ -29,9 +75,6 @@ from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import BehaviorGraph, TemporalSplit
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
-
 COLUMNS = {
     'auc': 'click AUC',
     'cvr_auc': 'CVR AUC',
@@ -41,8 +84,7 @@ COLUMNS = {
 }
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     name = f'gmcm-{args.dataset}-{args.merge}-{args.loss}-seed{args.seed}'
     output = Path(args.output or f'runs/{name}')
     output.mkdir(parents=True, exist_ok=True)
@@ -91,47 +133,6 @@ def main() -> None:
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
     draw(output / 'gmcm.png', train, model, dataset.names['behavior'])
     print(f'In {output}: best.ckpt, metrics.csv, results.json, gmcm.png')
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train GMCM on a log with conversions and show what it learned.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    log = parser.add_argument_group('log')
-    log.add_argument('--dataset', choices=['synthetic', 'kuairand', 'trivago'], default='synthetic')
-    log.add_argument('--root', default='data', help='where raw files and caches go')
-    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
-    log.add_argument(
-        '--selection-bias', type=float, default=2.0,
-        help='synthetic: how strongly what is worth buying is also clicked',
-    )  # fmt: skip
-
-    model = parser.add_argument_group('model and training')
-    model.add_argument('--merge', choices=['graph', 'concat', 'gru', 'none'], default='graph')
-    model.add_argument(
-        '--loss', choices=['ipw', 'naive', 'doubly_robust', 'esmm', 'division'], default='ipw'
-    )
-    model.add_argument('--num-buckets', type=int, default=50_000, help='rows of the embedding')
-    model.add_argument('--epochs', type=int, default=4, help='at most this many passes')
-    model.add_argument(
-        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
-    )
-    model.add_argument('--batch-size', type=int, default=2048, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=1e-3, help='of Adam')
-    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
-    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
-
-    run = parser.add_argument_group('run')
-    run.add_argument(
-        '--output', help='folder of the results; default: runs/gmcm-DATASET-MERGE-LOSS-seedSEED'
-    )
-    run.add_argument(
-        '--resume', action=argparse.BooleanOptionalAction, default=True,
-        help='go on with the run in the output folder if there is one',
-    )  # fmt: skip
-    return parser.parse_args()
 
 
 def load_dataset(args: argparse.Namespace) -> SyntheticMarket | KuaiRand | Trivago:
@@ -204,9 +205,8 @@ def draw(path: Path, data: HeteroData, model: GMCM, names: list[str]) -> None:
             ('Learned', learned, 'Blues'),
             ('Learned - counted', learned - counted, 'RdBu_r'),
         ]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.5 * len(panels), 5), layout='constrained', squeeze=False
-    )
+    figure = Figure(figsize=(5.5 * len(panels), 5), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for ax, (title, matrix, colors) in zip(axes[0], panels, strict=True):
         # The loops, by far the largest, would take all the color.
         matrix = matrix.clone().fill_diagonal_(torch.nan)
@@ -218,9 +218,8 @@ def draw(path: Path, data: HeteroData, model: GMCM, names: list[str]) -> None:
         ax.set_title(title)
     temporary = path.with_suffix('.tmp.png')
     figure.savefig(temporary, dpi=100)
-    plt.close(figure)
     os.replace(temporary, path)
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -22,10 +22,62 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+# Of a slot, where --slot-days says nothing; TikTok's come with the data.
+SLOT_DAYS = {'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Train HyperCTR on items with several modalities.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    log = parser.add_argument_group('log')
+    log.add_argument('--dataset', choices=[*SLOT_DAYS, 'tiktok'], default='synthetic')
+    log.add_argument('--root', default='data', help='where raw files and caches go')
+    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
+    log.add_argument(
+        '--slot-days',
+        type=float,
+        help='length of a slot; default: 4 on synthetic, 30 on movielens; not for tiktok',
+    )
+
+    model = parser.add_argument_group('model and training')
+    model.add_argument('--embedding-dim', type=int, default=32, help='size of embeddings')
+    model.add_argument('--layers', type=int, default=3, help='hypergraph convolutions')
+    model.add_argument('--history', type=int, default=20, help='newest clicks to attend to')
+    model.add_argument('--interest-epochs', type=int, default=10, help='passes of pre-training')
+    model.add_argument('--epochs', type=int, default=5, help='at most this many passes')
+    model.add_argument(
+        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
+    )
+    model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
+    model.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
+    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
+    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
+
+    run = parser.add_argument_group('run')
+    run.add_argument(
+        '--output', help='folder of the results; default: runs/hyperctr-DATASET-seedSEED'
+    )
+    run.add_argument(
+        '--resume', action=argparse.BooleanOptionalAction, default=True,
+        help='go on with the run in the output folder if there is one',
+    )  # fmt: skip
+    args = parser.parse_args()
+    if args.dataset == 'tiktok' and args.slot_days is not None:
+        parser.error('--slot-days: the slots of tiktok come with the data')
+    return args
+
+
+if __name__ == '__main__':
+    # Before the imports that take seconds: --help and a wrong argument are answered at once.
+    ARGS = parse_args()
+
 import numpy as np
 import torch
 from lightning import seed_everything
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch_geometric.data import HeteroData
@@ -39,16 +91,10 @@ from mag.schema import CLICKS
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
-
 DAY = 24 * 3600
-# Of a slot, where --slot-days says nothing; TikTok's come with the data.
-SLOT_DAYS = {'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0}
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     output = Path(args.output or f'runs/hyperctr-{args.dataset}-seed{args.seed}')
     output.mkdir(parents=True, exist_ok=True)
 
@@ -113,50 +159,6 @@ def main() -> None:
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
     draw(output / 'hyperctr.png', data['user'].interest, interest.modalities, truth)
     print(f'In {output}: {", ".join(variants)}, results.json, hyperctr.png')
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train HyperCTR on items with several modalities.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    log = parser.add_argument_group('log')
-    log.add_argument('--dataset', choices=[*SLOT_DAYS, 'tiktok'], default='synthetic')
-    log.add_argument('--root', default='data', help='where raw files and caches go')
-    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
-    log.add_argument(
-        '--slot-days',
-        type=float,
-        help='length of a slot; default: 4 on synthetic, 30 on movielens; not for tiktok',
-    )
-
-    model = parser.add_argument_group('model and training')
-    model.add_argument('--embedding-dim', type=int, default=32, help='size of embeddings')
-    model.add_argument('--layers', type=int, default=3, help='hypergraph convolutions')
-    model.add_argument('--history', type=int, default=20, help='newest clicks to attend to')
-    model.add_argument('--interest-epochs', type=int, default=10, help='passes of pre-training')
-    model.add_argument('--epochs', type=int, default=5, help='at most this many passes')
-    model.add_argument(
-        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
-    )
-    model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
-    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
-    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
-
-    run = parser.add_argument_group('run')
-    run.add_argument(
-        '--output', help='folder of the results; default: runs/hyperctr-DATASET-seedSEED'
-    )
-    run.add_argument(
-        '--resume', action=argparse.BooleanOptionalAction, default=True,
-        help='go on with the run in the output folder if there is one',
-    )  # fmt: skip
-    args = parser.parse_args()
-    if args.dataset == 'tiktok' and args.slot_days is not None:
-        parser.error('--slot-days: the slots of tiktok come with the data')
-    return args
 
 
 def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, ...]]:
@@ -234,7 +236,8 @@ def draw(path: Path, interest: Tensor, modalities: tuple[str, ...], truth: Tenso
     counts.index_put_((groups, favorite), torch.ones(len(favorite)), accumulate=True)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
 
-    figure, ax = plt.subplots(figsize=(7, 1.5 + 0.5 * len(labels)), layout='constrained')
+    figure = Figure(figsize=(7, 1.5 + 0.5 * len(labels)), layout='constrained')
+    ax = figure.subplots()
     left = torch.zeros(len(labels))
     for column, name in enumerate(modalities):
         ax.barh(labels, share[:, column], left=left, label=name)
@@ -245,9 +248,8 @@ def draw(path: Path, interest: Tensor, modalities: tuple[str, ...], truth: Tenso
     ax.legend(ncols=len(modalities), loc='lower center', bbox_to_anchor=(0.5, 1))
     temporary = path.with_suffix('.tmp.png')
     figure.savefig(temporary, dpi=100)
-    plt.close(figure)
     os.replace(temporary, path)
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

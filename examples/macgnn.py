@@ -14,79 +14,9 @@ import json
 import os
 from pathlib import Path
 
-import matplotlib
-import torch
-from lightning import seed_everything
-from torch_geometric.data import HeteroData
-from torch_geometric.transforms import Compose
-
-from mag.datasets import EventLog, KuaiRand, MovieLens, SyntheticMarket
-from mag.loader import PairLoader
-from mag.models import MacGNN
-from mag.training import ClickModule, evaluate, fit
-from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
-
 DATASETS = (
     'movielens-100k', 'movielens-1m', 'movielens-10m', 'kuairand', 'event-log', 'synthetic'
 )  # fmt: skip
-
-
-def main() -> None:
-    args = parse_args()
-    output = Path(args.output or f'runs/macgnn-{args.dataset}-seed{args.seed}')
-    output.mkdir(parents=True, exist_ok=True)
-
-    dataset = load_dataset(args)
-    data = dataset[0]
-    print(describe(args.dataset, data))
-
-    # Each training row reads the clicks before its own window; clusters are learned on the first.
-    train, val, test = TemporalSplit(num_windows=args.windows, by=args.split)(data)
-    groups = {'user': args.user_clusters, 'item': args.item_groups}
-    coarsen = MacroCoarsen(groups, seed=args.seed).fit(train)
-    to_macro = Compose([RecentNeighbors(args.recent), coarsen])
-    train, val, test = to_macro(train), to_macro(val), to_macro(test)
-
-    train_loader = PairLoader(train, args.batch_size, shuffle=True, seed=args.seed)
-    val_loader = PairLoader(val, 8 * args.batch_size)
-    test_loader = PairLoader(test, 8 * args.batch_size)
-
-    seed_everything(args.seed, verbose=False)
-    model = MacGNN.from_data(
-        train,
-        embedding_dim=args.embedding_dim,
-        temperature=args.temperature,
-        attention=args.attention,
-    )
-    module = ClickModule(model, args.learning_rate, args.weight_decay)
-    fit(
-        module,
-        train_loader,
-        val_loader,
-        directory=str(output),
-        max_epochs=args.epochs,
-        patience=args.patience,
-        seed=args.seed,
-        validate_every=max(1, len(train_loader) // 4),
-        resume=args.resume,
-        accelerator=args.accelerator,
-    )
-
-    results = {
-        name: {
-            'rows': len(loader.dataset),
-            'dropped': part['user', 'clicks', 'item'].num_dropped,
-            **evaluate(module, loader),
-        }
-        for name, loader, part in (('validation', val_loader, val), ('test', test_loader, test))
-    }
-    print(results_table(results))
-    write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
-    draw(output, test, dataset.names.get(str(args.item_groups)))
-    print(f'In {output}: best.ckpt, metrics.csv, results.json, macgnn.png')
 
 
 def parse_args() -> argparse.Namespace:
@@ -153,6 +83,78 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+if __name__ == '__main__':
+    # Before the imports that take seconds: --help and a wrong argument are answered at once.
+    ARGS = parse_args()
+
+import torch
+from lightning import seed_everything
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch_geometric.data import HeteroData
+from torch_geometric.transforms import Compose
+
+from mag.datasets import EventLog, KuaiRand, MovieLens, SyntheticMarket
+from mag.loader import PairLoader
+from mag.models import MacGNN
+from mag.training import ClickModule, evaluate, fit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+
+
+def main(args: argparse.Namespace) -> None:
+    output = Path(args.output or f'runs/macgnn-{args.dataset}-seed{args.seed}')
+    output.mkdir(parents=True, exist_ok=True)
+
+    dataset = load_dataset(args)
+    data = dataset[0]
+    print(describe(args.dataset, data))
+
+    # Each training row reads the clicks before its own window; clusters are learned on the first.
+    train, val, test = TemporalSplit(num_windows=args.windows, by=args.split)(data)
+    groups = {'user': args.user_clusters, 'item': args.item_groups}
+    coarsen = MacroCoarsen(groups, seed=args.seed).fit(train)
+    to_macro = Compose([RecentNeighbors(args.recent), coarsen])
+    train, val, test = to_macro(train), to_macro(val), to_macro(test)
+
+    train_loader = PairLoader(train, args.batch_size, shuffle=True, seed=args.seed)
+    val_loader = PairLoader(val, 8 * args.batch_size)
+    test_loader = PairLoader(test, 8 * args.batch_size)
+
+    seed_everything(args.seed, verbose=False)
+    model = MacGNN.from_data(
+        train,
+        embedding_dim=args.embedding_dim,
+        temperature=args.temperature,
+        attention=args.attention,
+    )
+    module = ClickModule(model, args.learning_rate, args.weight_decay)
+    fit(
+        module,
+        train_loader,
+        val_loader,
+        directory=str(output),
+        max_epochs=args.epochs,
+        patience=args.patience,
+        seed=args.seed,
+        validate_every=max(1, len(train_loader) // 4),
+        resume=args.resume,
+        accelerator=args.accelerator,
+    )
+
+    results = {
+        name: {
+            'rows': len(loader.dataset),
+            'dropped': part['user', 'clicks', 'item'].num_dropped,
+            **evaluate(module, loader),
+        }
+        for name, loader, part in (('validation', val_loader, val), ('test', test_loader, test))
+    }
+    print(results_table(results))
+    write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
+    draw(output, test, dataset.names.get(str(args.item_groups)))
+    print(f'In {output}: best.ckpt, metrics.csv, results.json, macgnn.png')
+
+
 def load_dataset(
     args: argparse.Namespace,
 ) -> MovieLens | KuaiRand | EventLog | SyntheticMarket:
@@ -192,18 +194,16 @@ def write_json(path: Path, content: dict) -> None:
 
 def draw(output: Path, data: HeteroData, item_names: list[str] | None) -> None:
     r"""The coarse graph as a heat map, and the learning curve, as :obj:`macgnn.png`."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 5), width_ratios=[3, 2], layout='constrained'
-    )
+    figure = Figure(figsize=(13, 5), layout='constrained')
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     draw_coarse_graph(left, data, item_names)
     draw_learning_curve(right, output / 'metrics.csv')
     temporary = output / 'macgnn.tmp.png'
     figure.savefig(temporary, dpi=120)
-    plt.close(figure)
     os.replace(temporary, output / 'macgnn.png')
 
 
-def draw_coarse_graph(axes: plt.Axes, data: HeteroData, item_names: list[str] | None) -> None:
+def draw_coarse_graph(axes: Axes, data: HeteroData, item_names: list[str] | None) -> None:
     coarse = data['macro_user', 'clicks', 'macro_item']
     counts = torch.zeros(data['macro_user'].num_nodes, data['macro_item'].num_nodes)
     counts[coarse.edge_index[0], coarse.edge_index[1]] = coarse.edge_weight
@@ -223,7 +223,7 @@ def draw_coarse_graph(axes: plt.Axes, data: HeteroData, item_names: list[str] | 
     axes.set_title('The macro graph')
 
 
-def draw_learning_curve(axes: plt.Axes, path: Path) -> None:
+def draw_learning_curve(axes: Axes, path: Path) -> None:
     with open(path, newline='') as file:
         rows = list(csv.DictReader(file))
     for name, color in (('train_loss', 'tab:gray'), ('val_logloss', 'tab:blue')):
@@ -240,4 +240,4 @@ def draw_learning_curve(axes: plt.Axes, path: Path) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -16,9 +16,62 @@ import json
 import os
 from pathlib import Path
 
-import matplotlib
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Train SRJGraph on search and recommendation together.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    log = parser.add_argument_group('log')
+    log.add_argument('--dataset', choices=['synthetic', 'trivago'], default='synthetic')
+    log.add_argument('--root', default='data', help='where raw files and caches go')
+    log.add_argument('--exposures', type=int, default=100_000, help='synthetic: how many')
+
+    paths = parser.add_argument_group('paths')
+    paths.add_argument(
+        '--user-widths', type=int, nargs='+', default=[10, 1, 5], metavar='N',
+        help='clicks drawn at each depth from the user; the paper: 25 1 10',
+    )  # fmt: skip
+    paths.add_argument(
+        '--item-widths', type=int, nargs='+', default=[1, 10, 1], metavar='N',
+        help='clicks drawn at each depth from the item; the paper: 1 25 1',
+    )  # fmt: skip
+    paths.add_argument(
+        '--attribute',
+        help='what items drawn from a user share with the target, such as category; by default '
+        'nothing',
+    )
+
+    model = parser.add_argument_group('model and training')
+    model.add_argument('--num-buckets', type=int, default=50_000, help='rows of the DNN embedding')
+    model.add_argument('--epochs', type=int, default=4, help='at most this many passes')
+    model.add_argument(
+        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
+    )
+    model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
+    model.add_argument('--learning-rate', type=float, default=5e-3, help='of Adam')
+    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
+    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
+    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
+
+    run = parser.add_argument_group('run')
+    run.add_argument(
+        '--output', help='folder of the results; default: runs/srjgraph-DATASET-seedSEED'
+    )
+    run.add_argument(
+        '--resume', action=argparse.BooleanOptionalAction, default=True,
+        help='go on with the run in the output folder if there is one',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    # Before the imports that take seconds: --help and a wrong argument are answered at once.
+    ARGS = parse_args()
+
 import torch
 from lightning import seed_everything
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
@@ -31,9 +84,6 @@ from mag.nn import HashEmbedding
 from mag.schema import CLICKS, REVERSE_CLICKS, label_attributes
 from mag.training import ClickModule, evaluate, fit
 from mag.transforms import TemporalSplit
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
 DAY = 24 * 3600
 
@@ -50,8 +100,7 @@ class DNN(torch.nn.Module):
         return self.head(self.embedding(batch.sparse)).squeeze(-1)
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     output = Path(args.output or f'runs/srjgraph-{args.dataset}-seed{args.seed}')
     output.mkdir(parents=True, exist_ok=True)
 
@@ -104,54 +153,6 @@ def main() -> None:
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
     draw(output / 'srjgraph.png', srjgraph.cpu().eval(), paths(of_domain(parts[2], 1)))
     print(f'In {output}: DNN/, SRJGraph/, results.json, srjgraph.png')
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train SRJGraph on search and recommendation together.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    log = parser.add_argument_group('log')
-    log.add_argument('--dataset', choices=['synthetic', 'trivago'], default='synthetic')
-    log.add_argument('--root', default='data', help='where raw files and caches go')
-    log.add_argument('--exposures', type=int, default=100_000, help='synthetic: how many')
-
-    paths = parser.add_argument_group('paths')
-    paths.add_argument(
-        '--user-widths', type=int, nargs='+', default=[10, 1, 5], metavar='N',
-        help='clicks drawn at each depth from the user; the paper: 25 1 10',
-    )  # fmt: skip
-    paths.add_argument(
-        '--item-widths', type=int, nargs='+', default=[1, 10, 1], metavar='N',
-        help='clicks drawn at each depth from the item; the paper: 1 25 1',
-    )  # fmt: skip
-    paths.add_argument(
-        '--attribute',
-        help='what items drawn from a user share with the target, such as category; by default '
-        'nothing',
-    )
-
-    model = parser.add_argument_group('model and training')
-    model.add_argument('--num-buckets', type=int, default=50_000, help='rows of the DNN embedding')
-    model.add_argument('--epochs', type=int, default=4, help='at most this many passes')
-    model.add_argument(
-        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
-    )
-    model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=5e-3, help='of Adam')
-    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
-    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
-
-    run = parser.add_argument_group('run')
-    run.add_argument(
-        '--output', help='folder of the results; default: runs/srjgraph-DATASET-seedSEED'
-    )
-    run.add_argument(
-        '--resume', action=argparse.BooleanOptionalAction, default=True,
-        help='go on with the run in the output folder if there is one',
-    )  # fmt: skip
-    return parser.parse_args()
 
 
 def load_dataset(args: argparse.Namespace) -> SyntheticMarket | Trivago:
@@ -231,7 +232,8 @@ def draw(path: Path, model: SRJGraph, loader: PathLoader) -> None:
     own = torch.tensor([target])
     weights = attention['user'][torch.cat([own, clicks.edge_label_time.numel() + rows])]
 
-    figure, ax = plt.subplots(figsize=(9, 1 + 0.3 * len(labels)), layout='constrained')
+    figure = Figure(figsize=(9, 1 + 0.3 * len(labels)), layout='constrained')
+    ax = figure.subplots()
     ax.barh(range(len(labels)), weights, color=colors)
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
@@ -242,9 +244,8 @@ def draw(path: Path, model: SRJGraph, loader: PathLoader) -> None:
     )
     temporary = path.with_suffix('.tmp.png')
     figure.savefig(temporary, dpi=100)
-    plt.close(figure)
     os.replace(temporary, path)
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)
