@@ -50,7 +50,9 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
     before = b'\n'
     for block in _read_blocks(path):
         if b'\0' in block:
-            raise ValueError(f'{path}, line {_line_of_nul(path)}: expected text, found a NUL')
+            raise ValueError(
+                f'{path}, line {_line_of_nul(path)}: a line must hold text, but got a NUL.'
+            )
         data = np.frombuffer(before + block + b'\n', dtype=np.uint8)
         before = block[-1:]
         if not has_underscores and b'_' in block:
@@ -110,7 +112,14 @@ def explaining_gzip(path: str) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f'{path} is no whole gzip file: {error}') from error
+        raise ValueError(
+            f'{path} must be a whole gzip file, but cannot be unpacked: {end_sentence(str(error))}'
+        ) from error
+
+
+def end_sentence(text: str) -> str:
+    r"""What another library says, with a full stop."""
+    return f'{text.rstrip(".")}.'
 
 
 def open_text(path: str, encoding: str = 'utf-8-sig') -> TextIO:

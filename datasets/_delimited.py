@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import duckdb
 
-from mag.datasets._content import Content, explaining_gzip, inspect_content, open_text
+from mag.datasets._content import Content, end_sentence, explaining_gzip, inspect_content, open_text
 from mag.datasets._read_errors import (
     EXPECTED,
     LONGEST_ROW,
+    bad_value,
     check_repeated,
     first_line,
     missing_columns,
@@ -122,10 +123,13 @@ def execute_scan(connection: duckdb.DuckDBPyConnection, query: str, scan: Delimi
         # These two errors do not tell the file.
         if 'GZIP' in str(error):
             reason = first_line(error).removeprefix('IO Error: ')
-            raise ValueError(f'{scan.path} is no whole gzip file: {reason}') from error
+            raise ValueError(
+                f'{scan.path} must be a whole gzip file, but cannot be unpacked: '
+                f'{end_sentence(reason)}'
+            ) from error
         if 'does not support a full read' in str(error):
             raise ValueError(
-                f'{scan.path}: a row is too long, expected at most {LONGEST_ROW:,} bytes'
+                f'{scan.path}: a row must have at most {LONGEST_ROW:,} bytes, but got more.'
             ) from error
         raise
 
@@ -148,9 +152,9 @@ def check_rows(
     num_records = content.num_records - scan.header
     if num_rows != num_records:
         raise ValueError(
-            f'{scan.path}: {num_rows:,} rows were read, expected {num_records:,}, as many as the '
-            f'file has; end all lines alike, also those within quotes, write quotes around whole '
-            f'values only, and rows of at most {LONGEST_ROW:,} bytes'
+            f'{scan.path} must give {num_records:,} rows, as many as it has, but got '
+            f'{num_rows:,}: end all lines alike, also those within quotes, write quotes around '
+            f'whole values only, and rows of at most {LONGEST_ROW:,} bytes.'
         )
     numbers = [name for name, kind in scan.columns.items() if kind in _NUMBERS]
     if content.has_underscores and numbers:
@@ -174,9 +178,9 @@ def _check_underscores(
         WHERE {is_bad} ORDER BY row LIMIT 1
     """).fetchall()[0]
     name, value = next((n, v) for n, v in zip(numbers, found) if v is not None and '_' in v)
+    expected = f'{EXPECTED.get(scan.columns[name], "a number")} without underscores'
     raise ValueError(
-        f'{scan.path}, line {_line_of(scan, row)}: column {name!r} holds {shorten(value)}, '
-        f'expected {EXPECTED.get(scan.columns[name], "a number")}, without underscores'
+        bad_value(f'{scan.path}, line {_line_of(scan, row)}', name, shorten(value), expected)
     )
 
 
@@ -202,7 +206,8 @@ def read_header(path: str, wanted: tuple[str, ...]) -> tuple[str, list[str]]:
     rows = {delimiter: next(read_rows(path, delimiter), []) for delimiter in ',\t;|'}
     if not any(rows.values()):
         raise ValueError(
-            f'{path} is empty; expected a header with the columns {", ".join(map(repr, wanted))}'
+            f'{path} must have a header with the columns {", ".join(map(repr, wanted))}, but is '
+            f'empty.'
         )
     for delimiter, header in rows.items():
         if all(name in header for name in wanted):
@@ -222,9 +227,11 @@ def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[l
         try:
             yield from islice(rows, count)
         except UnicodeDecodeError as error:
-            raise ValueError(f'{path} is not UTF-8: {error}') from error
+            raise ValueError(f'{path} must be UTF-8, but got other bytes: {error}.') from error
         except csv.Error as error:
-            raise ValueError(f'{path} is no CSV file: {error}') from error
+            raise ValueError(
+                f'{path} must be a CSV file, but cannot be read: {end_sentence(str(error))}'
+            ) from error
 
 
 def line_of_row(path: str, row: int, delimiter: str) -> int:

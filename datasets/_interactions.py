@@ -4,9 +4,9 @@ import duckdb
 
 from mag.datasets._delimited import create_table, read_header, scan_csv
 from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
-from mag.datasets._read_errors import missing_columns
+from mag.datasets._read_errors import bad_value, missing_columns
 from mag.datasets._sql import FLAG, quote
-from mag.datasets._values import check_values
+from mag.datasets._values import check_table
 
 _REQUIRED = ('user', 'item')
 _COLUMNS = {'user': 'BIGINT', 'item': 'BIGINT', 'time': 'BIGINT', 'label': FLAG, 'split': 'VARCHAR'}
@@ -57,7 +57,7 @@ def read_interactions(
         'split': (f'split IN ({", ".join(map(quote, words))})', f'one of {", ".join(words)}'),
     }
     quoted = {name: (checks[name][0], quote(checks[name][1])) for name in columns}
-    check_values(connection, 'interaction', path, dict.fromkeys(columns, ''), quoted)
+    check_table(connection, 'interaction', path, dict.fromkeys(columns, ''), quoted)
     if 'split' in columns:
         cases = ' '.join(
             f'WHEN {quote(word)} THEN {code}'
@@ -87,7 +87,7 @@ def _read_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]
     for name in columns:
         kinds_allowed, expected = _PARQUET_KINDS.get(name, (_INTEGERS, 'whole numbers'))
         if kinds[name].removeprefix('U') not in kinds_allowed:
-            raise ValueError(f'{path}: column {name!r} is {kinds[name]}, expected {expected}')
+            raise ValueError(bad_value(path, name, kinds[name], expected))
     casts = ', '.join(
         f'{name}::{"DOUBLE" if name == "label" else _COLUMNS[name]} AS {name}' for name in columns
     )

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mag.datasets._content import end_sentence
+
 
 def name_modalities(paths: list[str]) -> dict[str, str]:
     r"""From the name of each modality to its file, in the order of names.
@@ -15,10 +17,12 @@ def name_modalities(paths: list[str]) -> dict[str, str]:
     for path in paths:
         name = osp.basename(path).removesuffix('.npy').removesuffix('_feat')
         if not name:
-            raise ValueError(f'{path} names no modality; expected <modality>_feat.npy')
+            raise ValueError(
+                f'{path} must name a modality, as <modality>_feat.npy, but names none.'
+            )
         if name in files:
             raise ValueError(
-                f'{files[name]} and {path} are both of the modality {name!r}; expected one'
+                f'One file must hold the modality {name!r}, but got {files[name]} and {path}.'
             )
         files[name] = path
     return dict(sorted(files.items()))
@@ -35,8 +39,8 @@ def count_rows(paths: list[str]) -> int:
     for path in others:
         if len(_open(path)) != num_rows:
             raise ValueError(
-                f'{path} has {len(_open(path)):,} rows, but {first} has {num_rows:,}; expected '
-                f'one row an item in each'
+                f'{path} must have {num_rows:,} rows, one an item, as {first} has, but got '
+                f'{len(_open(path)):,}.'
             )
     return num_rows
 
@@ -61,9 +65,9 @@ def read_features(path: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     if bad.size:
         row, column = bad[0]
         raise ValueError(
-            f'{path} holds {features[row, column]} in row {rows[row]}, column {column}; expected '
-            f'a number that is finite as a float32, or NaN in a whole row, of an item without '
-            f'this modality'
+            f'{path} must hold numbers that are finite as a float32, or NaN in a whole row, of an '
+            f'item without this modality, but got {features[row, column]} in row {rows[row]}, '
+            f'column {column}.'
         )
     return torch.from_numpy(features), torch.from_numpy(has_features)
 
@@ -72,12 +76,15 @@ def _open(path: str) -> np.ndarray:
     try:
         features = np.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f'{path} is no NumPy file of numbers: {error}') from error
+        raise ValueError(
+            f'{path} must be a NumPy file of numbers, but cannot be read: '
+            f'{end_sentence(str(error))}'
+        ) from error
     if not isinstance(features, np.ndarray):
-        raise ValueError(f'{path} is an archive of arrays; expected one array, as np.save writes')
+        raise ValueError(f'{path} must be one array, as np.save writes, but got an archive.')
     if features.ndim != 2 or features.dtype.kind not in 'fiu' or features.shape[1] == 0:
         raise ValueError(
-            f'{path} holds {features.dtype} of shape {list(features.shape)}; expected numbers of '
-            f'shape [num_items, D]'
+            f'{path} must hold numbers of shape [num_items, D], but got {features.dtype} of shape '
+            f'{list(features.shape)}.'
         )
     return features

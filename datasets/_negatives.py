@@ -59,8 +59,9 @@ def draw_negatives(
     num_left = items.size - (end - start)
     if not num_left.all():
         raise ValueError(
-            f'the user {users[user[num_left.argmin()]]} has clicked all of the {items.size} items '
-            f'that anybody clicked, so that none is left to draw as a negative'
+            f'A user must leave an item to draw as a negative, but the user '
+            f'{users[user[num_left.argmin()]]} has clicked all of the {items.size} items that '
+            f'anybody clicked.'
         )
     drawn = (chance % np.uint64(items.size)).astype(np.int64)
     wanted = user[:, None] * items.size + drawn

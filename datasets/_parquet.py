@@ -5,6 +5,7 @@ from glob import escape
 
 import duckdb
 
+from mag.datasets._content import end_sentence
 from mag.datasets._read_errors import LONG, check_repeated, first_line
 from mag.datasets._sql import one_file, quote
 
@@ -18,7 +19,9 @@ def reading_parquet(path: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         reason = re.sub(r'^[A-Za-z- ]+ Error: ', '', first_line(error)).replace(path, 'it')
-        raise ValueError(f'{path} cannot be read: {reason[:LONG]}') from error
+        raise ValueError(
+            f'{path} must be a Parquet file, but cannot be read: {end_sentence(reason[:LONG])}'
+        ) from error
 
 
 def scan_parquet(path: str) -> str:

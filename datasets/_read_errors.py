@@ -2,7 +2,7 @@ import re
 
 import duckdb
 
-from mag.datasets._content import open_bytes
+from mag.datasets._content import end_sentence, open_bytes
 from mag.datasets._sql import FLAG
 
 LONG = 200
@@ -20,8 +20,8 @@ def missing_columns(path: str, missing: list[str], columns: list[str]) -> ValueE
     r"""The error that says which columns a file lacks and which it has."""
     found = ', '.join(map(shorten, columns))
     return ValueError(
-        f'{path} has no column {", ".join(map(repr, missing))}; its columns are '
-        f'{found if len(found) <= 3 * LONG else f"{found[: 3 * LONG]}..."}'
+        f'{path} must have a column {", ".join(map(repr, missing))}, but its columns are '
+        f'{found if len(found) <= 3 * LONG else f"{found[: 3 * LONG]}.."}.'
     )
 
 
@@ -30,7 +30,7 @@ def check_repeated(path: str, wanted: tuple[str, ...], columns: list[str]) -> No
     for name in wanted:
         if columns.count(name) > 1:
             raise ValueError(
-                f'{path} has {columns.count(name)} columns {name!r}, expected one of each name'
+                f'{path} must have one column {name!r}, but got {columns.count(name)}.'
             )
 
 
@@ -44,7 +44,7 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     if path is not None and 'state machine reached an invalid state' in text:
         return ValueError(_explain_line_ends(path.group(1)))
     if line is None or path is None:
-        return ValueError(first_line(error).removeprefix('Invalid Input Error: '))
+        return ValueError(end_sentence(first_line(error).removeprefix('Invalid Input Error: ')))
     place = f'{path.group(1)}, line {line.group(1)}'
     original = re.search(
         r'Original Line: ?(.*?)\n\s*'
@@ -56,13 +56,13 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     width = re.search(r'Expected Number of Columns: (\d+) Found: (\d+)', text)
     if width:
         return ValueError(
-            f'{place}: expected {width.group(1)} columns, found {width.group(2)}{row}'
+            f'{place}: a row must have {width.group(1)} columns, but got {width.group(2)}{row}.'
         )
     size = re.search(r'Maximum line size of \d+ bytes exceeded. Actual Size: ?(\d+)', text)
     if size:
         return ValueError(
-            f'{place}: expected a row of at most {LONGEST_ROW:,} bytes, found '
-            f'{int(size.group(1)):,}'
+            f'{place}: a row must have at most {LONGEST_ROW:,} bytes, but got '
+            f'{int(size.group(1)):,}.'
         )
     column = re.search(r'Error when converting column "(.*?)"\.', text, re.DOTALL)
     if column:
@@ -70,20 +70,30 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
         kind = re.search(r'is being converted as type (.*)$', text, re.MULTILINE)
         found = shorten(value.group(1)) if value and value.group(1) else 'nothing'
         return ValueError(
-            f'{place}: column {column.group(1)!r} holds {found}, expected '
-            f'{EXPECTED.get(kind.group(1) if kind else "", "a number")}{row}'
+            bad_value(
+                place,
+                column.group(1),
+                f'{found}{row}',
+                EXPECTED.get(kind.group(1) if kind else '', 'a number'),
+            )
         )
     if 'Invalid unicode' in text:
-        return ValueError(f'{place}: expected UTF-8, found other bytes{row}')
+        return ValueError(f'{place}: a row must be UTF-8, but got other bytes{row}.')
     if 'unterminated quote' in text:
         return ValueError(
-            f'{place}: a quote is opened and not closed, or a row has more than '
-            f'{LONGEST_ROW:,} bytes{row}'
+            f'{place}: a row must close its quotes and have at most {LONGEST_ROW:,} bytes, but '
+            f'got another{row}.'
         )
-    return ValueError(f'{place}: {first_line(error)}{row}')
+    return ValueError(end_sentence(f'{place}: {first_line(error)}{row}'))
+
+
+def bad_value(place: str, column: str, found: str, expected: str) -> str:
+    r"""What is said of a value that a column must not hold."""
+    return f'{place}: column {column!r} must hold {expected}, but got {found}.'
 
 
 def first_line(error: duckdb.Error) -> str:
+    r"""What DuckDB says before it explains."""
     return str(error).strip().splitlines()[0]
 
 
@@ -98,5 +108,10 @@ def _explain_line_ends(path: str) -> str:
         first = next(ends, None)
         for number, end in enumerate(ends, 2):
             if end != first:
-                return f'{path}, line {number}: the line ends in {end}, expected {first} as before'
-    return f'{path}: expected lines that all end in LF or all in CRLF, and closed quotes'
+                return (
+                    f'{path}, line {number}: a line must end in {first} as before, but got {end}.'
+                )
+    return (
+        f'{path} must have lines that all end in LF or all in CRLF, and closed quotes, but got '
+        f'others.'
+    )

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 import duckdb
 
 from mag.datasets._delimited import DelimitedScan, create_table, line_of_row, read_header
+from mag.datasets._read_errors import bad_value
 from mag.datasets._sql import quote
 
 
@@ -19,10 +20,10 @@ def create_attributes(
     """).fetchall()
     if repeated:
         name, count = repeated[0]
-        raise ValueError(f'{scan.path} has {count} rows for the {node} {name}, expected one')
+        raise ValueError(f'{scan.path} must have one row for the {node} {name}, but got {count}.')
 
 
-def check_values(
+def check_table(
     connection: duckdb.DuckDBPyConnection,
     table: str,
     path: str,
@@ -47,10 +48,10 @@ def check_values(
             value, expected = connection.execute(
                 f'SELECT {column}, {expected} FROM {table} WHERE rowid = {row}'
             ).fetchall()[0]
-            raise bad_value(path, row, columns, column, value, expected)
+            raise bad_row(path, row, columns, column, value, expected)
 
 
-def bad_value(
+def bad_row(
     path: str,
     row: int,
     columns: Mapping[str, str],
@@ -65,10 +66,8 @@ def bad_value(
     if not path.endswith('.parquet'):
         delimiter, _ = read_header(path, tuple(columns))
         place = f'line {line_of_row(path, row, delimiter)}'
-    return ValueError(
-        f'{path}, {place}: column {column!r} holds '
-        f'{"nothing" if value in (None, "") else repr(value)}, expected {expected}'
-    )
+    found = 'nothing' if value in (None, '') else repr(value)
+    return ValueError(bad_value(f'{path}, {place}', column, found, expected))
 
 
 def checked(name: str, condition: str, expected: str, path: str, *keys: str) -> str:
@@ -79,8 +78,8 @@ def checked(name: str, condition: str, expected: str, path: str, *keys: str) -> 
     row = ", ', ', ".join(f"'{key} ', {key}" for key in keys)
     return (
         f'CASE WHEN {condition} THEN {name} ELSE error(concat('
-        f'{quote(f"{path}: column {name!r} holds ")}, {name}, '
-        f'{quote(f", expected {expected}, where ")}, {row})) END'
+        f'{quote(f"{path}: column {name!r} must hold {expected}, but got ")}, {name}, '
+        f"' where ', {row}, '.')) END"
     )
 
 

@@ -1,18 +1,15 @@
-import os
 import os.path as osp
-from collections.abc import Callable
-from glob import escape, glob
-from typing import Any
 
 import duckdb
-from torch_geometric.data import HeteroData
 
 from mag.datasets._delimited import create_table, scan_csv
+from mag.datasets._named_release import NamedRelease, Release
 from mag.datasets._sql import FLAG
 from mag.datasets._values import checked_flag, create_attributes
-from mag.datasets.click_dataset import ClickDataset
+from mag.datasets.log_table import LogTable
 
-_FOLDERS = {'pure': 'KuaiRand-Pure', '1k': 'KuaiRand-1K'}
+_BEHAVIORS = ('is_profile_enter', 'is_like', 'is_comment', 'is_follow', 'is_forward')
+_CONVERSION = 'long_view'
 
 _USER_FEATURES = (
     'user_active_degree',
@@ -29,7 +26,7 @@ _USER_FEATURES = (
 _VIDEO_FEATURES = ('author_id', 'video_type', 'upload_type', 'music_type')
 
 
-class KuaiRand(ClickDataset):
+class KuaiRand(NamedRelease):
     r"""The click logs of the short-video application Kuaishou from the
     `"KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly
     Exposed Videos" <https://arxiv.org/abs/2208.08696>`_ paper.
@@ -62,7 +59,7 @@ class KuaiRand(ClickDataset):
       and :obj:`edge_label_time` of the exposures, times in seconds (rows
       are ordered by millisecond); :obj:`edge_label_behavior`, shape
       :obj:`[num_exposures, 5]`, what followed the click, in the order of
-      :attr:`behaviors`; :obj:`edge_label_conversion`, shape
+      :obj:`names['behavior']`; :obj:`edge_label_conversion`, shape
       :obj:`[num_exposures]`, whether the click led to a long view.
 
     The logs hold a few long views, likes, ... of exposures that were not
@@ -101,74 +98,28 @@ class KuaiRand(ClickDataset):
     """
 
     schema_version = 2
-    seconds = 'time // 1000'
-    merge_duplicates = True
-    behaviors = ('is_profile_enter', 'is_like', 'is_comment', 'is_follow', 'is_forward')
-    conversion = 'long_view'
-
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        name: str = 'pure',
-        transform: Callable[[HeteroData], HeteroData] | None = None,
-        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
-        force_reload: bool = False,
-        log: bool = True,
-    ) -> None:
-        if name not in _FOLDERS:
-            raise ValueError(
-                f"'name' must be one of {', '.join(map(repr, _FOLDERS))}, got {name!r}"
-            )
-        self.name = name
-        super().__init__(root, transform, pre_transform, force_reload, log)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {'name': self.name}
-
-    @property
-    def source_files(self) -> list[str]:
-        for folder in self._folders:
-            logs = sorted(glob(osp.join(escape(folder), f'log_standard_*_{self.name}.csv')))
-            features = [osp.join(folder, name) for name in self._feature_files]
-            if logs and all(osp.exists(path) for path in features):
-                return [*logs, *features]
-        return []
-
-    @property
-    def raw_file_names(self) -> list[str]:
-        found = [osp.relpath(path, self.raw_dir) for path in self.source_files]
-        return found or [f'log_standard_*_{self.name}.csv', *self._feature_files]
-
-    @property
-    def _folders(self) -> list[str]:
-        release = osp.join(self.raw_dir, _FOLDERS[self.name], 'data')
-        return [self.raw_dir, osp.join(self.raw_dir, 'data'), release]
-
-    @property
-    def _feature_files(self) -> list[str]:
-        return [f'video_features_basic_{self.name}.csv', f'user_features_{self.name}.csv']
-
-    def download(self) -> None:
-        present = [
-            name
-            for folder in self._folders
-            if osp.isdir(folder)
-            for name in sorted(os.listdir(folder))
-            if name.endswith('.csv')
-        ]
-        raise FileNotFoundError(
-            f'KuaiRand {self.name!r} needs at least one of log_standard_*_{self.name}.csv and '
-            f'{" and ".join(self._feature_files)}, together in one of '
-            f'{", ".join(map(repr, self._folders))}; found {", ".join(present) or "none of them"}. '
-            f'Get {_FOLDERS[self.name]}.tar.gz from https://kuairand.com and unpack it into '
-            f'{self.raw_dir!r}'
+    url = 'https://kuairand.com'
+    releases = {
+        name: Release(
+            f'{folder}.tar.gz',
+            osp.join(folder, 'data'),
+            (
+                f'log_standard_*_{name}.csv',
+                f'video_features_basic_{name}.csv',
+                f'user_features_{name}.csv',
+            ),
         )
+        for name, folder in (('pure', 'KuaiRand-Pure'), ('1k', 'KuaiRand-1K'))
+    }
 
-    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+    @property
+    def folders(self) -> list[str]:
+        return [*super().folders, osp.join(self.raw_dir, 'data')]
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         *logs, videos, users = self.source_files
         ids = {'user_id': 'BIGINT', 'video_id': 'BIGINT', 'time_ms': 'BIGINT'}
-        flags = (*self.behaviors, self.conversion)
+        flags = (*_BEHAVIORS, _CONVERSION)
         log_columns = ids | dict.fromkeys(('is_click', *flags), FLAG)
         for path in logs:
             label, *checked = (checked_flag(name, path, *ids) for name in ('is_click', *flags))
@@ -192,3 +143,9 @@ class KuaiRand(ClickDataset):
             FROM {scan}
         """
         create_attributes(connection, 'item', select, scan)
+        return LogTable(
+            time_unit='ms',
+            merge_duplicates=True,
+            behaviors=_BEHAVIORS,
+            conversion=_CONVERSION,
+        )

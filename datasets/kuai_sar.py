@@ -1,18 +1,11 @@
-import os
-import os.path as osp
-from collections.abc import Callable
-from typing import Any
-
 import duckdb
-from torch_geometric.data import HeteroData
 
 from mag.datasets._delimited import create_table, read_header, scan_csv
+from mag.datasets._named_release import NamedRelease, Release
 from mag.datasets._sql import FLAG, quote
-from mag.datasets._values import check_values, create_attributes
-from mag.datasets.click_dataset import ClickDataset
+from mag.datasets._values import check_table, create_attributes
+from mag.datasets.log_table import LogTable
 
-_FOLDERS = {'small': 'KuaiSAR_final', 'full': 'KuaiSAR_v2'}
-_ARCHIVES = {'small': 'KuaiSAR.zip', 'full': 'KuaiSAR_v2.zip'}
 _FILES = ('rec_inter.csv', 'src_inter.csv', 'user_features.csv', 'item_features.csv')
 
 _RECOMMENDATION = {
@@ -42,7 +35,7 @@ _NUMBER = '-?[0-9]{1,18}'
 _KEYWORDS = rf'\[\s*({_NUMBER}(\s*,\s*{_NUMBER})*)?\s*\]'
 
 
-class KuaiSAR(ClickDataset):
+class KuaiSAR(NamedRelease):
     r"""The logs of search and recommendation of the short-video application
     Kuaishou from the `"KuaiSAR: A Unified Search And Recommendation Dataset"
     <https://arxiv.org/abs/2306.07705>`_ paper, as one log of the same users
@@ -127,63 +120,13 @@ class KuaiSAR(ClickDataset):
             by another version or from other raw files.
     """
 
-    seconds = 'time // 1000'
-    merge_duplicates = True
-    query = 'query'
+    url = 'https://zenodo.org/records/8181109'
+    releases = {
+        'small': Release('KuaiSAR.zip', 'KuaiSAR_final', _FILES),
+        'full': Release('KuaiSAR_v2.zip', 'KuaiSAR_v2', _FILES),
+    }
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        name: str = 'small',
-        transform: Callable[[HeteroData], HeteroData] | None = None,
-        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
-        force_reload: bool = False,
-        log: bool = True,
-    ) -> None:
-        if name not in _FOLDERS:
-            raise ValueError(
-                f"'name' must be one of {', '.join(map(repr, _FOLDERS))}, got {name!r}"
-            )
-        self.name = name
-        super().__init__(root, transform, pre_transform, force_reload, log)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {'name': self.name}
-
-    @property
-    def source_files(self) -> list[str]:
-        for folder in self._folders:
-            paths = [osp.join(folder, name) for name in _FILES]
-            if all(osp.exists(path) for path in paths):
-                return paths
-        return []
-
-    @property
-    def raw_file_names(self) -> list[str]:
-        found = [osp.relpath(path, self.raw_dir) for path in self.source_files]
-        return found or list(_FILES)
-
-    @property
-    def _folders(self) -> list[str]:
-        return [self.raw_dir, osp.join(self.raw_dir, _FOLDERS[self.name])]
-
-    def download(self) -> None:
-        present = [
-            name
-            for folder in self._folders
-            if osp.isdir(folder)
-            for name in sorted(os.listdir(folder))
-            if name.endswith('.csv')
-        ]
-        raise FileNotFoundError(
-            f'KuaiSAR {self.name!r} needs {", ".join(_FILES)}, together in one of '
-            f'{", ".join(map(repr, self._folders))}; found {", ".join(present) or "none of them"}. '
-            f'Get {_ARCHIVES[self.name]} from https://zenodo.org/records/8181109 and unpack it '
-            f'into {self.raw_dir!r}'
-        )
-
-    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         recommendations, searches, users, items = self.source_files
         _read_recommendations(connection, recommendations)
         _read_searches(connection, searches)
@@ -201,6 +144,7 @@ class KuaiSAR(ClickDataset):
         connection.execute('DROP TABLE search')
         _read_users(connection, users)
         _read_items(connection, items)
+        return LogTable(time_unit='ms', merge_duplicates=True, query='query')
 
 
 def _read_recommendations(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -208,7 +152,7 @@ def _read_recommendations(connection: duckdb.DuckDBPyConnection, path: str) -> N
     select = f'SELECT {", ".join(_RECOMMENDATION)} FROM {scan}'
     create_table(connection, 'recommendation', select, scan)
     checks = _check_numbers(_RECOMMENDATION) | {'click': ('click <= 1', quote('0 or 1'))}
-    check_values(connection, 'recommendation', path, _RECOMMENDATION, checks)
+    check_table(connection, 'recommendation', path, _RECOMMENDATION, checks)
 
 
 def _read_searches(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -223,7 +167,7 @@ def _read_searches(connection: duckdb.DuckDBPyConnection, path: str) -> None:
             quote('a list of whole numbers such as [20, 34, 3]'),
         ),
     }
-    check_values(connection, 'search', path, _SEARCH, checks)
+    check_table(connection, 'search', path, _SEARCH, checks)
 
 
 def _check_numbers(columns: dict[str, str]) -> dict[str, tuple[str, str]]:

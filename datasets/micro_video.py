@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_integers
 from mag.datasets._interactions import SPLITS, read_interactions
 from mag.datasets._modality import count_rows, name_modalities, read_features
 from mag.datasets._negatives import draw_negatives
 from mag.datasets._row_hash import hash_rows, number_repeats
 from mag.datasets.click_dataset import ClickDataset
-from mag.schema import CLICKS, require_integers, require_positive_integers
+from mag.datasets.log_table import LogTable
+from mag.schema import CLICKS
 
 _FILES = ('interactions.csv', 'interactions.parquet')
 #: The stream of chance that slots are dealt by.
@@ -131,10 +133,10 @@ class MicroVideo(ClickDataset):
         force_reload: bool = False,
         log: bool = True,
     ) -> None:
-        require_positive_integers(num_negatives=num_negatives, num_slots=num_slots)
-        if num_slots == 1:
-            raise ValueError("'num_slots' must be at least 2, but got 1: no row would have a past.")
-        require_integers(0, seed=seed)
+        check_integers(1, num_negatives=num_negatives)
+        # With one slot no row would have a past.
+        check_integers(2, num_slots=num_slots)
+        check_integers(0, seed=seed)
         self.num_negatives = num_negatives
         self.num_slots = num_slots
         self.seed = seed
@@ -155,7 +157,8 @@ class MicroVideo(ClickDataset):
         features = [name for name in names if name.endswith('.npy')]
         if len(interactions) > 1:
             raise ValueError(
-                f'{self.raw_dir!r} has both {" and ".join(interactions)}; expected one of them'
+                f'{self.raw_dir!r} must hold one file of interactions, but got both '
+                f'{" and ".join(interactions)}.'
             )
         found = interactions + features if interactions and features else []
         return [osp.join(self.raw_dir, name) for name in found]
@@ -177,17 +180,19 @@ class MicroVideo(ClickDataset):
         """
         clicks = self._data[CLICKS]
         if 'edge_label_split' not in clicks:
-            raise ValueError(f"the interactions in {self.raw_dir!r} have no column 'split'")
+            raise ValueError(
+                f"The interactions in {self.raw_dir!r} must have a column 'split', but have none."
+            )
         split, time = clicks.edge_label_split, clicks.edge_label_time
         counts = split.bincount(minlength=len(SPLITS))
         if bool((counts == 0).any()):
             raise ValueError(
-                f'the splits {", ".join(SPLITS)} have {counts.tolist()} exposures; expected some '
-                f'in each'
+                f'The splits {", ".join(SPLITS)} must have exposures each, but got '
+                f'{counts.tolist()}.'
             )
         end = counts.cumsum(0)[:-1]
         if bool((split.diff() < 0).any() or (time[end - 1] >= time[end]).any()):
-            raise ValueError('the splits overlap in time; expected each to end before the next')
+            raise ValueError('A split must end before the next, but they overlap in time.')
         # A quarter of the way from the last row of a split to the next row, as quantiles go.
         val_start, test_start = ((end - 0.75) / (split.numel() - 1)).tolist()
         return {'val_start': val_start, 'test_start': test_start}
@@ -196,15 +201,14 @@ class MicroVideo(ClickDataset):
         present = sorted(os.listdir(self.raw_dir))
         raise FileNotFoundError(
             f'MicroVideo needs {" or ".join(_FILES)} and, for each modality, <modality>_feat.npy '
-            f'or <modality>.npy in {self.raw_dir!r}; found {", ".join(present) or "nothing"}'
+            f'or <modality>.npy in {self.raw_dir!r}, but found {", ".join(present) or "nothing"}.'
         )
 
-    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         path, *features = self.source_files
         name_modalities(features)
         columns = read_interactions(connection, path, count_rows(features), features[0])
         rows = connection.execute(f'SELECT {", ".join(columns)} FROM interaction').fetchnumpy()
-        self.contexts = ('split',) if 'split' in rows else ()
         split = rows.get('split', np.zeros(rows['user'].size, dtype=np.int64))
         stage = rows.get('time', split)
         if 'time' not in rows:
@@ -221,6 +225,7 @@ class MicroVideo(ClickDataset):
         connection.execute('CREATE OR REPLACE TABLE log AS SELECT * FROM labelled')
         connection.unregister('labelled')
         connection.execute('DROP TABLE interaction')
+        return LogTable(contexts=('split',) if 'split' in rows else ())
 
     def extend(
         self,
@@ -233,9 +238,9 @@ class MicroVideo(ClickDataset):
         for name, path in modalities.items():
             data['item'][f'x_{name}'], data['item'][f'has_{name}'] = read_features(path, ids)
         names['modality'] = list(modalities)
-        if self.contexts:
+        clicks = data[CLICKS]
+        if 'edge_label_split' in clicks:
             # A categorical of an exposure would be a feature to predict from.
-            clicks = data[CLICKS]
             present = torch.tensor([int(name) for name in names['split']])
             clicks.edge_label_split = present[clicks.edge_label_split]
             del clicks.num_split

@@ -1,16 +1,16 @@
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
+from mag.checks import check_integers, check_numbers
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
 from mag.datasets._occasion import NUM_OCCASIONS, Occasion
 from mag.datasets._queries import DOMAINS
-from mag.schema import require_integers
 
 MODALITIES = ('visual', 'acoustic', 'text')
 _CATEGORIES_PER_GROUP = 3
@@ -128,16 +128,15 @@ class SyntheticMarket(InMemoryDataset):
         transform: Callable[[HeteroData], HeteroData] | None = None,
         log: bool = True,
     ) -> None:
-        sizes = {
-            'num_users': num_users,
-            'num_items': num_items,
-            'num_exposures': num_exposures,
-            'num_groups': num_groups,
-        }
-        shares = {'search_share': search_share, 'query_noise': query_noise}
         strengths = {'selection_bias': selection_bias, 'occasion_strength': occasion_strength}
-        _check_arguments(sizes, shares, strengths, seed)
-        _check_lifetime(id_lifetime)
+        check_integers(1, num_users=num_users, num_items=num_items, num_groups=num_groups)
+        # A single exposure has no rank, so no AUC.
+        check_integers(2, num_exposures=num_exposures)
+        check_integers(0, seed=seed)
+        check_numbers('[0, 1]', search_share=search_share, query_noise=query_noise)
+        check_numbers('[0, inf)', **strengths)
+        if id_lifetime is not None:
+            check_numbers('[0.01, inf)', id_lifetime=id_lifetime)
         super().__init__(None, transform, log=log)
         world = _World(np.random.default_rng([seed, 0]), num_users, num_items, num_groups)
         rng = np.random.default_rng([seed, 1])
@@ -164,35 +163,6 @@ class SyntheticMarket(InMemoryDataset):
             'modality': list(MODALITIES),
             'domain': list(DOMAINS),
         }
-
-
-def _check_arguments(
-    sizes: dict[str, Any], shares: dict[str, Any], strengths: dict[str, Any], seed: Any
-) -> None:
-    require_integers(1, **sizes)
-    # A single exposure has no rank, so no AUC.
-    require_integers(2, num_exposures=sizes['num_exposures'])
-    require_integers(0, seed=seed)
-    for name, value in {**shares, **strengths}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"'{name}' must be a float, but got {value!r}.")
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"'{name}' must lie between 0 and 1, but got {value}.")
-    for name, value in strengths.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"'{name}' must be finite and at least 0, but got {value}.")
-
-
-def _check_lifetime(id_lifetime: Any) -> None:
-    if id_lifetime is None:
-        return
-    if isinstance(id_lifetime, bool) or not isinstance(id_lifetime, (int, float)):
-        raise TypeError(f"'id_lifetime' must be a number of days or None, but got {id_lifetime!r}.")
-    if not 0.01 <= id_lifetime < math.inf:
-        raise ValueError(
-            f"'id_lifetime' must be a number of days of at least 0.01, but got {id_lifetime}."
-        )
 
 
 class _World:

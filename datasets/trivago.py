@@ -5,8 +5,9 @@ import duckdb
 
 from mag.datasets._delimited import create_table, scan_csv
 from mag.datasets._sql import quote
-from mag.datasets._values import bad_value, check_values
+from mag.datasets._values import bad_row, check_table
 from mag.datasets.click_dataset import ClickDataset
+from mag.datasets.log_table import LogTable
 
 _COLUMNS = {
     'user_id': 'VARCHAR',
@@ -31,6 +32,7 @@ _BEHAVIORS = {
     'search': 'search for item',
 }
 _CLICKOUT = 'clickout item'
+_CONTEXTS = ('platform', 'device', 'city')
 _ITEM_ACTIONS = _BEHAVIORS | {'clickout': _CLICKOUT}
 _SEARCHES = ('search for destination', 'search for poi')
 # The actions with which the log has the filters that are on after them.
@@ -56,7 +58,7 @@ class Trivago(ClickDataset):
 
     * Every item of the list is one exposure; an item that is listed twice is
       one, at its first position.
-    * Its behaviors, in the order of :attr:`behaviors`, are whether the
+    * Its behaviors, in the order of :obj:`names['behavior']`, are whether the
       segment has an action on the item's images, information, ratings or
       deals, or a search for the item.
     * It converted if the clickout is on this item. If that is on an item
@@ -171,11 +173,6 @@ class Trivago(ClickDataset):
     """
 
     schema_version = 3
-    behaviors = tuple(_BEHAVIORS)
-    conversion = 'clickout'
-    contexts = ('platform', 'device', 'city')
-    features = ('position', 'price', 'relative_price')
-    query = 'query'
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -196,12 +193,12 @@ class Trivago(ClickDataset):
 
     def download(self) -> None:
         raise FileNotFoundError(
-            f'Trivago needs train.csv in {" or ".join(map(repr, self._folders))}, where it is not. '
+            f'Trivago needs train.csv in {" or ".join(map(repr, self._folders))}, but found none. '
             f'Get it from https://recsys.trivago.cloud/challenge/dataset/ and put it into '
-            f'{self.raw_dir!r}'
+            f'{self.raw_dir!r}.'
         )
 
-    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         (path,) = self.source_files
         required = ('user_id', 'session_id', 'timestamp', 'step', 'action_type')
         scan = scan_csv(path, _COLUMNS, required)
@@ -271,7 +268,7 @@ class Trivago(ClickDataset):
                 GROUP BY segment, item
             ),
             clickout AS (
-                SELECT user_id, timestamp, {', '.join(self.contexts)}, impressions, prices, touches,
+                SELECT user_id, timestamp, {', '.join(_CONTEXTS)}, impressions, prices, touches,
                        query
                 FROM action
                 JOIN (
@@ -307,7 +304,7 @@ class Trivago(ClickDataset):
             )
             SELECT user_id AS user, item, time, touch IS NOT NULL AS label,
                    coalesce(touch.click_time, time) AS click_time, settled,
-                   {labels}, {', '.join(self.contexts)},
+                   {labels}, {', '.join(_CONTEXTS)},
                    CASE WHEN len(query) > 0 THEN query END AS query, position, price,
                    coalesce(price / nullif(list_avg(prices), 0), 1) AS relative_price
             FROM exposure
@@ -316,8 +313,16 @@ class Trivago(ClickDataset):
         connection.execute('DROP TABLE action')
         if not connection.execute('SELECT 1 FROM log LIMIT 1').fetchall():
             raise ValueError(
-                f'{path} has no row with the action_type {_CLICKOUT!r}, and so no list of items'
+                f'{path} must have a row with the action_type {_CLICKOUT!r}, which has a list of '
+                f'items, but got none.'
             )
+        return LogTable(
+            behaviors=tuple(_BEHAVIORS),
+            conversion='clickout',
+            contexts=_CONTEXTS,
+            features=('position', 'price', 'relative_price'),
+            query='query',
+        )
 
 
 def _check_values(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -349,7 +354,7 @@ def _check_values(connection: duckdb.DuckDBPyConnection, path: str) -> None:
             f"concat('a whole number for each of the ', {num_impressions}, ' impressions')",
         ),
     }
-    check_values(connection, 'action', path, _COLUMNS, checks)
+    check_table(connection, 'action', path, _COLUMNS, checks)
 
 
 def _check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -365,4 +370,4 @@ def _check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     if found:
         row, step, previous = found[0]
         expected = f"more than {previous}, the session's step before, or 1 for another session"
-        raise bad_value(path, row, _COLUMNS, 'step', step, expected)
+        raise bad_row(path, row, _COLUMNS, 'step', step, expected)

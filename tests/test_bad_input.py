@@ -9,7 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
-from mag.datasets import EventLog, KuaiRand, MovieLens
+from mag.datasets import (
+    EventLog,
+    KuaiRand,
+    KuaiSAR,
+    LogTable,
+    MicroVideo,
+    MovieLens,
+    SyntheticMarket,
+    Trivago,
+)
 from mag.loader import (
     BatchIndexSampler,
     ExposureFeatures,
@@ -157,7 +166,7 @@ Case = tuple[Callable[[Path], object], type[Exception], str]
 CASES: dict[str, Case] = {
     # Datasets
     'movielens name': (lambda p: MovieLens(p, '7m'), ValueError, "'100k'.*got '7m'"),
-    'movielens root': (lambda p: MovieLens(7), TypeError, 'must be a path, got 7'),  # type: ignore[arg-type]
+    'movielens root': (lambda p: MovieLens(7), TypeError, 'must be a path, but got 7'),  # type: ignore[arg-type]
     'kuairand name': (lambda p: KuaiRand(p, 'huge'), ValueError, "got 'huge'"),
     'log column': (
         lambda p: csv_log(p, 'u,i,t,click\n1,2,3,1\n'), ValueError, "'y'.*click"
@@ -171,16 +180,16 @@ CASES: dict[str, Case] = {
         lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n1,2\n'), ValueError, r'log\.csv.*3'
     ),
     'log empty': (lambda p: csv_log(p, ''), ValueError, 'empty'),
-    'log header only': (lambda p: csv_log(p, 'u,i,t,y\n'), ValueError, 'no rows|empty'),
+    'log header only': (lambda p: csv_log(p, 'u,i,t,y\n'), ValueError, 'must hold rows'),
     'log columns': (
         lambda p: csv_log(p, 'U,u,t,y\n1,2,3,1\n', user='U', item='u'),
         ValueError,
-        "'u' for both 'user' and 'item'.*upper and lower case",
+        "more than upper and lower case, but got 'u' for both 'user' and 'item'",
     ),
     'log line ends': (
         lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\r\n1,2,3,1\n'),
         ValueError,
-        r'log\.csv, line 2: the line ends in CRLF, expected LF',
+        r'log\.csv, line 2: a line must end in LF as before, but got CRLF',
     ),
     'log root': (
         lambda p: EventLog(p / 'log.csv', csv_log(p, 'u,i,t,y\n1,2,3,1\n').source_files, {
@@ -198,6 +207,43 @@ CASES: dict[str, Case] = {
         lambda p: EventLog(p, p / 'none.csv', {'user': 'u', 'item': 'i', 'time': 't'}),
         FileNotFoundError,
         'none.csv',
+    ),
+    'log unit': (
+        lambda p: EventLog(p, p / 'log.csv', {'user': 'u', 'item': 'i', 'time': 't'}, 'min'),
+        ValueError,
+        "'time_unit' must be one of 's', 'ms', 'us', 'ns', but got 'min'",
+    ),
+    'kuairand missing': (
+        lambda p: KuaiRand(p), FileNotFoundError, 'log_standard_.*but found none of them'
+    ),
+    'kuaisar name': (lambda p: KuaiSAR(p, 'v3'), ValueError, "'small', 'full', but got 'v3'"),
+    'kuaisar missing': (lambda p: KuaiSAR(p), FileNotFoundError, r'rec_inter\.csv.*KuaiSAR\.zip'),
+    'trivago missing': (lambda p: Trivago(p), FileNotFoundError, r'train\.csv.*but found none'),
+    'micro video missing': (lambda p: MicroVideo(p), FileNotFoundError, 'but found nothing'),
+    'micro video slots': (
+        lambda p: MicroVideo(p, num_slots=1), ValueError, "'num_slots'.* at least 2, but got 1"
+    ),
+    'micro video seed': (
+        lambda p: MicroVideo(p, seed=0.5),  # type: ignore[arg-type]
+        TypeError,
+        "'seed' must be an integer, but got 0.5",
+    ),
+    'market share': (
+        lambda p: SyntheticMarket(9, 9, 9, search_share=1.5),
+        ValueError,
+        r"'search_share' must be a number in \[0, 1\], but got 1.5",
+    ),
+    'market lifetime': (
+        lambda p: SyntheticMarket(9, 9, 9, id_lifetime=0), ValueError, "'id_lifetime'.*but got 0"
+    ),
+    'table unit': (lambda p: LogTable(time_unit='h'), ValueError, "'time_unit'.*but got 'h'"),
+    'table contexts': (
+        lambda p: LogTable(contexts='city'),  # type: ignore[arg-type]
+        TypeError,
+        "'contexts' must be a tuple of columns, but got 'city'",
+    ),
+    'table name': (
+        lambda p: LogTable(features=('a b',)), ValueError, "name such as 'device', but got 'a b'"
     ),
     # Temporal split
     'split order': (

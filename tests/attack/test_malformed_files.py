@@ -294,7 +294,7 @@ def test_damaged_parquet(attack: Any) -> None:
 
 def test_rows_that_are_lost_are_found(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     r"""Without the count of rows, the attack finds a file of which none is read."""
-    monkeypatch.setattr('mag.datasets.event_log.check_rows', lambda *arguments: None)
+    monkeypatch.setattr('mag.datasets._event_files.check_rows', lambda *arguments: None)
     rename_alone = st.just([(rename, 0.0, 1)])
     with pytest.raises(AssertionError):
         attack(

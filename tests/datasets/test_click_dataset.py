@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 import warnings
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from filelock import FileLock
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
-from mag.datasets import EventLog
-from mag.datasets.click_dataset import ClickDataset, _checksum_of
+from mag.datasets import ClickDataset, EventLog, LogTable
+from mag.datasets._cache import Cache, checksum_of
+from mag.datasets._log_to_graph import LogToGraph
 from mag.files import checksum, write_tensors
 
 CLICKS = ('user', 'clicks', 'item')
@@ -216,7 +219,7 @@ def test_opening_a_received_cache_runs_nothing(log, sealed):
         cache = json.loads((processed / 'cache.json').read_text())
         cache['files']['data.pt'] = checksum(processed / 'data.pt')
         del cache['checksum']
-        cache['checksum'] = _checksum_of(cache)
+        cache['checksum'] = checksum_of(cache)
         (processed / 'cache.json').write_text(json.dumps(cache))
     else:
         torch.save(planted, processed / 'data.pt')
@@ -309,7 +312,7 @@ def test_cache_of_a_folder_that_may_only_be_read(log, monkeypatch):
     load(log)
     partial = log.parent / 'root' / 'processed.partial'
     partial.mkdir()
-    monkeypatch.setattr(EventLog, '_lock', refuse)
+    monkeypatch.setattr(Cache, 'lock', refuse)
     assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
     assert partial.exists()
     with pytest.raises(ValueError, match='time_unit was'):
@@ -380,9 +383,9 @@ def test_foreign_files_are_not_touched(log):
     shutil.rmtree(processed)
     processed.mkdir()
     (processed / 'mine.pt').write_text('precious')
-    with pytest.raises(ValueError, match="holds files, but no cache of mag's"):
+    with pytest.raises(ValueError, match="must be empty or a cache of mag's"):
         load(log)
-    with pytest.raises(ValueError, match="holds files, but no cache of mag's"):
+    with pytest.raises(ValueError, match="must be empty or a cache of mag's"):
         load(log, force_reload=True)
     assert (processed / 'mine.pt').read_text() == 'precious'
 
@@ -395,14 +398,22 @@ class Fail(BaseTransform):
         return 'Scale(factor=1)'
 
 
-@pytest.mark.parametrize('where', ['pre_transform', '_write_nodes', '_sort', '_replace_cache'])
+# By step, the class and the method that does it.
+STEPS = {
+    'sort': (LogToGraph, 'sort'),
+    'write nodes': (LogToGraph, 'write_nodes'),
+    'replace': (Cache, '_replace'),
+}
+
+
+@pytest.mark.parametrize('where', ['pre_transform', *STEPS])
 def test_interruption_leaves_nothing(log, monkeypatch, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         if where != 'pre_transform':
-            patch.setattr(EventLog, where, interrupt)
+            patch.setattr(*STEPS[where], interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(log, pre_transform=Fail())
     assert os.listdir(log.parent / 'root') == ['.lock']
@@ -417,16 +428,18 @@ def test_interrupted_reload_keeps_the_old_cache(log, monkeypatch):
     assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize('method', ['_sort', '_write_nodes', '_replace_cache'])
-def test_kill_leaves_no_half_cache(log, method):
+@pytest.mark.parametrize('step', STEPS)
+def test_kill_leaves_no_half_cache(log, step):
+    owner, method = STEPS[step]
     script = textwrap.dedent(f"""
         import os, signal
         from mag.datasets import EventLog
-        wrapped = EventLog.{method}
+        from {owner.__module__} import {owner.__name__}
+        wrapped = {owner.__name__}.{method}
         def kill(*args):
-            {'' if method == '_replace_cache' else 'wrapped(*args)'}
+            {'' if step == 'replace' else 'wrapped(*args)'}
             os.kill(os.getpid(), signal.SIGKILL)
-        EventLog.{method} = kill
+        {owner.__name__}.{method} = kill
         EventLog({str(log.parent / 'root')!r}, {str(log)!r}, {COLUMNS!r}, log=False)
     """)
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True)
@@ -518,32 +531,31 @@ def test_progress(log, capsys):
 
 
 class Shop(ClickDataset):
-    seconds = 'time // 10'
-    merge_duplicates = True
-    behaviors = ('likes', 'shares')
-    conversion = 'buys'
-    contexts = ('device', 'slot')
-    features = ('price', 'position')
     arguments = {}
     raw_file_names = ['log.csv']
-
-    @property
-    def source_files(self):
-        return self.raw_paths
+    table = LogTable(
+        time_unit='ms',
+        merge_duplicates=True,
+        behaviors=('likes', 'shares'),
+        conversion='buys',
+        contexts=('device', 'slot'),
+        features=('price', 'position'),
+    )
 
     def read(self, connection):
         connection.execute(f"CREATE TABLE log AS FROM read_csv('{self.raw_paths[0]}')")
+        return self.table
 
 
 def test_exposures_of_every_kind(tmp_path):
     (tmp_path / 'raw').mkdir()
     (tmp_path / 'raw' / 'log.csv').write_text(
         'user,item,time,label,likes,shares,buys,device,slot,price,position,click_time,weight\n'
-        '1,1,10,1,0,0,1,phone,3,5.5,0,95,2\n'
-        '1,2,20,0,1,1,1,,2,1.5,1,20,1\n'
-        '2,2,40,1,0,0,0,desk,2,0,3,45,5\n'
-        '2,1,30,1,1,0,0,unknown,10,2.5,0,42,3\n'
-        '2,1,30,0,0,1,0,phone,1,9,9,60,4\n'
+        '1,1,1000,1,0,0,1,phone,3,5.5,0,9500,2\n'
+        '1,2,2000,0,1,1,1,,2,1.5,1,2000,1\n'
+        '2,2,4000,1,0,0,0,desk,2,0,3,4500,5\n'
+        '2,1,3000,1,1,0,0,unknown,10,2.5,0,4200,3\n'
+        '2,1,3000,0,0,1,0,phone,1,9,9,6000,4\n'
     )
     dataset = Shop(tmp_path, log=False)
     store = dataset[0][CLICKS]
@@ -593,13 +605,13 @@ def test_merged_rows_have_the_context_of_the_first(tmp_path):
 
 
 class Slow(Shop):
-    behaviors, conversion, contexts, features = (), None, (), ()
+    table = LogTable(time_unit='ms', merge_duplicates=True)
 
 
 def test_when_labels_are_known(tmp_path):
     (tmp_path / 'raw').mkdir()
     (tmp_path / 'raw' / 'log.csv').write_text(
-        'user,item,time,label,settled\n1,1,30,1,95\n1,2,10,0,20\n1,1,30,0,42\n2,1,20,1,20\n'
+        'user,item,time,label,settled\n1,1,3000,1,9500\n1,2,1000,0,2000\n1,1,3000,0,4200\n2,1,2000,1,2000\n'
     )
     store = Slow(tmp_path, log=False)[0][CLICKS]
     # In seconds, of rows that are one when the last of them is.
@@ -607,3 +619,166 @@ def test_when_labels_are_known(tmp_path):
     assert store.edge_label_settled.tolist() == [2, 2, 9]
     assert store.edge_label_settled.dtype == torch.long
     assert store.time.tolist() == [2, 3]
+
+
+def write_shop(root, text):
+    (root / 'raw').mkdir(exist_ok=True)
+    (root / 'raw' / 'log.csv').write_text(text)
+    return root
+
+
+def test_example_of_contributing_runs(tmp_path):
+    text = (Path(__file__).parents[2] / 'CONTRIBUTING.md').read_text()
+    code = text.split('## Add a dataset')[1].split('```python\n')[1].split('```')[0]
+    assert len(code.splitlines()) < 20
+    module = types.ModuleType('shop')
+    exec(code, module.__dict__)
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'shop.csv').write_text(
+        'customer,sku,shown_at,clicked,device\n'
+        'ann,s2,3000,1,phone\nbob,s1,1500,0,\nann,s1,2999,1,desk\n'
+    )
+    dataset = module.Shop(tmp_path, log=False)
+    store = dataset[0][CLICKS]
+    assert store.edge_label_time.tolist() == [1, 2, 3]
+    assert store.edge_label_index.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert store.edge_label.tolist() == [0, 1, 1]
+    assert store.edge_index.tolist() == [[0, 0], [0, 1]] and store.time.tolist() == [2, 3]
+    assert [dataset.names['device'][code] for code in store.edge_label_device] == [
+        'unknown',
+        'desk',
+        'phone',
+    ]
+    assert dataset.raw_ids['user'].tolist() == ['ann', 'bob']
+    (tmp_path / 'raw' / 'shop.csv').write_text('customer,sku,shown_at,clicked,device\n')
+    with pytest.raises(ValueError, match=r'shop\.csv had 91 bytes, has now 37'):
+        module.Shop(tmp_path, log=False)
+
+
+def test_example_without_its_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Shop needs log\.csv in .*raw', but did not"):
+        Shop(tmp_path, log=False)
+
+
+HEAD = 'user,item,time,label'
+
+
+@pytest.mark.parametrize(
+    'text, table, error, match',
+    [
+        (f'{HEAD}\n1,2,3,1\n', None, TypeError, 'Shop.read must return a LogTable, but got None'),
+        (
+            'user,item,label\n1,2,1\n',
+            LogTable(),
+            ValueError,
+            "table 'log' with a column 'time', but its columns are 'user', 'item', 'label'",
+        ),
+        (f'{HEAD}\n1,2,3,1\n', LogTable(contexts=('city',)), ValueError, "with a column 'city'"),
+        (f'{HEAD}\n1,2,noon,1\n', LogTable(), TypeError, "'time' with numbers or.*VARCHAR"),
+        (f'{HEAD}\n', LogTable(), ValueError, r'log\.csv must hold rows of a log, but got none'),
+        (
+            f'{HEAD}\n1,2,3,1\n,2,3,1\n',
+            LogTable(),
+            ValueError,
+            "'user' .* must hold a value.* 1 row\\.",
+        ),
+        (f'{HEAD}\n1,2,3,1\n1,2,3,2\n', LogTable(), ValueError, "'label' .* must hold 0 or 1"),
+        (
+            f'{HEAD},buys\n1,2,3,1,1\n1,2,3,1,-1\n',
+            LogTable(conversion='buys'),
+            ValueError,
+            "'buys' .* must hold 0 or 1, but got another in 1 row",
+        ),
+        (
+            f'{HEAD},price\n1,2,3,1,5\n1,2,3,1,\n',
+            LogTable(features=('price',)),
+            ValueError,
+            "'price' .* must hold a value",
+        ),
+        (
+            f'{HEAD},click_time\n1,2,3,1,2\n',
+            LogTable(),
+            ValueError,
+            "'click_time' .* must hold no time before 'time'",
+        ),
+        (
+            f'{HEAD},settled\n1,2,3,0,2\n',
+            LogTable(),
+            ValueError,
+            "'settled' .* must hold no time before 'time'",
+        ),
+    ],
+)
+def test_tables_that_are_no_log(tmp_path, monkeypatch, text, table, error, match):
+    monkeypatch.setattr(Shop, 'table', table)
+    with pytest.raises(error, match=match):
+        Shop(write_shop(tmp_path, text), log=False)
+    assert not (tmp_path / 'processed').exists()
+
+
+@pytest.mark.parametrize(
+    'kwargs, error, match',
+    [
+        ({'time_unit': 'h'}, ValueError, "'time_unit' must be one of 's', 'ms'.*but got 'h'"),
+        ({'merge_duplicates': 1}, TypeError, "'merge_duplicates' must be True or False, but got 1"),
+        ({'contexts': 'city'}, TypeError, "'contexts' must be a tuple of columns, but got 'city'"),
+        ({'features': ('a b',)}, ValueError, "must have a name such as 'device', but got 'a b'"),
+        ({'query': 3}, ValueError, "must have a name such as 'device', but got 3"),
+    ],
+)
+def test_bad_table(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        LogTable(**kwargs)
+
+
+@pytest.mark.parametrize(
+    'time, unit, seconds',
+    [
+        ('-1500', 'ms', -2),
+        ('-1.5', 's', -2),
+        ("'1970-01-01 00:00:02.7'::TIMESTAMP", 's', 2),
+        ("'1969-12-31'::DATE", 'ms', -86400),
+        ('-1500000::HUGEINT', 'us', -2),
+        ('2.25::DOUBLE', 's', 2),
+        ('1999999999', 'ns', 1),
+    ],
+)
+def test_times_in_seconds(tmp_path, monkeypatch, time, unit, seconds):
+    def read(self, connection):
+        connection.execute(
+            f'CREATE TABLE log AS SELECT 1 AS user, 2 AS item, {time} AS time, 1 AS label'
+        )
+        return LogTable(time_unit=unit)
+
+    monkeypatch.setattr(Shop, 'read', read)
+    store = Shop(write_shop(tmp_path, 'nothing'), log=False)[0][CLICKS]
+    assert store.time.tolist() == [seconds]
+
+
+def test_columns_with_names_of_sql(tmp_path, monkeypatch):
+    def read(self, connection):
+        connection.execute("""
+            CREATE TABLE log AS
+            SELECT 1 AS user, 2 AS item, 3 AS time, 1 AS label, 'x' AS "order", 4.0 AS "limit",
+                   ['a', 'b'] AS "select"
+        """)
+        connection.execute("""CREATE TABLE item_attribute AS SELECT 2 AS id, 'shoe' AS "group" """)
+        return LogTable(
+            merge_duplicates=True, contexts=('order',), features=('limit',), query='select'
+        )
+
+    monkeypatch.setattr(Shop, 'read', read)
+    dataset = Shop(write_shop(tmp_path, 'nothing'), log=False)
+    assert dataset.names['order'] == ['x'] and dataset.names['group'] == ['shoe']
+    assert dataset[0][CLICKS].edge_label_x.tolist() == [[4]]
+    assert dataset.names['query'] == ['', 'a', 'b']
+
+
+def test_a_read_that_fails_is_told_as_it_was(tmp_path, monkeypatch):
+    def read(self, connection):
+        connection.execute('CREATE TABLE log AS SELECT 1 AS user')
+        connection.execute('CREATE TABLE item_attribute AS SELECT nonsense FROM log')
+
+    monkeypatch.setattr(Shop, 'read', read)
+    with pytest.raises(ValueError, match='"nonsense" not found'):
+        Shop(write_shop(tmp_path, 'nothing'), log=False)

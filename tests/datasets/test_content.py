@@ -56,7 +56,7 @@ def test_nul(tmp_path, end):
     path.write_text(f'u,i{end * 3}"a\n",x{end}1,\0{end}', newline='')
     with pytest.raises(ValueError) as error:
         inspect_content(str(path), ',', quotes=True)
-    assert str(error.value) == f'{path}, line 6: expected text, found a NUL'
+    assert str(error.value) == f'{path}, line 6: a line must hold text, but got a NUL.'
 
 
 def damage(content, place):
@@ -85,7 +85,9 @@ def test_damaged_gzip(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
         inspect_content(str(path), ',', quotes=True)
-    assert str(error.value).startswith(f'{path} is no whole gzip file: {reason}')
+    assert str(error.value).startswith(
+        f'{path} must be a whole gzip file, but cannot be unpacked: {reason}'
+    )
 
 
 def test_gzip_members_in_a_row(tmp_path):

@@ -51,9 +51,9 @@ def test_folder_is_no_column(tmp_path, kind):
 @pytest.mark.parametrize(
     'text, expected',
     [
-        (b'u,i\n1,x\r\n2,y\n', 'line 2: the line ends in CRLF, expected LF as before'),
-        (b'u,i\r\n1,x\r\n2,y\n', 'line 3: the line ends in LF, expected CRLF as before'),
-        (b'u,i\n1,x\r2,y\n', ': expected lines that all end in LF or all in CRLF'),
+        (b'u,i\n1,x\r\n2,y\n', 'line 2: a line must end in LF as before, but got CRLF.'),
+        (b'u,i\r\n1,x\r\n2,y\n', 'line 3: a line must end in CRLF as before, but got LF.'),
+        (b'u,i\n1,x\r2,y\n', ' must have lines that all end in LF or all in CRLF'),
     ],
 )
 def test_line_ends_that_differ(tmp_path, name, text, expected):
@@ -71,7 +71,7 @@ def test_line_ends_that_differ(tmp_path, name, text, expected):
 def test_no_gzip_file(tmp_path, content):
     path = tmp_path / 'log.csv.gz'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r'log\.csv\.gz is no whole gzip file: '):
+    with pytest.raises(ValueError, match=r'log\.csv\.gz must be a whole gzip file, but '):
         read_header(str(path), ('u', 'i'))
 
 
@@ -94,7 +94,7 @@ def test_blank_lines_before_the_header(tmp_path, name, start, end):
     with pytest.raises(duckdb.Error) as error:
         rows(scan_csv(str(path), TYPES, ('u',)))
     assert str(explain_read_error(error.value)).startswith(
-        f"{path}, line 7: column 'u' holds 'x', expected a whole number"
+        f"{path}, line 7: column 'u' must hold a whole number, but got 'x'"
     )
 
 
@@ -103,7 +103,7 @@ def test_repeated_name(tmp_path):
     path.write_text('u,note,i,note,u\n1,,x,,2\n')
     with pytest.raises(ValueError) as error:
         scan_csv(str(path), TYPES, ('u',))
-    assert str(error.value) == f"{path} has 2 columns 'u', expected one of each name"
+    assert str(error.value) == f"{path} must have one column 'u', but got 2."
     assert rows(scan_csv(str(path), {'i': 'VARCHAR'}, ('i',)))[0][2] == 'x'
 
 
@@ -119,7 +119,7 @@ def test_repeated_name_in_parquet(tmp_path):
             content = file.read()
         with open(path, 'wb') as file:
             file.write(content.replace(b'uix', b'uid'))
-        with pytest.raises(ValueError, match=r"log\.parquet has 2 columns 'uid', expected one"):
+        with pytest.raises(ValueError, match=r"log\.parquet must have one column 'uid', but got 2"):
             parquet_columns(connection, path, ('uid', 'iid'))
         parquet_columns(connection, path, ('iid',))
 
@@ -127,11 +127,11 @@ def test_repeated_name_in_parquet(tmp_path):
 @pytest.mark.parametrize(
     'size, mark, expected',
     [
-        (2_000_001, '', ', line 3: expected a row of at most 2,000,000 bytes, found 2,000,003'),
-        (2_000_001, '"', ', line 3: expected a row of at most 2,000,000 bytes, found 2,000,003'),
+        (2_000_001, '', ', line 3: a row must have at most 2,000,000 bytes, but got 2,000,003.'),
+        (2_000_001, '"', ', line 3: a row must have at most 2,000,000 bytes, but got 2,000,003.'),
         # DuckDB skips this one without an error.
-        (33_000_000, '', ': 1 rows were read, expected 2, as many as the file has; '),
-        (33_000_000, '"', ', line 3: a quote is opened and not closed, or a row has more than 2,0'),
+        (33_000_000, '', ' must give 2 rows, as many as it has, but got 1: '),
+        (33_000_000, '"', ', line 3: a row must close its quotes and have at most 2,000,000 b'),
     ],
 )
 def test_long_row(tmp_path, size, mark, expected):
@@ -155,8 +155,8 @@ def test_long_row_is_not_quoted_whole(tmp_path):
         rows(scan_csv(str(path), TYPES, ('u',)))
     start = 'y' * 200
     assert str(explain_read_error(error.value)) == (
-        f"{path}, line 3: column 'u' holds '{start}'..., expected a whole number in the row "
-        f"'{start}'..."
+        f"{path}, line 3: column 'u' must hold a whole number, but got '{start}'... in "
+        f"the row '{start}'...."
     )
 
 
@@ -165,7 +165,7 @@ def test_long_header_is_not_quoted_whole(tmp_path):
     path.write_text(f'{"y" * 100_000},i,{",".join(["note"] * 10_000)}\n1,x\n')
     with pytest.raises(ValueError) as error:
         read_header(str(path), ('u', 'i'))
-    assert str(error.value).startswith(f"{path} has no column 'u'; its columns are 'yyy")
+    assert str(error.value).startswith(f"{path} must have a column 'u', but its columns are 'yyy")
     assert str(error.value).endswith('...') and len(str(error.value)) < 1000
 
 
@@ -177,8 +177,8 @@ def test_underscore_without_header_and_quotes(tmp_path, end, lines):
     with duckdb.connect() as connection, pytest.raises(ValueError) as error:
         create_table(connection, 'log', f'SELECT * FROM {scan}', scan)
     assert str(error.value) == (
-        f"{path}, line {lines}: column 'u' holds '1_0', expected a whole number, without "
-        f'underscores'
+        f"{path}, line {lines}: column 'u' must hold a whole number without underscores, but "
+        f"got '1_0'."
     )
 
 
@@ -271,19 +271,26 @@ def test_files_of_all_datasets(tmp_path, dataset, name):
     path = tmp_path / name
     content = path.read_bytes()
     first, _, others = content.split(b'\r\n')[1].partition(b',')
+    underscored = content.replace(b'\r\n' + first, b'\r\n0_' + first)
     for spoiled, expected in (
-        (content.replace(b'"note"', b'"my\nnote"'), ': 0 rows were read, expected 1, '),
-        (content.replace(b',x\r\n', b',x\0\r\n'), ', line 2: expected text, found a NUL'),
         (
-            content.replace(b'\r\n' + first, b'\r\n0_' + first),
-            f", line 2: column {next(iter(FILES[dataset][name]))!r} holds '0_{first.decode()}', "
-            f'expected a ',
+            content.replace(b'"note"', b'"my\nnote"'),
+            ' must give 1 rows, as many as it has, but got 0: ',
+        ),
+        (
+            content.replace(b',x\r\n', b',x\0\r\n'),
+            ', line 2: a line must hold text, but got a NUL.',
+        ),
+        (
+            underscored,
+            f', line 2: column {next(iter(FILES[dataset][name]))!r} must hold a ',
         ),
     ):
         path.write_bytes(spoiled)
         with pytest.raises(ValueError) as error:
             open_files(tmp_path, dataset)
         assert str(error.value).startswith(f'{path}{expected}')
+        assert spoiled != underscored or f"but got '0_{first.decode()}'" in str(error.value)
         assert not os.path.exists(tmp_path / 'processed')
     path.write_bytes(content)
     assert open_files(tmp_path, dataset)[0]['user', 'clicks', 'item'].edge_label.sum() >= 1

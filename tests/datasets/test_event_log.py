@@ -289,7 +289,7 @@ def test_rows_of_all_files_are_counted(tmp_path):
     (tmp_path / 'b.csv').write_text(f'uid,iid,ts,click,"my\nnote"\r\n{rows}', newline='')
     with pytest.raises(ValueError) as error:
         EventLog(tmp_path / 'root', tmp_path / '*.csv', COLUMNS, log=False)
-    start = f'{tmp_path / "b.csv"}: 0 rows were read, expected 1,000, as many as the file has; '
+    start = f'{tmp_path / "b.csv"} must give 1,000 rows, as many as it has, but got 0: '
     assert str(error.value).startswith(start)
     assert not (tmp_path / 'root' / 'processed').exists()
 
@@ -301,7 +301,7 @@ def test_gzip_with_a_wrong_checksum(tmp_path):
     content = bytearray(gzip.compress(f'uid,iid,ts,click\n{rows}'.encode()))
     content[-8] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r'log\.csv\.gz is no whole gzip file: CRC check failed'):
+    with pytest.raises(ValueError, match=r'log\.csv\.gz must be a whole gzip .*: CRC check failed'):
         EventLog(tmp_path / 'root', path, COLUMNS, log=False)
     path.write_bytes(gzip.compress(ROW.encode()) + gzip.compress(b'2,1,2,0\n'))
     dataset = EventLog(tmp_path / 'root', path, COLUMNS, log=False)
@@ -463,168 +463,198 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
 @pytest.mark.parametrize(
     'text, columns, pieces',
     [
-        pytest.param('', COLUMNS, ['log.csv is empty', "'uid', 'iid', 'ts', 'click'"], id='empty'),
-        pytest.param('uid,iid,ts,click\n', COLUMNS, ['no rows in', 'log.csv'], id='header only'),
+        pytest.param(
+            '',
+            COLUMNS,
+            ['log.csv must have a header', "'uid', 'iid', 'ts', 'click'", 'is empty'],
+            id='empty',
+        ),
+        pytest.param(
+            'uid,iid,ts,click\n', COLUMNS, ['must hold rows', 'log.csv'], id='header only'
+        ),
         pytest.param(
             ROW,
             COLUMNS | {'user': 'user_id'},
-            ["no column 'user_id'", "'uid', 'iid', 'ts', 'click'"],
+            ["must have a column 'user_id'", "'uid', 'iid', 'ts', 'click'"],
             id='column missing',
         ),
         pytest.param(
             ROW,
             COLUMNS | {'weight': 'price', 'category': 'kind'},
-            ["no column 'price', 'kind'"],
+            ["must have a column 'price', 'kind'"],
             id='columns missing',
         ),
         pytest.param(
             ROW + '1,1,soon,1\n',
             COLUMNS,
-            ['log.csv, line 3', "column 'ts' holds 'soon'", 'expected a number', "'1,1,soon,1'"],
+            ['log.csv, line 3', "column 'ts' must hold a number", "but got 'soon'", "'1,1,soon,1'"],
             id='time is a word',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,soon,1\n',
             COLUMNS,
-            ['line 2', "'ts' holds 'soon'", 'a number or a time such as'],
+            ['line 2', "'ts' must hold a number or a time such as", "got 'soon'"],
             id='first time is a word',
         ),
         pytest.param(
             ROW + '1,1,2022-04-10,1\n',
             COLUMNS,
-            ['line 3', "'ts' holds '2022-04-10'"],
+            ['line 3', "'ts' must hold a number, but got '2022-04-10'"],
             id='time is a date among numbers',
         ),
         pytest.param(
-            ROW + '1,1,,1\n', COLUMNS, ['line 3', "'ts' holds nothing"], id='time is empty'
+            ROW + '1,1,,1\n',
+            COLUMNS,
+            ['line 3', "'ts' must hold a number, but got nothing"],
+            id='time is empty',
         ),
         pytest.param(
             ROW + '1,1,nan,1\n',
             COLUMNS,
-            ['log.csv, line 3', "'ts' (time) holds nan", 'a finite time'],
+            [
+                'log.csv, line 3',
+                "'ts' (time) must hold a finite time that fits 64 bits, but got nan",
+            ],
             id='time is nan',
         ),
         pytest.param(
             ROW + '1,1,2,2\n1,1,3,-1\n',
             COLUMNS,
-            ['log.csv, line 3', "'click' (label) holds 2.0", 'expected 0 or 1', '1 more such row'],
+            [
+                'log.csv, line 3',
+                "'click' (label) must hold 0 or 1",
+                'but got 2.0',
+                '1 more such row',
+            ],
             id='label is 2',
         ),
         pytest.param(
             ROW + '1,1,2,0.5\n',
             COLUMNS,
-            ['line 3', 'holds 0.5', 'expected 0 or 1'],
+            ['line 3', 'must hold 0 or 1, but got 0.5'],
             id='label is a half',
         ),
         pytest.param(
-            ROW + '1,1,2,yes\n', COLUMNS, ['line 3', "'click' holds 'yes'"], id='label is a word'
+            ROW + '1,1,2,yes\n',
+            COLUMNS,
+            ['line 3', "'click' must hold a number, but got 'yes'"],
+            id='label is a word',
         ),
         pytest.param(
-            ROW + '1,1,2,\n', COLUMNS, ['line 3', "'click' holds nothing"], id='label is empty'
+            ROW + '1,1,2,\n',
+            COLUMNS,
+            ['line 3', "'click' must hold a number, but got nothing"],
+            id='label is empty',
         ),
         pytest.param(
             ROW + ',1,2,0\n',
             COLUMNS,
-            ['log.csv, line 3', "'uid' (user) holds nothing", 'expected an id'],
+            ['log.csv, line 3', "'uid' (user) must hold an id", 'but got nothing'],
             id='user is empty',
         ),
         pytest.param(
             ROW + '\n1,"",2,0\n',
             COLUMNS,
-            ['line 4', "'iid' (item) holds nothing"],
+            ['line 4', "'iid' (item) must hold an id, but got nothing"],
             id='item is empty',
         ),
         pytest.param(
             ROW + '1,1,2\n',
             COLUMNS,
-            ['log.csv, line 3', 'expected 4 columns, found 3', "'1,1,2'"],
+            ['log.csv, line 3', 'a row must have 4 columns, but got 3', "'1,1,2'"],
             id='row too short',
         ),
         pytest.param(
             ROW + '1,1,2,0,5\n',
             COLUMNS,
-            ['line 3', 'expected 4 columns, found 5'],
+            ['line 3', 'a row must have 4 columns, but got 5'],
             id='row too long',
         ),
         pytest.param(
-            ROW + '1,"1,2,0\n1,1,1,1\n', COLUMNS, ['line 3', 'a quote is opened'], id='open quote'
+            ROW + '1,"1,2,0\n1,1,1,1\n',
+            COLUMNS,
+            ['line 3', 'a row must close its quotes'],
+            id='open quote',
         ),
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,-3\n',
             COLUMNS | {'weight': 'w'},
-            ['line 3', "'w' (weight) holds -3.0", '0 or a positive number'],
+            [
+                'line 3',
+                "'w' (weight) must hold 0 or a positive number that fits a float32, but got -3.0",
+            ],
             id='weight is negative',
         ),
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,much\n',
             COLUMNS | {'weight': 'w'},
-            ['line 3', "'w' holds 'much'"],
+            ['line 3', "'w' must hold a number, but got 'much'"],
             id='weight is a word',
         ),
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,3e38\n1,1,2,1,1e39\n',
             COLUMNS | {'weight': 'w'},
-            ['line 3', "'w' (weight) holds 1e+39", 'that fits a float32'],
+            ['line 3', "'w' (weight) must hold 0 or", 'that fits a float32, but got 1e+39'],
             id='weight is beyond a float32',
         ),
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,2e-38\n1,1,2,1,0\n1,1,2,1,1e-60\n',
             COLUMNS | {'weight': 'w'},
-            ['line 4', "'w' (weight) holds 1e-60, expected 0 or a positive number that fits a fl"],
+            ['line 4', "'w' (weight) must hold 0 or", 'that fits a float32, but got 1e-60'],
             id='weight is too near 0 for a float32',
         ),
         pytest.param(
             'uid,iid,ts,click,w\n1,1,1,1,1\n1,1,2,1,1_0.5\n',
             COLUMNS | {'weight': 'w'},
-            ["line 3: column 'w' holds '1_0.5', expected a number, without underscores"],
+            ["line 3: column 'w' must hold a number without underscores, but got '1_0.5'"],
             id='weight with an underscore',
         ),
         pytest.param(
             ROW + '1_2,1,2,0_1\n',
             COLUMNS,
-            ["line 3: column 'click' holds '0_1', expected a number, without underscores"],
+            ["line 3: column 'click' must hold a number without underscores, but got '0_1'"],
             id='label with an underscore',
         ),
         pytest.param(
             ROW + '1_2,1,"1_000",0_1\n',
             COLUMNS,
-            ["line 3: column 'ts' holds '1_000', expected a number, without underscores"],
+            ["line 3: column 'ts' must hold a number without underscores, but got '1_000'"],
             id='time with an underscore',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,1_000,1\n',
             COLUMNS,
-            ["line 2: column 'ts' holds '1_000', expected a number or a time such as"],
+            ["line 2: column 'ts' must hold a number or a time such as", "but got '1_000'"],
             id='first time with an underscore',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,9007199254740993,1\n1,1,9_007_199_254_740_993,1\n',
             COLUMNS,
-            ["line 3: column 'ts' holds '9_007_199_254_740_993', expected a whole number, without"],
+            ["line 3: column 'ts' must hold a whole number without", "'9_007_199_254_740_993'"],
             id='large time with an underscore',
         ),
         pytest.param(
             'uid,iid,ts,click,uid\n1,1,1,1,2\n',
             COLUMNS,
-            ["log.csv has 2 columns 'uid', expected one of each name"],
+            ["log.csv must have one column 'uid', but got 2."],
             id='repeated name',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,1,1\n1\0,1,1,1\n',
             COLUMNS,
-            ['log.csv, line 3: expected text, found a NUL'],
+            ['log.csv, line 3: a line must hold text, but got a NUL.'],
             id='nul',
         ),
         pytest.param(
             'uid,iid,ts,click\n1,1,infinity,1\n',
             COLUMNS,
-            ['line 2', "'ts' (time) holds inf", 'a finite time'],
+            ['line 2', "'ts' (time) must hold a finite time that fits 64 bits, but got inf"],
             id='first time is infinite',
         ),
         pytest.param(
             ROW + '1,1,1e300,1\n',
             COLUMNS,
-            ['line 3', "'ts' holds '1e300'", 'a whole number'],
+            ['line 3', "'ts' must hold a whole number, but got '1e300'"],
             id='time is beyond 64 bits',
         ),
         pytest.param(
@@ -636,20 +666,22 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
         pytest.param(
             'uid,iid,ts,click\r\n1,1,1,1\r\n1,1,2,1\n1,1,3,1\r\n',
             COLUMNS,
-            ['log.csv, line 3', 'ends in LF, expected CRLF'],
+            ['log.csv, line 3', 'must end in CRLF as before, but got LF'],
             id='line ends differ',
         ),
         pytest.param(
             ROW,
             {'user': 'uid', 'item': 'iid'},
-            ["lacks 'time'", "got 'user', 'item'"],
+            ["must have the keys 'time'", "got 'user', 'item'"],
             id='no time',
         ),
-        pytest.param(ROW, {}, ["lacks 'user', 'item', 'time'", 'nothing'], id='no columns'),
+        pytest.param(
+            ROW, {}, ["must have the keys 'user', 'item', 'time'", 'nothing'], id='no columns'
+        ),
         pytest.param(
             ROW,
             COLUMNS | {'rating': 'click'},
-            ["unknown key 'rating'", "'user', 'item', 'time', 'label', 'category', 'weight'"],
+            ["got 'rating'", "keys among 'user', 'item', 'time', 'label', 'category', 'weight'"],
             id='unknown key',
         ),
         pytest.param(
@@ -675,10 +707,14 @@ def test_bad_bytes(tmp_path):
 def test_bad_row_in_the_second_file(tmp_path):
     write(tmp_path / 'a.csv', ROW)
     write(tmp_path / 'b.csv', ROW + '1,1,2,7\n')
-    with pytest.raises(ValueError, match=r'b\.csv, line 3: column .click. .* holds 7'):
+    with pytest.raises(
+        ValueError, match=r'b\.csv, line 3: column .click. .* must hold 0 or 1, but got 7'
+    ):
         EventLog(tmp_path / 'root', tmp_path / '?.csv', COLUMNS, log=False)
     write(tmp_path / 'b.csv', ROW.replace('iid', 'item'))
-    with pytest.raises(ValueError, match=r"b\.csv has no column 'iid'; its columns are 'uid', 'it"):
+    with pytest.raises(
+        ValueError, match=r"b\.csv must have a column 'iid', but its columns are 'uid', 'it"
+    ):
         EventLog(tmp_path / 'root', tmp_path / '?.csv', COLUMNS, log=False)
 
 
@@ -693,39 +729,46 @@ def test_bad_row_far_down(tmp_path):
 @pytest.mark.parametrize(
     'select, pieces',
     [
-        ('SELECT 1 AS uid, 2 AS iid, 3 AS ts', ["no column 'click'", "'uid', 'iid', 'ts'"]),
+        (
+            'SELECT 1 AS uid, 2 AS iid, 3 AS ts',
+            ["must have a column 'click'", "'uid', 'iid', 'ts'"],
+        ),
         (
             "SELECT 1 AS uid, 2 AS iid, '3' AS ts, 1 AS click",
-            ["'ts' (time) is VARCHAR", 'expected a number or a timestamp'],
+            ["'ts' (time) must hold a number or a timestamp, but got VARCHAR"],
         ),
         (
             "SELECT 1 AS uid, 2 AS iid, 3 AS ts, 'no' AS click",
-            ["'click' (label) is VARCHAR", 'expected 0 or 1'],
+            ["'click' (label) must hold 0 or 1, but got VARCHAR"],
         ),
         (
             'SELECT unnest([1, NULL, NULL]) AS uid, 2 AS iid, 3 AS ts, 1 AS click',
-            ['log.parquet, row 2', "'uid' (user) holds nothing", '1 more such row'],
+            [
+                'log.parquet, row 2',
+                "'uid' (user) must hold an id, but got nothing",
+                '1 more such row',
+            ],
         ),
         (
             "SELECT unnest([1, 'nan'::DOUBLE]) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
-            ['row 2', "'uid' (user) holds nan"],
+            ['row 2', "'uid' (user) must hold an id, but got nan"],
         ),
         (
             "SELECT 1 AS uid, 2 AS iid, unnest([1, 'inf'::DOUBLE]) AS ts, 1 AS click",
-            ['row 2', "'ts' (time) holds inf", 'a finite time'],
+            ['row 2', "'ts' (time) must hold a finite time that fits 64 bits, but got inf"],
         ),
         (
             'SELECT 1 AS uid, 2 AS iid, 3 AS ts, unnest([0, 3]) AS click',
-            ['row 2', "'click' (label) holds 3.0"],
+            ['row 2', "'click' (label) must hold 0 or 1, but got 3.0"],
         ),
         (
             "SELECT unnest(['a', 'a' || chr(0)]) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
-            ['log.parquet, row 2', r"'uid' (user) holds 'a\x00', expected an id without a NUL"],
+            ['log.parquet, row 2', r"'uid' (user) must hold an id without a NUL, but got 'a\x00'"],
         ),
         *(
             (
                 f'SELECT * REPLACE ({value} AS {column}) FROM (SELECT 1 uid, 2 iid, 3 ts, 1 click)',
-                [f"log.parquet: column '{column}' ({role}) is {kind}, expected {expected}"],
+                [f"log.parquet: column '{column}' ({role}) must hold {expected}, but got {kind}."],
             )
             for value, column, role, kind, expected in (
                 ('[1]', 'uid', 'user', 'INTEGER[]', 'a number or a text'),
@@ -741,18 +784,25 @@ def test_bad_row_far_down(tmp_path):
         ),
         (
             "SELECT unnest(['a', '']) AS uid, 2 AS iid, 3 AS ts, 1 AS click",
-            ['log.parquet, row 2', "'uid' (user) holds nothing", 'an id'],
+            ['log.parquet, row 2', "'uid' (user) must hold an id, but got nothing", 'an id'],
         ),
         (
             'SELECT 1 AS uid, 2 AS iid, unnest([1, 1e300]) AS ts, 1 AS click',
-            ['log.parquet, row 2', "'ts' (time) holds 1e+300", 'fits 64 bits'],
+            [
+                'log.parquet, row 2',
+                "'ts' (time) must hold a finite time that fits 64 bits, but got 1e+300",
+            ],
         ),
         (
             "SELECT 1 AS uid, 2 AS iid, unnest(['1', '18446744073709551615'])::UBIGINT AS ts, "
             '1 AS click',
-            ['log.parquet, row 2', "'ts' (time) holds 18446744073709551615", 'fits 64 bits'],
+            [
+                'log.parquet, row 2',
+                "'ts' (time) must hold",
+                'fits 64 bits, but got 18446744073709551615',
+            ],
         ),
-        ('SELECT 1 AS uid, 2 AS iid, 3 AS ts, 1 AS click LIMIT 0', ['no rows in']),
+        ('SELECT 1 AS uid, 2 AS iid, 3 AS ts, 1 AS click LIMIT 0', ['must hold rows']),
     ],
 )
 def test_bad_parquet(tmp_path, select, pieces):
@@ -778,12 +828,12 @@ def test_parquet_files_that_disagree(tmp_path):
 @pytest.mark.parametrize(
     'role, one, other, kinds',
     [
-        ('uid', '1', "'x'", 'VARCHAR, but INTEGER'),
-        ('iid', "'x'", '1', 'INTEGER, but VARCHAR'),
-        ('ts', '3::BIGINT', '12.75::DOUBLE', 'DOUBLE, but BIGINT'),
-        ('ts', '3::BIGINT', "TIMESTAMP '2022-01-01'", 'TIMESTAMP, but BIGINT'),
-        ('ts', "TIMESTAMP '2022-01-01'", '3::BIGINT', 'BIGINT, but TIMESTAMP'),
-        ('kind', '7', "'x'", 'VARCHAR, but INTEGER'),
+        ('uid', '1', "'x'", 'VARCHAR, and INTEGER'),
+        ('iid', "'x'", '1', 'INTEGER, and VARCHAR'),
+        ('ts', '3::BIGINT', '12.75::DOUBLE', 'DOUBLE, and BIGINT'),
+        ('ts', '3::BIGINT', "TIMESTAMP '2022-01-01'", 'TIMESTAMP, and BIGINT'),
+        ('ts', "TIMESTAMP '2022-01-01'", '3::BIGINT', 'BIGINT, and TIMESTAMP'),
+        ('kind', '7', "'x'", 'VARCHAR, and INTEGER'),
     ],
 )
 def test_parquet_files_of_two_types(tmp_path, role, one, other, kinds):
@@ -792,7 +842,7 @@ def test_parquet_files_of_two_types(tmp_path, role, one, other, kinds):
         select = ', '.join(f'{v} AS {k}' for k, v in (values | {role: value}).items())
         write_parquet(tmp_path / f'{name}.parquet', f'SELECT {select}')
     columns = COLUMNS | {'category': 'kind'}
-    match = rf"b\.parquet: column '{role}' is {kinds} in .*a\.parquet; expected one type in all"
+    match = rf"b\.parquet: column '{role}' must be of one type in all .* {kinds} in .*a\.parquet"
     with pytest.raises(ValueError, match=match):
         EventLog(tmp_path / 'root', tmp_path / '*.parquet', columns, log=False)
 
@@ -837,11 +887,11 @@ class Three(BaseTransform):
         (
             {'time_unit': 'h'},
             ValueError,
-            "'time_unit' must be one of 's', 'ms', 'us', 'ns', got 'h'",
+            "'time_unit' must be one of 's', 'ms', 'us', 'ns', but got 'h'",
         ),
         ({'columns': ['uid', 'iid']}, TypeError, "'columns' must be a dictionary"),
-        ({'columns': COLUMNS | {'user': 3}}, TypeError, "name a column for 'user', got 3"),
-        ({'root': 3}, TypeError, "'root' must be a path, got 3"),
+        ({'columns': COLUMNS | {'user': 3}}, TypeError, "name a column for 'user', but got 3"),
+        ({'root': 3}, TypeError, "'root' must be a path, but got 3"),
         ({'pre_transform': Three()}, TypeError, "'pre_transform' must return a HeteroData"),
     ],
 )

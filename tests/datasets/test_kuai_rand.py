@@ -238,43 +238,54 @@ def test_no_files(tmp_path):
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG.replace('is_click,', '') + '1\n',
-            ['log_standard_4_22_to_5_08_pure.csv', "no column 'is_click'", "'user_id', 'video_id'"],
+            [
+                'log_standard_4_22_to_5_08_pure.csv',
+                "must have a column 'is_click'",
+                "'user_id', 'video_id'",
+            ],
         ),
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG + log_row(1, 2, 3) + log_row(1, 2, 'noon'),
-            ['line 3', "'time_ms' holds 'noon'", 'a whole number'],
+            ['line 3', "'time_ms' must hold a whole number, but got 'noon'"],
         ),
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG + log_row(1, 2, 3, click=2),
-            ["'is_click' holds 2, expected 0 or 1, where user_id 1, video_id 2, time_ms 3"],
+            ["'is_click' must hold 0 or 1, but got 2 where user_id 1, video_id 2, time_ms 3."],
         ),
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG + log_row(1, 2, 3, is_like=7),
-            ['log_standard_4_22_to_5_08_pure.csv', "'is_like' holds 7, expected 0 or 1"],
+            ['log_standard_4_22_to_5_08_pure.csv', "'is_like' must hold 0 or 1, but got 7"],
         ),
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG + log_row('', 2, 3),
-            ['line 2', "'user_id' holds nothing"],
+            ['line 2', "'user_id' must hold a whole number, but got nothing"],
         ),
-        ('log_standard_4_22_to_5_08_pure.csv', '', ['log_standard_4_22_to_5_08_pure.csv is empty']),
+        (
+            'log_standard_4_22_to_5_08_pure.csv',
+            '',
+            ['log_standard_4_22_to_5_08_pure.csv must have a header'],
+        ),
         (
             'log_standard_4_22_to_5_08_pure.csv',
             LOG + log_row(1, 2, 3, is_follow='no'),
-            ['line 2', "'is_follow' holds 'no'", 'expected 0 or 1'],
+            ['line 2', "'is_follow' must hold 0 or 1", "but got 'no'"],
         ),
         (
             'user_features_pure.csv',
             USER.replace('onehot_feat9', 'other'),
-            ["no column 'onehot_feat9'"],
+            ["must have a column 'onehot_feat9'"],
         ),
         (
             'video_features_basic_pure.csv',
             VIDEO + 'x' + video_row(1, '3'),
-            ['video_features_basic_pure.csv, line 2', "'video_id' holds 'x1'"],
+            [
+                'video_features_basic_pure.csv, line 2',
+                "'video_id' must hold a whole number, but got 'x1'",
+            ],
         ),
     ],
 )
@@ -293,12 +304,12 @@ def test_bad_files(tmp_path, file, text, pieces):
         (
             'user_features_pure.csv',
             USER + user_row(3) + user_row(9) + user_row(3, 'low_active'),
-            r'user_features_pure\.csv has 2 rows for the user 3, expected one',
+            r'user_features_pure\.csv must have one row for the user 3, but got 2',
         ),
         (
             'video_features_basic_pure.csv',
             VIDEO + video_row(4, '1') * 3 + video_row(2, '5'),
-            r'video_features_basic_pure\.csv has 3 rows for the item 4, expected one',
+            r'video_features_basic_pure\.csv must have one row for the item 4, but got 3',
         ),
     ],
 )
@@ -309,5 +320,5 @@ def test_repeated_features(tmp_path, file, text, match):
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match="'name' must be one of 'pure', '1k', got '27k'"):
+    with pytest.raises(ValueError, match="'name' must be one of 'pure', '1k', but got '27k'"):
         KuaiRand(tmp_path, '27k')

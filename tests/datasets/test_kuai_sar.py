@@ -325,23 +325,23 @@ def test_the_other_release_is_elsewhere(tmp_path):
         (
             'rec_inter',
             REC['small'] + '\n' + rec(1, 2, 3, 0) + rec(1, 2, 3, 2),
-            ["rec_inter.csv, line 3: column 'click' holds 2, expected 0 or 1"],
+            ["rec_inter.csv, line 3: column 'click' must hold 0 or 1, but got 2"],
         ),
         (
             'rec_inter',
             REC['small'] + '\n' + rec(1, 2, 'noon', 0),
-            ["rec_inter.csv, line 2: column 'timestamp' holds 'noon', expected a whole number"],
+            ["rec_inter.csv, line 2: column 'timestamp' must hold a whole number, but got 'noon'"],
         ),
         (
             'rec_inter',
             REC['small'] + '\n' + rec(1, '', 3, 0),
-            ["rec_inter.csv, line 2: column 'item_id' holds nothing, expected a whole number"],
+            ["rec_inter.csv, line 2: column 'item_id' must hold a whole number, but got nothing"],
         ),
         *(
             (
                 'rec_inter',
                 REC['small'] + '\n' + rec(1, 2, 3, 0) + rec(*values),
-                [f"rec_inter.csv, line 3: column '{column}' holds nothing, expected {expected}"],
+                [f"rec_inter.csv, line 3: column '{column}' must hold {expected}, but got nothing"],
             )
             for column, values, expected in (
                 ('user_id', ('', 2, 3, 0), 'a whole number'),
@@ -352,19 +352,22 @@ def test_the_other_release_is_elsewhere(tmp_path):
         (
             'rec_inter',
             REC['small'].replace('click', 'clicked') + '\n',
-            ["rec_inter.csv has no column 'click'; its columns are 'user_id', 'item_id'"],
+            ["rec_inter.csv must have a column 'click', but its columns are 'user_id', 'item_id'"],
         ),
-        ('rec_inter', '', ['rec_inter.csv is empty; expected a header']),
+        ('rec_inter', '', ['rec_inter.csv must have a header']),
         (
             'src_inter',
             SRC['small'] + '\n' + src(1, 2, 3, 0, '[5]') + src(1, 2, 3, -1, '[5]'),
-            ["src_inter.csv, line 3: column 'click_cnt' holds -1, expected a number of clicks"],
+            ["src_inter.csv, line 3: column 'click_cnt' must hold a number of clicks, but got -1"],
         ),
         *(
             (
                 'src_inter',
                 SRC['small'] + '\n' + src(1, 2, 3, 0, '[5]') + src(*values, '[5]'),
-                [f"src_inter.csv, line 3: column '{column}' holds nothing, expected a "],
+                [
+                    f"src_inter.csv, line 3: column '{column}' must hold a whole number, "
+                    'but got nothing'
+                ],
             )
             for column, values in (
                 ('user_id', ('', 2, 3, 0)),
@@ -378,8 +381,8 @@ def test_the_other_release_is_elsewhere(tmp_path):
                 'src_inter',
                 SRC['small'] + '\n' + src(1, 2, 3, 0, '[5]') + src(1, 2, 3, 0, keyword),
                 [
-                    f"src_inter.csv, line 3: column 'keyword' holds {keyword!r}, expected a list "
-                    'of whole numbers such as [20, 34, 3]'
+                    f"src_inter.csv, line 3: column 'keyword' must hold a list of whole "
+                    f'numbers such as [20, 34, 3], but got {keyword!r}.'
                 ],
             )
             for keyword in ('[5, x]', '[5,,6]', '[5, 6', '5, 6', 'nan', '[1.5]', '[NULL]', '[5,]')
@@ -387,32 +390,35 @@ def test_the_other_release_is_elsewhere(tmp_path):
         (
             'src_inter',
             SRC['small'].replace('keyword', 'words') + '\n',
-            ["src_inter.csv has no column 'keyword'"],
+            ["src_inter.csv must have a column 'keyword'"],
         ),
         (
             'user_features',
             USER['small'] + '\n' + user(7, 2, 0, 6, 3) * 2,
-            ['user_features.csv has 2 rows for the user 7, expected one'],
+            ['user_features.csv must have one row for the user 7, but got 2.'],
         ),
         (
             'user_features',
             USER['small'] + '\n' + user(7, 'x', 0, 6, 3),
-            ["user_features.csv, line 2: column 'onehot_feat1' holds 'x'"],
+            [
+                "user_features.csv, line 2: column 'onehot_feat1' must hold a whole number, "
+                "but got 'x'"
+            ],
         ),
         (
             'user_features',
             USER['small'].replace('reco_active', 'active') + '\n',
-            ["user_features.csv has no column 'rec_active_level'"],
+            ["user_features.csv must have a column 'rec_active_level'"],
         ),
         (
             'item_features',
             ITEM['small'] + '\n' + item(100, (9, 1, 1, 1), 'x'),
-            ["item_features.csv, line 2: column 'author_id' holds 'x', expected a whole number"],
+            ["item_features.csv, line 2: column 'author_id' must hold a whole number, but got 'x'"],
         ),
         (
             'item_features',
             ITEM['small'].replace('upload_type', 'upload') + '\n',
-            ["item_features.csv has no column 'upload_type'"],
+            ["item_features.csv must have a column 'upload_type'"],
         ),
     ],
 )
@@ -426,7 +432,7 @@ def test_bad_files(tmp_path, file, text, pieces):
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match="'name' must be one of 'small', 'full', got 'v2'"):
+    with pytest.raises(ValueError, match="'name' must be one of 'small', 'full', but got 'v2'"):
         KuaiSAR(tmp_path, 'v2')
 
 

@@ -90,7 +90,7 @@ def test_a_log_of_clicks_alone(tmp_path: Path) -> None:
     assert torch.equal(clicks.edge_index, clicks.edge_label_index[:, ::3])
     assert torch.equal(clicks.time, clicks.edge_label_time[::3])
     assert 'edge_label_split' not in clicks
-    with pytest.raises(ValueError, match="have no column 'split'"):
+    with pytest.raises(ValueError, match="must have a column 'split', but have none"):
         _ = dataset.split_shares
 
 
@@ -203,10 +203,12 @@ def test_negatives_of_who_clicked_nearly_everything() -> None:
 
 def test_a_user_who_clicked_everything(tmp_path: Path) -> None:
     text = 'user,item,split\n4,0,trn\n8,1,trn\n4,1,tst\n'
-    with pytest.raises(ValueError, match='the user 4 has clicked all of the 2 items that anybody'):
+    with pytest.raises(
+        ValueError, match='but the user 4 has clicked all of the 2 items that anybody'
+    ):
         load(write(tmp_path / 'raw', text).parent)
     text = 'user,item,time\n4,0,1\n8,1,2\n4,1,3\n4,2,4\n'
-    with pytest.raises(ValueError, match='the user 4 has clicked all of the 3 items'):
+    with pytest.raises(ValueError, match='but the user 4 has clicked all of the 3 items'):
         load(write(tmp_path / 'raw', text).parent)
     # One item is left, which another user clicks later.
     text = 'user,item,time\n4,0,1\n8,1,2\n4,1,3\n8,2,4\n'
@@ -328,9 +330,9 @@ def test_no_exposure_has_its_click_in_its_history(many: MicroVideo) -> None:
 @pytest.mark.parametrize(
     'rows, message',
     [
-        ('1,1,trn,5\n2,2,trn,6\n1,2,tst,7\n', r'have \[2, 0, 1\] exposures; expected some in each'),
-        ('1,1,trn,5\n2,2,val,5\n1,2,tst,7\n', 'the splits overlap in time'),
-        ('1,1,trn,8\n2,2,val,6\n1,2,tst,7\n', 'the splits overlap in time'),
+        ('1,1,trn,5\n2,2,trn,6\n1,2,tst,7\n', r'must have exposures each, but got \[2, 0, 1\]'),
+        ('1,1,trn,5\n2,2,val,5\n1,2,tst,7\n', 'must end before the next, but they overlap in time'),
+        ('1,1,trn,8\n2,2,val,6\n1,2,tst,7\n', 'must end before the next, but they overlap in time'),
     ],
 )
 def test_splits_that_no_time_cuts(tmp_path: Path, rows: str, message: str) -> None:
@@ -390,18 +392,30 @@ def test_parquet_reads_as_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     'select, message',
     [
-        ('1 AS "user", 1.5 AS item', r"column 'item' is DECIMAL\(2,1\), expected whole numbers"),
-        ('1 AS "user", now() AS time, 1 AS item', "'time' is TIMESTAMP.*, expected whole numbers"),
-        ('1 AS "user", 1 AS item, \'x\' AS label', "column 'label' is VARCHAR, expected 0 or 1"),
-        ('1 AS "user", 1 AS item, 2 AS split', "column 'split' is INTEGER, expected words"),
-        ('1 AS "user", 1 AS thing', "has no column 'item'; its columns are 'user', 'thing'"),
+        (
+            '1 AS "user", 1.5 AS item',
+            r"column 'item' must hold whole numbers, but got DECIMAL\(2,1\)",
+        ),
+        (
+            '1 AS "user", now() AS time, 1 AS item',
+            "'time' must hold whole numbers, but got TIMESTAMP",
+        ),
+        (
+            '1 AS "user", 1 AS item, \'x\' AS label',
+            "column 'label' must hold 0 or 1, but got VARCHAR",
+        ),
+        ('1 AS "user", 1 AS item, 2 AS split', "column 'split' must hold words, but got INTEGER"),
+        (
+            '1 AS "user", 1 AS thing',
+            "must have a column 'item', but its columns are 'user', 'thing'",
+        ),
         (
             'unnest([1, 2]) AS "user", unnest([4, 5])::UINTEGER AS item',
-            r"interactions\.parquet, row 2: column 'item' holds 5, expected an item from 0 to 4",
+            r"s\.parquet, row 2: column 'item' must hold an item from 0 to 4, a row.*, but got 5",
         ),
         (
             '1 AS "user", 1 AS item, unnest([true, NULL]) AS label',
-            "row 2: column 'label' holds nothing, expected 0 or 1",
+            "row 2: column 'label' must hold 0 or 1, but got nothing",
         ),
     ],
 )
@@ -417,20 +431,29 @@ def test_bad_parquet(tmp_path: Path, select: str, message: str) -> None:
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('user,item\n1,1\n1,5\n', "line 3: column 'item' holds 5, expected an item from 0 to 4, a"),
-        ('user,item\n1,1\n1,-1\n', "line 3: column 'item' holds -1, expected an item from 0"),
-        ('user,item\n1,1\n1,x\n', "line 3: column 'item' holds 'x', expected a whole number"),
-        ('user,item\n1,1\n,2\n', "line 3: column 'user' holds nothing, expected a whole number"),
-        ('user,item,time\n1,1,\n', "line 2: column 'time' holds nothing, expected a whole number"),
-        ('user,item,label\n1,1,2\n', "line 2: column 'label' holds 2, expected 0 or 1"),
+        (
+            'user,item\n1,1\n1,5\n',
+            "line 3: column 'item' must hold an item from 0 to 4, a .*, but got 5",
+        ),
+        ('user,item\n1,1\n1,-1\n', "line 3: column 'item' must hold an item from 0 .*, but got -1"),
+        ('user,item\n1,1\n1,x\n', "line 3: column 'item' must hold a whole number, but got 'x'"),
+        ('user,item\n1,1\n,2\n', "line 3: column 'user' must hold a whole number, but got nothing"),
+        (
+            'user,item,time\n1,1,\n',
+            "line 2: column 'time' must hold a whole number, but got nothing",
+        ),
+        ('user,item,label\n1,1,2\n', "line 2: column 'label' must hold 0 or 1, but got 2"),
         (
             'user,item,split\n1,1,trn\n1,2,dev\n',
-            "line 3: column 'split' holds 'dev', expected one of trn, train, val, valid, vali",
+            "line 3: column 'split' must hold one of trn, train, val, valid, vali.*, but got 'dev'",
         ),
-        ('user,item,split\n1,1,\n', "line 2: column 'split' holds nothing, expected one of trn"),
-        ('user,thing\n1,1\n', "has no column 'item'; its columns are 'user', 'thing'"),
-        ('user,item\n', 'no rows in'),
-        ('', 'is empty; expected a header'),
+        (
+            'user,item,split\n1,1,\n',
+            "line 2: column 'split' must hold one of trn, .*, but got nothing",
+        ),
+        ('user,thing\n1,1\n', "must have a column 'item', but its columns are 'user', 'thing'"),
+        ('user,item\n', 'must hold rows'),
+        ('', 'must have a header .* is empty'),
     ],
 )
 def test_bad_interactions(tmp_path: Path, text: str, message: str) -> None:
@@ -446,16 +469,28 @@ def test_bad_interactions(tmp_path: Path, text: str, message: str) -> None:
     [
         (
             {'audio': AUDIO[:4]},
-            r'image_feat\.npy has 5 rows, but .*audio\.npy has 4; expected one row an item',
+            r'image_feat\.npy must have 4 rows, one an item, as .*audio\.npy has, but got 5',
         ),
-        ({'audio_feat': AUDIO}, r"audio\.npy and .*audio_feat\.npy are both of the modality 'aud"),
-        ({'audio': [1, 2]}, r'audio\.npy holds float16 of shape \[2\]; expected numbers of shape'),
-        ({'audio': [[]] * 5}, r'audio\.npy holds float16 of shape \[5, 0\]'),
+        (
+            {'audio_feat': AUDIO},
+            r"hold the modality 'audio', but got .*audio\.npy and .*audio_feat\.npy",
+        ),
+        (
+            {'audio': [1, 2]},
+            r'audio\.npy must hold numbers of shape .*, but got float16 of shape \[2\]',
+        ),
+        (
+            {'audio': [[]] * 5},
+            r'audio\.npy must hold numbers of shape .*, but got float16 of shape \[5, 0\]',
+        ),
         (
             {'audio': [[0, 1], [0, NAN], [0, 1], [0, 1], [0, 1]]},
-            r'audio\.npy holds nan in row 1, column 1; expected a number that is finite',
+            r'audio\.npy must hold numbers that are finite .*, but got nan in row 1, column 1',
         ),
-        ({'image_feat': [[1e9, 0]] * 5}, r'image_feat\.npy holds inf in row 0, column 0'),
+        (
+            {'image_feat': [[1e9, 0]] * 5},
+            r'image_feat\.npy must hold numbers .*, but got inf in row 0, column 0',
+        ),
     ],
 )
 def test_bad_features(tmp_path: Path, features: dict[str, Any], message: str) -> None:
@@ -471,27 +506,31 @@ def test_features_that_are_no_numbers(tmp_path: Path) -> None:
     raw = write(tmp_path / 'raw', 'user,item\n1,0\n2,1\n')
     for value in (np.array([['a', 'b']] * 5), np.ones((5, 2), dtype=bool)):
         np.save(raw / 'audio.npy', value)
-        with pytest.raises(ValueError, match=r'audio\.npy holds (<U1|bool) of shape \[5, 2\]'):
+        with pytest.raises(
+            ValueError, match=r'audio\.npy must hold .*, but got (<U1|bool) of shape \[5, 2\]'
+        ):
             load(tmp_path)
     np.save(raw / 'audio.npy', np.array([{}, []], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r'audio\.npy is no NumPy file of numbers'):
+    with pytest.raises(ValueError, match=r'audio\.npy must be a NumPy file of numbers'):
         load(tmp_path)
     with open(raw / 'audio.npy', 'wb') as file:
         np.savez(file, a=np.ones((5, 2)))
-    with pytest.raises(ValueError, match=r'audio\.npy is an archive of arrays; expected one array'):
+    with pytest.raises(ValueError, match=r'audio\.npy must be one array, .* an archive'):
         load(tmp_path)
     np.save(raw / '_feat.npy', np.ones((5, 2)))
-    with pytest.raises(ValueError, match=r'_feat\.npy names no modality; expected <modality>_feat'):
+    with pytest.raises(ValueError, match=r'_feat\.npy must name a modality, as <modality>_feat'):
         load(tmp_path)
     (raw / '_feat.npy').unlink()
     for content in (b'', b'features'):
         (raw / 'audio.npy').write_bytes(content)
-        with pytest.raises(ValueError, match=r'audio\.npy is no NumPy file of numbers'):
+        with pytest.raises(ValueError, match=r'audio\.npy must be a NumPy file of numbers'):
             load(tmp_path)
     np.save(raw / 'audio.npy', np.arange(10).reshape(5, 2))
     assert load(tmp_path)[0]['item'].x_audio.tolist() == [[0, 1], [2, 3]]
     np.save(raw / 'audio.npy', np.full((5, 2), 1e300))
-    with pytest.raises(ValueError, match=r'audio\.npy holds inf in row 0, column 0'):
+    with pytest.raises(
+        ValueError, match=r'audio\.npy must hold .*, but got inf in row 0, column 0'
+    ):
         load(tmp_path, force_reload=True)
 
 
@@ -499,18 +538,18 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='<modality>_feat.npy or .* found nothing'):
         load(tmp_path)
     raw = write(tmp_path / 'raw', 'user,item\n1,0\n', image_feat=None, audio=None)
-    with pytest.raises(FileNotFoundError, match=r'found interactions\.csv$'):
+    with pytest.raises(FileNotFoundError, match=r'found interactions\.csv\.$'):
         load(tmp_path)
     (raw / 'interactions.csv').unlink()
     np.save(raw / 'audio.npy', np.ones((5, 2)))
-    with pytest.raises(FileNotFoundError, match=r'interactions\.parquet .* found audio\.npy$'):
+    with pytest.raises(FileNotFoundError, match=r'interactions\.parquet .* found audio\.npy\.$'):
         load(tmp_path)
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     for arguments, error, message in (
-        ({'num_negatives': 0}, ValueError, "'num_negatives' must be a positive integer, but got 0"),
-        ({'num_slots': 2.5}, ValueError, "'num_slots' must be a positive integer, but got 2.5"),
+        ({'num_negatives': 0}, ValueError, "'num_negatives' must be at least 1, but got 0"),
+        ({'num_slots': 2.5}, TypeError, "'num_slots' must be an integer, but got 2.5"),
         ({'num_slots': 1}, ValueError, "'num_slots' must be at least 2, but got 1"),
         ({'seed': -1}, ValueError, "'seed' must be at least 0, but got -1"),
         ({'seed': 0.5}, TypeError, "'seed' must be an integer, but got 0.5"),

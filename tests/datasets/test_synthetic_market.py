@@ -435,10 +435,10 @@ def test_names_are_those_of_the_columns() -> None:
 @pytest.mark.parametrize(
     ('name', 'value', 'error', 'said'),
     [
-        ('occasion_strength', -0.5, ValueError, 'at least 0, but got -0.5'),
-        ('occasion_strength', math.nan, ValueError, 'at least 0, but got nan'),
-        ('selection_bias', math.inf, ValueError, 'finite and at least 0, but got inf'),
-        ('occasion_strength', '1', TypeError, "a float, but got '1'"),
+        ('occasion_strength', -0.5, ValueError, r'a number in \[0, inf\), but got -0.5'),
+        ('occasion_strength', math.nan, ValueError, r'a number in \[0, inf\), but got nan'),
+        ('selection_bias', math.inf, ValueError, r'a number in \[0, inf\), but got inf'),
+        ('occasion_strength', '1', TypeError, r"a number in \[0, inf\), but got '1'"),
     ],
 )
 def test_strengths_are_finite_and_not_negative(

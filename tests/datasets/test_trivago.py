@@ -532,62 +532,68 @@ FIRST = clickout('a,s', 1, 1, 5, '5|6', '7|8')
 @pytest.mark.parametrize(
     'rows, match',
     [
-        ([], "has no row with the action_type 'clickout item', and so no list"),
+        ([], "must have a row with the action_type 'clickout item', which has a list"),
         (
             [action('a,s', 1, 1, 'interaction item image', 5)],
-            "has no row with the action_type 'clickout item', and so no list",
+            "must have a row with the action_type 'clickout item', which has a list",
         ),
         (
             [FIRST, clickout('a,s', 'noon', 2, 5, '5', '7')],
-            "line 3: column 'timestamp' holds 'noon', expected a whole number",
+            "line 3: column 'timestamp' must hold a whole number, but got 'noon'",
         ),
         (
             [FIRST, clickout('a,s', 1, '', 5, '5', '7')],
-            "line 3: column 'step' holds nothing, expected a whole number",
+            "line 3: column 'step' must hold a whole number, but got nothing",
         ),
-        ([clickout(',s', 1, 1, 5, '5', '7')], "line 2: column 'user_id' holds nothing"),
-        ([clickout('a,', 1, 1, 5, '5', '7')], "line 2: column 'session_id' holds nothing"),
+        (
+            [clickout(',s', 1, 1, 5, '5', '7')],
+            "line 2: column 'user_id' must hold an id, but got nothing",
+        ),
+        (
+            [clickout('a,', 1, 1, 5, '5', '7')],
+            "line 2: column 'session_id' must hold an id, but got nothing",
+        ),
         (
             [FIRST, action('a,s', 1, 2, 'interaction item smell', 5)],
-            "line 3: column 'action_type' holds 'interaction item smell', expected one of "
-            "'interaction item image', .*'clickout item', .*'search for poi'",
+            "line 3: column 'action_type' must hold one of 'interaction item image', .*"
+            "'clickout item', .*'search for poi', but got 'interaction item smell'",
         ),
         (
             [FIRST, action('a,s', 1, 2, 'interaction item info', 'Rome')],
-            "line 3: column 'reference' holds 'Rome', expected the id of an item, or 'unknown'",
+            "line 3: column 'reference' must hold the id of an item, or 'unknown', but got 'Rome'",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, '', '5', '7')],
-            "line 3: column 'reference' holds nothing, expected the id of an item",
+            "line 3: column 'reference' must hold the id of an item, .* but got nothing",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '5|x', '7|8')],
-            r"line 3: column 'impressions' holds '5\|x', expected ids of items with '\|' between",
+            r"line 3: column 'impressions' must hold ids of items with '\|' .*, but got '5\|x'",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '5||6', '7|8|9')],
-            r"line 3: column 'impressions' holds '5\|\|6'",
+            r"line 3: column 'impressions' must hold .*, but got '5\|\|6'",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '', '')],
-            "line 3: column 'impressions' holds nothing, expected ids of items",
+            "line 3: column 'impressions' must hold ids of items .*, but got nothing",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '5|6|7', '7|8')],
-            r"line 3: column 'prices' holds '7\|8', expected a whole number for each of the 3 "
-            'impressions',
+            r"line 3: column 'prices' must hold a whole number for each of the 3 "
+            r"impressions, but got '7\|8'",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '5|6', '7|cheap')],
-            r"line 3: column 'prices' holds '7\|cheap', expected a whole number for each of the 2",
+            r"line 3: column 'prices' must hold a whole number for each of .*, but got '7\|cheap'",
         ),
         (
             [FIRST, clickout('a,s', 1, 2, 5, '5', '7'), clickout('a,s', 1, 2, 5, '5', '7')],
-            "line 4: column 'step' holds 2, expected more than 2, the session's step before, or 1",
+            "line 4: column 'step' must hold more than 2, the session's step before, .*, but got 2",
         ),
         (
             [FIRST, clickout('a,s', 1, 4, 5, '5', '7'), clickout('a,s', 1, 3, 5, '5', '7')],
-            "line 4: column 'step' holds 3, expected more than 4",
+            "line 4: column 'step' must hold more than 4, .*, but got 3",
         ),
     ],
 )
@@ -601,5 +607,7 @@ def test_bad_values(tmp_path, rows, match):
 
 def test_missing_column(tmp_path):
     write(tmp_path / 'raw', [FIRST], HEADER.replace('prices', 'costs'))
-    with pytest.raises(ValueError, match=r"train\.csv has no column 'prices'; its columns are"):
+    with pytest.raises(
+        ValueError, match=r"train\.csv must have a column 'prices', but its columns are"
+    ):
         Trivago(tmp_path, log=False)
