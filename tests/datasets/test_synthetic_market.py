@@ -9,8 +9,8 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from mag.datasets import SyntheticMarket
+from mag.datasets._market_world import World, _draw_items, draw_exposures
 from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior
-from mag.datasets.synthetic_market import _draw_exposures, _draw_items, _World
 from mag.metrics import group_auroc
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
@@ -93,8 +93,8 @@ def test_conversion_probability_sums_over_all_states() -> None:
 
 def test_probabilities_follow_the_formula() -> None:
     r"""Exposure by exposure, in the words of the docstring, up to the intercept of clicks."""
-    world = _World(np.random.default_rng([5, 0]), num_users=40, num_items=60, num_groups=4)
-    exposures = _draw_exposures(
+    world = World(np.random.default_rng([5, 0]), num_users=40, num_items=60, num_groups=4)
+    exposures = draw_exposures(
         world, np.random.default_rng([5, 1]), 2_000, 0.4, 0.2, tqdm(disable=True)
     )
     data = SyntheticMarket(40, 60, 2_000, 4, selection_bias=1.5, seed=5, log=False)[0]
@@ -133,7 +133,7 @@ def test_probabilities_follow_the_formula() -> None:
 
 
 def test_value_is_that_of_brand_seller_and_price() -> None:
-    world = _World(np.random.default_rng(0), num_users=10, num_items=2_000, num_groups=8)
+    world = World(np.random.default_rng(0), num_users=10, num_items=2_000, num_groups=8)
     for group in (world.brand, world.seller):
         count = np.maximum(np.bincount(group), 1)
         within = world.quality - (np.bincount(group, world.quality) / count)[group]
@@ -407,7 +407,7 @@ def test_tiny_markets() -> None:
 
 def test_where_a_category_has_no_item_any_is_shown() -> None:
     r"""As if the noise of recommendations had drawn it: by popularity alone."""
-    world = _World(np.random.default_rng(0), num_users=10, num_items=30, num_groups=40)
+    world = World(np.random.default_rng(0), num_users=10, num_items=30, num_groups=40)
     empty = np.setdiff1d(np.arange(world.num_categories), world.category)
     # The last one has no items after it, either.
     assert empty[-1] == world.num_categories - 1
