@@ -72,7 +72,7 @@ $(TORCH_STAMP):
 
 $(MAG_STAMP): setup.cfg $(TORCH_STAMP)
 	@echo 'Installing mag and its requirements into .venv: about a minute.'
-	$(BIN)/pip install --editable .
+	$(BIN)/pip install --editable '.[examples]'
 	touch $@
 
 # The builds import torch, so they cannot be isolated from it. The one that uses ninja reads CFLAGS,

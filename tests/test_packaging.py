@@ -98,6 +98,11 @@ def test_metadata(wheel: Path) -> None:
     assert 'torch-scatter==2.1.2; extra == "sparse"' in requirements
     assert 'torch-sparse==0.6.18; extra == "sparse"' in requirements
     assert 'wordllama; extra == "text"' in requirements
+    # Nobody who trains needs a figure or a log for TensorBoard.
+    assert [r for r in requirements if r.startswith(('matplotlib', 'tensorboard'))] == [
+        'matplotlib; extra == "examples"',
+        'tensorboard; extra == "examples"',
+    ]
 
 
 IMPORT_ALL = """
