@@ -4,12 +4,13 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape, glob
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -45,35 +46,45 @@ def write_tensors(value: Any, path: str | os.PathLike[str]) -> None:
         os.fsync(file.fileno())
 
 
-def read_tensors(path: str | os.PathLike[str]) -> Any:
+def read_tensors(path: str | os.PathLike[str], expected: str | None = None) -> Any:
     r"""Reads what :func:`write_tensors` wrote, onto the CPU, and runs nothing that is in it.
 
     Args:
         path: The file.
+        expected: What :func:`checksum` said of it when it was written, if that is known: so a file
+            that was exchanged for another whole one is refused, too.
 
     Raises:
         FileNotFoundError: If there is no file.
+        MemoryError: If it is larger than the memory.
         ValueError: If it is truncated, damaged or no such file, or holds what only code could make.
     """
     path = os.fspath(path)
-    content = os.path.getsize(path) - _COMMENT_LENGTH
+    # One descriptor: another process may put another file there at any moment.
     with open(path, 'rb') as file:
-        file.seek(max(content, 0))
+        size = os.fstat(file.fileno()).st_size
+        content = _crc(file, size - _COMMENT_LENGTH)
         comment = file.read()
-    if not comment.startswith(_COMMENT):
-        raise ValueError(f'{path!r} is truncated, damaged or no file that mag wrote.')
-    if comment != _COMMENT + checksum(path, content).encode():
-        raise ValueError(f'{path!r} is damaged: its checksum is not that of what was written.')
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except MemoryError:
-        raise
-    # What was made to harm raises almost anything, in a page with advice to load it unsafely.
-    except Exception as error:
-        raise ValueError(
-            f'{path!r} was not written by mag: it holds more than tensors, numbers, words, lists '
-            f'and dictionaries ({type(error).__name__}).'
-        ) from None
+        if not comment.startswith(_COMMENT):
+            raise ValueError(f'{path!r} is truncated, damaged or no file that mag wrote.')
+        if comment != _COMMENT + f'{content:08x}'.encode():
+            raise ValueError(f'{path!r} is damaged: its checksum is not that of what was written.')
+        if expected is not None and f'{zlib.crc32(comment, content):08x}' != expected:
+            raise ValueError(f'{path!r} is another file than the one that was written there.')
+        file.seek(0)
+        try:
+            return torch.load(file, map_location='cpu', weights_only=True)
+        except Exception as error:
+            if isinstance(error, MemoryError) or 'allocate memory' in str(error):
+                raise MemoryError(
+                    f'{path!r} takes {_amount(size)}, more than there is memory for.'
+                ) from None
+            # What was made to harm raises almost anything, in a page with advice to load it
+            # unsafely.
+            raise ValueError(
+                f'{path!r} was not written by mag: it holds more than tensors, numbers, words, '
+                f'lists and dictionaries ({type(error).__name__}).'
+            ) from None
 
 
 @contextmanager
@@ -96,23 +107,35 @@ def replacing(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
     """
     path = os.fspath(path)
     remove_leftovers(path)
-    temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+    temporary, held = _begin(path)
     try:
-        with open(temporary, 'wb') as held:
-            # Held until the end, and let go by a kill: so others know what is being written.
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield temporary
-            os.replace(temporary, path)
+        yield temporary
+        os.replace(temporary, path)
     # The writer of torch tells of an error of its own and hides that of the disk in its context.
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError) or cause.errno not in _NO_SPACE:
             raise
-        folder = os.path.dirname(os.path.abspath(path))
-        raise full_disk(folder, path, needed) from error
+        # What is free is told as it will be found.
+        held.truncate(0)
+        raise full_disk(os.path.dirname(os.path.abspath(path)), path, needed) from error
     finally:
+        held.close()
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _begin(path: str) -> tuple[str, BinaryIO]:
+    r"""A new file beside :obj:`path`, and what holds its lock until it is closed, as a kill does:
+    so others know what is being written from what was left."""
+    while True:
+        temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+        held = open(temporary, 'wb')  # noqa: SIM115
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # Another process may have taken it for a leftover before it was locked.
+        if os.fstat(held.fileno()).st_nlink > 0:
+            return temporary, held
+        held.close()
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -130,26 +153,36 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 def full_disk(folder: str, path: str | os.PathLike[str], needed: int | None = None) -> OSError:
     r"""The error that says how many bytes :obj:`path` needs, if that is known, and how many are
     free in :obj:`folder`, which is there."""
-    more = 'more' if needed is None else f'{needed / 2**20:,.1f} MiB'
-    free = shutil.disk_usage(folder).free / 2**20
+    wanted = 'more' if needed is None else _amount(needed)
+    free = _amount(shutil.disk_usage(folder).free)
     return OSError(
         errno.ENOSPC,
-        f'The disk is full: {os.fspath(path)!r} needs {more}, but {folder!r} has {free:,.1f} MiB '
-        f'free. Free some, or choose another place',
+        f'The disk is full: {os.fspath(path)!r} needs {wanted}, but {folder!r} has {free} free. '
+        f'Free some, or choose another place',
     )
 
 
-def checksum(path: str | os.PathLike[str], size: int | None = None) -> str:
-    r"""The CRC-32 of the first :obj:`size` bytes of a file, or of all, as eight hexadecimal digits.
-    It finds any accident but one in four billion, at several times the speed of a cryptographic
-    hash; it does not tell who wrote a file."""
-    value = 0
-    left = os.path.getsize(path) if size is None else size
+def _amount(num_bytes: int) -> str:
+    return (
+        f'{num_bytes / 2**20:,.1f} MiB' if num_bytes >= 2**20 else f'{num_bytes / 2**10:,.1f} KiB'
+    )
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    r"""The CRC-32 of a file, eight hexadecimal digits. It finds any accident but one in four
+    billion, at several times the speed of a cryptographic hash; it does not tell who wrote a
+    file."""
     with open(path, 'rb') as file:
-        while block := file.read(min(left, _BLOCK)):
-            value = zlib.crc32(block, value)
-            left -= len(block)
-    return f'{value:08x}'
+        return f'{_crc(file):08x}'
+
+
+def _crc(file: BinaryIO, size: int | None = None) -> int:
+    r"""The CRC-32 of the next :obj:`size` bytes of a file, or of all."""
+    value, left = 0, sys.maxsize if size is None else max(size, 0)
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
+        value = zlib.crc32(block, value)
+        left -= len(block)
+    return value
 
 
 def require_local(name: str, path: str | os.PathLike[str]) -> None:
