@@ -114,7 +114,8 @@ class KuaiRand(NamedRelease):
 
     @property
     def folders(self) -> list[str]:
-        return [*super().folders, osp.join(self.raw_dir, 'data')]
+        raw, release = super().folders
+        return [raw, osp.join(raw, 'data'), release]
 
     def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         *logs, videos, users = self.source_files

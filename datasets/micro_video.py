@@ -111,7 +111,7 @@ class MicroVideo(ClickDataset):
 
     Raises:
         FileNotFoundError: If a file is missing; it says which.
-        TypeError: If :obj:`seed` is no integer.
+        TypeError: If a number is no integer.
         ValueError: If a number is too small, if a file lacks a column, holds
             a bad value (the message says where) or an item without a row of
             features, if files of features differ in their rows or two are of
