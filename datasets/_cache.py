@@ -39,14 +39,29 @@ class Cache:
         Raises:
             ValueError: If the folder holds other files.
         """
-        if not osp.isdir(self.folder) or not os.listdir(self.folder):
-            return False
-        if not osp.exists(self.path(_MANIFEST)):
-            raise ValueError(
-                f"{self.folder!r} must be empty or a cache of mag's, but it holds other files: "
-                f"choose another 'root' or move that folder away."
-            )
-        return True
+        while osp.isdir(self.folder):
+            try:
+                names, is_there = self._names()
+            except FileNotFoundError:
+                continue
+            if not names or _MANIFEST in names:
+                return bool(names)
+            # Else another process has replaced it meanwhile, and is deleting what it was.
+            if is_there:
+                raise ValueError(
+                    f"{self.folder!r} must be empty or a cache of mag's, but it holds other files: "
+                    f"choose another 'root' or move that folder away."
+                )
+        return False
+
+    def _names(self) -> tuple[list[str], bool]:
+        r"""What a folder holds, and whether it is still there under its name."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            names = os.listdir(descriptor)
+            return names, osp.samestat(os.fstat(descriptor), os.stat(self.folder))
+        finally:
+            os.close(descriptor)
 
     def path(self, name: str) -> str:
         r"""The path of one of its files."""
@@ -94,7 +109,7 @@ class Cache:
         r"""Calls :obj:`read`, and once more if it finds another process at work."""
         try:
             return read()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # Another process may be replacing the cache, which is whole again when it is done.
             try:
                 lock = self.lock().acquire()
@@ -103,8 +118,8 @@ class Cache:
             with lock:
                 return read()
 
-    def read_manifest(self) -> dict[str, Any]:
-        r"""What :func:`write_manifest` wrote.
+    def read_manifest(self, *facts: str) -> dict[str, Any]:
+        r"""What :func:`write_manifest` wrote, with all :obj:`facts`.
 
         Raises:
             ValueError: If it is damaged.
@@ -114,22 +129,33 @@ class Cache:
                 manifest = json.load(file)
             if manifest.pop('checksum') != checksum_of(manifest):
                 raise ValueError('its checksum is not that of what was written')
+            for name in ('files', *facts):
+                manifest[name]
         except FileNotFoundError as error:
             raise self._damaged(_MANIFEST, 'it is missing') from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise self._damaged(_MANIFEST, 'it is not what was written') from error
         return manifest
 
-    def check_file(self, manifest: dict[str, Any], name: str) -> None:
-        r"""Raises a :class:`ValueError` unless a file is the one that was written."""
+    @contextmanager
+    def opening(self, manifest: dict[str, Any], name: str) -> Iterator[str]:
+        r"""Gives a path by which a file is read as it was written, whatever another process puts in
+        its place.
+
+        Raises:
+            ValueError: If it is missing or another than the one that was written.
+        """
         try:
-            found = checksum(self.path(name))
+            file = open(self.path(name), 'rb')  # noqa: SIM115
         except FileNotFoundError as error:
             raise self._damaged(name, 'it is missing') from error
-        if found != manifest['files'][name]:
-            raise self._damaged(
-                name, 'it is not what was written, or another process has made the cache again'
-            )
+        with file:
+            path = f'/proc/self/fd/{file.fileno()}'
+            if checksum(path) != manifest['files'].get(name):
+                raise self._damaged(
+                    name, 'it is not what was written, or another process has made the cache again'
+                )
+            yield path
 
     def read_graph(self, manifest: dict[str, Any], name: str) -> dict[str, Any]:
         r"""The dictionary of tensors that a file holds.
@@ -137,9 +163,10 @@ class Cache:
         Raises:
             ValueError: If it is damaged.
         """
-        self.check_file(manifest, name)
         try:
-            graph = read_tensors(self.path(name))
+            graph = read_tensors(self.path(name), manifest['files'].get(name, ''))
+        except FileNotFoundError as error:
+            raise self._damaged(name, 'it is missing') from error
         except ValueError as error:
             raise self._damaged(name, str(error).removesuffix('.')) from error
         if not isinstance(graph, dict):

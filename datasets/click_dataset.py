@@ -177,16 +177,20 @@ class ClickDataset(InMemoryDataset):
         r"""Returns the raw :obj:`id` and the words there are about every node
         of one type, in node order.
         """
-        self._cache.check_file(self._manifest, f'{node}.parquet')
-        path = self._cache.path(f'{node}.parquet')
-        with duckdb.connect() as connection:
-            columns = connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
+        columns = self._cache.read_whole(lambda: self._read_nodes(node))
         return {
             name: np.where(np.ma.getmaskarray(column), np.array(None), np.ma.getdata(column))
             if np.ma.is_masked(column)
             else np.ma.getdata(column)
             for name, column in columns.items()
         }
+
+    def _read_nodes(self, node: str) -> dict[str, np.ndarray]:
+        with (
+            self._cache.opening(self._manifest, f'{node}.parquet') as path,
+            duckdb.connect() as connection,
+        ):
+            return connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
 
     def process(self) -> None:
         try:
@@ -218,7 +222,7 @@ class ClickDataset(InMemoryDataset):
         return Cache(self.processed_dir)
 
     def _read_cache(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        manifest = self._cache.read_manifest()
+        manifest = self._cache.read_manifest('fingerprint', 'names', 'num_duplicates')
         cached = manifest['fingerprint']
         differences = [
             f'{key} was {cached.get(key)!r}, is now {value!r}'

@@ -13,13 +13,14 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 import pytest
 import torch
 from filelock import FileLock
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
-from mag.datasets import ClickDataset, EventLog, LogTable
+from mag.datasets import ClickDataset, EventLog, LogTable, _cache
 from mag.datasets._cache import Cache, checksum_of
 from mag.datasets._log_to_graph import LogToGraph
 from mag.files import checksum, write_tensors
@@ -319,6 +320,46 @@ def test_cache_of_a_folder_that_may_only_be_read(log, monkeypatch):
         load(log, time_unit='ms')
 
 
+def test_graph_of_another_manifest_is_refused(log, monkeypatch):
+    r"""Another process makes the cache again between the reading of two of its files."""
+    load(log)
+    read = _cache.read_tensors
+
+    def read_later(*args):
+        monkeypatch.undo()
+        load(log, time_unit='ms', force_reload=True)
+        return read(*args)
+
+    monkeypatch.setattr(_cache, 'read_tensors', read_later)
+    # The file of the other cache is refused, and that cache is found at the second look.
+    with pytest.raises(ValueError, match="does not fit: time_unit was 'ms', is now 's'"):
+        load(log)
+
+
+def test_table_is_that_of_the_manifest(log, monkeypatch):
+    r"""Another process makes the cache again between the check of a table and its reading."""
+    dataset = load(log)
+    connect = duckdb.connect
+
+    def connect_later(*args):
+        monkeypatch.undo()
+        log.write_text('u,i,t\n8,9,1\n')
+        load(log, force_reload=True)
+        return connect(*args)
+
+    monkeypatch.setattr(duckdb, 'connect', connect_later)
+    assert dataset.describe('user')['id'].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize('facts', [{}, {'fingerprint': {}, 'names': {}}])
+def test_manifest_without_facts_is_damaged(log, facts):
+    load(log)
+    path = log.parent / 'root' / 'processed' / 'cache.json'
+    path.write_text(json.dumps(facts | {'checksum': checksum_of(facts)}))
+    with pytest.raises(ValueError, match=r'cache\.json cannot be read.*force_reload=True'):
+        load(log)
+
+
 def test_opening_while_another_process_makes_the_cache_again(log):
     load(log)
     script = textwrap.dedent(f"""
@@ -332,6 +373,8 @@ def test_opening_while_another_process_makes_the_cache_again(log):
     while other.poll() is None:
         dataset = load(log)
         assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
+        # What was made again is the same.
+        assert dataset.raw_ids['user'].tolist() == [1, 2]
         opened += 1
     assert other.returncode == 0
     assert opened > 5
@@ -342,7 +385,9 @@ def test_full_disk(log, small_disk, id_bytes, needed):
     r"""It is met by the tensors or, where ids are long, by their table before."""
     ids = (random.Random(n).randbytes(id_bytes).hex() for n in range(60_000))
     log.write_text('u,i,t\n' + ''.join(f'x{id},{n % 7},{n}\n' for n, id in enumerate(ids)))
-    with pytest.raises(OSError, match=rf'The disk is full: .*needs {needed}, .*MiB free') as error:
+    with pytest.raises(
+        OSError, match=rf'The disk is full: .*needs {needed}, .*[KM]iB free'
+    ) as error:
         EventLog(small_disk / 'root', log, COLUMNS, log=False)
     assert str(small_disk) in str(error.value)
     assert os.listdir(small_disk / 'root') == ['.lock']
