@@ -1,5 +1,5 @@
 # make demo   train MacGNN on MovieLens-100K and show what it learned
-# make test   build the [sparse] extra and run the tests
+# make test   run the tests, and while torch-scatter and torch-sparse compile those that need neither
 # make lint   run ruff and mypy
 # make attack search for an hour or two, at night, where make test searches for a minute or two: the
 #             tests of tests/attack on 100 times as many examples, others each time
@@ -25,22 +25,67 @@ TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d '
 MAG_STAMP := $(STAMPS)/mag
 TEST_STAMP := $(STAMPS)/test
 LINT_STAMP := $(STAMPS)/lint
+SPARSE_STAMP := $(STAMPS)/sparse
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyg-mag/$(TORCH)
 
-# Asked for, before anything long, only where something is still to be built.
-COMPILER := $(if $(and $(wildcard $(TORCH_STAMP)),$(wildcard $(TEST_STAMP))),,compiler)
+# torch-scatter and torch-sparse, in the versions of setup.cfg. PyPI has their sources only, PyG has
+# wheels for many builds of torch; what is compiled here is kept in CACHE.
+SPARSE := $(shell grep -Eo 'torch-(scatter|sparse)==[0-9.]+' setup.cfg)
+PYG_WHEELS := from torch import __version__ as torch, version; \
+	build = "cu" + version.cuda.replace(".", "") if version.cuda else "cpu"; \
+	print("https://data.pyg.org/whl/torch-" + torch.split("+")[0] + "+" + build + ".html")
+INSTALL_WHEELS = $(BIN)/pip install --quiet --retries 0 --timeout 10 --no-index --only-binary :all: \
+	--find-links '$(CACHE)' --find-links "$$($(BIN)/python -c '$(PYG_WHEELS)')" $(SPARSE)
+# The builds import torch, so they cannot be isolated from it. The one that uses ninja reads CFLAGS,
+# the other CXXFLAGS only; debugging symbols, which -g0 leaves out, take a third of the time. pip
+# knows a wheel that it built by the wheel's own version, whatever torch it was built against: hence
+# a cache for each torch.
+COMPILE_WHEELS = env CFLAGS='-g0' CXXFLAGS='-g0 -O3' MAX_JOBS=$(MAX_JOBS) \
+	$(BIN)/pip wheel --no-deps --no-build-isolation --cache-dir '$(CACHE)' --wheel-dir '$(CACHE)' $(SPARSE)
+COMPILE_LOG := .venv/compile.log
 
-.PHONY: demo test attack lint compiler
+.PHONY: demo test test-while-compiling attack lint compiler
 .NOTPARALLEL:
 
 demo: $(MAG_STAMP)
 	$(BIN)/python $(DEMO)
 
-test: $(COMPILER) $(TEST_STAMP)
-	$(BIN)/pytest $(PYTEST_ARGS)
+# Only tests marked `sparse` need torch-scatter and torch-sparse, so only they wait where these are to
+# be compiled. pytest ends with 5 where no test is selected.
+test: $(TEST_STAMP)
+	@if [ $(SPARSE_STAMP) -nt setup.cfg ] || $(INSTALL_WHEELS) 2> /dev/null; then \
+		touch $(SPARSE_STAMP); \
+		$(BIN)/pytest $(PYTEST_ARGS); \
+	elif $(BIN)/pytest $(PYTEST_ARGS) -m sparse --collect-only > /dev/null; [ $$? = 5 ]; then \
+		$(BIN)/pytest $(PYTEST_ARGS); \
+	else \
+		$(MAKE) --no-print-directory test-while-compiling; \
+	fi
+
+# The compilation is a process group of its own, which ends with this one, also by Ctrl-C.
+test-while-compiling: compiler
+	@echo 'There are no wheels of torch-scatter and torch-sparse for this torch. They are compiled' \
+		'beside the tests that need neither: 10 to 20 minutes on two cores, once.'
+	@mkdir -p '$(CACHE)'; \
+	setsid nice $(COMPILE_WHEELS) > $(COMPILE_LOG) 2>&1 & compilation=$$!; \
+	trap 'kill -TERM -$$compilation 2> /dev/null' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/pytest $(PYTEST_ARGS) -m 'not sparse'; others=$$?; \
+	case $$others in 0 | 1 | 5) ;; *) exit $$others ;; esac; \
+	echo 'Waiting for torch-scatter and torch-sparse, which the last tests need.'; \
+	wait $$compilation || { tail -n 40 $(COMPILE_LOG) >&2; \
+		echo 'torch-scatter and torch-sparse were not compiled: $(COMPILE_LOG) ends as above.' >&2; \
+		exit 1; }; \
+	trap - EXIT; \
+	$(INSTALL_WHEELS) && touch $(SPARSE_STAMP) || exit 1; \
+	$(BIN)/pytest $(PYTEST_ARGS) -m sparse; sparse=$$?; \
+	case $$others$$sparse in \
+		00 | 05 | 50) ;; \
+		1*) echo 'Of the tests before these, some failed: see their own summary above.' >&2; exit 1 ;; \
+		*) exit $$sparse ;; \
+	esac
 
 # What fails prints the seed that repeats it.
-attack: $(COMPILER) $(TEST_STAMP)
+attack: $(TEST_STAMP)
 	$(BIN)/pytest tests/attack --attack $(ATTACK) $(PYTEST_ARGS)
 
 # mypy does not follow package_dir, so it reads an installed copy. A build folder that stays would put
@@ -55,7 +100,7 @@ lint: $(LINT_STAMP)
 compiler:
 	@printf '#include <Python.h>\n' | $${CXX:-c++} -fsyntax-only -x c++ \
 		-I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2> /dev/null || { \
-		echo 'make test compiles torch-scatter and torch-sparse, and finds no C++ compiler (c++) that' \
+		echo 'torch-scatter and torch-sparse are to be compiled, and there is no C++ compiler (c++) that' \
 			'sees the headers of Python: on Debian or Ubuntu, apt-get install g++ python3-dev.' >&2; exit 1; }
 
 # What was compiled against the torch of before goes with it.
@@ -75,15 +120,10 @@ $(MAG_STAMP): setup.cfg $(TORCH_STAMP)
 	$(BIN)/pip install --editable '.[examples]'
 	touch $@
 
-# The builds import torch, so they cannot be isolated from it. The one that uses ninja reads CFLAGS,
-# the other CXXFLAGS only; debugging symbols, which -g0 leaves out, take a third of the time. pip
-# knows a wheel that it built by the wheel's own version, whatever torch it was built against: hence
-# a cache for each torch.
 $(TEST_STAMP): setup.cfg $(MAG_STAMP)
-	@echo 'Building torch-scatter and torch-sparse: 10 to 20 minutes on two cores, seconds from the cache.'
+	@echo 'Installing what the tests need into .venv: about a minute.'
 	$(BIN)/pip install setuptools wheel ninja
-	CFLAGS='-g0' CXXFLAGS='-g0 -O3' MAX_JOBS=$(MAX_JOBS) $(BIN)/pip install --no-build-isolation \
-		--cache-dir '$(CACHE)' --editable '.[sparse,test,benchmarks,text]'
+	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text]'
 	touch $@
 
 $(LINT_STAMP): setup.cfg $(MAG_STAMP)

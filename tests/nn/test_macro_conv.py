@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mag.nn import MacroConv
 
-FORMS = ['edge_index', 'SparseTensor', 'coo', 'csr']
+FORMS = ['edge_index', pytest.param('SparseTensor', marks=pytest.mark.sparse), 'coo', 'csr']
 OPTIONS = [
     dict(zip(('attention', 'mask_zero', 'weighting', 'renormalize'), values))
     for values in itertools.product(
