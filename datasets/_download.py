@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape, glob
 from urllib.request import urlopen
 from zipfile import BadZipFile, ZipFile
@@ -14,6 +16,17 @@ from zipfile import BadZipFile, ZipFile
 from tqdm import tqdm
 
 from mag.datasets._fingerprint import hash_file
+
+
+@contextmanager
+def emptied(folder: str) -> Iterator[str]:
+    r"""Gives an empty folder, whatever a killed process left there, and deletes it at the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fetch(url: str, path: str, log: bool) -> None:

@@ -1,5 +1,4 @@
 import os.path as osp
-import tempfile
 from http.client import HTTPException
 
 import duckdb
@@ -8,7 +7,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mag.datasets._delimited import create_table
-from mag.datasets._download import check_hash, download_wheel, extract, fetch
+from mag.datasets._download import check_hash, download_wheel, emptied, extract, fetch
 from mag.datasets._movie_lens_recipes import recipe_of
 from mag.datasets._named_release import NamedRelease, Release
 from mag.datasets._sql import quote
@@ -166,7 +165,7 @@ class MovieLens(NamedRelease):
         reasons = []
         for source, download in sources:
             try:
-                with tempfile.TemporaryDirectory(dir=self.raw_dir) as staging:
+                with emptied(osp.join(self.raw_dir, 'download.partial')) as staging:
                     download(staging, folder)
                 return
             except (OSError, HTTPException) as error:

@@ -373,6 +373,16 @@ def test_download(tmp_path, monkeypatch):
     assert len(urls) == 1
 
 
+def test_what_a_killed_download_left_is_removed(tmp_path, monkeypatch):
+    partial = tmp_path / 'raw' / 'download.partial'
+    partial.mkdir(parents=True)
+    (partial / 'ml-1m.zip').write_text('half')
+    monkeypatch.setattr(MovieLens, 'url', 'http://127.0.0.1:9')
+    with pytest.raises(RuntimeError, match='could not be downloaded'):
+        MovieLens(tmp_path, '1m', log=False)
+    assert os.listdir(tmp_path / 'raw') == []
+
+
 def test_download_with_a_wrong_checksum(tmp_path, monkeypatch):
     fake_release(tmp_path / 'a.zip', 'ml-1m', {})
     serve(monkeypatch, tmp_path / 'a.zip')
