@@ -85,7 +85,7 @@ def make_subjects(args: argparse.Namespace) -> dict[str, Subject]:
         loader = PairLoader(part, args.batch_size, shuffle=True)
         if name == 'DIN':
             # DIN reads the user's recent items alone; it does not pay for gathering the rest.
-            rows = loader.dataset
+            rows = loader.dataset.macro_rows
             rows.hops = {'user': (), 'item': ()}
             rows.recent['item'] = rows.recent['item'].new_empty(len(rows.recent['item']), 0)
         batches = [batch for batch, _ in zip(loader, range(args.steps))]
@@ -107,7 +107,7 @@ def samples_per_second(
 def request_seconds(subject: Subject, num_requests: int, num_candidates: int) -> list[float]:
     r"""Seconds of requests, from a user and candidate ids to their probabilities."""
     generator = torch.Generator().manual_seed(0)
-    num_nodes = subject.loader.dataset.num_nodes
+    num_nodes = subject.loader.dataset.exposures.num_nodes
     seconds = []
     for _ in range(num_requests):
         user = int(torch.randint(num_nodes['user'], (), generator=generator))

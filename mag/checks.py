@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 
-
 def _is_integer(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
 

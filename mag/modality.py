@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_tensor
+from mag.schema import contents
+
 
 def modality_features(data: HeteroData, reader: str) -> dict[str, Tensor]:
     r"""From the name of each modality to the features :obj:`data['item'].x_<name>`, with zeros
@@ -22,7 +25,7 @@ def modality_features(data: HeteroData, reader: str) -> dict[str, Tensor]:
             infinite, or a :obj:`has_<name>` is no boolean for each item.
     """
     item = data['item']
-    features = {name[2:]: item[name] for name in item.keys() if name.startswith('x_')}
+    features = {modality: item[name] for modality, name in contents(item).items() if modality}
     if not features:
         raise ValueError(
             f"{reader} needs the features of a modality, data['item'].x_<name>, such as x_visual, "
@@ -37,13 +40,8 @@ def modality_features(data: HeteroData, reader: str) -> dict[str, Tensor]:
         has = item.get(f'has_{name}')
         if has is None:
             continue
-        is_tensor = isinstance(has, Tensor)
-        if not is_tensor or has.dtype != torch.bool or has.shape != (num_items,):
-            got = f'{has.dtype} of shape {list(has.shape)}' if is_tensor else type(has).__name__
-            raise ValueError(
-                f"{reader} expects data['item'].has_{name} of booleans of shape "
-                f'[{num_items}], but got {got}.'
-            )
+        what = f"data['item'].has_{name}"
+        check_tensor(reader, what, has, (num_items,), torch.bool)
         features[name] = x.masked_fill(~has.unsqueeze(1), 0)
     return features
 

@@ -177,17 +177,17 @@ def click_attributes(data: HeteroData) -> list[str]:
 
 def categoricals(store: Any, prefix: str = '') -> dict[str, int]:
     r"""From the names of the categorical attributes of a node or edge type, those with a number of
-    values beside them, to that number, in alphabetical order.
+    values beside them, to that number, in the order of the store.
 
     Args:
         store: Such as :obj:`data['user']`.
         prefix: What stands before the names: :obj:`"edge_label_"` for those of exposures.
     """
-    names = {name.removeprefix(prefix) for name in store.keys() if name.startswith(prefix)}
+    names = [name.removeprefix(prefix) for name in store.keys() if name.startswith(prefix)]
     return {
         name: int(store[f'num_{name}'])
-        for name in sorted(names.difference(OUTCOMES))
-        if f'num_{name}' in store
+        for name in names
+        if f'num_{name}' in store and name not in OUTCOMES
     }
 
 

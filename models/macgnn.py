@@ -7,7 +7,14 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
-from mag.schema import require, require_booleans, require_positive_integers, require_sizes
+from mag.schema import (
+    MACRO,
+    hops,
+    require,
+    require_booleans,
+    require_positive_integers,
+    require_sizes,
+)
 
 
 class MacGNN(torch.nn.Module):
@@ -143,16 +150,13 @@ class MacGNN(torch.nn.Module):
             ValueError: If the data has no macro nodes, or fewer hops than asked for.
         """
         require(data, 'MacGNN.from_data')
-        missing = {'user', 'item', 'macro_user', 'macro_item'} - set(data.node_types)
+        missing = {*MACRO, *MACRO.values()} - set(data.node_types)
         if missing:
             raise ValueError(
                 f'MacGNN.from_data needs the node types {sorted(missing)}, but the data has '
                 f'{data.node_types}: apply MacroCoarsen first.'
             )
-        num_hops = sum(
-            relation.startswith('hop') and target == 'user'
-            for _, relation, target in data.edge_types
-        )
+        num_hops = len(hops(data, 'user'))
         kwargs.setdefault('num_hops', num_hops)
         kwargs.setdefault('recent', 'recent' in data['user'])
         if kwargs['num_hops'] > num_hops:
@@ -168,8 +172,8 @@ class MacGNN(torch.nn.Module):
         return cls(
             data['user'].num_nodes,
             data['item'].num_nodes,
-            data['macro_user'].num_nodes,
-            data['macro_item'].num_nodes,
+            data[MACRO['user']].num_nodes,
+            data[MACRO['item']].num_nodes,
             **kwargs,
         )
 

@@ -13,6 +13,7 @@ from mag.schema import (
     OTHER,
     REVERSE_CLICKS,
     TO_PRECURSOR,
+    categoricals,
     require,
     require_booleans,
     require_positive_integers,
@@ -182,8 +183,7 @@ class SRJGraph(torch.nn.Module):
             kwargs['attributes'] = {
                 node_type: {
                     name: _num_values(data, node_type, name)
-                    for name in data[node_type].keys()
-                    if f'num_{name}' in data[node_type]
+                    for name in categoricals(data[node_type])
                 }
                 for node_type in ('user', 'item')
             }
@@ -372,7 +372,7 @@ class SRJGraph(torch.nn.Module):
 
 
 def _num_values(data: HeteroData, node_type: str, name: str) -> int:
-    value, num = data[node_type][name], data[node_type][f'num_{name}']
+    value, num = data[node_type][name], categoricals(data[node_type])[name]
     expected = [data[node_type].num_nodes]
     if not isinstance(value, Tensor) or list(value.shape) != expected:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -361,14 +361,14 @@ CASES: dict[str, Case] = {
         lambda p: MacroCoarsen({'user': 2.0, 'item': 3}), TypeError, "int or a str.*2.0"  # type: ignore[dict-item]
     ),
     'coarsen group size': (
-        lambda p: MacroCoarsen({'user': 0, 'item': 3}), ValueError, "positive number for 'user'"
+        lambda p: MacroCoarsen({'user': 0, 'item': 3}), ValueError, "'user'.*at least 1"
     ),
     'coarsen hops': (lambda p: MacroCoarsen(GROUPS, num_hops=0), ValueError, 'num_hops'),
     'coarsen mode': (
-        lambda p: MacroCoarsen(GROUPS, mode='shell'), ValueError, "'set' or 'walk'.*'shell'"
+        lambda p: MacroCoarsen(GROUPS, mode='shell'), ValueError, "'set', 'walk'.*'shell'"
     ),
     'coarsen behavior': (
-        lambda p: MacroCoarsen(GROUPS, behavior='cosine'), ValueError, "'macro' or 'raw'"
+        lambda p: MacroCoarsen(GROUPS, behavior='cosine'), ValueError, "'macro', 'raw'"
     ),
     'coarsen circle': (
         lambda p: MacroCoarsen({'user': 2, 'item': 2}, behavior='macro'),
@@ -388,7 +388,7 @@ CASES: dict[str, Case] = {
         lambda p: MacroCoarsen(GROUPS, spherical=1), TypeError, "'spherical' must be True.*got 1"  # type: ignore[arg-type]
     ),
     'coarsen seed': (
-        lambda p: MacroCoarsen(GROUPS, seed=2**31), ValueError, r"'seed' must lie below 2\*\*31"
+        lambda p: MacroCoarsen(GROUPS, seed=2**31), ValueError, "'seed' must lie below 2147483648"
     ),
     'coarsen later': (
         lambda p: later_part(MacroCoarsen(GROUPS)), ValueError, 'fitted as of time.*own future'
@@ -431,10 +431,10 @@ CASES: dict[str, Case] = {
         lambda p: Grouping(2, spherical='x'), TypeError, "'spherical' must be True or False.*'x'"  # type: ignore[arg-type]
     ),
     'grouping seed': (
-        lambda p: Grouping(2, seed=2**31), ValueError, r"'seed' must lie below 2\*\*31, but got 2"
+        lambda p: Grouping(2, seed=2**31), ValueError, "'seed' must lie below 2147483648, but got 2"
     ),
-    'grouping size': (lambda p: Grouping(0), ValueError, 'positive integer.*0'),
-    'grouping iterations': (lambda p: Grouping(2, num_iterations=0), ValueError, 'positive'),
+    'grouping size': (lambda p: Grouping(0), ValueError, 'at least 1.*0'),
+    'grouping iterations': (lambda p: Grouping(2, num_iterations=0), ValueError, 'at least 1'),
     'grouping rows': (lambda p: Grouping(9).fit(torch.rand(3, 2)), ValueError, 'got 3'),
     'grouping shape': (lambda p: Grouping(2).fit(torch.rand(3)), ValueError, r'\[3\]'),
     'grouping nan': (
@@ -454,17 +454,17 @@ CASES: dict[str, Case] = {
     'edges binary': (lambda p: counts(binary='yes'), TypeError, "'binary' must be True.*'yes'"),
     'edges boolean number': (
         lambda p: MacroEdges(torch.tensor([0]), torch.tensor([0]), {'user': True, 'item': 2}),
-        ValueError,
-        'positive number.*True',
+        TypeError,
+        "num_clusters.'user'.*got True",
     ),
     'edges cluster': (
         lambda p: MacroEdges(torch.tensor([3]), torch.tensor([0]), {'user': 2, 'item': 2}),
         IndexError,
-        r'0\.\.1',
+        "'user_cluster' from 3 to 3, but expected them from -1 to 1",
     ),
     'edges float cluster': (
         lambda p: MacroEdges(torch.rand(2), torch.tensor([0]), {'user': 2, 'item': 2}),
-        ValueError,
+        TypeError,
         'integers',
     ),
     'edges shape': (
@@ -483,7 +483,7 @@ CASES: dict[str, Case] = {
         ValueError,
         "MiB.*mode='walk'",
     ),
-    'edges tensor hop': (lambda p: counts().tensors('user', 3), ValueError, 'from 1 to 2'),
+    'edges tensor hop': (lambda p: counts().tensors('user', 3), ValueError, 'below 3'),
     'edges tensor node': (lambda p: counts().tensors('tag', 1), ValueError, "'tag'"),
     # Layers
     'dice size': (lambda p: Dice(0), ValueError, 'positive.*0'),
@@ -581,22 +581,22 @@ CASES: dict[str, Case] = {
     'features float id': (
         lambda p: ExposureFeatures(edited(edge_label_hour=torch.rand(40), num_hour=24)),
         TypeError,
-        "'edge_label_hour' must hold integer ids.*float32",
+        "'edge_label_hour' of integers.*float32",
     ),
     'features length': (
         lambda p: ExposureFeatures(edited(edge_label_hour=torch.ones(20).long(), num_hour=24)),
         ValueError,
-        r"'edge_label_hour'.*\[40\] or \[40, F\], but got \[20\]",
+        r"'edge_label_hour' of shape \[40\], but got shape \[20\]",
     ),
     'features nan': (
         lambda p: ExposureFeatures(edited(edge_label_x=torch.full((40, 2), torch.nan))),
         ValueError,
-        'edge_label_x is NaN or infinite, first in row 0',
+        "'edge_label_x' of finite float32, .* such as nan in row 0",
     ),
     'features integer x': (
         lambda p: ExposureFeatures(edited(edge_label_x=torch.ones(40).long())),
         TypeError,
-        'edge_label_x must hold floats.*int64',
+        "'edge_label_x' of floats.*int64",
     ),
     'exposures sampler': (
         lambda p: ExposureLoader(log(), drop_last=True), TypeError, 'drop_last'
@@ -609,12 +609,12 @@ CASES: dict[str, Case] = {
     'exposures behavior': (
         lambda p: ExposureLoader(bought(edge_label_behavior=torch.full((40, 2), 0.5))),
         ValueError,
-        r"'edge_label_behavior' of 0 and 1, but row 0 holds \[0.5, 0.5\]",
+        "'edge_label_behavior' of 0 and 1, but 80 of 80 are not, such as 0.5 in row 0, column 0",
     ),
     'exposures shape': (
         lambda p: ExposureLoader(bought(edge_label_behavior=torch.ones(40))),
         ValueError,
-        r"'edge_label_behavior' of shape \[40, N\], but got \[40\]",
+        r"'edge_label_behavior' of shape \[40, N\], but got shape \[40\]",
     ),
     'request item': (
         lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),
@@ -665,10 +665,10 @@ CASES: dict[str, Case] = {
         lambda p: BatchIndexSampler(5, 2, shuffle='x'), TypeError, "'shuffle' must be True or.*'x'"  # type: ignore[arg-type]
     ),
     'sampler size type': (
-        lambda p: BatchIndexSampler(5, 2.5), ValueError, "'batch_size'.*integer, but got 2.5"  # type: ignore[arg-type]
+        lambda p: BatchIndexSampler(5, 2.5), TypeError, "'batch_size'.*integer, but got 2.5"  # type: ignore[arg-type]
     ),
     'sampler size boolean': (
-        lambda p: BatchIndexSampler(5, True), ValueError, "'batch_size'.*integer, but got True"
+        lambda p: BatchIndexSampler(5, True), TypeError, "'batch_size'.*integer, but got True"
     ),
     'sampler seed': (
         lambda p: BatchIndexSampler(5, 2, seed=-1), ValueError, "'seed' must be at least 0.*-1"

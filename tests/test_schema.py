@@ -212,7 +212,7 @@ def test_categoricals():
     item.brand, item.num_brand = torch.zeros(4).long(), 3
     item.price = torch.rand(4)
     item.num_colors = 4
-    assert list(categoricals(item).items()) == [('brand', 3), ('tag', 5)]
+    assert list(categoricals(item).items()) == [('tag', 5), ('brand', 3)]
     assert categoricals(data['user']) == {}
     # What follows an exposure is no feature of it.
     assert categoricals(data[CLICKS], 'edge_label_') == {'query': 9}

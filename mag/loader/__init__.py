@@ -4,8 +4,11 @@ from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
 from mag.loader.exposure_loader import ExposureLoader
+from mag.loader.exposures import Exposures
 from mag.loader.history_batch import HistoryBatch
 from mag.loader.history_loader import HistoryLoader
+from mag.loader.joined_batch import JoinedBatch
+from mag.loader.joined_loader import JoinedLoader
 from mag.loader.pair_batch import PairBatch
 from mag.loader.pair_loader import PairLoader
 from mag.loader.path_loader import PathLoader
@@ -16,8 +19,11 @@ __all__ = [
     'ExposureBatch',
     'ExposureFeatures',
     'ExposureLoader',
+    'Exposures',
     'HistoryBatch',
     'HistoryLoader',
+    'JoinedBatch',
+    'JoinedLoader',
     'PairBatch',
     'PairLoader',
     'PathLoader',

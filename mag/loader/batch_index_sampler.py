@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from mag.schema import require_booleans, require_integers, require_positive_integers
+from mag.checks import check_booleans, check_integers
 
 
 class BatchIndexSampler(Sampler[Tensor]):
@@ -30,16 +30,16 @@ class BatchIndexSampler(Sampler[Tensor]):
             resume within an epoch. It goes back to zero when an iteration begins.
 
     Raises:
-        TypeError: If :obj:`shuffle` is no boolean, or :obj:`num_rows` or :obj:`seed` no integer.
-        ValueError: If :obj:`batch_size` is no positive integer, or another number is negative.
+        TypeError: If :obj:`shuffle` is no boolean, or a number no integer.
+        ValueError: If :obj:`batch_size` is not positive, or another number is negative.
     """
 
     def __init__(
         self, num_rows: int, batch_size: int, shuffle: bool = False, seed: int = 0
     ) -> None:
-        require_positive_integers(batch_size=batch_size)
-        require_booleans(shuffle=shuffle)
-        require_integers(0, num_rows=num_rows, seed=seed)
+        check_integers(1, batch_size=batch_size)
+        check_booleans(shuffle=shuffle)
+        check_integers(0, num_rows=num_rows, seed=seed)
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.shuffle = shuffle

@@ -1,20 +1,13 @@
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
-from mag.loader.row_loader import (
-    RowLoader,
-    as_integers,
-    check_batches,
-    check_contexts,
-    check_request,
-    to_tensor,
-)
-from mag.schema import CLICKS, require, require_range
+from mag.loader.exposures import Exposures
+from mag.loader.row_loader import RowLoader, RowReader, check_batches
+from mag.schema import label_attributes, require
 
 
 class ExposureLoader(RowLoader):
@@ -45,7 +38,7 @@ class ExposureLoader(RowLoader):
         ValueError: If a conversion or a behavior is neither 0 nor 1, or follows no click.
     """
 
-    dataset: '_ExposureRows'
+    dataset: '_FeatureReader'
 
     def __init__(
         self,
@@ -56,7 +49,7 @@ class ExposureLoader(RowLoader):
         **kwargs: Any,
     ) -> None:
         check_batches(batch_size, shuffle, seed)
-        super().__init__(_ExposureRows(data), batch_size, shuffle, seed, **kwargs)
+        super().__init__(_FeatureReader(data), batch_size, shuffle, seed, **kwargs)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -91,106 +84,32 @@ class ExposureLoader(RowLoader):
             ValueError: If a context or :obj:`x` is missing, unknown or has another shape, or
                 :obj:`x` is NaN or infinite.
         """
-        told = dict(zip(contexts, as_integers(**contexts), strict=True))
-        user, items = check_request(
-            'ExposureLoader.request', user, items, self.dataset.features.num_nodes
+        reads = {*self.dataset.features.names, 'x'}
+        return self.dataset.batch(
+            self.dataset.exposures.request(
+                user, items, None, x, contexts, reads=reads, reader='ExposureLoader.request'
+            )
         )
-        return self.dataset.request(user, items, x, told)
 
 
-class _ExposureRows(torch.utils.data.Dataset):
-    r"""The exposures of a part, indexed by tensors of rows."""
+class _FeatureReader(RowReader):
+    r"""Reads features and what followed."""
 
     def __init__(self, data: HeteroData) -> None:
-        self.features = ExposureFeatures(data)
-        clicks = data[CLICKS]
-        self.label: Tensor | None = None
-        if 'edge_label' in clicks:
-            require(data, 'ExposureLoader', 'edge_label_index', 'edge_label')
-            self.label = clicks.edge_label.float()
-        self.conversion = self._following(clicks, 'edge_label_conversion', 1)
-        self.behavior = self._following(clicks, 'edge_label_behavior', 2)
+        self.features = ExposureFeatures(data, reader='ExposureLoader')
+        if label_attributes(data):
+            require(data, 'ExposureLoader', 'edge_label_index')
+        super().__init__(self.features.exposures)
 
-    def __len__(self) -> int:
-        return len(self.features)
+    def arguments(self) -> set[str]:
+        return {*self.features.names, 'x'}
 
-    def __getitem__(self, index: Tensor) -> ExposureBatch:
-        features = self.features
-        user, item = features.user[index], features.item[index]
-        contexts = [column[index] for column in features.contexts.values()]
+    def batch(self, exposures: Exposures) -> ExposureBatch:
         return ExposureBatch(
-            user,
-            item,
-            features.sparse_rows(user, item, contexts),
-            features.dense_rows(user, item, features.x[index]),
-            *(
-                None if label is None else label[index]
-                for label in (self.label, self.conversion, self.behavior)
-            ),
+            exposures.user,
+            exposures.item,
+            *self.features.rows(exposures),
+            exposures.label,
+            exposures.conversion,
+            exposures.behavior,
         )
-
-    def request(
-        self, user: Tensor, item: Tensor, x: Tensor | None, contexts: dict[str, Tensor]
-    ) -> ExposureBatch:
-        features = self.features
-        check_contexts(contexts, features.contexts)
-        for name, (first, number) in features.ranges.items():
-            require_range(
-                'ExposureLoader.request', f"values of '{name}'", contexts[name], number, first
-            )
-        size = item.numel()
-        columns = [
-            _expand(name, contexts[name], size, column.size(1))
-            for name, column in features.contexts.items()
-        ]
-        x = torch.empty(size, 0) if x is None else _as_floats(x)
-        return ExposureBatch(
-            user,
-            item,
-            features.sparse_rows(user, item, columns),
-            features.dense_rows(user, item, _expand('x', x, size, features.x.size(1))),
-        )
-
-    def _following(self, clicks: Any, name: str, num_dims: int) -> Tensor | None:
-        r"""What followed the clicks, or :obj:`None` if the log does not tell."""
-        value = clicks.get(name)
-        if value is None or self.label is None:
-            return None
-        if not isinstance(value, Tensor) or value.dim() != num_dims or len(value) != len(self):
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            expected = f'[{len(self)}]' if num_dims == 1 else f'[{len(self)}, N]'
-            raise ValueError(
-                f"ExposureLoader expects '{name}' of shape {expected}, but got {shape}."
-            )
-        other = (value != 0) & (value != 1)
-        if bool(other.any()):
-            row = int(other.nonzero()[0, 0])
-            raise ValueError(
-                f"ExposureLoader expects '{name}' of 0 and 1, but row {row} holds "
-                f'{value[row].tolist()}.'
-            )
-        early = (value != 0 if num_dims == 1 else (value != 0).any(1)) & (self.label == 0)
-        if bool(early.any()):
-            raise ValueError(
-                f"ExposureLoader found '{name}' in {int(early.sum())} exposures without a click, "
-                f'such as row {int(early.nonzero()[0])}: it tells what followed a click.'
-            )
-        return value.float()
-
-
-def _as_floats(value: Any) -> Tensor:
-    x = to_tensor('x', value, 'hold numbers').float()
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"'x' must be finite, but got {x[~x.isfinite()][0].item()}.")
-    return x
-
-
-def _expand(name: str, value: Tensor, size: int, width: int) -> Tensor:
-    is_column = width == 1 and value.dim() < 2
-    table = value.view(-1, 1) if is_column else value
-    if list(table.shape) not in ([width], [1, width], [size, width]):
-        raise ValueError(
-            f"A request of {size} items expects '{name}' of shape [{size}, {width}] or "
-            f'[{width}], but got {list(value.shape)}.'
-        )
-    return table.expand(size, width)

@@ -8,8 +8,12 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from tqdm import tqdm
 
-from mag.loader.path_sampler import PathSampler, take
-from mag.loader.row_loader import RowLoader, check_batches, check_history
+from mag.checks import check_booleans, described
+from mag.click_index import take
+from mag.loader.exposures import Exposures
+from mag.loader.path_sampler import PathSampler
+from mag.loader.requests import as_seconds
+from mag.loader.row_loader import RowLoader, RowReader, check_batches, check_history
 from mag.schema import (
     CLICKS,
     OTHER,
@@ -17,7 +21,6 @@ from mag.schema import (
     click_attributes,
     label_attributes,
     require,
-    require_booleans,
 )
 
 # Targets whose paths are drawn at once.
@@ -60,6 +63,7 @@ class PathLoader(RowLoader):
         batch_size (int, optional): Exposures a batch. (default: :obj:`128`)
         shuffle (bool, optional): If set to :obj:`True`, exposures are shuffled anew each epoch.
             (default: :obj:`False`)
+        seed (int, optional): Seed of the shuffling and of the paths. (default: :obj:`0`)
         widths (dict[str, Sequence[int]], optional): See :class:`PathSampler`.
         attribute (str, optional): See :class:`PathSampler`. (default: :obj:`"category"`)
         replace (bool, optional): See :class:`PathSampler`. (default: :obj:`True`)
@@ -75,7 +79,6 @@ class PathLoader(RowLoader):
             takes up to half of the time of a batch. Those of exposures, and what there is not one
             of for each node, such as :obj:`num_category`, are there in any case. By default all, as
             in batches of PyG's loaders. (default: :obj:`None`)
-        seed (int, optional): Seed of the shuffling and of the paths. (default: :obj:`0`)
         **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
             :obj:`num_workers`.
 
@@ -88,39 +91,72 @@ class PathLoader(RowLoader):
             exist.
     """
 
-    dataset: '_Targets'
+    dataset: '_PathReader'
 
     def __init__(
         self,
         data: HeteroData,
         batch_size: int = 128,
         shuffle: bool = False,
+        seed: int = 0,
+        *,
         widths: Mapping[str, Sequence[int]] | None = None,
         attribute: str | None = 'category',
         replace: bool = True,
         history: HeteroData | None = None,
         fixed: bool = False,
         batch_attributes: Sequence[str] | None = None,
-        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         check_batches(batch_size, shuffle, seed)
-        require_booleans(replace=replace, fixed=fixed)
-        targets = _Targets(data, data if history is None else history, seed)
+        check_booleans(replace=replace, fixed=fixed)
+        paths = _PathReader(data, data if history is None else history, seed)
         if batch_attributes is not None:
-            targets.keep(batch_attributes)
-        targets.sampler = PathSampler(targets.history, widths, attribute, replace)
+            paths.keep(batch_attributes)
+        paths.sampler = PathSampler(paths.history, widths, attribute, replace)
         if fixed:
-            targets.draw_all()
-        super().__init__(targets, batch_size, shuffle, seed, **kwargs)
+            paths.draw_all()
+        super().__init__(paths, batch_size, shuffle, seed, **kwargs)
+
+    def request(
+        self, user: int | Tensor, items: Tensor, time: int | Tensor, **contexts: int | Tensor
+    ) -> HeteroData:
+        r"""Makes the batch of one request: one user and its candidate items, with paths that depend
+        on :obj:`seed`, the candidates and the time alone.
+
+        Args:
+            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            time (int or torch.Tensor): When, int64 seconds, or a time for each item, shape
+                :obj:`[B]`.
+            **contexts (int or torch.Tensor): Every categorical attribute that the exposures of the
+                log have, such as :obj:`query`, one for the request or one for each item.
+
+        Raises:
+            IndexError: If the user, an item or the value of a context does not exist.
+            TypeError: If an id, a time or a context is no integer.
+            ValueError: If there is not one of each for the request, or one for each item, or a
+                context is missing or unknown.
+        """
+        names = self.dataset.exposures.context_names()
+        return self.dataset.batch(
+            self.dataset.exposures.request(
+                user,
+                items,
+                as_seconds(time),
+                contexts=contexts,
+                reads=names,
+                reader='PathLoader.request',
+            )
+        )
 
 
 def _has_length(value: Any, length: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == length
 
 
-class _Targets(torch.utils.data.Dataset):
-    r"""The exposures of a part, indexed by tensors of rows."""
+class _PathReader(RowReader):
+    r"""Reads paths through clicks."""
 
     sampler: PathSampler
 
@@ -128,10 +164,9 @@ class _Targets(torch.utils.data.Dataset):
         require(data, 'PathLoader', 'edge_label_index', 'edge_label_time')
         require(history, 'PathLoader', 'edge_index', 'time')
         check_history('PathLoader', data, history)
+        super().__init__(Exposures(data, 'PathLoader', needs=('edge_label_time',)))
         self.data, self.history, self.seed = data, history, seed
         clicks = data[CLICKS]
-        if 'edge_label' in clicks:
-            require(data, 'PathLoader', 'edge_label_index', 'edge_label')
         self.num_clicks = history[CLICKS].edge_index.size(1)
         self.label_attributes = [
             name for name in label_attributes(data) if name != 'edge_label_index'
@@ -141,8 +176,7 @@ class _Targets(torch.utils.data.Dataset):
             if not _has_length(value, len(self)):
                 raise ValueError(
                     f"PathLoader expects '{name}' to be a tensor with an entry for each of "
-                    f'{len(self)} exposures, but got '
-                    f'{list(value.shape) if isinstance(value, Tensor) else type(value).__name__}.'
+                    f'{len(self)} exposures, but got {described(value)}.'
                 )
         self.click_attributes = [name for name in click_attributes(history) if name != 'edge_index']
         self.node_attributes = {
@@ -155,18 +189,22 @@ class _Targets(torch.utils.data.Dataset):
         }
         self.paths: dict[str, list[Tensor]] | None = None
 
-    def __len__(self) -> int:
-        return self.data[CLICKS].edge_label_index.size(1)
+    def arguments(self) -> set[str]:
+        return {'time', *self.exposures.context_names()}
 
-    def __getitem__(self, index: Tensor) -> HeteroData:
-        if self.paths is None:
-            paths = self._draw(index, self._seed_of(index))
+    def batch(self, exposures: Exposures) -> HeteroData:
+        rows = exposures.rows
+        if rows is None:
+            told = torch.stack([exposures.user, exposures.item, exposures.time])
+            paths = self._draw(exposures, self._seed_of(told))
+        elif self.paths is None:
+            paths = self._draw(exposures, self._seed_of(rows))
         else:
             paths = {
-                root: [level.index_select(0, index).long() for level in levels]
+                root: [level.index_select(0, rows).long() for level in levels]
                 for root, levels in self.paths.items()
             }
-        return self._to_batch(index, paths)
+        return self._to_batch(exposures, paths)
 
     def keep(self, names: Sequence[str]) -> None:
         r"""Leaves other attributes of nodes and clicks out of batches."""
@@ -200,7 +238,8 @@ class _Targets(torch.utils.data.Dataset):
         for start in tqdm(starts, 'Drawing paths', disable=len(starts) < 100, leave=False):
             # As if there were always more rows, on which the paths of these must not depend.
             rows = torch.arange(start, start + _CHUNK)
-            drawn_paths = self._draw(rows.clamp(max=len(self) - 1), self._seed_of(rows))
+            targets = self.exposures[rows.clamp(max=len(self) - 1)]
+            drawn_paths = self._draw(targets, self._seed_of(rows))
             for root, levels in drawn_paths.items():
                 for level, drawn in zip(paths[root], levels, strict=True):
                     part = level[start : start + _CHUNK]
@@ -211,37 +250,44 @@ class _Targets(torch.utils.data.Dataset):
         # Workers need not know the epoch, and a shuffled batch never returns.
         return zlib.crc32(rows.numpy().tobytes(), self.seed)
 
-    def _draw(self, index: Tensor, seed: int) -> dict[str, list[Tensor]]:
-        clicks = self.data[CLICKS]
-        user, item = clicks.edge_label_index[:, index]
+    def _draw(self, exposures: Exposures, seed: int) -> dict[str, list[Tensor]]:
         return self.sampler.draw(
-            user, item, clicks.edge_label_time[index], torch.Generator().manual_seed(seed)
+            exposures.user,
+            exposures.item,
+            exposures.time,
+            torch.Generator().manual_seed(seed),
         )
 
-    def _to_batch(self, index: Tensor, paths: dict[str, list[Tensor]]) -> HeteroData:
-        tree = _Tree(index.numel())
+    def _to_batch(self, exposures: Exposures, paths: dict[str, list[Tensor]]) -> HeteroData:
+        targets = {'user': exposures.user, 'item': exposures.item}
+        size = targets['user'].numel()
+        tree = _Tree(size)
         for depth in range(self.sampler.depth):
             for root, levels in paths.items():
                 tree.add(root, levels[depth])
 
         batch = HeteroData()
-        targets = self.data[CLICKS].edge_label_index[:, index]
-        for row, (child, edge_type) in enumerate(TO_PRECURSOR.items()):
+        for child, edge_type in TO_PRECURSOR.items():
             e_id = torch.cat(tree.click[child])
             reached = self.sampler.neighbor[OTHER[child]].index_select(0, e_id)
             nodes, edges = batch[child], batch[edge_type]
-            self._copy_nodes(nodes, child, torch.cat([targets[row], reached]))
+            self._copy_nodes(nodes, child, torch.cat([targets[child], reached]))
             nodes.batch = torch.cat(tree.target[child])
             nodes.num_sampled_nodes = [target.numel() for target in tree.target[child]]
             self._copy_clicks(edges, e_id)
-            number = torch.arange(index.numel(), nodes.num_nodes)
+            number = torch.arange(size, nodes.num_nodes)
             edges.edge_index = torch.stack([number, torch.cat(tree.precursor[child])])
             edges.num_sampled_edges = [click.numel() for click in tree.click[child]]
         clicks = batch[CLICKS]
-        for name in self.label_attributes:
-            clicks[name] = self.data[CLICKS][name].index_select(0, index)
-        clicks.edge_label_index = torch.arange(index.numel()).repeat(2, 1)
-        clicks.input_id = index
+        if exposures.rows is None:
+            clicks.edge_label_time = exposures.time
+            for name, value in exposures.contexts.items():
+                clicks[f'edge_label_{name}'] = value
+        else:
+            for name in self.label_attributes:
+                clicks[name] = self.data[CLICKS][name].index_select(0, exposures.rows)
+            clicks.input_id = exposures.rows
+        clicks.edge_label_index = torch.arange(size).repeat(2, 1)
         return batch
 
     def _copy_nodes(self, store: NodeStorage, node_type: str, n_id: Tensor) -> None:

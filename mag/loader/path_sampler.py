@@ -6,15 +6,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.loader.row_loader import as_integers, check_ids
-from mag.schema import (
-    CLICKS,
-    OTHER,
-    require,
-    require_booleans,
-    require_cpu,
-    require_positive_integers,
-)
+from mag.checks import check_booleans, check_ids, check_integers, check_tensor, check_values
+from mag.click_index import ClickIndex, take
+from mag.loader.requests import as_integers
+from mag.schema import CLICKS, OTHER, require, require_cpu
 
 
 class PathSampler:
@@ -56,7 +51,7 @@ class PathSampler:
     ) -> None:
         require(data, 'PathSampler', 'edge_index', 'time')
         require_cpu(data, 'PathSampler')
-        require_booleans(replace=replace)
+        check_booleans(replace=replace)
         self.widths = _checked_widths(
             {'user': [25, 1, 10], 'item': [1, 25, 1]} if widths is None else widths
         )
@@ -66,32 +61,24 @@ class PathSampler:
         self.neighbor = {'user': data[CLICKS].edge_index[1], 'item': data[CLICKS].edge_index[0]}
         self.category = _category(data, attribute)
         self._num_categories = 1 + int(self.category.max()) if self.category.numel() > 0 else 1
-        self._moments, moment = data[CLICKS].time.unique(return_inverse=True)
         user, item = data[CLICKS].edge_index
-        largest = max(data['user'].num_nodes * self._num_categories, data['item'].num_nodes)
-        if largest * (self._moments.numel() + 1) >= 2**63:
-            raise ValueError(
-                f'PathSampler numbers the combinations of {data["user"].num_nodes} users, '
-                f'{self._num_categories} values of {attribute!r} and {self._moments.numel()} '
-                f'moments, which are too many for int64.'
-            )
-        # Clicks in the order of (user, category, time) and of (item, time): their ranks there, and
-        # how many there are of the same owner up to each. In front of them stands what is found
-        # where there is no click, which has the number -1.
-        self._key, self._click, self._count = {}, {}, {}
-        for node_type, owner in (
-            ('user', user * self._num_categories + self.category[item]),
-            ('item', item),
-        ):
-            key, click = self._rank(owner, moment).sort(stable=True)
-            owner, place = owner[click], torch.arange(click.numel())
-            is_first = torch.ones_like(owner, dtype=torch.bool)
-            is_first[1:] = owner[1:] != owner[:-1]
-            count = place + 1 - place.where(is_first, 0).cummax(0).values
-            none = torch.tensor([torch.iinfo(torch.long).min, -1, 0]).split(1)
-            self._key[node_type], self._click[node_type], self._count[node_type] = (
-                torch.cat(pair) for pair in zip(none, (key, click, count), strict=True)
-            )
+        num_users, num_items = self.num_nodes.values()
+        self.index = {
+            'user': ClickIndex(
+                user * self._num_categories + self.category[item],
+                data[CLICKS].time,
+                num_users * self._num_categories,
+                reader='PathSampler',
+                owners=f'{num_users} users, {self._num_categories} values of {attribute!r}',
+            ),
+            'item': ClickIndex(
+                item,
+                data[CLICKS].time,
+                num_items,
+                reader='PathSampler',
+                owners=f'{num_items} items',
+            ),
+        }
 
     @property
     def depth(self) -> int:
@@ -125,8 +112,8 @@ class PathSampler:
                 f'PathSampler draws for targets of a user, an item and a time each, of shape [B], '
                 f'but got shapes {list(user.shape)}, {list(item.shape)} and {list(time.shape)}.'
             )
-        check_ids('PathSampler.draw', self.num_nodes, user=user, item=item)
-        moment = torch.searchsorted(self._moments, time)
+        for node_type, node in (('user', user), ('item', item)):
+            check_ids('PathSampler.draw', f'{node_type} ids', node, self.num_nodes[node_type])
         category = self.category[item]
         paths = {}
         for root, node in (('user', user), ('item', item)):
@@ -138,7 +125,7 @@ class PathSampler:
                 lead = [-1] + [1] * (node.dim() - 1)
                 levels.append(
                     self._draw_clicks(
-                        node_type, node, moment.view(lead), category.view(lead), width, generator
+                        node_type, node, time.view(lead), category.view(lead), width, generator
                     )
                 )
             paths[root] = levels
@@ -148,17 +135,13 @@ class PathSampler:
         self,
         node_type: str,
         node: Tensor,
-        moment: Tensor,
+        time: Tensor,
         category: Tensor,
         width: int,
         generator: torch.Generator,
     ) -> Tensor:
         owner = node if node_type == 'item' else node * self._num_categories + category
-        start = owner * (self._moments.numel() + 1)
-        newest = torch.searchsorted(self._key[node_type], start + moment) - 1
-        # What comes before the moment is another's, if the owner has no candidates.
-        is_own = take(self._key[node_type], newest) >= start
-        count = take(self._count[node_type], newest).where(is_own, 0)
+        newest, count = self.index[node_type].before(owner, time)
         offset = draw_offsets(count, width, self.replace, generator)
         place = (newest - count + 1).unsqueeze(-1) + offset
         place = place.where(offset >= 0, 0)
@@ -166,21 +149,13 @@ class PathSampler:
             # The largest place is that of the newest, and 0, for none, is the smallest. NumPy's
             # sort, unlike PyTorch's, makes no permutation and is several times faster.
             place = torch.from_numpy(np.sort(place.numpy())).flip(-1)
-        return take(self._click[node_type], place)
+        return take(self.index[node_type].click, place)
 
     def _follow(self, node_type: str, click: Tensor) -> Tensor:
         neighbor = self.neighbor[node_type]
         if neighbor.numel() == 0:
             return click
         return take(neighbor, click.clamp(min=0)).where(click >= 0, -1)
-
-    def _rank(self, owner: Tensor, moment: Tensor) -> Tensor:
-        return owner * (self._moments.numel() + 1) + moment
-
-
-def take(table: Tensor, index: Tensor) -> Tensor:
-    r""":obj:`table.view(-1)[index]`, which is several times slower."""
-    return table.reshape(-1).index_select(0, index.reshape(-1)).view(index.shape)
 
 
 def draw_offsets(count: Tensor, width: int, replace: bool, generator: torch.Generator) -> Tensor:
@@ -224,7 +199,7 @@ def _checked_widths(widths: Any) -> dict[str, list[int]]:
                 f"'widths' must hold a sequence of numbers for {node_type!r}, but got {numbers!r}."
             )
         for depth, number in enumerate(numbers, start=1):
-            require_positive_integers(**{f'widths[{node_type!r}] at depth {depth}': number})
+            check_integers(1, **{f'widths[{node_type!r}] at depth {depth}': number})
     if len(widths['user']) != len(widths['item']) or len(widths['user']) == 0:
         raise ValueError(
             f"The paths of 'user' and 'item' must be equally deep, but 'widths' has "
@@ -237,16 +212,13 @@ def _category(data: HeteroData, attribute: str | None) -> Tensor:
     num_items = data['item'].num_nodes
     if attribute is None:
         return torch.zeros(num_items, dtype=torch.long)
+    name = f"data['item'].{attribute}"
     category = data['item'].get(attribute)
-    if not isinstance(category, Tensor) or category.shape != (num_items,):
-        shape = list(category.shape) if isinstance(category, Tensor) else 'none'
+    if category is None:
         raise ValueError(
-            f"PathSampler filters by data['item'].{attribute} of shape [{num_items}], but got "
-            f"{shape}; data['item'] has {list(data['item'].keys())}. Pass attribute=None for no "
-            f'filter.'
+            f"PathSampler filters by {name}, but data['item'] has {list(data['item'].keys())}: "
+            f'pass attribute=None for no filter.'
         )
-    if category.is_floating_point() or (category.numel() > 0 and int(category.min()) < 0):
-        raise ValueError(
-            f"PathSampler expects data['item'].{attribute} to hold integers of at least 0."
-        )
+    check_tensor('PathSampler', name, category, (num_items,), 'integers')
+    check_values('PathSampler', name, category, category >= 0, 'at least 0')
     return category

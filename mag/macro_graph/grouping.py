@@ -6,8 +6,8 @@ import scipy
 import torch
 from torch import Tensor
 
+from mag.checks import check_booleans, check_integers, check_tensor, check_values
 from mag.files import read_tensors, write_tensors
-from mag.schema import require_booleans, require_integers, require_positive_integers
 
 
 class Grouping:
@@ -40,9 +40,10 @@ class Grouping:
         num_iterations: int = 25,
         seed: int = 0,
     ) -> None:
-        require_positive_integers(num_clusters=num_clusters, num_iterations=num_iterations)
-        require_booleans(spherical=spherical)
-        require_seed(seed)
+        check_integers(1, num_clusters=num_clusters, num_iterations=num_iterations)
+        check_booleans(spherical=spherical)
+        # The integers of FAISS have 32 bits.
+        check_integers(0, below=2**31, seed=seed)
         self.num_clusters = num_clusters
         self.spherical = spherical
         self.num_iterations = num_iterations
@@ -151,14 +152,10 @@ class Grouping:
         return grouping
 
     def _checked_centroids(self, centroids: Any) -> Tensor:
-        is_table = isinstance(centroids, Tensor) and centroids.dim() == 2
-        if not is_table or centroids.size(0) != self.num_clusters or centroids.size(1) == 0:
-            got = list(centroids.shape) if isinstance(centroids, Tensor) else repr(centroids)
-            raise ValueError(
-                f'its centroids must be of shape [{self.num_clusters}, D], but are {got}.'
-            )
-        if centroids.dtype != torch.float32 or not bool(centroids.isfinite().all()):
-            raise ValueError('its centroids must be float32 and finite.')
+        shape = (self.num_clusters, 'D')
+        check_tensor('Grouping', 'centroids', centroids, shape, torch.float32)
+        if centroids.size(1) == 0 or not bool(centroids.isfinite().all()):
+            raise ValueError('its centroids must be finite, and of one column or more.')
         return centroids
 
     def _arguments(self) -> dict[str, int | bool]:
@@ -171,36 +168,19 @@ class Grouping:
 
     @staticmethod
     def _check(x: Tensor) -> np.ndarray:
-        if not isinstance(x, Tensor) or x.dim() != 2:
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f'Grouping expects embeddings of shape [num_nodes, D], but got {got}.')
+        check_tensor('Grouping', 'x', x, ('num_nodes', 'D'), 'numbers')
         if x.size(1) == 0:
             raise ValueError('Grouping expects embeddings of width 1 or more, but got width 0.')
         rows = x.detach().float().cpu().contiguous()
         # FAISS ends the process where a squared distance is not finite.
-        finite = rows.square().sum(dim=1).isfinite()
-        if not bool(finite.all()):
-            raise ValueError(
-                f'Grouping expects embeddings with squares that float32 can sum, but row '
-                f'{int((~finite).nonzero()[0])} has a larger or no finite value.'
-            )
+        squares = rows.square().sum(dim=1)
+        expected = 'rows with squares that float32 can sum'
+        check_values('Grouping', 'x', squares, squares.isfinite(), expected)
         return rows.numpy()
 
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
         return f'{self.__class__.__name__}({arguments})'
-
-
-def require_seed(seed: int) -> None:
-    r"""Raises unless FAISS, whose integers have 32 bits, takes :obj:`seed`.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is too large, or negative.
-    """
-    require_integers(0, seed=seed)
-    if seed >= 2**31:
-        raise ValueError(f"'seed' must lie below 2**31, but got {seed}.")
 
 
 def macro_behavior(counts: Tensor) -> Tensor:
@@ -234,8 +214,7 @@ def raw_behavior(
     Returns:
         Embeddings of shape :obj:`[N, D]`.
     """
-    if projection_dim < 1:
-        raise ValueError(f"'projection_dim' must be positive, but got {projection_dim}.")
+    check_integers(1, projection_dim=projection_dim)
     clicks = clicks.astype(np.float32)
     norm = np.sqrt(np.asarray(clicks.multiply(clicks).sum(axis=1))).ravel()
     if columns is None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mag.schema import OTHER, require_booleans, require_positive_integers
+from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.schema import OTHER
 
 BYTES_PER_PAIR = 12
 CHUNK_PAIRS = 2**26
@@ -60,22 +61,15 @@ class MacroEdges:
         binary: bool = True,
         max_bytes: int = 8 * 2**30,
     ) -> None:
-        require_positive_integers(num_hops=num_hops)
-        require_booleans(binary=binary)
-        if mode not in ('set', 'walk'):
-            raise ValueError(f"'mode' must be 'set' or 'walk', but got {mode!r}.")
-        if (
-            not isinstance(num_clusters, dict)
-            or set(num_clusters) != {'user', 'item'}
-            or not all(
-                isinstance(num, int) and not isinstance(num, bool) and num >= 1
-                for num in num_clusters.values()
-            )
-        ):
+        check_integers(1, num_hops=num_hops, max_bytes=max_bytes)
+        check_booleans(binary=binary)
+        check_choice(('set', 'walk'), mode=mode)
+        if not isinstance(num_clusters, dict) or set(num_clusters) != {'user', 'item'}:
             raise ValueError(
                 f"'num_clusters' must tell a positive number for 'user' and 'item', but got "
                 f'{num_clusters!r}.'
             )
+        check_integers(1, **{f'num_clusters[{name!r}]': num for name, num in num_clusters.items()})
         self.num_clusters = num_clusters
         self.num_hops = num_hops
         self.mode = mode
@@ -132,7 +126,7 @@ class MacroEdges:
             self._extend('user', user_cluster)
             self._extend('item', item_cluster)
             self._add(self._new_clicks(edge_index))
-        except (ValueError, IndexError):
+        except (TypeError, ValueError, IndexError):
             # What is refused leaves no trace.
             self.cluster, self.clicks, self.counts = before
             raise
@@ -188,10 +182,8 @@ class MacroEdges:
         Raises:
             ValueError: If it would not fit in :obj:`max_bytes`.
         """
-        if node not in OTHER:
-            raise ValueError(f"'node' must be 'user' or 'item', but got {node!r}.")
-        if not 1 <= hop <= self.num_hops:
-            raise ValueError(f"'hop' must be from 1 to {self.num_hops}, but got {hop!r}.")
+        check_choice(OTHER, node=node)
+        check_integers(1, below=self.num_hops + 1, hop=hop)
         rows, columns = (self.num_clusters[self.reached(node, step)] for step in (hop - 1, hop))
         num_nodes = len(self.cluster[node])
         self._refuse(
@@ -215,23 +207,10 @@ class MacroEdges:
         ).coalesce()
 
     def _check_cluster(self, node: str, cluster: Tensor) -> np.ndarray:
-        if not isinstance(cluster, Tensor) or cluster.dim() != 1 or cluster.is_floating_point():
-            got = (
-                f'{list(cluster.shape)} of {cluster.dtype}'
-                if isinstance(cluster, Tensor)
-                else type(cluster).__name__
-            )
-            raise ValueError(
-                f"'{node}_cluster' must be a tensor of integers of shape [num_{node}s], but got "
-                f'{got}.'
-            )
-        values = cluster.numpy().astype(np.int64)
-        if len(values) > 0 and not -1 <= values.min() <= values.max() < self.num_clusters[node]:
-            raise IndexError(
-                f"'{node}_cluster' must lie in 0..{self.num_clusters[node] - 1} (or be -1 for a "
-                f'{node} without clicks), but holds {values.min()}..{values.max()}.'
-            )
-        return values
+        check_tensor('MacroEdges', f'{node}_cluster', cluster, (f'num_{node}s',), 'integers')
+        number = self.num_clusters[node]
+        check_ids('MacroEdges', f"clusters in '{node}_cluster'", cluster, number, first=-1)
+        return cluster.numpy().astype(np.int64)
 
     def _extend(self, node: str, cluster: Tensor | None) -> None:
         if cluster is None:
@@ -255,21 +234,7 @@ class MacroEdges:
             )
 
     def _new_clicks(self, edge_index: Tensor) -> dict[str, 'scipy.sparse.csr_matrix']:
-        if (
-            not isinstance(edge_index, Tensor)
-            or edge_index.dim() != 2
-            or edge_index.size(0) != 2
-            or edge_index.is_floating_point()
-        ):
-            got = (
-                f'{list(edge_index.shape)} of {edge_index.dtype}'
-                if isinstance(edge_index, Tensor)
-                else type(edge_index).__name__
-            )
-            raise ValueError(
-                f'MacroEdges expects clicks as a tensor of integers of shape [2, num_clicks], but '
-                f'got {got}.'
-            )
+        check_tensor('MacroEdges', 'edge_index', edge_index, (2, 'E'), 'integers')
         user, item = edge_index.numpy()
         for node, index in (('user', user), ('item', item)):
             if len(index) == 0:

@@ -31,7 +31,7 @@ from mag.loader import (
     PathLoader,
     PathSampler,
 )
-from mag.loader.pair_loader import _MacroRows
+from mag.macro_graph import MacroRows
 from mag.models import HyperCTR
 from mag.schema import window_of_click
 from mag.transforms import (
@@ -565,14 +565,14 @@ def expect_caught(attack: Any, check: Callable[..., None], *strategies: SearchSt
 
 
 def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    gather = _MacroRows._gather
+    gather = MacroRows.gather
 
-    def planted(self: Any, user: Any, item: Any, window: Any, label: Any) -> Any:
+    def planted(self: Any, node_type: str, node: Any, window: Any = None) -> Any:
         if window is not None:
             window = (window + 1).clamp(max=self.num_windows - 1)
-        return gather(self, user, item, window, label)
+        return gather(self, node_type, node, window)
 
-    monkeypatch.setattr(_MacroRows, '_gather', planted)
+    monkeypatch.setattr(MacroRows, 'gather', planted)
     expect_caught(attack, check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.just(True))
 
 

@@ -125,7 +125,9 @@ def test_too_few_rows_to_shuffle_over_the_processes(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize('batch_size', [0, -1, 2.0, True, None, '8'])
 def test_wrong_batch_size(batch_size: Any) -> None:
-    with pytest.raises(ValueError, match="'batch_size' must be a positive integer, but got"):
+    is_number = type(batch_size) is int
+    error, sentence = (ValueError, 'at least 1') if is_number else (TypeError, 'an integer')
+    with pytest.raises(error, match=f"'batch_size' must be {sentence}, but got {batch_size!r}"):
         BatchIndexSampler(10, batch_size)
 
 

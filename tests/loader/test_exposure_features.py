@@ -51,9 +51,8 @@ def shop() -> HeteroData:
 
 
 def rows(features: ExposureFeatures) -> tuple[list[list[int]], list[list[float]]]:
-    contexts = list(features.contexts.values())
-    sparse = features.sparse_rows(features.user, features.item, contexts)
-    return sparse.tolist(), features.dense_rows(features.user, features.item, features.x).tolist()
+    sparse, dense = features.rows(features.exposures)
+    return sparse.tolist(), dense.tolist()
 
 
 def test_every_column_of_a_graph_by_hand() -> None:
@@ -184,8 +183,9 @@ def test_without_exposures_and_without_features() -> None:
     features = ExposureFeatures(data)
     assert (features.fields, features.num_dense, len(features)) == (('user', 'item'), 0, 0)
     user, item = torch.tensor([1, 0]), torch.tensor([0, 1])
-    assert features.sparse_rows(user, item, []).tolist() == [[1, 0], [0, 1]]
-    assert features.dense_rows(user, item, torch.empty(2, 0)).shape == (2, 0)
+    sparse, dense = features.rows(features.exposures.request(user, item))
+    assert sparse.tolist() == [[1, 0], [0, 1]]
+    assert dense.shape == (2, 0)
 
     # A part whose exposures all went has the fields and the widths of the others.
     data = shop()
@@ -227,38 +227,38 @@ def spoilt(value: Tensor, number: float) -> Tensor:
     [
         (
             'user', 'group', torch.rand(2), TypeError,
-            r"data\['user'\].group must hold integer ids, but has dtype torch.float32",
+            r"data\['user'\].group' of integers, but got torch.float32",
         ),
-        ('item', 'brand', torch.ones(3).bool(), TypeError, 'item.*brand.*dtype torch.bool'),
-        ('clicks', 'edge_label_hour', torch.rand(4), TypeError, "'edge_label_hour' must hold int"),
+        ('item', 'brand', torch.ones(3).bool(), TypeError, 'brand.*integers.*torch.bool'),
+        ('clicks', 'edge_label_hour', torch.rand(4), TypeError, "'edge_label_hour' of integers"),
         (
             'user', 'group', torch.tensor([1]), ValueError,
-            r"data\['user'\].group must be of shape \[2\] or \[2, F\], but got \[1\]",
+            r"data\['user'\].group' of shape \[2\], but got shape \[1\]",
         ),
-        ('item', 'tag', torch.ones(3, 2, 2).long(), ValueError, r'tag .* but got \[3, 2, 2\]'),
-        ('item', 'tag', torch.tensor(3), ValueError, r'tag .* but got \[\]'),
-        ('item', 'brand', [1, 2, 3], ValueError, r'brand must .* but got list'),
+        ('item', 'tag', torch.ones(3, 2, 2).long(), ValueError, r'tag.* but got shape \[3, 2, 2\]'),
+        ('item', 'tag', torch.tensor(3), ValueError, r'tag.* but got shape \[\]'),
+        ('item', 'brand', [1, 2, 3], TypeError, r'brand.* but got list'),
         (
             'clicks', 'edge_label_hour', torch.ones(2).long(), ValueError,
-            r"'edge_label_hour' must be of shape \[4\] or \[4, F\], but got \[2\]",
+            r"'edge_label_hour' of shape \[4\], but got shape \[2\]",
         ),
         (
             'user', 'x', torch.ones(2, 3).long(), TypeError,
-            r"data\['user'\].x must hold floats, but has dtype torch.int64",
+            r"data\['user'\].x' of floats, but got torch.int64",
         ),
-        ('item', 'x_text', torch.ones(2, 3), ValueError, r'item.*x_text .* \[3, F\].*got \[2, 3\]'),
+        ('item', 'x_text', torch.ones(2, 3), ValueError, r'x_text.* \[3, F\].*shape \[2, 3\]'),
         (
             'item', 'x_text', spoilt(torch.ones(3, 2), math.nan), ValueError,
-            r"data\['item'\].x_text is NaN or infinite, first in row 2",
+            r"data\['item'\].x_text' of finite float32, .* such as nan in row 2, column 1",
         ),
-        ('user', 'x', spoilt(torch.ones(2), math.inf), ValueError, 'user.*x is .* in row 1'),
+        ('user', 'x', spoilt(torch.ones(2), math.inf), ValueError, 'user.*x. of finite.*row 1'),
         # It is infinite as a float32.
-        ('user', 'x', torch.tensor([1e300, 1]).double(), ValueError, 'user.*x is .* in row 0'),
+        ('user', 'x', torch.tensor([1e300, 1]).double(), ValueError, 'user.*x. of finite.*row 0'),
         (
             'clicks', 'edge_label_x', spoilt(torch.ones(4, 2), math.nan), ValueError,
-            r"clicks.*edge_label_x is NaN or infinite, first in row 3",
+            "'edge_label_x' of finite float32, .* such as nan in row 3",
         ),
-        ('clicks', 'edge_label_x', torch.ones(3, 2), ValueError, r'\[4, F\], but got \[3, 2\]'),
+        ('clicks', 'edge_label_x', torch.ones(3, 2), ValueError, r'\[4, F\],.*shape \[3, 2\]'),
         ('clicks', 'edge_label_index', torch.ones(2, 4), TypeError, 'int64, but got torch.float32'),
         (
             'clicks', 'edge_label_index', torch.full((2, 4), 2), IndexError,

@@ -53,7 +53,6 @@ def test_batches_are_the_rows_of_the_log(featured: HeteroData) -> None:
     loader = ExposureLoader(featured, batch_size=700)
     features = ExposureFeatures(featured)
     clicks = featured[CLICKS]
-    contexts = [clicks.edge_label_domain.view(-1, 1), clicks.edge_label_query]
     assert loader.fields == features.fields
     start = 0
     for batch in loader:
@@ -62,8 +61,23 @@ def test_batches_are_the_rows_of_the_log(featured: HeteroData) -> None:
         expected = ExposureBatch(
             user,
             item,
-            features.sparse_rows(user, item, [context[rows] for context in contexts]),
-            features.dense_rows(user, item, clicks.edge_label_x[rows]),
+            torch.cat(
+                [
+                    features.sparse['user'][user],
+                    features.sparse['item'][item],
+                    clicks.edge_label_domain[rows].view(-1, 1),
+                    clicks.edge_label_query[rows],
+                ],
+                dim=1,
+            ),
+            torch.cat(
+                [
+                    features.dense['user'][user],
+                    features.dense['item'][item],
+                    clicks.edge_label_x[rows],
+                ],
+                dim=1,
+            ),
             clicks.edge_label[rows],
             clicks.edge_label_conversion[rows],
             clicks.edge_label_behavior[rows],
@@ -192,7 +206,11 @@ def test_wrong_requests(featured: HeteroData) -> None:
         ({'query': torch.zeros(4, 3).long()}, ValueError, r"'query' of shape .* got \[4, 3\]"),
         ({'query': torch.zeros(2, 2).long()}, ValueError, r"'query' of shape .* got \[2, 2\]"),
         ({'query': torch.zeros(12).long()}, ValueError, r"'query' of shape .* got \[12\]"),
-        ({'domain': torch.tensor([0, 1])}, ValueError, r"'domain' of shape \[3, 1\] .* got \[2\]"),
+        (
+            {'domain': torch.tensor([0, 1])},
+            ValueError,
+            r"one 'domain' or one for each item, but got shape \[2\]",
+        ),
         ({'x': torch.zeros(3)}, ValueError, r"'x' of shape \[3, 2\] or \[2\], but got \[3\]"),
         ({'x': torch.zeros(2, 3)}, ValueError, r"'x' of shape .* got \[2, 3\]"),
         ({'x': None}, ValueError, r"'x' of shape \[3, 2\] or \[2\], but got \[3, 0\]"),
@@ -293,33 +311,37 @@ def test_wrong_labels(market: HeteroData) -> None:
         ),
         (
             {'edge_label_conversion': changed(conversion, 7, 0.5)},
-            "'edge_label_conversion' of 0 and 1, but row 7 holds 0.5",
+            "'edge_label_conversion' of 0 and 1, but 1 of 3000 is not, such as 0.5 in row 7",
         ),
         (
             {'edge_label_conversion': changed(conversion, 8, torch.nan)},
-            "'edge_label_conversion' of 0 and 1, but row 8 holds nan",
+            "'edge_label_conversion' of 0 and 1, but 1 of 3000 is not, such as nan in row 8",
         ),
         (
             {'edge_label_behavior': changed(behavior, 9, -1)},
-            r"'edge_label_behavior' of 0 and 1, but row 9 holds \[-1.0, -1.0",
+            "'edge_label_behavior' of 0 and 1, .* such as -1.0 in row 9, column 0",
         ),
-        ({'edge_label_conversion': conversion[1:]}, r'of shape \[3000\], but got \[2999\]'),
-        ({'edge_label_conversion': conversion.view(-1, 1)}, r'\[3000\], but got \[3000, 1\]'),
-        ({'edge_label_behavior': conversion}, r'of shape \[3000, N\], but got \[3000\]'),
-        ({'edge_label_behavior': behavior[1:]}, r'of shape \[3000, N\], but got \[2999, 10\]'),
-        ({'edge_label_behavior': [1]}, r'of shape \[3000, N\], but got list'),
+        ({'edge_label_conversion': conversion[1:]}, r'of shape \[3000\], but got shape \[2999\]'),
+        ({'edge_label_conversion': conversion.view(-1, 1)}, r'\[3000\], but got shape \[3000, 1\]'),
+        ({'edge_label_behavior': conversion}, r'of shape \[3000, N\], but got shape \[3000\]'),
+        (
+            {'edge_label_behavior': behavior[1:]},
+            r'of shape \[3000, N\], but got shape \[2999, 10\]',
+        ),
         ({'edge_label': label[1:]}, r"'edge_label' of shape \[3000\], but got shape \[2999\]"),
         ({'edge_label': label * 2}, "expects 'edge_label' of 1 for a click and 0 for none"),
     ):
         with pytest.raises(ValueError, match=message):
             ExposureLoader(edited(market, **attributes))
+    with pytest.raises(TypeError, match=r'of shape \[3000, N\], but got list'):
+        ExposureLoader(edited(market, edge_label_behavior=[1]))
 
 
 def test_wrong_arguments(market: HeteroData) -> None:
     for name in ('sampler', 'batch_sampler', 'drop_last', 'collate_fn', 'dataset'):
         with pytest.raises(TypeError, match=name):
             ExposureLoader(market, **{name: None})
-    with pytest.raises(ValueError, match="'batch_size' must be a positive integer, but got 0"):
+    with pytest.raises(ValueError, match="'batch_size' must be at least 1, but got 0"):
         ExposureLoader(market, 0)
     with pytest.raises(TypeError, match='expects a HeteroData'):
         ExposureLoader('log')  # type: ignore[arg-type]

@@ -283,7 +283,7 @@ def test_wrong_requests(click_log: HeteroData) -> None:
             ValueError,
             r"A request of 3 items expects one 'time' or one for each item, but got shape \[2\]",
         ),
-        ({'domain': torch.zeros(3, 1).long()}, ValueError, r"one 'domain' .* shape \[3, 1\]"),
+        ({'domain': torch.zeros(3, 2).long()}, ValueError, r"one 'domain' .* shape \[3, 2\]"),
         ({'slot': 3}, ValueError, r"must tell \['domain'\], but told \['domain', 'slot'\]"),
     ):
         with pytest.raises(error, match=message):
@@ -304,16 +304,16 @@ def test_bad_input(click_log: HeteroData) -> None:
         (
             {'edge_label_slot': torch.zeros(799).long()},
             ValueError,
-            r"'edge_label_slot' of shape \[800\], one entry an exposure, but got \[799\]",
+            r"'edge_label_slot' of shape \[800\], but got shape \[799\]",
         ),
-        ({'edge_label_domain': 3}, ValueError, r"'edge_label_domain' of .*, but got int"),
-        ({'edge_label_slot': torch.zeros(800)}, TypeError, "'edge_label_slot' must hold integer"),
+        ({'edge_label_domain': 3}, TypeError, r"'edge_label_domain' to be .*, but got 3"),
+        ({'edge_label_slot': torch.zeros(800)}, TypeError, "'edge_label_slot' of integers"),
     ):
         with pytest.raises(error, match=message):
             HistoryLoader(edited(click_log, **attributes))
-    with pytest.raises(ValueError, match="'length' must be a positive integer, but got 0"):
+    with pytest.raises(ValueError, match="'length' must be at least 1, but got 0"):
         HistoryLoader(click_log, length=0)
-    with pytest.raises(ValueError, match="'batch_size' must be a positive integer, but got 0"):
+    with pytest.raises(ValueError, match="'batch_size' must be at least 1, but got 0"):
         HistoryLoader(click_log, 0)
     with pytest.raises(TypeError, match=r"takes no \['collate_fn'\]"):
         HistoryLoader(click_log, collate_fn=list)

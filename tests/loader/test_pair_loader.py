@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch, PairLoader
+from mag.macro_graph import MacroRows
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
@@ -53,6 +54,14 @@ def row_by_hand(log: HeteroData, user: int, item: int, cutoff: int) -> list[list
         [-1] * (RECENT - len(user_recent)) + user_recent,
         [-1] * (RECENT - len(item_recent)) + item_recent,
     ]
+
+
+def rows_of(macro_rows: MacroRows, user: Tensor, item: Tensor, window: Tensor) -> list[Tensor]:
+    (user_hops, user_recent), (item_hops, item_recent) = (
+        macro_rows.rows(node_type, node, window)
+        for node_type, node in (('user', user), ('item', item))
+    )
+    return [*user_hops, *item_hops, user_recent, item_recent]
 
 
 def flatten(batch: PairBatch) -> list[Tensor]:
@@ -119,8 +128,8 @@ def test_later_clicks_never_change_an_earlier_row(
             rows = (train[CLICKS].edge_label_window == window + 1).nonzero().view(-1)[:5]
             pair = train[CLICKS].edge_label_index[:, rows]
             step = torch.full_like(rows, window + 1)
-            one, two = (part._gather(*pair, step, None) for part in (before, after))
-            assert any(not torch.equal(a, b) for a, b in zip(flatten(one), flatten(two)))
+            one, two = (rows_of(part.macro_rows, *pair, step) for part in (before, after))
+            assert any(not torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_clicks_of_the_test_period_never_change_validation(click_log: HeteroData) -> None:
@@ -242,7 +251,7 @@ def test_counts_are_held_in_the_smallest_type_and_read_as_floats(
     part = parts(click_log, num_windows)[0]
     part['macro_item', 'hop1', 'user'].edge_weight[-1] = largest
     loader = PairLoader(part, batch_size=64, shuffle=True)
-    assert [table.dtype for table in loader.dataset.hops['user']] == [dtype, torch.uint8]
+    assert [table.dtype for table in loader.dataset.macro_rows.hops['user']] == [dtype, torch.uint8]
     rows = torch.arange(len(loader.dataset))
     batch = loader.dataset[rows]
     window = part[CLICKS].edge_label_window if num_windows > 1 else torch.zeros_like(rows)
@@ -337,9 +346,13 @@ def test_wrong_data(click_log: HeteroData) -> None:
     del data[CLICKS].edge_label_window
     with pytest.raises(ValueError, match="5 cutoffs but no 'edge_label_window'"):
         PairLoader(data)
-    with pytest.raises(ValueError, match=rf"'edge_label' of shape \[{num}\].*got shape \[{num - 1}\]"):
+    with pytest.raises(
+        ValueError, match=rf"'edge_label' of shape \[{num}\].*got shape \[{num - 1}\]"
+    ):
         PairLoader(broken(edge_label=clicks.edge_label[1:]))
-    with pytest.raises(IndexError, match="from 1 to 5 in 'edge_label_window', but 5 cutoffs"):
+    with pytest.raises(
+        IndexError, match="'edge_label_window' from 1 to 5, but expected them from 0 to 4"
+    ):
         PairLoader(broken(edge_label_window=clicks.edge_label_window + 1))
     with pytest.raises(ValueError, match='exposures before the cutoff.*see their own future'):
         PairLoader(broken(edge_label_time=clicks.edge_label_time - 1))

@@ -192,7 +192,7 @@ def test_the_paper_is_the_default() -> None:
         ({'widths': {'user': [3], 'item': [1, 1]}}, ValueError, 'equally deep.* 1 and 2 numbers'),
         ({'widths': {'user': [], 'item': []}}, ValueError, '0 and 0 numbers'),
         ({'widths': {'user': [0], 'item': [1]}}, ValueError, "widths.'user'. at depth 1' must be"),
-        ({'attribute': 'color'}, ValueError, r'item.\]\.color of shape \[9\], but got none'),
+        ({'attribute': 'color'}, ValueError, r'item.\]\.color, but .* has .*category'),
     ],
 )
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:

@@ -320,15 +320,19 @@ SIZES = {'user': 2, 'item': 2}
     ('make', 'error', 'match'),
     [
         (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, 0), ValueError, "'num_hops'.*0"),
-        (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, True), ValueError, "'num_hops'.*True"),
+        (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, True), TypeError, "'num_hops'.*True"),
         (lambda: MacroEdges(CLUSTER, CLUSTER, SIZES, 2, 'shell'), ValueError, "'mode'.*'shell'"),
         (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 2}), ValueError, "'user' and 'item'.*got"),
-        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 2.0, 'item': 2}), ValueError, '2.0'),
-        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 0, 'item': 2}), ValueError, 'positive'),
-        (lambda: MacroEdges(CLUSTER + 1, CLUSTER, SIZES), IndexError, r'0\.\.1.*holds 1\.\.2'),
-        (lambda: MacroEdges(CLUSTER, CLUSTER - 2, SIZES), IndexError, r"'item_cluster'.*-2\.\.-1"),
-        (lambda: MacroEdges(CLUSTER.float(), CLUSTER, SIZES), ValueError, 'integers.*float32'),
-        (lambda: MacroEdges([0, 1], CLUSTER, SIZES), ValueError, "'user_cluster'.*got list"),
+        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 2.0, 'item': 2}), TypeError, '2.0'),
+        (lambda: MacroEdges(CLUSTER, CLUSTER, {'user': 0, 'item': 2}), ValueError, 'at least 1'),
+        (lambda: MacroEdges(CLUSTER + 1, CLUSTER, SIZES), IndexError, 'from 1 to 2.* from -1 to 1'),
+        (
+            lambda: MacroEdges(CLUSTER, CLUSTER - 2, SIZES),
+            IndexError,
+            "'item_cluster' from -2 to -1",
+        ),
+        (lambda: MacroEdges(CLUSTER.float(), CLUSTER, SIZES), TypeError, 'integers.*float32'),
+        (lambda: MacroEdges([0, 1], CLUSTER, SIZES), TypeError, "'user_cluster'.*got list"),
     ],
 )
 def test_bad_arguments(make, error, match):
@@ -339,9 +343,9 @@ def test_bad_arguments(make, error, match):
 @pytest.mark.parametrize(
     ('arguments', 'error', 'match'),
     [
-        ((torch.tensor([0, 1]),), ValueError, r'shape \[2, num_clicks\], but got \[2\]'),
-        ((torch.zeros(2, 3),), ValueError, 'integers.*float32'),
-        (([[0], [0]],), ValueError, 'got list'),
+        ((torch.tensor([0, 1]),), ValueError, r'shape \[2, E\], but got shape \[2\]'),
+        ((torch.zeros(2, 3),), TypeError, 'integers.*float32'),
+        (([[0], [0]],), TypeError, 'got list'),
         ((torch.tensor([[2], [0]]),), IndexError, "user ids from 2 to 2.*'user_cluster'"),
         ((torch.tensor([[0], [-1]]),), IndexError, 'item ids from -1 to -1'),
         ((torch.tensor([[0], [0]]), torch.tensor([1, 1])), ValueError, 'keep the clusters'),
@@ -363,7 +367,7 @@ def test_bad_tensors():
     assert edges.tensors('user', 2).to_dense().tolist() == [[[0, 0], [0, 0]]] * 2
     with pytest.raises(ValueError, match="'node'.*'shop'"):
         edges.tensors('shop', 1)
-    with pytest.raises(ValueError, match="'hop' must be from 1 to 2, but got 3"):
+    with pytest.raises(ValueError, match="'hop' must lie below 3, but got 3"):
         edges.tensors('user', 3)
 
 

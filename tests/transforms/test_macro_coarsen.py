@@ -485,6 +485,7 @@ def test_is_an_ordinary_graph(num_windows, tmp_path):
             assert torch.equal(back.edge_weight, forth.edge_weight)
 
 
+@pytest.mark.sparse
 def test_to_sparse_tensor():
     train, _, _ = split(planted_log(), num_windows=1)
     out = MacroCoarsen(GROUPS)(train)
@@ -539,8 +540,8 @@ def test_ordinary_gnn_trains():
     [
         ({'groups': {'user': 3}}, ValueError, "'groups' must tell.*such as.*got {'user': 3}"),
         ({'groups': [3, 4]}, ValueError, r'got \[3, 4\]'),
-        ({'groups': {'user': 0, 'item': 2}}, ValueError, "positive number for 'user'.*got 0"),
-        ({'groups': {'user': -2, 'item': 2}}, ValueError, "'user', but got -2"),
+        ({'groups': {'user': 0, 'item': 2}}, ValueError, "groups.'user'.*at least 1, but got 0"),
+        ({'groups': {'user': -2, 'item': 2}}, ValueError, "'user'.*, but got -2"),
         ({'groups': {'user': 2.0, 'item': 2}}, TypeError, "int or a str for 'user'.*2.0"),
         ({'groups': {'user': True, 'item': 2}}, TypeError, 'got True'),
         ({'groups': GROUPS, 'num_hops': 0}, ValueError, "'num_hops'.*got 0"),
@@ -555,15 +556,15 @@ def test_ordinary_gnn_trains():
         (
             {'groups': {'user': 'group', 'item': 'category'}, 'behavior': 'raw'},
             ValueError,
-            "'behavior' is 'raw', but.*no clusters are learned",
+            "'behavior' is 'raw', but.*are learned for none",
         ),
-        ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro' or 'raw', but got 'deep'"),
+        ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro', 'raw', but got 'deep'"),
         ({'groups': GROUPS, 'behavior': 3}, TypeError, "'behavior' must be.*got 3"),
-        ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, r"names \['users'\]"),
+        ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, "is {'users': 'raw'}, but"),
         (
             {'groups': GROUPS, 'behavior': {'item': 'raw'}},
             ValueError,
-            r"names \['item'\].*learned for \['user'\] only",
+            r"is {'item': 'raw'}.*learned for \['user'\] only",
         ),
         (
             {'groups': {'user': 4, 'item': 5}, 'behavior': 'macro'},
@@ -587,10 +588,10 @@ def test_bad_data():
         MacroCoarsen({'user': 50, 'item': 'category'}).fit(train)
     data = copy.copy(train)
     data['item'].category = train['item'].category + 1
-    with pytest.raises(IndexError, match=r'category must lie in 0\.\.3.*holds 1\.\.4'):
+    with pytest.raises(IndexError, match='category from 1 to 4, but .* from 0 to 3'):
         MacroCoarsen(GROUPS).fit(data)
     data['item'].category = train['item'].category.float()
-    with pytest.raises(TypeError, match=r'must be a long tensor of shape \[24\]'):
+    with pytest.raises(TypeError, match="category' of dtype int64, but got torch.float32"):
         MacroCoarsen(GROUPS).fit(data)
     data = copy.copy(train)
     data[CLICKS].time = train[CLICKS].time + 1000
