@@ -67,7 +67,7 @@ from torch_geometric.transforms import Compose
 from mag.datasets import KuaiRand, MovieLens
 from mag.loader import PairLoader
 from mag.models import MacGNN
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
@@ -224,11 +224,11 @@ class Bench:
         )
         train_loader = PairLoader(train, self.args.batch_size, shuffle=True, seed=seed)
         seed_everything(seed, verbose=False)
-        module = ClickModule(model.build(train, val, self.temperature), **setting)
+        task = ClickTask(model.build(train, val, self.temperature), **setting)
         setting_name = '-'.join(f'{value:g}' for value in setting.values())
         steps, start = Steps(), time.perf_counter()
         fit(
-            module,
+            task,
             train_loader,
             val_loader,
             directory=str(
@@ -240,7 +240,6 @@ class Bench:
             validate_every=min(len(train_loader), max(20, len(train_loader) // 6)),
             progress=False,
             accelerator=self.args.accelerator,
-            logger=False,
             callbacks=[steps],
         )
         tried = results.find(**self.key, **setting, purpose='tune', model=name, seed=seed)
@@ -255,14 +254,14 @@ class Bench:
             'seed': seed,
             **setting,
             'cost': cost,
-            'val': evaluate(module, val_loader),
+            'val': evaluate(task, val_loader),
             'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
             **stamp(*PACKAGES),
         }
         if with_test:
-            if isinstance(module.model, LightGCN):
-                module.model.read_history(test)
-            record['test'] = evaluate(module, test_loader)
+            if isinstance(task.model, LightGCN):
+                task.model.read_history(test)
+            record['test'] = evaluate(task, test_loader)
         return record
 
     def tune(self, name: str, results: Results) -> dict[str, float]:

@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
 from harness import (
     Record,
     add_run_and_table,
@@ -31,7 +30,7 @@ from mag.loader import ExposureLoader
 from mag.metrics import bayes_optimal
 from mag.models import GMCM
 from mag.schema import CLICKS
-from mag.training import ClickModule, evaluate
+from mag.training import ClickTask, evaluate, predict
 from mag.transforms import BehaviorGraph, TemporalSplit
 
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
@@ -125,30 +124,27 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     val_loader, test_loader = (ExposureLoader(part, 4 * args.batch_size) for part in (val, test))
     seed_everything(seed, verbose=False)
     gmcm = GMCM.from_data(train, num_buckets=args.num_buckets, **model.arguments)
-    module = ClickModule(gmcm, args.learning_rate, args.weight_decay)
-    fit_run(module, train_loader, val_loader, (dataset, name, seed), args, monitor='ctcvr_auc')
+    task = ClickTask(gmcm, args.learning_rate, args.weight_decay)
+    fit_run(task, train_loader, val_loader, (dataset, name, seed), args, monitor='ctcvr_auc')
     record = {
         'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
         'clicks': int(clicks.edge_label.sum()),
         'conversions': int(clicks.edge_label_conversion.sum()),
-        'val': evaluate(module, val_loader),
-        'test': evaluate(module, test_loader),
+        'val': evaluate(task, val_loader),
+        'test': evaluate(task, test_loader),
         **stamp(*PACKAGES),
     }
     if 'truth' in data:
-        record['test'] |= true_error(module, test, test_loader)
+        record['test'] |= true_error(task, test, test_loader)
         record['optimum'] = optimum(test)
     return record
 
 
-def true_error(module: ClickModule, test: HeteroData, loader: ExposureLoader) -> dict[str, float]:
+def true_error(task: ClickTask, test: HeteroData, loader: ExposureLoader) -> dict[str, float]:
     r"""How far the conversion probabilities are from the truth, over all exposures."""
-    module.eval()
-    with torch.inference_mode():
-        logits = torch.cat([module(batch).conversion for batch in loader])
     clicks = test[CLICKS]
     truth = test.truth['conversion_probability'][clicks.edge_label_row]
-    error = logits.double().sigmoid() - truth
+    error = predict(task, loader)['conversion'] - truth
     clicked = clicks.edge_label == 1
     return {
         'true_mse': float(error.square().mean()),

@@ -15,12 +15,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from lightning import Callback
 from scipy.stats import ttest_rel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mag.training import ClickModule, fit
+from mag.training import ClickTask, fit
 
 Record = dict[str, Any]
 
@@ -54,14 +53,14 @@ class Results:
         os.replace(temporary, self.path)
 
 
-class Steps(Callback):
+class Steps:
     r"""Counts the steps of this process, so that seconds and epochs stay of one run: what was
     trained before a kill is in neither."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self) -> None:
         self.count += 1
 
 
@@ -133,7 +132,7 @@ def difference_to(
 
 
 def fit_run(
-    module: ClickModule,
+    task: ClickTask,
     train_loader: DataLoader,
     val_loader: DataLoader,
     run: tuple[str, str, int],
@@ -143,7 +142,7 @@ def fit_run(
     r"""Fits the model of a run, which is a log, a model and a seed; it validates twice an epoch."""
     dataset, name, seed = run
     fit(
-        module,
+        task,
         train_loader,
         val_loader,
         directory=str(Path(args.checkpoints, dataset, f'{name}-{seed}')),
@@ -153,7 +152,6 @@ def fit_run(
         validate_every=-(-len(train_loader) // 2),
         progress=False,
         accelerator=args.accelerator,
-        logger=False,
         **arguments,
     )
 

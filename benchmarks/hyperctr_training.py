@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
-from mag.training import click_module
+from mag.training import click_task
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 EMBEDDING_DIM = 32
@@ -61,7 +61,7 @@ class Subject(NamedTuple):
     optimizer: torch.optim.Optimizer
 
     def step(self, batch: HistoryBatch) -> None:
-        logits, label, _ = click_module.score(self.model, batch)
+        logits, label, _ = click_task.score(self.model, batch)
         self.optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(logits, label).backward()
         self.optimizer.step()

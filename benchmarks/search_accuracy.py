@@ -36,7 +36,7 @@ from mag.loader import PathLoader
 from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.schema import CLICKS, click_attributes, label_attributes
-from mag.training import ClickModule, evaluate
+from mag.training import ClickTask, evaluate
 from mag.transforms import TemporalSplit
 
 DOMAINS = ('recommendation', 'search')
@@ -180,14 +180,14 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     train_loader = load(parts[0], shuffle=True)
     seed_everything(seed, verbose=False)
     depth = len(model.widths['user'])
-    module = ClickModule(model.build(parts[0], depth), args.learning_rate, args.weight_decay)
-    fit_run(module, train_loader, load(parts[1]), (dataset, name, seed), args)
+    task = ClickTask(model.build(parts[0], depth), args.learning_rate, args.weight_decay)
+    fit_run(task, train_loader, load(parts[1]), (dataset, name, seed), args)
     domains = range(len(DOMAINS)) if model.domain is None else [model.domain]
     return {
         'rows': [len(part[CLICKS].edge_label) for part in parts],
-        'val': evaluate(module, load(parts[1])),
+        'val': evaluate(task, load(parts[1])),
         'test': {
-            DOMAINS[number]: evaluate(module, load(of_domain(parts[2], number, with_clicks=True)))
+            DOMAINS[number]: evaluate(task, load(of_domain(parts[2], number, with_clicks=True)))
             for number in domains
         },
         **stamp(*PACKAGES),

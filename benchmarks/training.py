@@ -44,7 +44,7 @@ from tqdm import tqdm
 from mag.datasets import MovieLens
 from mag.loader import PairBatch, PairLoader
 from mag.models import MacGNN
-from mag.training import click_module
+from mag.training import click_task
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 HISTORY = {'MacGNN': 20, 'DIN': 100}
@@ -61,7 +61,7 @@ class Subject(NamedTuple):
     batches: list[PairBatch]
 
     def step(self, batch: PairBatch) -> None:
-        logits, label, _ = click_module.score(self.model, batch)
+        logits, label, _ = click_task.score(self.model, batch)
         loss = F.binary_cross_entropy_with_logits(logits, label)
         self.optimizer.zero_grad()
         loss.backward()

@@ -39,7 +39,7 @@ from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.models import HyperCTR, UserInterest
 from mag.schema import CLICKS
-from mag.training import ClickModule, evaluate
+from mag.training import ClickTask, evaluate
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 METRICS = ('auc', 'gauc', 'logloss')
@@ -186,12 +186,12 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
 
     train_loader = load(parts[0], shuffle=True)
     seed_everything(seed, verbose=False)
-    module = ClickModule(model.build(data, parts[0]), args.learning_rate, args.weight_decay)
-    fit_run(module, train_loader, load(parts[1]), (dataset, name, seed), args)
+    task = ClickTask(model.build(data, parts[0]), args.learning_rate, args.weight_decay)
+    fit_run(task, train_loader, load(parts[1]), (dataset, name, seed), args)
     return {
         'rows': [len(part[CLICKS].edge_label) for part in parts],
-        'val': evaluate(module, load(parts[1])),
-        'test': evaluate(module, load(parts[2])),
+        'val': evaluate(task, load(parts[1])),
+        'test': evaluate(task, load(parts[2])),
         **stamp(*PACKAGES),
     }
 

@@ -72,7 +72,7 @@ from mag.loader import ExposureLoader
 from mag.models import GMCM
 from mag.nn import BehaviorGraphConv
 from mag.schema import CLICKS
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import BehaviorGraph, TemporalSplit
 
 COLUMNS = {
@@ -104,9 +104,9 @@ def main(args: argparse.Namespace) -> None:
 
     seed_everything(args.seed, verbose=False)
     model = GMCM.from_data(train, merge=args.merge, loss=args.loss, num_buckets=args.num_buckets)
-    module = ClickModule(model, args.learning_rate, args.weight_decay)
+    task = ClickTask(model, args.learning_rate, args.weight_decay)
     fit(
-        module,
+        task,
         train_loader,
         val_loader,
         directory=str(output),
@@ -120,12 +120,12 @@ def main(args: argparse.Namespace) -> None:
     )
 
     results = {
-        name: {'rows': len(loader.dataset), **evaluate(module, loader)}
+        name: {'rows': len(loader.dataset), **evaluate(task, loader)}
         for name, loader in (('validation', val_loader), ('test', test_loader))
     }
     print(results_table(results))
     if 'truth' in data:
-        results['truth'] = compare_with_truth(module, test, test_loader)
+        results['truth'] = compare_with_truth(task, test, test_loader)
         print(
             'Mean squared distance of the conversion probability from the true one: '
             + ', '.join(f'{value:.4f} {name}' for name, value in results['truth'].items())
@@ -166,17 +166,12 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def compare_with_truth(
-    module: ClickModule, test: HeteroData, loader: ExposureLoader
+    task: ClickTask, test: HeteroData, loader: ExposureLoader
 ) -> dict[str, float]:
     r"""The mean squared error of the conversion probability, which only a simulation can tell."""
-    module.eval()
-    device = next(module.parameters()).device
-    with torch.inference_mode():
-        batches = (module.transfer_batch_to_device(batch, device, 0) for batch in loader)
-        logits = torch.cat([module(batch).conversion.cpu() for batch in batches])
     clicks = test[CLICKS]
     truth = test.truth['conversion_probability'][clicks.edge_label_row]
-    error = (logits.double().sigmoid() - truth).square()
+    error = (predict(task, loader)['conversion'] - truth).square()
     clicked = clicks.edge_label == 1
     return {
         'over all exposures': float(error.mean()),

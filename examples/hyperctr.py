@@ -88,7 +88,7 @@ from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
 from mag.models import HyperCTR, UserInterest
 from mag.schema import CLICKS
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots
 
 DAY = 24 * 3600
@@ -134,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
     results: dict[str, dict[str, float]] = {}
     for name, arguments in variants.items():
         seed_everything(args.seed, verbose=False)
-        module = ClickModule(
+        task = ClickTask(
             HyperCTR.from_data(
                 data, embedding_dim=args.embedding_dim, num_layers=args.layers, **arguments
             ),
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
         )
         train_loader = load(parts[0], shuffle=True)
         fit(
-            module,
+            task,
             train_loader,
             load(parts[1]),
             directory=str(output / name),
@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
             resume=args.resume,
             accelerator=args.accelerator,
         )
-        results[name] = evaluate(module, load(parts[2]))
+        results[name] = evaluate(task, load(parts[2]))
     print(results_table(results))
     write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
     draw(output / 'hyperctr.png', data['user'].interest, interest.modalities, truth)

@@ -97,7 +97,7 @@ from torch_geometric.transforms import Compose
 from mag.datasets import EventLog, KuaiRand, MovieLens, SyntheticMarket
 from mag.loader import PairLoader
 from mag.models import MacGNN
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 
@@ -127,9 +127,9 @@ def main(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         attention=args.attention,
     )
-    module = ClickModule(model, args.learning_rate, args.weight_decay)
+    task = ClickTask(model, args.learning_rate, args.weight_decay)
     fit(
-        module,
+        task,
         train_loader,
         val_loader,
         directory=str(output),
@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
         name: {
             'rows': len(loader.dataset),
             'dropped': part['user', 'clicks', 'item'].num_dropped,
-            **evaluate(module, loader),
+            **evaluate(task, loader),
         }
         for name, loader, part in (('validation', val_loader, val), ('test', test_loader, test))
     }

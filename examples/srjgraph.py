@@ -82,7 +82,7 @@ from mag.metrics import relative_improvement
 from mag.models import SRJGraph
 from mag.nn import HashEmbedding
 from mag.schema import CLICKS, REVERSE_CLICKS, label_attributes
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import TemporalSplit
 
 DAY = 24 * 3600
@@ -132,9 +132,9 @@ def main(args: argparse.Namespace) -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, model, load in (('DNN', dnn, features), ('SRJGraph', srjgraph, paths)):
         train_loader = load(parts[0], shuffle=True)
-        module = ClickModule(model, args.learning_rate, args.weight_decay)
+        task = ClickTask(model, args.learning_rate, args.weight_decay)
         fit(
-            module,
+            task,
             train_loader,
             load(parts[1]),
             directory=str(output / name),
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
             accelerator=args.accelerator,
         )
         results[name] = {
-            domain: evaluate(module, load(of_domain(parts[2], number)))
+            domain: evaluate(task, load(of_domain(parts[2], number)))
             for number, domain in enumerate(dataset.names['domain'])
         }
     print(results_table(results))

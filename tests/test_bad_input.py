@@ -42,7 +42,7 @@ from mag.nn import (
     IntentionConv,
     MacroConv,
 )
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import (
     BehaviorGraph,
     MacroCoarsen,
@@ -122,8 +122,8 @@ def call_conv(edge_index: torch.Tensor, edge_weight: torch.Tensor | None = None,
     return layer(x, edge_index, edge_weight)
 
 
-def module() -> ClickModule:
-    return ClickModule(MacGNN(5, 6, 2, 3))
+def module() -> ClickTask:
+    return ClickTask(MacGNN(5, 6, 2, 3))
 
 
 def bought(**attributes: object) -> HeteroData:
@@ -871,9 +871,9 @@ CASES: dict[str, Case] = {
     'improvement range': (lambda p: relative_improvement(1.5, 0.6), ValueError, '1.5'),
     'improvement base': (lambda p: relative_improvement(0.7, 0.5), ValueError, 'chance'),
     # Training
-    'module model': (lambda p: ClickModule('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
-    'module rate': (lambda p: ClickModule(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
-    'module decay': (lambda p: ClickModule(MacGNN(5, 6, 2, 3), 0.1, -1.0), ValueError, '-1.0'),
+    'module model': (lambda p: ClickTask('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
+    'module rate': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
+    'module decay': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.1, -1.0), ValueError, '-1.0'),
     'fit model': (
         lambda p: fit(MacGNN(5, 6, 2, 3), None, None, directory=p), TypeError, 'wrap the model'  # type: ignore[arg-type]
     ),

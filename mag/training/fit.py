@@ -1,77 +1,41 @@
-r"""Training and evaluation, the same for every model."""
+r"""The loop that trains any task."""
 
-import math
 import os
-import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mag.files import read_tensors, remove_leftovers, require_local
-from mag.metrics import click_metrics
-from mag.schema import require_booleans, require_integers, require_positive_integers
-from mag.training.atomic_checkpoint_io import AtomicCheckpointIO
-from mag.training.click_module import ClickModule, score
-from mag.training.csv_log import CSVLog
-from mag.training.loss_log import LossLog
-from mag.training.run_config import check_same_config, describe_loader
-from mag.training.run_state import Interrupted, RunState
+from mag.checks import check_booleans, check_choice, check_integers
+from mag.files import require_local
+from mag.training.evaluate import to_device
+from mag.training.run import Run
+from mag.training.run_config import describe_loader, describe_task
+from mag.training.task import Task
 
-__all__ = ['ClickModule', 'evaluate', 'fit']
-
-MONITORS = {
-    'auc': 'max',
-    'gauc': 'max',
-    'logloss': 'min',
-    'cvr_auc': 'max',
-    'cvr_mse': 'min',
-    'cvr_calibration_error': 'min',
-    'ctcvr_auc': 'max',
-    'ctcvr_gauc': 'max',
-    'ctcvr_mse': 'min',
-    'ctcvr_calibration_error': 'min',
-}
-
-RUN_FILES = ('last.ckpt', 'best.ckpt', 'metrics.csv')
-
-# Arguments of the Trainer that fit sets itself, and those with which a run would count its steps
-# wrongly, pass over early stopping, or end without a checkpoint or a validation.
-TAKEN_ARGUMENTS = {
-    'accumulate_grad_batches',
-    'barebones',
-    'check_val_every_n_epoch',
-    'default_root_dir',
-    'enable_checkpointing',
-    'enable_model_summary',
-    'enable_progress_bar',
-    'fast_dev_run',
-    'limit_train_batches',
-    'limit_val_batches',
-    'max_steps',
-    'max_time',
-    'min_epochs',
-    'min_steps',
-    'num_sanity_val_steps',
-    'overfit_batches',
-    'use_distributed_sampler',
-    'val_check_interval',
-}
+# What fit calls of each callback, by keyword, as far as the callback takes it.
+HOOKS = (
+    'on_train_start',  # task
+    'on_train_epoch_start',  # task, epoch
+    'on_train_batch_start',  # task, batch
+    'on_before_optimizer_step',  # task, optimizer: gradients are there
+    'on_train_batch_end',  # task, step, loss
+    'on_validation_batch_end',  # task
+    'on_validation_end',  # task, step, values
+    'on_train_epoch_end',  # task, epoch
+    'on_train_end',  # task, step
+)
 
 
 def fit(
-    module: ClickModule,
+    task: Task,
     train_loader: DataLoader,
     val_loader: DataLoader,
     *,
@@ -84,31 +48,34 @@ def fit(
     monitor: str = 'auc',
     resume: bool = True,
     progress: bool = True,
-    **trainer_arguments: Any,
-) -> ClickModule:
-    r"""Trains until validation no longer improves, and returns the module with its best weights.
+    callbacks: Sequence[Any] = (),
+    **fabric_arguments: Any,
+) -> Task:
+    r"""Trains until validation no longer improves, and returns the task with its best weights.
 
     A run that was killed, at any point, goes on when :func:`fit` is called again with the same
-    arguments, and ends as if it had not been: on a CPU with the same weights to the last bit. A
-    run that has finished is not trained again; its best weights are loaded. With a larger
-    :obj:`max_epochs` or :obj:`patience` it goes on, as if it had not ended if its end was a
-    validation; if :obj:`validate_every` does not divide the steps of the former :obj:`max_epochs`,
-    its logs have a row more, for the training loss at the former end, and dropout draws other
-    numbers from there on. Ctrl-C stops at the next step whose loss is logged, after writing a
-    checkpoint; pressed twice it stops at once, and the checkpoint before stays.
+    arguments, and ends as if it had not been: on a CPU with the same weights to the last bit. A run
+    that has finished is not trained again: a warning says so, and its best weights are loaded. With
+    a larger :obj:`max_epochs` or :obj:`patience` it goes on, as if it had not ended; only if
+    :obj:`validate_every` does not divide the steps of the former :obj:`max_epochs` have its logs a
+    row more, for the training loss at the former end. Ctrl-C stops at the next step whose loss is
+    logged, after writing a checkpoint; pressed twice it stops at once, and the checkpoint before
+    stays.
 
     The same arguments are, of a loader, the same number and order of rows, and the same tensors and
     NumPy arrays in the attributes of its dataset, also within lists, tuples, dictionaries and
-    further datasets; what else a dataset holds is not compared. The same model says the same of
-    itself, has parameters of the same shapes, and the same tensors in buffers that are not saved,
-    such as features and hypergraphs.
+    further datasets; what else a dataset holds is not compared. The same task has the same first
+    weights, says the same of itself and has the same tensors in buffers that are not saved, the
+    same attributes and the same losses, see :class:`Task`.
 
     In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the weights
-    that are returned, :obj:`metrics.csv` and :obj:`tensorboard/`. Steps in the logs count from one.
+    that are returned, :obj:`metrics.csv` and, where TensorBoard is installed, :obj:`tensorboard/`.
+    Steps in the logs count from one.
 
     Args:
-        module (ClickModule): The model to train. Its first weights are the caller's: call
-            :func:`lightning.seed_everything` before building the model.
+        task (Task): What to train, such as :obj:`ClickTask(model)`. Its first weights are the
+            caller's: call :func:`lightning.seed_everything` before building the model. Afterwards
+            it is on the device where it was.
         train_loader (DataLoader): A loader whose :obj:`sampler` has :obj:`set_epoch` and
             :obj:`skip`, as that of :class:`~mag.loader.PairLoader`, and takes a process's share
             where there are several.
@@ -124,18 +91,21 @@ def fit(
             epoch. (default: :obj:`None`)
         log_every_n_steps (int, optional): Steps between logged training losses.
             (default: :obj:`50`)
-        monitor (str, optional): The validation metric to stop and select by, one of those that
-            :func:`evaluate` returns. (default: :obj:`"auc"`)
+        monitor (str, optional): The validation metric to stop and select by, one of
+            :obj:`task.modes`, which also says what is better. (default: :obj:`"auc"`)
         resume (bool, optional): If set to :obj:`False`, a run that :obj:`directory` holds is
             deleted, not resumed. (default: :obj:`True`)
         progress (bool, optional): If set to :obj:`False`, no progress bar is shown.
             (default: :obj:`True`)
-        **trainer_arguments (optional): Further arguments of :class:`lightning.Trainer`, such as
-            :obj:`accelerator`, :obj:`devices` (one unless given) or :obj:`precision="bf16-mixed"`.
+        callbacks (list, optional): Objects with some of the methods that :obj:`HOOKS` names, which
+            are called with what it says they may take. (default: :obj:`()`)
+        **fabric_arguments (optional): Further arguments of :class:`lightning.fabric.Fabric`, such
+            as :obj:`accelerator`, :obj:`devices` (one unless given), :obj:`loggers` or
+            :obj:`precision="bf16-mixed"`.
 
     Raises:
-        TypeError: If :obj:`module` is no :class:`ClickModule`, a loader cannot be resumed, or
-            :obj:`trainer_arguments` holds what :func:`fit` sets itself.
+        TypeError: If :obj:`task` is no :class:`Task`, a loader cannot be resumed, or an argument
+            has another type or is unknown.
         ValueError: If a number or :obj:`monitor` is out of range, a loader is empty,
             :obj:`directory` is a file, or the run in it was started with other settings or has a
             missing, damaged or foreign checkpoint.
@@ -143,141 +113,238 @@ def fit(
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
     """
-    _check_arguments(module, train_loader, val_loader, monitor, trainer_arguments)
-    require_positive_integers(
+    check_integers(
+        1,
         max_epochs=max_epochs,
         patience=patience,
         log_every_n_steps=log_every_n_steps,
         validate_every=1 if validate_every is None else validate_every,
     )
-    require_integers(0, seed=seed)
-    if seed >= 2**32:
-        raise ValueError(f"'seed' must lie below 2**32, but got {seed}.")
-    require_booleans(resume=resume, progress=progress)
+    check_integers(0, 2**32, seed=seed)
+    check_booleans(resume=resume, progress=progress)
+    _check_task_and_loaders(task, train_loader, val_loader, monitor)
+    _check_callbacks(callbacks)
     directory = _checked_directory(directory)
-    os.makedirs(directory, exist_ok=True)
-    last, best = (os.path.join(directory, name) for name in ('last.ckpt', 'best.ckpt'))
+    description = _description(task, directory)
     config = {
-        'learning_rate': module.learning_rate,
-        'weight_decay': module.weight_decay,
         'seed': seed,
         'validate_every': validate_every,
         'monitor': monitor,
-        'precision': str(trainer_arguments.get('precision', '32-true')),
-        **module.description,
+        'precision': str(fabric_arguments.get('precision') or '32-true'),
+        **description,
         'train_loader': describe_loader(train_loader),
         'val_loader': describe_loader(val_loader),
     }
-    saved, finished = None, False
-    for name in RUN_FILES:
-        remove_leftovers(os.path.join(directory, name))
-    if resume and os.path.exists(last):
-        checkpoint = _read(last, 'callbacks', 'config')
-        saved = _state_of_run(last, checkpoint)
-        check_same_config(saved['config'], config, directory)
-        # A run that was killed before its first validation has no best weights yet.
-        if saved['best'] > -math.inf:
-            check_same_config(_read(best, 'state_dict', 'config')['config'], config, directory)
-            finished = (
-                saved['batches'] >= max_epochs * saved['batches_per_epoch']
-                or saved['waited'] >= patience
-            )
+    run = Run(directory, config, resume)
+    if run.is_finished(max_epochs, patience):
+        warnings.warn(
+            f'The run in {directory} has already finished: nothing was trained, and its best '
+            f'weights are loaded. Pass resume=False to train anew.',
+            stacklevel=2,
+        )
     else:
-        # A run that was killed before its first checkpoint has left logs.
-        _delete_run(directory)
-    if not finished:
-        seed_everything(seed, workers=True, verbose=False)
-        log = CSVLog(os.path.join(directory, 'metrics.csv'), () if saved is None else saved['log'])
-        state = RunState(
-            directory, f'val_{monitor}', MONITORS[monitor], patience, config, train_loader,
-            validate_every, log_every_n_steps, log, saved,
-        )  # fmt: skip
-        trainer = _trainer(
-            directory, max_epochs, validate_every, log_every_n_steps, progress, state, log,
-            None if saved is None else saved['batches'], trainer_arguments,
-        )  # fmt: skip
-        with _gentle_interrupt(state), warnings.catch_warnings():
-            # PairLoader makes a batch faster than a worker could send it.
-            warnings.filterwarnings('ignore', '.*does not have many workers.*')
-            # RunState puts the loader back to its place.
-            warnings.filterwarnings('ignore', '.*your dataloader is not resumable.*')
-            warnings.filterwarnings('ignore', '.*is smaller than the logging interval.*')
-            module.train()
-            try:
-                trainer.fit(module, train_loader, val_loader, ckpt_path=last if saved else None)
-            except Interrupted:
-                raise KeyboardInterrupt(
-                    f'Training was interrupted. Call fit again to go on from {last}.'
-                ) from None
+        device = next((parameter.device for parameter in task.parameters()), torch.device('cpu'))
+        fabric = _launch(run, callbacks, fabric_arguments)
+        fabric.seed_everything(seed, workers=False, verbose=False)
+        try:
+            _train(
+                fabric, task, train_loader, val_loader, run, max_epochs, patience, validate_every,
+                log_every_n_steps, monitor, progress,
+            )  # fmt: skip
+        finally:
+            task.to(device)
+            _remember(task, directory, description)
     try:
-        module.load_state_dict(_read(best, 'state_dict')['state_dict'])
+        task.load_state_dict(run.best_weights())
     except RuntimeError as error:
-        raise _unreadable(f'{best!r} holds the weights of another model.') from error
-    return module
+        best = run.path('best.ckpt')
+        raise run.unreadable(f'{best!r} holds the weights of another model.') from error
+    _remember(task, directory, description)
+    return task
 
 
-def evaluate(
-    module: torch.nn.Module, loader: DataLoader, progress: bool = False
-) -> dict[str, float]:
-    r"""The metrics of a model: AUC, GAUC and log loss of clicks, and those of conversions where it
-    predicts them, see :func:`mag.metrics.click_metrics`.
+def _launch(run: Run, callbacks: Sequence[Any], arguments: dict[str, Any]) -> Any:
+    # Here, because it takes longer to import than all the rest.
+    from lightning.fabric import Fabric
 
-    Where a process group exists, each process scores its share, and all return the values of the
-    whole.
-
-    Args:
-        module (torch.nn.Module): A :class:`ClickModule` or the model itself. It is scored in the
-            precision of its weights, on their device.
-        loader (DataLoader): A loader of labelled batches.
-        progress (bool, optional): If set to :obj:`True`, a progress bar is shown.
-            (default: :obj:`False`)
-
-    Returns:
-        The values under :obj:`"auc"`, :obj:`"gauc"`, :obj:`"logloss"`, and of conversions
-        :obj:`"cvr_auc"`, :obj:`"ctcvr_auc"` and so on.
-
-    Raises:
-        ValueError: If the loader is empty or unlabelled, a logit is NaN or infinite, or no user has
-            both classes.
-    """
-    device = next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
-    training = module.training
-    module.eval()
-    try:
-        with torch.inference_mode():
-            outputs = [
-                score(module, move_data_to_device(batch, device))
-                for batch in tqdm(loader, 'evaluate', disable=not progress)
-            ]
-            return click_metrics(outputs, device)
-    finally:
-        module.train(training)
+    loggers = [*run.loggers(), *(arguments.pop('loggers', None) or [])]
+    fabric = Fabric(**{'devices': 1, **arguments}, callbacks=[*callbacks], loggers=loggers)
+    fabric.launch()
+    return fabric
 
 
-def _checked_directory(directory: Any) -> str:
-    if not isinstance(directory, (str, os.PathLike)):
-        raise TypeError(f"'directory' must be a path, but got {directory!r}.")
-    require_local('directory', directory)
-    directory = os.path.abspath(directory)
-    if os.path.exists(directory) and not os.path.isdir(directory):
-        raise ValueError(f"'directory' must be a directory, but {directory!r} is a file.")
-    return directory
-
-
-def _check_arguments(
-    module: ClickModule,
+def _train(
+    fabric: Any,
+    task: Task,
     train_loader: DataLoader,
     val_loader: DataLoader,
+    run: Run,
+    max_epochs: int,
+    patience: int,
+    validate_every: int | None,
+    log_every_n_steps: int,
     monitor: str,
-    trainer_arguments: dict[str, Any],
+    progress: bool,
 ) -> None:
-    if not isinstance(module, ClickModule):
-        raise TypeError(
-            f'fit trains a ClickModule, but got {type(module).__name__}: '
-            f'wrap the model, as in ClickModule(model, learning_rate=1e-2).'
+    # Only now: a process's share of the rows depends on the process group, which is there.
+    num_batches = len(train_loader)
+    num_steps = max_epochs * num_batches
+    validate_every = num_batches if validate_every is None else validate_every
+    if validate_every > num_steps:
+        raise ValueError(
+            f'validate_every={validate_every} is more than the {num_steps} steps of {max_epochs} '
+            f'epochs of {num_batches}: the model would never be validated.'
         )
-    if monitor not in MONITORS:
-        raise ValueError(f"'monitor' must be one of {tuple(MONITORS)}, but got {monitor!r}.")
+    run.start(fabric, num_batches)
+    wrapped = fabric.setup_module(task)
+    wrapped.mark_forward_method('loss')
+    # Only now: the weights are on their device.
+    made = task.configure_optimizers()
+    optimizer, schedule = made if isinstance(made, tuple) else (made, None)
+    step_optimizer = fabric.setup_optimizers(optimizer).step
+    run.restore(fabric, task, optimizer, schedule)
+    sampler: Any = train_loader.sampler
+    sign = 1.0 if task.modes[monitor] == 'max' else -1.0
+    losses: list[Tensor] = []
+    shown: dict[str, float] = {}
+
+    task.train()
+    fabric.call('on_train_start', task=task)
+    with (
+        _gentle_interrupt() as is_interrupted,
+        tqdm(
+            total=num_steps, initial=run.step, disable=not (progress and fabric.is_global_zero)
+        ) as bar,
+    ):
+        while run.step < num_steps and run.waited < patience:
+            epoch, skip = divmod(run.step, num_batches)
+            bar.set_description(f'epoch {epoch + 1}/{max_epochs}', refresh=False)
+            fabric.call('on_train_epoch_start', task=task, epoch=epoch)
+            sampler.set_epoch(epoch)
+            sampler.skip = skip
+            batches = iter(train_loader)
+            if skip:
+                # Making the iterator has drawn from the generators, and had before the checkpoint.
+                run.restore_random_states(fabric)
+            for batch in batches:
+                batch = _prepare(fabric, batch)
+                fabric.call('on_train_batch_start', task=task, batch=batch)
+                optimizer.zero_grad()
+                with fabric.autocast():
+                    loss = wrapped.loss(batch)
+                fabric.backward(loss)
+                fabric.call('on_before_optimizer_step', task=task, optimizer=optimizer)
+                step_optimizer()
+                if schedule is not None:
+                    schedule.step()
+                run.step += 1
+                # Looking at each loss would make a GPU wait.
+                losses.append(loss.detach())
+                bar.update()
+                fabric.call('on_train_batch_end', task=task, step=run.step, loss=losses[-1])
+
+                validates = run.step % validate_every == 0
+                ends = run.step == num_steps
+                logs = run.step % log_every_n_steps == 0
+                if not (validates or ends or logs):
+                    continue
+                rate = optimizer.param_groups[0]['lr']
+                shown['train_loss'] = _mean_loss(fabric, losses, run.step, rate)
+                losses.clear()
+                run.log(fabric, {'epoch': epoch, 'train_loss': shown['train_loss']})
+                if validates:
+                    values = _validate(fabric, task, val_loader)
+                    shown |= {f'val_{name}': value for name, value in values.items()}
+                    run.log(fabric, {'epoch': epoch, **{f'val_{n}': v for n, v in values.items()}})
+                    if run.is_better(sign * _monitored(values, monitor)):
+                        run.save_best(fabric, task)
+                    fabric.call('on_validation_end', task=task, step=run.step, values=values)
+                bar.set_postfix(shown, refresh=False)
+                stops = fabric.broadcast(is_interrupted())
+                if validates or ends or stops or fabric.broadcast(run.is_due()):
+                    run.save_last(fabric, task, optimizer, schedule)
+                if stops:
+                    last = run.path('last.ckpt')
+                    raise KeyboardInterrupt(
+                        f'Training was interrupted. Call fit again to go on from {last}.'
+                    )
+                if run.waited >= patience:
+                    break
+            fabric.call('on_train_epoch_end', task=task, epoch=epoch)
+    fabric.call('on_train_end', task=task, step=run.step)
+    for logger in fabric.loggers:
+        logger.finalize('success')
+
+
+def _validate(fabric: Any, task: Task, loader: DataLoader) -> dict[str, float]:
+    if fabric.world_size > 1:
+        # Running statistics are those of the first process, which saves them.
+        for buffer in task.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    task.eval()
+    with torch.inference_mode():
+        scores = []
+        for batch in loader:
+            with fabric.autocast():
+                scores.append(task.score(_prepare(fabric, batch)))
+            fabric.call('on_validation_batch_end', task=task)
+        values = task.measure(scores, fabric.device)
+    task.train()
+    return values
+
+
+def _prepare(fabric: Any, batch: Any) -> Any:
+    r"""A batch on the device, and in the precision, of the weights."""
+    return fabric.strategy.precision.convert_input(to_device(batch, fabric.device))
+
+
+def _mean_loss(fabric: Any, losses: list[Tensor], step: int, learning_rate: float) -> float:
+    r"""The mean of the last losses over all processes.
+
+    Raises:
+        FloatingPointError: If one of them is not finite.
+    """
+    stacked = fabric.all_reduce(torch.stack(losses).double(), reduce_op='mean')
+    bad = (~stacked.isfinite()).nonzero()
+    if bad.numel() > 0:
+        raise FloatingPointError(
+            f'The training loss became {stacked[bad[0]].item()} at step '
+            f'{step + 1 - len(losses) + int(bad[0])} with learning rate {learning_rate}. Try a '
+            f'smaller one, or look for NaN in the batches.'
+        )
+    return stacked.mean().item()
+
+
+def _monitored(values: dict[str, float], monitor: str) -> float:
+    if monitor not in values:
+        raise ValueError(
+            f'The run is to stop by {monitor!r}, but a validation of this model gives '
+            f'{sorted(values)}.'
+        )
+    return values[monitor]
+
+
+def _description(task: Task, directory: str) -> dict[str, Any]:
+    r"""What a resumed run compares of a task, as it was before its first :func:`fit` there, which
+    has changed weights since, and in a precision such as :obj:`"bf16-true"` what is not saved."""
+    now = describe_task(task)
+    known = getattr(task, '_known', None)
+    return known[2] if known is not None and known[:2] == (directory, now) else now
+
+
+def _remember(task: Task, directory: str, description: dict[str, Any]) -> None:
+    task._known = (directory, describe_task(task), description)  # type: ignore[assignment]
+
+
+def _check_task_and_loaders(
+    task: Any, train_loader: DataLoader, val_loader: DataLoader, monitor: str
+) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(
+            f'fit trains a Task, but got {type(task).__name__}: wrap the model, as in '
+            f'ClickTask(model, learning_rate=1e-2).'
+        )
+    check_choice(task.modes, monitor=monitor)
     sampler = getattr(train_loader, 'sampler', None)
     if not (hasattr(sampler, 'set_epoch') and hasattr(sampler, 'skip')):
         raise TypeError(
@@ -288,113 +355,46 @@ def _check_arguments(
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
-    callbacks = trainer_arguments.get('callbacks') or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if not isinstance(callback, Callback):
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        # A callback of Lightning's Trainer takes other arguments.
+        is_foreign = hasattr(callback, 'on_fit_start')
+        if is_foreign or not any(hasattr(callback, hook) for hook in HOOKS):
             raise TypeError(
-                f"'callbacks' must be a list of lightning.Callback, but it holds {callback!r}."
+                f"'callbacks' must be a list of objects with methods such as "
+                f'on_train_batch_end(step), not of lightning.Callback, but it holds {callback!r}.'
             )
-    taken = sorted(TAKEN_ARGUMENTS & trainer_arguments.keys())
-    if taken:
-        raise TypeError(f'fit sets {taken} of the Trainer itself; they cannot be passed.')
 
 
-def _read(path: str, *keys: str) -> dict[str, Any]:
-    r"""A checkpoint that has all :obj:`keys`."""
-    try:
-        checkpoint = read_tensors(path)
-    except FileNotFoundError:
-        raise _unreadable(f'{path!r} is missing.') from None
-    except ValueError as error:
-        raise _unreadable(str(error)) from None
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
-        raise _unreadable(f'{path!r} is no checkpoint that fit wrote.')
-    return checkpoint
-
-
-def _state_of_run(path: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    r"""What :class:`RunState` put into a checkpoint."""
-    state = checkpoint['callbacks'].get(RunState.__qualname__)
-    if state is None:
-        raise _unreadable(f'{path!r} is no checkpoint that fit wrote.')
-    return {**state, 'config': checkpoint['config']}
-
-
-def _unreadable(sentence: str) -> ValueError:
-    return ValueError(
-        f'{sentence} Choose another directory, or pass resume=False to start over there.'
-    )
-
-
-def _trainer(
-    directory: str,
-    max_epochs: int,
-    validate_every: int | None,
-    log_every_n_steps: int,
-    progress: bool,
-    state: RunState,
-    log: CSVLog,
-    last_step: int | None,
-    trainer_arguments: dict[str, Any],
-) -> Trainer:
-    loggers = [
-        log,
-        TensorBoardLogger(
-            directory,
-            name='',
-            version='tensorboard',
-            default_hp_metric=False,
-            # TensorBoard drops what a killed run wrote after its last checkpoint.
-            purge_step=None if last_step is None else last_step + 1,
-        ),
-    ]
-    callbacks: list[Callback] = [LossLog(log_every_n_steps), state]
-    if progress:
-        # Drawing the bar each step would take as long as a small step itself.
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    arguments = {
-        'logger': loggers,
-        'devices': 1,
-        **trainer_arguments,
-        'callbacks': [*(trainer_arguments.get('callbacks') or []), *callbacks],
-        'plugins': [*(trainer_arguments.get('plugins') or []), AtomicCheckpointIO(state.config)],
-    }
-    return Trainer(
-        max_epochs=max_epochs,
-        default_root_dir=directory,
-        val_check_interval=validate_every or 1.0,
-        check_val_every_n_epoch=1 if validate_every is None else None,
-        log_every_n_steps=log_every_n_steps,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        **arguments,
-    )
-
-
-@rank_zero_only
-def _delete_run(directory: str) -> None:
-    for name in RUN_FILES:
-        if os.path.exists(os.path.join(directory, name)):
-            os.remove(os.path.join(directory, name))
-    shutil.rmtree(os.path.join(directory, 'tensorboard'), ignore_errors=True)
+def _checked_directory(directory: Any) -> str:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"'directory' must be a path, but got {directory!r}.")
+    require_local('directory', directory)
+    directory = os.path.abspath(directory)
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise ValueError(f"'directory' must be a directory, but {directory!r} is a file.")
+    os.makedirs(directory, exist_ok=True)
+    return directory
 
 
 @contextmanager
-def _gentle_interrupt(state: RunState) -> Iterator[None]:
-    r"""Ctrl-C lets the run write a checkpoint first; a second one stops it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
+    r"""Says whether Ctrl-C was pressed, which lets the run write a checkpoint first; pressed again
+    it stops the run at once."""
+    pressed = threading.Event()
 
     def interrupt(*_: Any) -> None:
-        if state.interrupted:
+        if pressed.is_set():
             raise KeyboardInterrupt
-        state.interrupted = True
+        pressed.set()
 
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -3,12 +3,16 @@ r"""The settings that a resumed run must share with the run it goes on with."""
 import difflib
 import re
 import zlib
+from functools import partial
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+FIRST_WEIGHTS = 'first weights'
 
 
 def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: str) -> None:
@@ -18,22 +22,34 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: 
         ValueError: Names each setting that differs, with both values.
     """
     differences = []
-    for name in [name for name in config if name in saved and saved[name] != config[name]]:
+    names = [name for name in config if name in saved and saved[name] != config[name]]
+    for name in names:
+        there, here = saved[name], config[name]
         if name == 'model':
-            lines = difflib.ndiff(saved[name].splitlines(), config[name].splitlines())
             words = {'-': 'there', '+': 'here'}
             differences += [
                 f'the model has {line[2:].strip()} {words[line[0]]}'
-                for line in lines
+                for line in difflib.ndiff(there.splitlines(), here.splitlines())
                 if line[0] in words
             ]
-        elif isinstance(config[name], dict):
-            for key in sorted(saved[name].keys() | config[name].keys()):
-                there, here = saved[name].get(key, 'missing'), config[name].get(key, 'missing')
-                if there != here:
-                    differences.append(f'{name} {key} is {there} there, {here} here')
-        else:
-            differences.append(f'{name} is {saved[name]} there, {config[name]} here')
+        elif isinstance(here, dict):
+            keys = sorted(key for key in there.keys() | here if there.get(key) != here.get(key))
+            if name == 'hyper-parameter' and 'model' in names:
+                # What modules say of themselves says it already.
+                keys = [key for key in keys if '.' not in key]
+            differences += [
+                f'{name} {key} is {there.get(key, "missing")} there, '
+                f'{here.get(key, "missing")} here'
+                for key in keys
+            ]
+        elif name != FIRST_WEIGHTS:
+            differences.append(f'{name} is {there} there, {here} here')
+        # They follow from most of the others.
+        elif not differences:
+            differences.append(
+                f'the first weights have the checksum {there} there, {here} here: seed the '
+                f'generators before the model is built'
+            )
     if differences:
         raise ValueError(
             f'The run in {directory} was started with other settings: {"; ".join(differences)}. '
@@ -41,19 +57,35 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: 
         )
 
 
-def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    r"""What :func:`check_same_config` compares of a model: what it says of itself, the shapes of
-    what is saved of it, and a checksum of each buffer that is not, such as a hypergraph."""
-    state = model.state_dict()
+def describe_task(task: torch.nn.Module) -> dict[str, Any]:
+    r"""What :func:`check_same_config` compares of a task: what it and its modules say of
+    themselves and hold as attributes, the code of losses and optimizers, the shapes of what is
+    saved, checksums of buffers that are not, such as a hypergraph, and one of the first weights."""
+    state = task.state_dict()
+    hyper_parameters: dict[str, str] = {}
+    code: dict[str, str] = {}
+    for path, module in task.named_modules():
+        prefix = f'{path}.' if path else ''
+        for name, value in vars(module).items():
+            text = _describe(value)
+            if text is not None and name != 'training' and not name.startswith('_'):
+                hyper_parameters[prefix + name] = text
+        for name in ('loss', 'configure_optimizers'):
+            method = getattr(type(module), name, None)
+            if isinstance(method, FunctionType):
+                code[prefix + name] = f'{_checksum_of_code(method.__code__):08x}'
     return {
         # Addresses of functions differ between processes.
-        'model': re.sub(r' at 0x[0-9a-f]+', '', repr(model)),
+        'model': re.sub(r' at 0x[0-9a-f]+', '', repr(task)),
+        'hyper-parameter': hyper_parameters,
+        'code of': code,
         'parameter': {name: list(value.shape) for name, value in state.items()},
         'buffer': {
             name: f'{_checksum(value):08x}'
-            for name, value in model.named_buffers()
+            for name, value in task.named_buffers()
             if name not in state
         },
+        FIRST_WEIGHTS: f'{_checksum(state):08x}',
     }
 
 
@@ -70,6 +102,50 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
         'seed': str(getattr(loader.sampler, 'seed', None)),
         **{name: f'{checksum:08x}' for name, checksum in checksums.items() if checksum},
     }
+
+
+def _describe(value: Any) -> str | None:
+    r"""What is compared of an attribute, the same in every process, or :obj:`None`."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
+        return repr(value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f'{_checksum(value):08x}'
+    if isinstance(value, partial):
+        value = (value.func, value.args, value.keywords)
+    if isinstance(value, FunctionType):
+        parts = [value.__defaults__, value.__kwdefaults__]
+        # What a function finds around it, but for functions, among which it may find itself.
+        parts += [cell.cell_contents for cell in value.__closure__ or () if not _is_function(cell)]
+        described = [_checksum_of_code(value.__code__), *map(_describe, parts)]
+        return f'{value.__qualname__}({described})'
+    if isinstance(value, (type, BuiltinFunctionType)):
+        return value.__qualname__
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if not isinstance(value, (tuple, list)):
+        return None
+    texts = [_describe(part) for part in value]
+    return None if None in texts else f'({", ".join(map(str, texts))})'
+
+
+def _is_function(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:
+        # It is empty until the function around it has come there.
+        return True
+
+
+def _checksum_of_code(code: CodeType) -> int:
+    r"""Of what is done, wherever it stands."""
+    text = repr((code.co_code, code.co_names))
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            text += str(_checksum_of_code(value))
+        else:
+            # The order of a set differs between processes.
+            text += repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+    return zlib.crc32(text.encode())
 
 
 def _checksum(value: Any, checksum: int = 0) -> int:

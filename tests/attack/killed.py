@@ -32,7 +32,7 @@ def save_grouping(path: str, seed: int) -> None:
 
 
 def train(directory: str) -> None:
-    training_run.mag.training.run_state.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    training_run.mag.training.run.SECONDS_BETWEEN_CHECKPOINTS = 0.0
     training_run.train(directory, callbacks=(training_run.RandomBatches(),), validate_every=10)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from mag.datasets import EventLog
 from mag.macro_graph import Grouping
-from mag.training import ClickModule
+from mag.training import ClickTask
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 from training_run import train  # noqa: E402
@@ -111,7 +111,7 @@ def test_checkpoint(tmp_path: Path, name: str, attack_factor: int, attack_seed: 
     def read() -> object:
         # The run has finished, so that its best weights are read and nothing is trained.
         module, values = train(str(directory), max_epochs=1)
-        assert isinstance(module, ClickModule)
+        assert isinstance(module, ClickTask)
         return {key: value.tolist() for key, value in module.state_dict().items()}, values
 
     attack_file(directory / name, read, 'resume=False', 25 * attack_factor, attack_seed)

@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import TemporalSplit, TimeSlots
 
 CLICKS = ('user', 'clicks', 'item')
@@ -240,7 +240,7 @@ def test_a_model_of_histories_is_trained(tmp_path: Any) -> None:
         HistoryLoader(part, 256, shuffle=place == 0, length=2, history=data)
         for place, part in enumerate(TemporalSplit(num_windows=1)(data))
     )
-    module = ClickModule(LastClick(), learning_rate=0.3)
+    module = ClickTask(LastClick(), learning_rate=0.3)
     fit(module, train, val, directory=str(tmp_path), max_epochs=3, progress=False)
     assert evaluate(module, test)['auc'] == 1.0
 

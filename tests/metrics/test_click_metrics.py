@@ -13,8 +13,8 @@ from torch_geometric.data import HeteroData
 from mag.loader import ExposureBatch
 from mag.logits import Logits
 from mag.metrics import click_metrics
-from mag.training import MONITORS, evaluate
-from mag.training.click_module import ClickModule, score
+from mag.training import ClickTask, evaluate
+from mag.training.click_task import score
 
 CPU = torch.device('cpu')
 NAMES = [
@@ -133,12 +133,12 @@ def test_values_are_those_of_plain_loops(seed: int, both: bool) -> None:
     outputs = [score(model, part) for part in split(batch, 37)]
     values = click_metrics(outputs, CPU)
     assert list(values) == NAMES
-    assert set(values) == set(MONITORS)
+    assert set(values) == set(ClickTask.modes)
     assert {type(value) for value in values.values()} == {float}
     # Products that tie as real numbers may differ by a rounding.
     assert values == pytest.approx(by_hand(model, batch), abs=1e-4)
     assert values['ctcvr_mse'] == pytest.approx(by_hand(model, batch)['ctcvr_mse'], abs=1e-12)
-    assert evaluate(ClickModule(model), split(batch, 50)) == pytest.approx(values, abs=1e-7)
+    assert evaluate(ClickTask(model), split(batch, 50)) == pytest.approx(values, abs=1e-7)
 
 
 def test_both_is_used_where_it_is_given() -> None:

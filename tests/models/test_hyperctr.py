@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
 
 CLICKS = ('user', 'clicks', 'item')
@@ -272,9 +272,9 @@ def test_learns(log: HeteroData, market: HeteroData, tmp_path) -> None:
         for part in parts
     ]
     torch.manual_seed(0)
-    module = ClickModule(HyperCTR.from_data(market, embedding_dim=16), 3e-3, 1e-6)
+    module = ClickTask(HyperCTR.from_data(market, embedding_dim=16), 3e-3, 1e-6)
     before = evaluate(module, loaders[2])
-    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=5, progress=False, logger=False)
+    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=5, progress=False)
     assert evaluate(module, loaders[2])['auc'] > max(before['auc'], 0.55)
 
 

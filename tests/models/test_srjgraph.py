@@ -9,7 +9,7 @@ from torch_geometric.data import HeteroData
 from mag.datasets import SyntheticMarket
 from mag.loader import PathLoader
 from mag.models import SRJGraph
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 from mag.transforms import TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
@@ -291,13 +291,13 @@ def test_a_log_without_queries_and_domains(parts: tuple[HeteroData, ...]) -> Non
 def test_learns(parts: tuple[HeteroData, ...], tmp_path) -> None:
     train, val, test = parts
     torch.manual_seed(0)
-    module = ClickModule(SRJGraph.from_data(train), 3e-3, 1e-6)
+    module = ClickTask(SRJGraph.from_data(train), 3e-3, 1e-6)
     loaders = [
         PathLoader(part, 128, shuffle=part is train, widths={'user': [5], 'item': [3]})
         for part in parts
     ]
     before = evaluate(module, loaders[2])
-    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=4, progress=False, logger=False)
+    fit(module, *loaders[:2], directory=str(tmp_path), max_epochs=4, progress=False)
     after = evaluate(module, loaders[2])
     assert after['auc'] > max(before['auc'], 0.55)
     assert after['gauc'] != after['auc']
@@ -339,14 +339,13 @@ def test_finds_the_clicks_of_the_same_occasion(one_thread: None, tmp_path) -> No
         ('without queries', {'query': False}),
     ):
         torch.manual_seed(0)
-        module = ClickModule(SRJGraph.from_data(parts[0], **arguments), 1e-2, 1e-6)
+        module = ClickTask(SRJGraph.from_data(parts[0], **arguments), 1e-2, 1e-6)
         fit(
             module,
             *loaders[:2],
             directory=str(tmp_path / name),
             max_epochs=3,
             progress=False,
-            logger=False,
         )
         auc[name] = evaluate(module, loaders[2])['auc']
     assert auc['whole'] > max(auc['without guidance'], auc['without queries']) + 0.01, auc

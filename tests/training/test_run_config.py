@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.models import HyperCTR, MacGNN, SRJGraph
-from mag.training.run_config import check_same_config, describe_loader, describe_model
+from mag.training.run_config import check_same_config, describe_loader, describe_task
 
 
 def test_config_names_each_difference() -> None:
     saved = {
         'seed': 1,
         'rate': 0.1,
-        **describe_model(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout(0.1))),
+        **describe_task(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout(0.1))),
     }
     check_same_config(saved, saved, 'runs/a')
     other = {
         'seed': 2,
         'rate': 0.1,
-        **describe_model(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Dropout(0.2))),
+        **describe_task(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Dropout(0.2))),
     }
     with pytest.raises(ValueError) as error:
         check_same_config(saved, other, 'runs/a')
@@ -42,7 +43,48 @@ def test_description_of_a_model_holds_no_addresses() -> None:
         def extra_repr(self) -> str:
             return f'{object()}'
 
-    assert describe_model(Model()) == describe_model(Model())
+    assert describe_task(Model()) == describe_task(Model())
+
+
+class Numbers(torch.nn.Module):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ('there', 'here'),
+    [
+        ({'gamma': 2.0}, {'gamma': 2.5}),
+        ({'gamma': 1}, {'gamma': True}),
+        ({'gamma': '1'}, {'gamma': 1}),
+        ({'sizes': (64, 32)}, {'sizes': (64, 16)}),
+        ({'weights': {'click': 1.0}}, {'weights': {'click': 2.0}}),
+        ({'prior': torch.ones(3)}, {'prior': torch.zeros(3)}),
+        ({'prior': np.ones(3)}, {'prior': np.ones(4)}),
+        ({'act': torch.relu}, {'act': torch.sigmoid}),
+        ({'act': torch.nn.functional.relu}, {'act': torch.nn.functional.elu}),
+        ({'act': partial(torch.clamp, min=0)}, {'act': partial(torch.clamp, min=1)}),
+        ({'act': lambda x: x * 2}, {'act': lambda x: x * 3}),
+        ({'act': lambda x, k=2: x * k}, {'act': lambda x, k=3: x * k}),
+        ({'dtype': torch.float}, {'dtype': torch.double}),
+    ],
+)
+def test_attributes_of_modules_are_compared(there: dict[str, Any], here: dict[str, Any]) -> None:
+    saved, other = (describe_task(torch.nn.Sequential(Numbers(**a))) for a in (there, here))
+    (name,) = there
+    sentence = f'other settings: hyper-parameter 0.{name} is .* there, .* here'
+    with pytest.raises(ValueError, match=sentence):
+        check_same_config(saved, other, 'runs/a')
+    check_same_config(saved, describe_task(torch.nn.Sequential(Numbers(**there))), 'runs/a')
+
+
+def test_what_has_no_value_to_compare_is_not() -> None:
+    first, second = (
+        describe_task(Numbers(cache=object(), sizes=[1, object()], _hidden=number))
+        for number in (1, 2)
+    )
+    assert first == second
 
 
 class Rows(Dataset):
@@ -95,21 +137,34 @@ def test_description_of_a_loader_holds_order_and_number_of_rows() -> None:
     assert describe_loader(DataLoader(rows[::-1], batch_size=4)) != described
 
 
+def recursive() -> Callable[[int], int]:
+    def count(number: int) -> int:
+        return count(number - 1) if number in {1, 2, 3} else 0
+
+    return count
+
+
+def numbers() -> Numbers:
+    return Numbers(act=lambda x: x in {'a', 'b', 'c'}, count=recursive(), to=max, gamma=2.0)
+
+
 OTHER_PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_run_config import DataLoader, Rows, describe_loader
+from test_run_config import DataLoader, Rows, describe_loader, describe_task, numbers
 print(describe_loader(DataLoader(Rows())))
+print(describe_task(numbers()))
 """
 
 
-def test_description_of_a_loader_is_the_same_in_another_process() -> None:
+def test_descriptions_are_the_same_in_another_process() -> None:
     done = subprocess.run(
         [sys.executable, '-c', OTHER_PROCESS, str(Path(__file__).parent)],
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == str(describe_loader(DataLoader(Rows()))), done.stderr
+    described = [describe_loader(DataLoader(Rows())), describe_task(numbers())]
+    assert done.stdout.splitlines() == list(map(str, described)), done.stderr
 
 
 def test_ten_million_rows_are_described_in_a_second_at_most() -> None:
@@ -136,7 +191,8 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
             'embedding_dim': 8,
             **changes,
         }
-        return describe_model(HyperCTR(9, **arguments))
+        torch.manual_seed(0)
+        return describe_task(HyperCTR(9, **arguments))
 
     weighted = {'hyperedge_weight': torch.ones(3)}
     hypergraph = {'hyperedge_index': index, 'hyperedge_slot': torch.arange(3)}
@@ -171,7 +227,7 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
 def test_ablations_are_told_apart(
     model: Callable[..., torch.nn.Module], changes: dict[str, Any]
 ) -> None:
-    described = [describe_model(model(**{name: value})) for name, value in changes.items()]
-    described.append(describe_model(model()))
+    described = [describe_task(model(**{name: value})) for name, value in changes.items()]
+    described.append(describe_task(model()))
     for number, one in enumerate(described):
         assert all(one['model'] != other['model'] for other in described[:number])

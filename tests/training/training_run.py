@@ -3,6 +3,7 @@ r"""A small training run, which tests/training/test_fit.py starts in processes o
 import argparse
 import os
 import random
+import time
 from typing import Any
 
 import lightning
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-import mag.training.run_state
+import mag.training.run
 from mag.loader import PairBatch, PairLoader
-from mag.training import ClickModule, evaluate, fit
+from mag.training import ClickTask, evaluate, fit
 
 NUM_USERS, NUM_ITEMS = 30, 40
 
@@ -62,19 +63,19 @@ class TinyModel(torch.nn.Module):
         return self.out(self.dropout(self.norm(torch.cat(x, dim=-1)))).squeeze(-1)
 
 
-class RandomBatches(lightning.Callback):
+class RandomBatches:
     r"""Draws from Python and NumPy in training, and tells the steps to whoever may want to kill."""
 
     def __init__(self, draw: bool = True) -> None:
         self.draw = draw
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+    def on_train_batch_start(self, batch: PairBatch) -> None:
         if self.draw:
             batch.label.mul_(0.9 + 0.1 * random.random() * np.random.rand())
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, step: int) -> None:
         # In one piece, into which the other process cannot write.
-        print(f'step {trainer.global_step}\n', end='', flush=True)
+        print(f'step {step}\n', end='', flush=True)
 
 
 def train(
@@ -87,11 +88,11 @@ def train(
     plain: bool = False,
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-4,
-    callbacks: tuple[lightning.Callback, ...] = (),
+    callbacks: tuple[Any, ...] = (),
     **arguments: Any,
-) -> tuple[ClickModule, dict[str, float]]:
+) -> tuple[ClickTask, dict[str, float]]:
     lightning.seed_everything(1, verbose=False)
-    module = ClickModule(TinyModel(8, dropout, plain), learning_rate, weight_decay)
+    task = ClickTask(TinyModel(8, dropout, plain), learning_rate, weight_decay)
     train_loader = PairLoader(
         macro_data(num_rows, 1), batch_size, shuffle=True, seed=3, num_workers=num_workers
     )
@@ -105,27 +106,29 @@ def train(
         'callbacks': list(callbacks),
         **arguments,
     }
-    fit(module, train_loader, val_loader, directory=directory, max_epochs=max_epochs, **arguments)
-    return module, evaluate(module, val_loader)
+    fit(task, train_loader, val_loader, directory=directory, max_epochs=max_epochs, **arguments)
+    return task, evaluate(task, val_loader)
 
 
-class Gradients(lightning.Callback):
+class Gradients:
     r"""Keeps the gradients of the first step."""
 
     def __init__(self) -> None:
         self.first: dict[str, Tensor] = {}
 
-    def on_after_backward(self, trainer: Any, module: Any) -> None:
+    def on_before_optimizer_step(self, task: ClickTask) -> None:
         if not self.first:
-            self.first = {name: p.grad.clone() for name, p in module.named_parameters()}
+            self.first = {name: p.grad.clone() for name, p in task.named_parameters()}
 
 
-class FailAt(lightning.Callback):
+class FailAt:
     def __init__(self, step: int | None) -> None:
         self.step = step
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
+    def on_train_batch_end(self, step: int) -> None:
+        # Slow enough for a signal to hit the step that it is meant for.
+        time.sleep(0.003)
+        if step == self.step:
             raise RuntimeError('failed on purpose')
 
 
@@ -144,9 +147,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.seconds_between_checkpoints is not None:
-        mag.training.run_state.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
+        mag.training.run.SECONDS_BETWEEN_CHECKPOINTS = options.seconds_between_checkpoints
     gradients = Gradients()
-    module, values = train(
+    task, values = train(
         options.directory,
         max_epochs=options.max_epochs,
         num_rows=options.num_rows,
@@ -158,7 +161,7 @@ def main() -> None:
     )
     if options.out is not None:
         rank = int(os.environ.get('LOCAL_RANK', 0))
-        result = {'weights': module.state_dict(), 'gradients': gradients.first, 'values': values}
+        result = {'weights': task.state_dict(), 'gradients': gradients.first, 'values': values}
         torch.save(result, f'{options.out}{rank}.pt')
     if torch.distributed.is_initialized():
         # A process that ends with the group alive may be terminated by the group's own threads.

@@ -1,41 +1,62 @@
 import inspect
-import math
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_numbers
 from mag.logits import Logits, as_logits
 from mag.metrics import click_metrics
 from mag.schema import CLICKS
-from mag.training.run_config import describe_model
+from mag.training.task import Task
 
 
-class ClickModule(LightningModule):
-    r"""Trains any model of clicks, and of conversions: Adam with coupled weight decay (the decay is
-    added to the gradient, as MacGNN's authors do), and metrics on validation.
+class ClickTask(Task):
+    r"""Learns clicks, and conversions where the model predicts them: with Adam and coupled weight
+    decay (the decay is added to the gradient, as MacGNN's authors do).
+
+    Another optimizer, or a schedule, is a method of a subclass:
+
+    .. code-block:: python
+
+        class Decayed(ClickTask):
+            def configure_optimizers(self):
+                optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate)
+                return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
 
     Args:
         model (torch.nn.Module): :obj:`model(batch)` returns the logits of clicks, shape
-            :obj:`[B]`, or :class:`~mag.logits.Logits`; :obj:`batch.label` holds
-            the clicks, :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the
-            conversions. In a :class:`~torch_geometric.data.HeteroData`, as
-            :class:`~mag.loader.PathLoader` and PyG's loaders of links make, clicks, users and
-            conversions are found where these put them. A model with a method
-            :obj:`loss(output, batch)`, which returns a scalar, is trained with it; else with the
-            binary cross-entropy of the clicks.
+            :obj:`[B]`, or :class:`~mag.logits.Logits`; :obj:`batch.label` holds the clicks,
+            :obj:`batch.user` the groups of GAUC and :obj:`batch.conversion` the conversions. In a
+            :class:`~torch_geometric.data.HeteroData`, as :class:`~mag.loader.PathLoader` and PyG's
+            loaders of links make, clicks, users and conversions are found where these put them. A
+            model with a method :obj:`loss(output, batch)`, which returns a scalar, is trained with
+            it; else with the binary cross-entropy of the clicks.
         learning_rate (float, optional): The step size of Adam. (default: :obj:`1e-2`)
         weight_decay (float, optional): The share of a parameter that is added to its gradient.
             (default: :obj:`5e-5`)
 
     Raises:
-        TypeError: If :obj:`model` is no :class:`torch.nn.Module`.
+        TypeError: If :obj:`model` is no :class:`torch.nn.Module`, or a number is none.
         ValueError: If :obj:`learning_rate` is not positive or :obj:`weight_decay` is negative.
     """
+
+    modes = {
+        'auc': 'max',
+        'gauc': 'max',
+        'logloss': 'min',
+        'cvr_auc': 'max',
+        'cvr_mse': 'min',
+        'cvr_calibration_error': 'min',
+        'ctcvr_auc': 'max',
+        'ctcvr_gauc': 'max',
+        'ctcvr_mse': 'min',
+        'ctcvr_calibration_error': 'min',
+    }
 
     def __init__(
         self, model: torch.nn.Module, learning_rate: float = 1e-2, weight_decay: float = 5e-5
@@ -43,21 +64,11 @@ class ClickModule(LightningModule):
         super().__init__()
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"'model' must be a torch.nn.Module, but got {type(model).__name__}.")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"'learning_rate' must be positive, but got {learning_rate}.")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"'weight_decay' must be at least 0, but got {weight_decay}.")
-        self.save_hyperparameters(ignore='model', logger=False)
+        check_numbers('(0, inf)', learning_rate=learning_rate)
+        check_numbers('[0, inf)', weight_decay=weight_decay)
         self.model = model
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self._outputs: list[tuple[Tensor, ...]] = []
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        r"""What a resumed run compares of the model, as it was before the first :func:`fit`: a
-        precision such as :obj:`"bf16-true"` changes what is not saved."""
-        return describe_model(self.model)
 
     def forward(self, batch: Any) -> Tensor | Logits:
         r"""What the model returns for :obj:`batch`."""
@@ -69,36 +80,30 @@ class ClickModule(LightningModule):
         # A model may as well keep a loss function under that name.
         if inspect.ismethod(loss):
             return loss(self.model(batch), batch)
-        logits, label, *_ = score(self.model, batch)
-        return F.binary_cross_entropy_with_logits(logits.float(), label.float())
+        logit, label, *_ = score(self.model, batch)
+        return F.binary_cross_entropy_with_logits(logit.float(), label.float())
 
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        # On a CPU there is nothing to move; to look at each tensor takes a tenth of a millisecond.
-        if device.type == 'cpu':
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+    def score(self, batch: Any) -> tuple[Tensor, ...]:
+        return score(self.model, batch)
 
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        return self.loss(batch)
+    def measure(self, scores: list[tuple[Tensor, ...]], device: torch.device) -> dict[str, float]:
+        return click_metrics(scores, device)
 
-    def on_validation_epoch_start(self) -> None:
-        # A validation that was broken off has left some.
-        self._outputs.clear()
+    def predict(self, batch: Any) -> dict[str, Tensor]:
+        r"""Probabilities in float64, each of shape :obj:`[B]`: of a :obj:`"click"`; where the model
+        predicts conversions, of a :obj:`"conversion"` after a click and of both,
+        :obj:`"click_and_conversion"`; and of a click by each branch, under its name."""
+        logits = as_logits(type(self.model).__name__, self.model(batch))
+        scores = {'click': logits.click.double().sigmoid()}
+        if logits.conversion is not None:
+            scores['conversion'] = logits.conversion.double().sigmoid()
+            both = _log_both(logits.click, logits.conversion, logits.both)
+            scores['click_and_conversion'] = both.exp()
+        for name, logit in (logits.branches or {}).items():
+            scores[name] = logit.double().sigmoid()
+        return scores
 
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self._outputs.append(score(self.model, batch))
-
-    def on_validation_epoch_end(self) -> None:
-        values = click_metrics(self._outputs, self.device)
-        self._outputs.clear()
-        values = {f'val_{name}': value for name, value in values.items()}
-        for logger in self.loggers:
-            logger.log_metrics({'epoch': self.current_epoch, **values}, self.global_step)
-        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Optimizer | tuple[Optimizer, LRScheduler]:
         fused = all(
             parameter.is_floating_point() and parameter.device.type in ('cpu', 'cuda')
             for parameter in self.parameters()
@@ -116,6 +121,7 @@ def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
         logarithms of the probabilities that click and conversion both happen, and the conversions.
 
     Raises:
+        TypeError: If the model returns neither a tensor nor :class:`~mag.logits.Logits`.
         ValueError: If labels are missing or there is not one logit a row.
     """
     name = type(model).__name__
@@ -131,15 +137,15 @@ def score(model: torch.nn.Module, batch: Any) -> tuple[Tensor, ...]:
         return logits.click, label, user
     if conversion is None:
         raise ValueError(f'{name} predicts conversions, but batch.conversion is None.')
-    return logits.click, label, user, logits.conversion, log_both(logits), conversion
+    log_both = _log_both(logits.click, logits.conversion, logits.both)
+    return logits.click, label, user, logits.conversion, log_both, conversion
 
 
-def log_both(logits: Logits) -> Tensor:
-    r"""The logarithm of the probability that click and conversion both happen, in float64:
-    probabilities that are products come closer to each other than float32 can tell."""
-    if logits.both is not None:
-        return F.logsigmoid(logits.both.double())
-    return F.logsigmoid(logits.click.double()) + F.logsigmoid(logits.conversion.double())
+def _log_both(click: Tensor, conversion: Tensor, both: Tensor | None) -> Tensor:
+    # In float64: probabilities that are products come closer to each other than float32 can tell.
+    if both is not None:
+        return F.logsigmoid(both.double())
+    return F.logsigmoid(click.double()) + F.logsigmoid(conversion.double())
 
 
 def _labels(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
