@@ -179,7 +179,7 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
             part,
             args.batch_size if shuffle else 4 * args.batch_size,
             shuffle,
-            LENGTH,
+            length=LENGTH,
             history=data,
             seed=seed,
         )

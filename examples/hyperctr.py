@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
             part,
             args.batch_size if shuffle else 4 * args.batch_size,
             shuffle,
-            args.history,
+            length=args.history,
             history=data,
             seed=args.seed,
         )
