@@ -3,6 +3,7 @@ r"""The settings that a resumed run must share with the run it goes on with."""
 import difflib
 import re
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType
 from typing import Any
@@ -93,8 +94,7 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
     r"""What :func:`check_same_config` compares of a loader: the number and the order of its rows,
     and of each attribute of its dataset a checksum of the tensors and arrays in it."""
     dataset: Any = loader.dataset
-    parts = vars(dataset) if isinstance(dataset, Dataset) else {'content': dataset}
-    checksums = {name: _checksum(part) for name, part in parts.items()}
+    checksums = {name: _checksum(part) for name, part in _parts(dataset, '', set())}
     return {
         'rows': len(dataset),
         'batch size': str(getattr(loader.sampler, 'batch_size', loader.batch_size)),
@@ -102,6 +102,22 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
         'seed': str(getattr(loader.sampler, 'seed', None)),
         **{name: f'{checksum:08x}' for name, checksum in checksums.items() if checksum},
     }
+
+
+def _parts(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    r"""What a dataset holds, and what datasets and dictionaries in it do, each once, by the public
+    names on the way to it."""
+    if isinstance(value, Dataset):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        value = vars(value)
+    if not isinstance(value, dict):
+        yield path or 'content', value
+        return
+    for name, part in value.items():
+        hidden = str(name).startswith('_')
+        yield from _parts(part, path if hidden else f'{path}.{name}'.lstrip('.'), seen)
 
 
 def _describe(value: Any) -> str | None:

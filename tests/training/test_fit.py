@@ -472,7 +472,7 @@ def add_count(data: HeteroData) -> None:
 def roll(data: HeteroData) -> None:
     r"""Into two windows of equal counts."""
     clicks = data['user', 'clicks', 'item']
-    clicks.cutoff = torch.zeros(2, dtype=torch.long)
+    clicks.cutoff = torch.arange(2)
     clicks.edge_label_window = torch.arange(clicks.edge_label.numel()) % 2
     for edge_type in data.edge_types:
         if edge_type[1].startswith('hop'):
@@ -503,13 +503,16 @@ def test_other_loaders_are_refused(tmp_path: Path, max_epochs: int) -> None:
         ({'arguments': {'seed': 4}}, ['train_loader seed is 3 there, 4 here']),
         ({'arguments': {'shuffle': False}}, ['train_loader shuffle is True there, False here']),
         ({'arguments': {'batch_size': 21}}, ['train_loader batch size is 20 there, 21 here']),
-        ({'train': flip_label}, ['train_loader label']),
-        ({'train': swap_rows}, ['train_loader item', 'train_loader user']),
-        ({'train': add_count}, ['train_loader hops']),
-        ({'train': roll}, ['train_loader hops', 'train_loader window is missing there']),
-        ({'train': add_recent}, ['train_loader recent']),
-        ({'val': flip_label}, ['val_loader label']),
-        ({'val': add_recent}, ['val_loader recent']),
+        ({'train': flip_label}, ['train_loader exposures.label']),
+        ({'train': swap_rows}, ['train_loader exposures.item', 'train_loader exposures.user']),
+        ({'train': add_count}, ['train_loader macro_rows.hops.user']),
+        (
+            {'train': roll},
+            ['train_loader exposures.window is missing there', 'train_loader macro_rows.hops'],
+        ),
+        ({'train': add_recent}, ['train_loader macro_rows.recent']),
+        ({'val': flip_label}, ['val_loader exposures.label']),
+        ({'val': add_recent}, ['val_loader macro_rows.recent']),
     ):
         sentence = '.*'.join(['was started with other settings: ', *names, 'pass resume=False'])
         with pytest.raises(ValueError, match=sentence):
@@ -984,9 +987,9 @@ def test_other_conversion_runs_are_refused(tmp_path: Path) -> None:
         ({'output': 'sum'}, "output='mean'.* there; the model has .*output='sum'.* here"),
         ({'literal': True}, 'literal=False.* there; the model has .*literal=True.* here'),
         ({'monitor': 'auc'}, 'monitor is ctcvr_auc there, auc here'),
-        ({'train_part': content}, 'train_loader features'),
-        ({'train_part': query}, 'train_loader features'),
-        ({'train_part': bought}, 'train_loader conversion'),
+        ({'train_part': content}, 'train_loader features.'),
+        ({'train_part': query}, 'train_loader features.'),
+        ({'train_part': bought}, 'train_loader features.exposures.conversion'),
     ):
         with pytest.raises(ValueError, match=f'other settings: .*{sentence}'):
             train_conversions(tmp_path, **{'max_epochs': 1, 'callbacks': (Forbid(),), **arguments})
