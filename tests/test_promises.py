@@ -31,3 +31,10 @@ def test_every_promise_is_held_by_tests_that_exist() -> None:
             assert path is not None and path.exists(), row
             assert not test or test in names_of_tests(path), f'{path} has no {test}'
         assert path is not None, row
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r'\]\(([^)]+)\)', TEXT)
+    assert targets
+    for target in targets:
+        assert (ROOT / 'docs' / target).exists(), target

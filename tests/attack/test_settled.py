@@ -1,0 +1,105 @@
+r"""What is learned from was known when the next part began: labels that settle later are changed,
+and training and validation stay the same."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import reject
+from hypothesis import strategies as st
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.transforms import TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+NUM_USERS, NUM_ITEMS = 3, 4
+
+
+class Exposure(NamedTuple):
+    time: int
+    # From the exposure until it is known whether it was clicked.
+    delay: int
+    user: int
+    item: int
+    is_clicked: bool
+    # Whether the other future changes what is not yet known.
+    is_other: bool
+
+
+EXPOSURES = st.lists(
+    st.builds(
+        Exposure,
+        st.integers(0, 20),
+        st.integers(0, 9),
+        st.integers(0, NUM_USERS - 1),
+        st.integers(0, NUM_ITEMS - 1),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=12,
+    max_size=24,
+)
+SPLITS = st.builds(
+    TemporalSplit,
+    train_start=st.just(0.2),
+    val_start=st.just(0.6),
+    test_start=st.just(0.8),
+    num_windows=st.sampled_from([1, 3]),
+    keep_cold=st.booleans(),
+)
+
+
+def log_of(rows: list[Exposure], is_clicked: Tensor) -> HeteroData:
+    time, delay, user, item = torch.tensor([row[:4] for row in rows]).t()
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = NUM_USERS, NUM_ITEMS
+    clicks = data[CLICKS]
+    clicks.edge_label_index = torch.stack([user, item])
+    clicks.edge_label, clicks.edge_label_time = is_clicked.float(), time
+    clicks.edge_label_settled = time + delay
+    # A click happens when it is known.
+    order = clicks.edge_label_settled[is_clicked].argsort(stable=True)
+    clicks.edge_index = clicks.edge_label_index[:, is_clicked][:, order]
+    clicks.time = clicks.edge_label_settled[is_clicked][order]
+    return data
+
+
+def parts_of(data: HeteroData, split: TemporalSplit) -> tuple[HeteroData, ...]:
+    try:
+        return split(data)
+    except ValueError as error:
+        if 'leaves no' in str(error) or 'windows' in str(error):
+            reject()
+        raise
+
+
+def check_settled(rows: list[Exposure], split: TemporalSplit) -> None:
+    rows = sorted(rows, key=lambda row: row.time)
+    is_clicked = torch.tensor([row.is_clicked for row in rows])
+    is_other = torch.tensor([row.is_other for row in rows])
+    log = log_of(rows, is_clicked)
+    parts = parts_of(log, split)
+    for place, (part, following) in enumerate(zip(parts, parts[1:])):
+        end = following[CLICKS].cutoff.min()
+        is_open = log[CLICKS].edge_label_settled >= end
+        other = log_of(rows, is_clicked ^ (is_other & is_open))
+        again = parts_of(other, split)[place]
+        for name, value in part[CLICKS].items():
+            same = again[CLICKS][name]
+            assert torch.equal(value, same) if isinstance(value, Tensor) else value == same, name
+
+
+def test_labels_of_a_part_were_known_when_the_next_began(attack: Callable[..., Any]) -> None:
+    attack(check_settled, EXPOSURES, SPLITS, examples=150)
+
+
+def test_labels_known_later_are_caught(
+    attack: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        TemporalSplit, '_next_start', lambda *_: torch.tensor(torch.iinfo(torch.long).max)
+    )
+    with pytest.raises(AssertionError):
+        attack(check_settled, EXPOSURES, SPLITS, examples=60, shrink=False)
