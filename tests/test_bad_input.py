@@ -28,6 +28,7 @@ from mag.loader import (
     PathLoader,
     PathSampler,
 )
+from mag.logits import as_logits
 from mag.losses import propensity_weights
 from mag.macro_graph import MacroEdges
 from mag.macro_graph.grouping import Grouping, raw_behavior
@@ -42,7 +43,7 @@ from mag.nn import (
     IntentionConv,
     MacroConv,
 )
-from mag.training import ClickTask, evaluate, fit
+from mag.training import ClickTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
     MacroCoarsen,
@@ -891,6 +892,26 @@ CASES: dict[str, Case] = {
         lambda p: fit(module(), DataLoader([1, 2]), loader(), directory=str(p)),  # type: ignore[arg-type]
         TypeError,
         'PairLoader',
+    ),
+    'predict shuffled': (
+        lambda p: predict(module(), PairLoader(macro(), 8, shuffle=True)),
+        ValueError,
+        'shuffle=False',
+    ),
+    'predict folder': (
+        lambda p: predict(module(), loader(), p / 'no' / 'scores.parquet'), ValueError, 'no/scores'
+    ),
+    'predict model': (lambda p: predict('MacGNN', loader()), TypeError, 'got str'),  # type: ignore[arg-type]
+    'lightning model': (
+        lambda p: LightningTask(MacGNN(5, 6, 2, 3)), TypeError, 'such as ClickTask.*got MacGNN'  # type: ignore[arg-type]
+    ),
+    'logits tuple': (
+        lambda p: as_logits('DIN', (torch.ones(2),)), TypeError, 'DIN must return.*returned tuple'  # type: ignore[arg-type]
+    ),
+    'fit callbacks': (
+        lambda p: fit(module(), loader(), loader(), directory=p, callbacks=[1]),
+        TypeError,
+        'holds 1',
     ),
     'evaluate empty': (
         lambda p: evaluate(module(), PairLoader(unlabelled())), ValueError, 'nothing to evaluate'

@@ -190,6 +190,9 @@ def heavy_imports(package: str) -> set[str]:
         ('mag.models', set()),
         ('mag.nn', set()),
         ('mag.transforms', set()),
+        ('mag.logits', set()),
+        # torchmetrics loads the rest.
+        ('mag.training', {'torchmetrics', 'matplotlib', 'scipy.sparse', 'scipy.special'}),
         ('mag.datasets', {'duckdb'}),
     ],
 )

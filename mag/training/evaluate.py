@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import duckdb
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -123,6 +122,9 @@ def _scoring(model: torch.nn.Module) -> Iterator[tuple[Task, torch.device]]:
 
 
 def _write(predicted: Iterator[dict[str, Tensor]], path: str | os.PathLike[str]) -> None:
+    # Here, because training and evaluation do without.
+    import duckdb
+
     folder, name = os.path.split(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise ValueError(f"'path' must be in a folder that is there, but got {os.fspath(path)!r}.")
