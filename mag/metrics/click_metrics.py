@@ -8,6 +8,20 @@ from torchmetrics.classification import BinaryCalibrationError
 
 from mag.metrics.group_auroc import GroupAUROC
 
+# What is better.
+MODES = {
+    'auc': 'max',
+    'gauc': 'max',
+    'logloss': 'min',
+    'cvr_auc': 'max',
+    'cvr_mse': 'min',
+    'cvr_calibration_error': 'min',
+    'ctcvr_auc': 'max',
+    'ctcvr_gauc': 'max',
+    'ctcvr_mse': 'min',
+    'ctcvr_calibration_error': 'min',
+}
+
 
 def click_metrics(outputs: list[tuple[Tensor, ...]], device: torch.device) -> dict[str, float]:
     r"""The metrics of clicks, and of conversions where these are predicted, over all processes.

@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_numbers
 from mag.logits import Logits, as_logits
-from mag.metrics import click_metrics
+from mag.metrics.click_metrics import MODES, click_metrics
 from mag.schema import CLICKS
 from mag.training.task import Task
 
@@ -45,18 +45,7 @@ class ClickTask(Task):
         ValueError: If :obj:`learning_rate` is not positive or :obj:`weight_decay` is negative.
     """
 
-    modes = {
-        'auc': 'max',
-        'gauc': 'max',
-        'logloss': 'min',
-        'cvr_auc': 'max',
-        'cvr_mse': 'min',
-        'cvr_calibration_error': 'min',
-        'ctcvr_auc': 'max',
-        'ctcvr_gauc': 'max',
-        'ctcvr_mse': 'min',
-        'ctcvr_calibration_error': 'min',
-    }
+    modes = MODES
 
     def __init__(
         self, model: torch.nn.Module, learning_rate: float = 1e-2, weight_decay: float = 5e-5
