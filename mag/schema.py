@@ -150,6 +150,22 @@ def require_cpu(data: HeteroData, reader: str) -> None:
         )
 
 
+def require_whole_log(data: HeteroData, reader: str, advice: str = '') -> None:
+    r"""Raises a :class:`ValueError` if :obj:`data` is a part of a log.
+
+    Args:
+        data: What the caller was given.
+        reader: The name of the caller, for the message.
+        advice: What to do instead. (default: :obj:`''`)
+    """
+    if 'cutoff' in data[CLICKS]:
+        raise ValueError(
+            f'{reader} expects a whole log, but this data has the cutoff '
+            f'{data[CLICKS].cutoff.tolist()}: it is a part already.'
+            f'{advice and f" {advice}."}'
+        )
+
+
 def label_attributes(data: HeteroData) -> list[str]:
     r"""Names of the attributes of :obj:`data['user', 'clicks', 'item']` with one entry an
     exposure."""

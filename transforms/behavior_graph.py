@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from mag.checks import check_tensor, check_values
 from mag.schema import (
     CLICKS,
     Cutoff,
@@ -94,13 +95,9 @@ class BehaviorGraph(BaseTransform):
         )
         require_cpu(data, 'BehaviorGraph')
         label, behavior = data[CLICKS].edge_label, data[CLICKS].edge_label_behavior
-        _check_shape(behavior)
-        if behavior.size(0) != label.numel():
-            raise ValueError(
-                f"BehaviorGraph expects 'edge_label_behavior' with a row for each of "
-                f'{label.numel()} exposures, but got shape {list(behavior.shape)}.'
-            )
-        _check_values(behavior)
+        _check_shape(behavior, label.numel())
+        is_good = (behavior == 0) | (behavior == 1)
+        check_values('BehaviorGraph', 'edge_label_behavior', behavior, is_good, '0 and 1')
         clicked = label == 1
         if not bool(clicked.any()):
             raise ValueError(
@@ -128,7 +125,7 @@ class BehaviorGraph(BaseTransform):
         behavior = data[CLICKS].get('edge_label_behavior')
         # A request to score has no labels, and needs none.
         if behavior is not None:
-            _check_shape(behavior)
+            _check_shape(behavior, 'num_exposures')
             if behavior.size(1) != num_behaviors:
                 raise ValueError(
                     f'BehaviorGraph was fitted on {num_behaviors} behaviors, but this data has '
@@ -152,24 +149,11 @@ class BehaviorGraph(BaseTransform):
         return f'{self.__class__.__name__}({fitted})'
 
 
-def _check_shape(behavior: Tensor) -> None:
-    if not isinstance(behavior, Tensor) or behavior.dim() != 2 or behavior.size(1) == 0:
-        got = list(behavior.shape) if isinstance(behavior, Tensor) else type(behavior).__name__
-        raise ValueError(
-            f"BehaviorGraph expects 'edge_label_behavior' of shape [num_exposures, num_behaviors] "
-            f'with a behavior or more, but got {got}.'
-        )
-
-
-def _check_values(behavior: Tensor) -> None:
-    bad = (behavior != 0) & (behavior != 1)
-    if bool(bad.any()):
-        row, column = (int(place) for place in bad.nonzero()[0])
-        raise ValueError(
-            f"BehaviorGraph expects 'edge_label_behavior' of 1 for what happened and 0 for what "
-            f'did not, but found {int(bad.sum())} others, such as {behavior[row, column].item()} '
-            f'for behavior {column} in row {row}.'
-        )
+def _check_shape(behavior: Tensor, num_exposures: int | str) -> None:
+    shape = (num_exposures, 'num_behaviors')
+    check_tensor('BehaviorGraph', 'edge_label_behavior', behavior, shape, 'numbers')
+    if behavior.size(1) == 0:
+        raise ValueError('BehaviorGraph counts a behavior or more, but the log has none.')
 
 
 def _check_clicked(behavior: Tensor, clicked: Tensor) -> None:

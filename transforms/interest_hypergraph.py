@@ -5,7 +5,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, OTHER, require, require_cpu, require_integers
+from mag.checks import check_integers, check_numbers, check_tensor, check_values
+from mag.schema import CLICKS, OTHER, require, require_cpu
 
 
 @functional_transform('interest_hypergraph')
@@ -75,12 +76,9 @@ class InterestHypergraph(BaseTransform):
     """
 
     def __init__(self, threshold: float = 0.5, max_size: int = 100, seed: int = 0) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"'threshold' must be a number, but got {threshold!r}.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"'threshold' must lie between 0 and 1, but got {threshold}.")
-        require_integers(2, max_size=max_size)
-        require_integers(0, seed=seed)
+        check_numbers('[0, 1]', threshold=threshold)
+        check_integers(2, max_size=max_size)
+        check_integers(0, seed=seed)
         self.threshold = threshold
         self.max_size = max_size
         self.seed = seed
@@ -142,38 +140,18 @@ class InterestHypergraph(BaseTransform):
 
 def _checked(data: HeteroData) -> tuple[Tensor, Tensor]:
     r"""Slots of the clicks and interests of the users."""
-    slot, num_clicks = data[CLICKS].slot, data[CLICKS].edge_index.size(1)
-    if not isinstance(slot, Tensor) or slot.shape != (num_clicks,):
-        got = list(slot.shape) if isinstance(slot, Tensor) else type(slot).__name__
-        raise ValueError(
-            f"InterestHypergraph expects 'slot' of shape [{num_clicks}], one for each click, but "
-            f'got {got}.'
-        )
-    if slot.dtype != torch.long:
-        raise TypeError(f"InterestHypergraph expects 'slot' of dtype int64, but got {slot.dtype}.")
-    if num_clicks > 0 and slot.min() < 0:
-        raise ValueError(
-            f"InterestHypergraph expects 'slot' of 0 or more, as TimeSlots makes them, but got "
-            f'{int(slot.min())}.'
-        )
-    num_users = data['user'].num_nodes
+    reader, slot = 'InterestHypergraph', data[CLICKS].slot
+    check_tensor(reader, 'slot', slot, (data[CLICKS].edge_index.size(1),), torch.long)
+    check_values(reader, 'slot', slot, slot >= 0, '0 or more, as TimeSlots makes them')
     interest = data['user'].get('interest')
-    is_table = isinstance(interest, Tensor) and interest.dim() == 2
-    if not is_table or interest.size(0) != num_users or interest.size(1) == 0:
-        got = list(interest.shape) if isinstance(interest, Tensor) else type(interest).__name__
+    if interest is None:
         raise ValueError(
-            f"InterestHypergraph expects data['user'].interest of shape [{num_users}, "
-            f'num_modalities], as mag.models.UserInterest makes it, but got {got}.'
+            f"InterestHypergraph needs data['user'].interest, as UserInterest makes it, but "
+            f"data['user'] has {list(data['user'].keys())}."
         )
-    if not interest.is_floating_point():
-        raise TypeError(
-            f"InterestHypergraph expects data['user'].interest of floats, but got {interest.dtype}."
-        )
-    outside = ~((interest >= 0) & (interest <= 1))
-    if bool(outside.any()):
-        user, modality = (int(place) for place in outside.nonzero()[0])
-        raise ValueError(
-            f"InterestHypergraph expects data['user'].interest between 0 and 1, but user {user} "
-            f'has {interest[user, modality].item()} in modality {modality}.'
-        )
+    name, shape = "data['user'].interest", (data['user'].num_nodes, 'num_modalities')
+    check_tensor(reader, name, interest, shape, 'floats')
+    check_values(reader, name, interest, (interest >= 0) & (interest <= 1), '0 to 1')
+    if interest.size(1) == 0:
+        raise ValueError(f'{reader} needs the interest in a modality or more, but got none.')
     return slot, interest

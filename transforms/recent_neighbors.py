@@ -4,13 +4,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import (
-    CLICKS,
-    require,
-    require_cpu,
-    require_positive_integers,
-    window_of_click,
-)
+from mag.checks import check_choice, check_integers
+from mag.schema import CLICKS, require, require_cpu, window_of_click
 
 
 @functional_transform('recent_neighbors')
@@ -33,9 +28,8 @@ class RecentNeighbors(BaseTransform):
     """
 
     def __init__(self, num: int = 20, item_order: str = 'time') -> None:
-        require_positive_integers(num=num)
-        if item_order not in ('time', 'user'):
-            raise ValueError(f"'item_order' must be 'time' or 'user', but got {item_order!r}.")
+        check_integers(1, num=num)
+        check_choice(('time', 'user'), item_order=item_order)
         self.num = num
         self.item_order = item_order
 

@@ -7,14 +7,14 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from mag.checks import check_booleans, check_choice, check_integers, check_numbers, described
 from mag.schema import (
     CLICKS,
     click_attributes,
     label_attributes,
     require,
-    require_booleans,
     require_cpu,
-    require_positive_integers,
+    require_whole_log,
 )
 
 
@@ -82,22 +82,15 @@ class TemporalSplit(BaseTransform):
         by: str = 'global',
         keep_cold: bool = False,
     ) -> None:
-        for name, share in (
-            ('train_start', train_start),
-            ('val_start', val_start),
-            ('test_start', test_start),
-        ):
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise TypeError(f"'{name}' must be a float between 0 and 1, but got {share!r}.")
-        if not 0 < train_start < val_start < test_start < 1:
+        check_numbers('(0, 1)', train_start=train_start, val_start=val_start, test_start=test_start)
+        if not train_start < val_start < test_start:
             raise ValueError(
-                f'TemporalSplit expects 0 < train_start < val_start < test_start < 1, but got '
+                f'TemporalSplit expects train_start < val_start < test_start, but got '
                 f'{train_start}, {val_start}, {test_start}.'
             )
-        require_positive_integers(num_windows=num_windows)
-        require_booleans(keep_cold=keep_cold)
-        if by not in ('global', 'user'):
-            raise ValueError(f"'by' must be 'global' or 'user', but got {by!r}.")
+        check_integers(1, num_windows=num_windows)
+        check_booleans(keep_cold=keep_cold)
+        check_choice(('global', 'user'), by=by)
         self.train_start = train_start
         self.val_start = val_start
         self.test_start = test_start
@@ -118,7 +111,8 @@ class TemporalSplit(BaseTransform):
         if 'edge_label_settled' in data[CLICKS]:
             require(data, 'TemporalSplit', 'edge_label_index', 'edge_label_settled')
         require_cpu(data, 'TemporalSplit')
-        _require_whole_log(data)
+        require_whole_log(data, 'TemporalSplit')
+        _require_untouched(data)
         num_exposures = data[CLICKS].edge_label.numel()
         if self.num_windows > num_exposures:
             raise ValueError(
@@ -256,17 +250,13 @@ class TemporalSplit(BaseTransform):
         )
 
 
-def _require_whole_log(data: HeteroData) -> None:
+def _require_untouched(data: HeteroData) -> None:
     r"""Raises unless :obj:`data` is a log as a dataset gives it."""
     clicks = data[CLICKS]
-    if 'cutoff' in clicks:
-        raise ValueError(
-            f'TemporalSplit splits a whole log, but this data has the cutoff '
-            f'{clicks.cutoff.tolist()}: it is a part already.'
-        )
     made = [
         f"data['{name}']"
         for name in data.node_types
+        # Whatever is made of clusters, at any resolution.
         if name.startswith('macro_') or name == 'behavior'
     ]
     made += [
@@ -295,7 +285,7 @@ def _require_whole_log(data: HeteroData) -> None:
             raise ValueError(
                 f"TemporalSplit expects '{name}' to be a tensor with an entry for each of "
                 f'{num_exposures} exposures, but got '
-                f'{type(clicks[name]).__name__ if length is None else length}.'
+                f'{described(clicks[name]) if length is None else length}.'
             )
 
 

@@ -5,7 +5,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.schema import CLICKS, require, require_positive_integers
+from mag.checks import check_integers
+from mag.schema import CLICKS, require, require_whole_log
 
 
 @functional_transform('time_slots')
@@ -37,7 +38,8 @@ class TimeSlots(BaseTransform):
         granularity (int or datetime.timedelta): The length of a slot, in seconds if a number.
 
     Raises:
-        TypeError: If the data is no :class:`~torch_geometric.data.HeteroData`.
+        TypeError: If the data is no :class:`~torch_geometric.data.HeteroData`, or
+            :obj:`granularity` no integer.
         ValueError: If :obj:`granularity` is no positive number of whole seconds, there is no click
             to count from, times lie further apart than int64 can hold, or the data is a part
             already.
@@ -51,20 +53,15 @@ class TimeSlots(BaseTransform):
                     f"'granularity' must be of whole seconds, as times are, but got {granularity}."
                 )
             granularity = seconds
-        require_positive_integers(granularity=granularity)
-        if granularity >= 2**63:
-            raise ValueError(f"'granularity' must lie below 2**63, but got {granularity}.")
+        check_integers(1, below=2**63, granularity=granularity)
         self.granularity = granularity
 
     def forward(self, data: HeteroData) -> HeteroData:
         require(data, 'TimeSlots', 'edge_index', 'time', 'edge_label_index', 'edge_label_time')
         clicks = data[CLICKS]
-        if 'cutoff' in clicks:
-            raise ValueError(
-                f'TimeSlots counts slots from the first click of a whole log, but this data has '
-                f'the cutoff {clicks.cutoff.tolist()}: it is a part already. Apply TimeSlots '
-                f'before TemporalSplit, which keeps the slots.'
-            )
+        require_whole_log(
+            data, 'TimeSlots', 'Apply TimeSlots before TemporalSplit, which keeps the slots'
+        )
         if clicks.time.numel() == 0:
             raise ValueError('TimeSlots counts from the first click, but the log has none.')
         start = clicks.time.min()

@@ -249,9 +249,9 @@ def test_a_log_with_hyperedges_is_no_log_to_split(click_log: HeteroData) -> None
 @pytest.mark.parametrize(
     'kwargs, error, message',
     [
-        ({'threshold': -0.1}, ValueError, "'threshold' must lie between 0 and 1, but got -0.1"),
-        ({'threshold': 2}, ValueError, "'threshold' must lie between 0 and 1, but got 2"),
-        ({'threshold': torch.nan}, ValueError, "'threshold' must lie between 0 and 1"),
+        ({'threshold': -0.1}, ValueError, "'threshold' must be a number in .0, 1., but got -0.1"),
+        ({'threshold': 2}, ValueError, "'threshold' must be a number in .0, 1., but got 2"),
+        ({'threshold': torch.nan}, ValueError, "'threshold' must be a number in .0, 1."),
         ({'max_size': 1}, ValueError, "'max_size' must be at least 2, but got 1"),
         ({'max_size': 2.0}, TypeError, "'max_size' must be an integer, but got 2.0"),
         ({'seed': True}, TypeError, "'seed' must be an integer, but got True"),
@@ -272,16 +272,28 @@ def changed(node_or_edge: Any, name: str, value: Tensor | None) -> HeteroData:
 @pytest.mark.parametrize(
     'place, name, value, error, message',
     [
-        ('user', 'interest', None, ValueError, r'\[12, num_modalities\].* but got NoneType'),
-        ('user', 'interest', torch.rand(12), ValueError, r'but got \[12\]'),
-        ('user', 'interest', torch.rand(11, 3), ValueError, r'but got \[11, 3\]'),
-        ('user', 'interest', torch.rand(12, 0), ValueError, r'but got \[12, 0\]'),
+        ('user', 'interest', None, ValueError, r'UserInterest makes it, but .* has .*num_nodes'),
+        ('user', 'interest', torch.rand(12), ValueError, r'but got shape \[12\]'),
+        ('user', 'interest', torch.rand(11, 3), ValueError, r'but got shape \[11, 3\]'),
+        ('user', 'interest', torch.rand(12, 0), ValueError, 'a modality or more, but got none'),
         ('user', 'interest', torch.ones(12, 3).long(), TypeError, 'floats, but got torch.int64'),
-        ('user', 'interest', torch.full((12, 3), 1.5), ValueError, 'user 0 has 1.5 in modality 0'),
-        ('user', 'interest', torch.full((12, 3), torch.nan), ValueError, 'user 0 has nan'),
-        (CLICKS, 'slot', torch.zeros(149).long(), ValueError, r'\[150\].* but got \[149\]'),
+        (
+            'user',
+            'interest',
+            torch.full((12, 3), 1.5),
+            ValueError,
+            '1.5 in row 0, column 0',
+        ),
+        ('user', 'interest', torch.full((12, 3), torch.nan), ValueError, 'such as nan in row 0'),
+        (CLICKS, 'slot', torch.zeros(149).long(), ValueError, r'\[150\], but got shape \[149\]'),
         (CLICKS, 'slot', torch.zeros(150), TypeError, 'int64, but got torch.float32'),
-        (CLICKS, 'slot', torch.full((150,), -1), ValueError, 'as TimeSlots makes them, but got -1'),
+        (
+            CLICKS,
+            'slot',
+            torch.full((150,), -1),
+            ValueError,
+            'as TimeSlots makes.* -1 in row 0',
+        ),
     ],
 )
 def test_wrong_data(

@@ -152,13 +152,17 @@ def test_repr():
     [
         ({'num': 0}, "'num'.*got 0"),
         ({'num': -3}, "'num'.*got -3"),
-        ({'num': 2.0}, "'num'.*got 2.0"),
-        ({'item_order': 'id'}, "'time' or 'user', but got 'id'"),
+        ({'item_order': 'id'}, "'time', 'user', but got 'id'"),
     ],
 )
 def test_bad_arguments(arguments, match):
     with pytest.raises(ValueError, match=match):
         RecentNeighbors(**arguments)
+
+
+def test_a_length_that_is_no_integer():
+    with pytest.raises(TypeError, match="'num' must be an integer, but got 2.0"):
+        RecentNeighbors(2.0)
 
 
 def test_bad_data():

@@ -335,15 +335,15 @@ def test_position_of_ties_is_shared():
 @pytest.mark.parametrize(
     ('arguments', 'error', 'match'),
     [
-        ({'train_start': 0}, ValueError, '0 < train_start.*but got 0, 0.88, 0.9'),
+        ({'train_start': 0}, ValueError, "'train_start' must be a number in .0, 1., but got 0"),
         ({'train_start': 0.9}, ValueError, 'but got 0.9, 0.88, 0.9'),
         ({'val_start': 0.9}, ValueError, 'val_start < test_start'),
-        ({'test_start': 1.0}, ValueError, 'test_start < 1'),
-        ({'val_start': float('nan')}, ValueError, 'but got 0.3, nan, 0.9'),
-        ({'train_start': '0.3'}, TypeError, "'train_start' must be a float.*'0.3'"),
+        ({'test_start': 1.0}, ValueError, "'test_start' must be .* but got 1.0"),
+        ({'val_start': float('nan')}, ValueError, "'val_start' must be .* but got nan"),
+        ({'train_start': '0.3'}, TypeError, "'train_start' must be a number.*'0.3'"),
         ({'num_windows': 0}, ValueError, "'num_windows'.*got 0"),
-        ({'num_windows': True}, ValueError, "'num_windows'.*got True"),
-        ({'by': 'item'}, ValueError, "'global' or 'user', but got 'item'"),
+        ({'num_windows': True}, TypeError, "'num_windows'.*got True"),
+        ({'by': 'item'}, ValueError, "'global', 'user', but got 'item'"),
     ],
 )
 def test_bad_arguments(arguments, error, match):

@@ -98,16 +98,17 @@ def test_clicks_alone_have_slots(click_log: HeteroData) -> None:
 @pytest.mark.parametrize(
     'granularity, message',
     [
-        (0, "'granularity' must be a positive integer, but got 0"),
-        (-5, "'granularity' must be a positive integer, but got -5"),
-        (1.5, "'granularity' must be a positive integer, but got 1.5"),
-        (timedelta(0), "'granularity' must be a positive integer, but got 0"),
+        (0, "'granularity' must be at least 1, but got 0"),
+        (-5, "'granularity' must be at least 1, but got -5"),
+        (timedelta(0), "'granularity' must be at least 1, but got 0"),
         (timedelta(milliseconds=1500), "'granularity' must be of whole seconds.* got 0:00:01.5"),
     ],
 )
 def test_wrong_granularity(granularity: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TimeSlots(granularity)
+    with pytest.raises(TypeError, match="'granularity' must be an integer, but got 1.5"):
+        TimeSlots(1.5)  # type: ignore[arg-type]
 
 
 def test_missing_times_are_named(click_log: HeteroData) -> None:
