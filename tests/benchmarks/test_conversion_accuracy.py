@@ -8,6 +8,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from mag.datasets import SyntheticMarket
+from mag.logits import Logits
 
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
@@ -80,8 +81,9 @@ def test_true_error_of_the_truth_is_zero(accuracy: ModuleType) -> None:
             super().__init__()
             self.shift, self.rows = shift, iter((truth + shift).split(100))
 
-        def forward(self, batch: object) -> argparse.Namespace:
-            return argparse.Namespace(conversion=next(self.rows).logit())
+        def forward(self, batch: object) -> Logits:
+            logit = next(self.rows).logit()
+            return Logits(logit, conversion=logit)
 
     assert accuracy.true_error(Oracle(0.0), test, loader) == pytest.approx(
         dict.fromkeys(accuracy.TRUTH, 0.0), abs=1e-12
