@@ -1,5 +1,6 @@
 r"""The loop that trains any task."""
 
+import logging
 import os
 import signal
 import threading
@@ -168,9 +169,25 @@ def _launch(run: Run, callbacks: Sequence[Any], arguments: dict[str, Any]) -> An
     from lightning.fabric import Fabric
 
     loggers = [*run.loggers(), *(arguments.pop('loggers', None) or [])]
-    fabric = Fabric(**{'devices': 1, **arguments}, callbacks=[*callbacks], loggers=loggers)
-    fabric.launch()
+    with _warnings_only('lightning.fabric', 'lightning.pytorch'):
+        fabric = Fabric(**{'devices': 1, **arguments}, callbacks=[*callbacks], loggers=loggers)
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def _warnings_only(*names: str) -> Iterator[None]:
+    r"""Fabric repeats what it was asked for, in the log of its own or, where that is imported, of
+    Lightning's Trainer."""
+    logs = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(max(log.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels):
+            log.setLevel(level)
 
 
 def _train(
