@@ -200,6 +200,49 @@ def test_a_package_imports_only_what_it_needs(package: str, needed: set[str]) ->
     assert heavy_imports(package) == needed
 
 
+# What a room may import of mag.
+ROOMS: dict[str, set[str]] = {
+    'checks': set(),
+    'click_index': set(),
+    'files': set(),
+    'logits': set(),
+    'schema': {'checks'},
+    'modality': {'checks', 'schema'},
+    'unclicked_items': {'schema'},
+    'macro_graph': {'checks', 'click_index', 'files', 'schema'},
+    'nn': {'checks', 'schema'},
+    'losses': {'checks'},
+    'metrics': {'checks'},
+    'loader': {'checks', 'click_index', 'macro_graph', 'schema'},
+    'training': {'checks', 'files', 'logits', 'metrics', 'schema'},
+    'transforms': {'checks', 'click_index', 'macro_graph', 'nn', 'schema'},
+    'datasets': {'checks', 'files', 'metrics', 'schema'},
+    'models': {
+        'checks', 'loader', 'logits', 'losses', 'modality', 'nn', 'schema', 'unclicked_items'
+    },
+}  # fmt: skip
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    found = set()
+    for installed, path in source_files().items():
+        names = module_name(installed).split('.')
+        if len(names) == 1:
+            continue
+        found.add(names[1])
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or '']
+            else:
+                modules = [alias.name for alias in getattr(node, 'names', ())]
+            for module in modules:
+                package, _, rest = module.partition('.')
+                room = rest.partition('.')[0]
+                if package == 'mag' and room not in ('', names[1]):
+                    assert room in ROOMS[names[1]], f'{installed}: {names[1]} imports {room}'
+    assert found == set(ROOMS)
+
+
 # The threads that FAISS started in the parent do not live on in the fork; a worker waits for them
 # forever where faiss was imported before torch.
 FAISS_IN_WORKER = """
