@@ -53,9 +53,9 @@ def check_log(
         bad.append(('settled', 'settled < time', "no time before 'time'"))
     counts = ', '.join(f'count(*) FILTER ({is_bad})' for _, is_bad, _ in bad)
     found = connection.execute(f'SELECT {counts} FROM log').fetchall()[0]
-    for (name, _, expected), count in zip(bad, found):
+    for (column, _, expected), count in zip(bad, found):
         if count:
             raise ValueError(
-                f'{source}: column {name!r} of the log must hold {expected}, but got another in '
+                f'{source}: column {column!r} of the log must hold {expected}, but got another in '
                 f'{count:,} {"row" if count == 1 else "rows"}.'
             )

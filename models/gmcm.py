@@ -106,7 +106,8 @@ class GMCM(torch.nn.Module):
     Raises:
         TypeError: If a number is no integer, :obj:`literal` no boolean, or :obj:`fields` or sizes
             are no sequence.
-        ValueError: If an argument, or a weight of an edge, is out of range or does not go with another.
+        ValueError: If an argument, or a weight of an edge, is out of range or does not go with
+            another.
     """
 
     mean: Tensor
@@ -341,7 +342,8 @@ class GMCM(torch.nn.Module):
             The loss, a scalar.
 
         Raises:
-            ValueError: If the batch has no clicks, conversions or behaviors to learn from.
+            ValueError: If the batch has no clicks, conversions or behaviors to learn from, or the
+                logits none of conversions.
         """
         label, conversion, behavior = batch.label, batch.conversion, batch.behavior
         lacks_behavior = logits.behavior is not None and behavior is None
@@ -349,6 +351,8 @@ class GMCM(torch.nn.Module):
             names = ['label', 'conversion', *(['behavior'] if lacks_behavior else [])]
             missing = [name for name in names if getattr(batch, name) is None]
             raise ValueError(f'GMCM learns from batches with {missing}, but these are None.')
+        if logits.conversion is None:
+            raise ValueError("GMCM learns from logits of conversions, but 'conversion' is None.")
         weight = propensity_weights(label, logits.click, LOSSES[self.objective], self.floor)
         total = F.binary_cross_entropy_with_logits(logits.click.float(), label.float())
         if logits.imputation is not None:

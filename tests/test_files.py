@@ -196,8 +196,8 @@ def test_full_disk(small_disk: Path) -> None:
     path = small_disk / 'value.pt'
     write_tensors(torch.ones(9), path)
     sentence = (
-        rf"The disk is full: '{path}' needs 7.6 MiB, but '{small_disk}' has \d,\d\d\d\.\d KiB free\. "
-        rf'Free some, or choose another place$'
+        rf"The disk is full: '{path}' needs 7.6 MiB, but '{small_disk}' has \d,\d\d\d\.\d KiB "
+        rf'free\. Free some, or choose another place$'
     )
     with pytest.raises(OSError, match=sentence):
         write_tensors({'large': [torch.ones(2_000_000)]}, path)

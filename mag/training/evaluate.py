@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -46,6 +46,21 @@ def evaluate(
     with _scoring(model) as (task, device):
         batches = tqdm(loader, 'evaluate', disable=not progress)
         return task.measure([task.score(to_device(batch, device)) for batch in batches], device)
+
+
+@overload
+def predict(
+    model: torch.nn.Module, loader: DataLoader, path: None = None, progress: bool = False
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def predict(
+    model: torch.nn.Module,
+    loader: DataLoader,
+    path: str | os.PathLike[str],
+    progress: bool = False,
+) -> None: ...
 
 
 def predict(
