@@ -1,4 +1,4 @@
-r"""Checks of arguments: one helper a kind, one line a call.
+r"""Checks of arguments: one function a kind, one line a call.
 
 What is of another type raises a :class:`TypeError`, an id that does not exist an
 :class:`IndexError`, and any other value a :class:`ValueError`; each in a sentence that names the

@@ -193,6 +193,7 @@ class Run:
             raise self.unreadable(f'{path!r} is missing.') from None
         except ValueError as error:
             raise self.unreadable(str(error)) from None
-        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {'config', *keys}:
+        is_whole = isinstance(checkpoint, dict) and checkpoint.keys() >= {'config', *keys}
+        if not is_whole or not isinstance(checkpoint['config'], dict):
             raise self.unreadable(f'{path!r} is no checkpoint that fit wrote.')
         return checkpoint

@@ -20,9 +20,9 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: 
     r"""Raises if a run was started with other settings.
 
     Raises:
-        ValueError: Names each setting that differs, with both values.
+        ValueError: Names each setting that differs, with both values, or is missing there.
     """
-    differences = []
+    differences = [f'{name} is missing there' for name in config if name not in saved]
     names = [name for name in config if name in saved and saved[name] != config[name]]
     for name in names:
         there, here = saved[name], config[name]

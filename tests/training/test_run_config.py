@@ -231,3 +231,10 @@ def test_ablations_are_told_apart(
     described.append(describe_task(model()))
     for number, one in enumerate(described):
         assert all(one['model'] != other['model'] for other in described[:number])
+
+
+def test_settings_that_are_missing_differ() -> None:
+    with pytest.raises(ValueError, match='other settings: seed is missing there. Choose another'):
+        check_same_config({'monitor': 'auc'}, {'monitor': 'auc', 'seed': 3}, 'runs/shop')
+    # What only the run knows, such as its number of processes, is compared when it is known here.
+    check_same_config({'monitor': 'auc', 'processes': 2}, {'monitor': 'auc'}, 'runs/shop')
