@@ -97,28 +97,6 @@ def require_sizes(**values: Any) -> None:
         require_positive_integers(**{f'{name}[{i}]': size for i, size in enumerate(value)})
 
 
-def require_integers(least: int, **values: Any) -> None:
-    r"""Raises unless all :obj:`values` are integers of :obj:`least` or more.
-
-    Raises:
-        TypeError: Names the argument that is no integer.
-        ValueError: Names the argument that is too small.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"'{name}' must be an integer, but got {value!r}.")
-        if value < least:
-            raise ValueError(f"'{name}' must be at least {least}, but got {value}.")
-
-
-def require_booleans(**values: Any) -> None:
-    r"""Raises a :class:`TypeError` that names the argument unless all :obj:`values` are booleans:
-    a word such as :obj:`"no"` would be taken for true."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"'{name}' must be True or False, but got {value!r}.")
-
-
 def require_range(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
     r"""Raises an :class:`IndexError` unless all :obj:`ids` lie from :obj:`first` to
     :obj:`number - 1`.

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
+from mag.checks import check_booleans, check_integers
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.logits import Logits
 from mag.losses import (
@@ -18,14 +19,7 @@ from mag.losses import (
     propensity_weights,
 )
 from mag.nn import BehaviorGraphConv, HashEmbedding
-from mag.schema import (
-    CLICKS,
-    require,
-    require_booleans,
-    require_integers,
-    require_positive_integers,
-    require_sizes,
-)
+from mag.schema import CLICKS, require, require_positive_integers, require_sizes
 
 MERGES = ('graph', 'concat', 'gru', 'none')
 OUTPUTS = ('mean', 'sum', 'concat')
@@ -136,7 +130,7 @@ class GMCM(torch.nn.Module):
         literal: bool = False,
     ) -> None:
         super().__init__()
-        require_booleans(literal=literal)
+        check_booleans(literal=literal)
         require_positive_integers(hidden_channels=hidden_channels, num_layers=num_layers)
         for name, value, choices in (
             ('merge', merge, MERGES), ('loss', loss, tuple(LOSSES)), ('output', output, OUTPUTS)
@@ -151,7 +145,7 @@ class GMCM(torch.nn.Module):
             )
         if not 0 < floor <= 1:
             raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
-        require_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
+        check_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
         if merge != 'none' and num_behaviors < 1:
             raise ValueError(
                 f'GMCM with merge={merge!r} needs the micro-behaviors after a click, but '

@@ -6,16 +6,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
+from mag.checks import check_booleans, check_integers
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import (
-    require,
-    require_booleans,
-    require_integers,
-    require_positive_integers,
-    require_sizes,
-)
+from mag.schema import require, require_positive_integers, require_sizes
 
 
 class HyperCTR(torch.nn.Module):
@@ -98,7 +93,7 @@ class HyperCTR(torch.nn.Module):
                 f"'embedding_dim' must be a multiple of 'num_heads', but got {embedding_dim} and "
                 f'{num_heads}.'
             )
-        require_integers(0, num_positions=num_positions)
+        check_integers(0, num_positions=num_positions)
         require_sizes(hidden_channels=hidden_channels)
         num_items = check_features(features, 'HyperCTR')
         if hypergraphs is not None and set(hypergraphs) != {'user', 'item'}:
@@ -165,7 +160,7 @@ class HyperCTR(torch.nn.Module):
                 item, or there are no hypergraphs, or those of other modalities.
         """
         require(data, 'HyperCTR.from_data')
-        require_booleans(hypergraph=hypergraph, weighted=weighted)
+        check_booleans(hypergraph=hypergraph, weighted=weighted)
         existing = modality_features(data, 'HyperCTR.from_data')
         modalities = list(existing) if modalities is None else modalities
         is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)

@@ -5,16 +5,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_booleans
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
-from mag.schema import (
-    MACRO,
-    hops,
-    require,
-    require_booleans,
-    require_positive_integers,
-    require_sizes,
-)
+from mag.schema import MACRO, hops, require, require_positive_integers, require_sizes
 
 
 class MacGNN(torch.nn.Module):
@@ -97,7 +91,7 @@ class MacGNN(torch.nn.Module):
             embedding_dim=embedding_dim,
         )
         require_sizes(hidden_channels=hidden_channels)
-        require_booleans(
+        check_booleans(
             mask_zero=mask_zero,
             weighting=weighting,
             recent=recent,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
+from mag.checks import check_booleans
 from mag.nn import MLP, IntentionConv
 from mag.schema import (
     CLICKS,
@@ -15,7 +16,6 @@ from mag.schema import (
     TO_PRECURSOR,
     categoricals,
     require,
-    require_booleans,
     require_positive_integers,
     require_sizes,
 )
@@ -95,7 +95,7 @@ class SRJGraph(torch.nn.Module):
         super().__init__()
         require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
         require_sizes(hidden_channels=hidden_channels)
-        require_booleans(
+        check_booleans(
             query=query,
             intention=intention,
             upstream=upstream,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
+from mag.checks import check_booleans, check_integers
 from mag.modality import check_features, has_modality, modality_features
 from mag.schema import (
     CLICKS,
@@ -14,9 +15,7 @@ from mag.schema import (
     first_cutoff,
     history_clock,
     require,
-    require_booleans,
     require_cpu,
-    require_integers,
     require_not_earlier,
     require_positive_integers,
     window_of_click,
@@ -95,7 +94,7 @@ class UserInterest(torch.nn.Module):
     ) -> None:
         super().__init__()
         require_positive_integers(num_users=num_users, embedding_dim=embedding_dim)
-        require_booleans(include_positive=include_positive, logits=logits)
+        check_booleans(include_positive=include_positive, logits=logits)
         num_items = check_features(features, 'UserInterest')
         self.modalities = tuple(features)
         self.num_users, self.num_items = num_users, num_items
@@ -227,8 +226,8 @@ class UserInterest(torch.nn.Module):
         require_positive_integers(
             num_epochs=num_epochs, batch_size=batch_size, num_negatives=num_negatives
         )
-        require_integers(0, seed=seed)
-        require_booleans(progress=progress)
+        check_integers(0, seed=seed)
+        check_booleans(progress=progress)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"'learning_rate' must be positive, but got {learning_rate}.")
         if not 0 <= weight_decay < math.inf:

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.schema import require_booleans, require_positive_integers, require_range
+from mag.checks import check_booleans
+from mag.schema import require_positive_integers, require_range
 
 
 class BehaviorGraphConv(MessagePassing):
@@ -68,7 +69,7 @@ class BehaviorGraphConv(MessagePassing):
         require_positive_integers(
             in_channels=in_channels, out_channels=out_channels, num_behaviors=num_behaviors
         )
-        require_booleans(literal=literal)
+        check_booleans(literal=literal)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_behaviors = num_behaviors

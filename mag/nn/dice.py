@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor
 
-from mag.schema import require_booleans, require_positive_integers
+from mag.checks import check_booleans
+from mag.schema import require_positive_integers
 
 
 class Dice(torch.nn.Module):
@@ -30,7 +31,7 @@ class Dice(torch.nn.Module):
     def __init__(self, num_features: int, released: bool = False) -> None:
         super().__init__()
         require_positive_integers(num_features=num_features)
-        require_booleans(released=released)
+        check_booleans(released=released)
         self.num_features = num_features
         self.released = released
         self.alpha = torch.nn.Parameter(torch.empty(1 if released else num_features))

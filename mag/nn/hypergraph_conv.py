@@ -3,7 +3,8 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.schema import require_booleans, require_positive_integers, require_range
+from mag.checks import check_booleans
+from mag.schema import require_positive_integers, require_range
 
 
 class HypergraphConv(MessagePassing):
@@ -59,7 +60,7 @@ class HypergraphConv(MessagePassing):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(aggr='add', node_dim=0)
         require_positive_integers(in_channels=in_channels, out_channels=out_channels)
-        require_booleans(bias=bias)
+        check_booleans(bias=bias)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer='glorot')

@@ -7,7 +7,8 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import softmax
 
-from mag.schema import require_booleans, require_positive_integers, require_range
+from mag.checks import check_booleans
+from mag.schema import require_positive_integers, require_range
 
 
 class IntentionConv(MessagePassing):
@@ -76,7 +77,7 @@ class IntentionConv(MessagePassing):
         require_positive_integers(
             channels=channels, intention_channels=intention_channels, num_positions=num_positions
         )
-        require_booleans(standard=standard)
+        check_booleans(standard=standard)
         self.channels = channels
         self.intention_channels = intention_channels
         self.num_positions = num_positions

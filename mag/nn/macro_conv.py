@@ -7,7 +7,8 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptTensor
 from torch_geometric.utils import is_sparse, scatter, softmax, to_edge_index
 
-from mag.schema import require_booleans, require_positive_integers, require_range
+from mag.checks import check_booleans
+from mag.schema import require_positive_integers, require_range
 
 # PyG's inspector of message signatures does not read "int | None".
 OptInt = Optional[int]  # noqa: UP045
@@ -67,7 +68,7 @@ class MacroConv(MessagePassing):
     ) -> None:
         super().__init__(aggr='add')
         require_positive_integers(in_channels=in_channels, out_channels=out_channels)
-        require_booleans(mask_zero=mask_zero, weighting=weighting, renormalize=renormalize)
+        check_booleans(mask_zero=mask_zero, weighting=weighting, renormalize=renormalize)
         if not isinstance(temperature, (int, float)) or not temperature > 0:
             raise ValueError(f"'temperature' must be a positive number, but got {temperature!r}.")
         if attention not in ('paper', 'released'):
