@@ -73,6 +73,22 @@ def mag_data() -> Path:
     return folder
 
 
+class Planted:
+    r"""Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.fixture
+def planted() -> type[Planted]:
+    r"""An object by its path, which writes that file where it is unpickled."""
+    return Planted
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     r"""A disk of one megabyte, where somebody may make one."""

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,17 +19,6 @@ from mag.files import (
     require_local,
     write_tensors,
 )
-
-
-class Planted:
-    r"""Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f'touch {self.path}',)
-
 
 VALUE = {
     'tensor': torch.arange(6).view(2, 3),
@@ -48,14 +38,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('sealed', [False, True])
-def test_nothing_that_is_read_is_run(tmp_path: Path, sealed: bool) -> None:
+def test_nothing_that_is_read_is_run(tmp_path: Path, sealed: bool, planted: Any) -> None:
     path, canary = tmp_path / 'value.pt', tmp_path / 'canary'
-    planted = {'tensor': torch.ones(2), 'planted': Planted(canary)}
+    content = {'tensor': torch.ones(2), 'planted': planted(canary)}
     if sealed:
-        write_tensors(planted, path)
+        write_tensors(content, path)
         sentence = 'holds more than tensors'
     else:
-        torch.save(planted, path)
+        torch.save(content, path)
         sentence = 'no file that mag wrote'
     with pytest.raises(ValueError, match=sentence) as error:
         read_tensors(path)

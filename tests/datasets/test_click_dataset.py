@@ -199,31 +199,21 @@ def test_cache_without_data(log):
     assert load(log, force_reload=True)[0][CLICKS].time.tolist() == [1, 2, 3]
 
 
-class Planted:
-    r"""Writes a file where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.path}',)
-
-
 @pytest.mark.parametrize('sealed', [False, True])
-def test_opening_a_received_cache_runs_nothing(log, sealed):
+def test_opening_a_received_cache_runs_nothing(log, sealed, planted):
     load(log)
     processed, canary = log.parent / 'root' / 'processed', log.parent / 'canary'
-    planted = (Planted(canary), None, HeteroData)
+    content = (planted(canary), None, HeteroData)
     if sealed:
         # Whoever plants a file can work out its checksums.
-        write_tensors(planted, processed / 'data.pt')
+        write_tensors(content, processed / 'data.pt')
         cache = json.loads((processed / 'cache.json').read_text())
         cache['files']['data.pt'] = checksum(processed / 'data.pt')
         del cache['checksum']
         cache['checksum'] = checksum_of(cache)
         (processed / 'cache.json').write_text(json.dumps(cache))
     else:
-        torch.save(planted, processed / 'data.pt')
+        torch.save(content, processed / 'data.pt')
     with pytest.raises(ValueError, match=r'data\.pt cannot be read.*force_reload=True'):
         load(log)
     assert not canary.exists()

@@ -1,4 +1,3 @@
-import os
 import tracemalloc
 
 import numpy as np
@@ -155,20 +154,10 @@ def test_load_errors(tmp_path):
         Grouping.load(tmp_path / 'text.pt')
 
 
-class Planted:
-    r"""Writes a file where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.path}',)
-
-
 @pytest.mark.parametrize('write', [torch.save, write_tensors])
-def test_loading_runs_nothing(tmp_path, write):
+def test_loading_runs_nothing(tmp_path, write, planted):
     path, canary = tmp_path / 'grouping.pt', tmp_path / 'canary'
-    write({'num_clusters': 3, 'centroids': Planted(canary)}, path)
+    write({'num_clusters': 3, 'centroids': planted(canary)}, path)
     with pytest.raises(ValueError, match=r'(no file that|not written by) mag.*Fit the grouping'):
         Grouping.load(path)
     assert not canary.exists()

@@ -1,7 +1,6 @@
 import copy
 import csv
 import math
-import os
 import random
 import shutil
 import signal
@@ -550,25 +549,15 @@ def test_damaged_checkpoint_is_named(
     train(str(tmp_path), max_epochs=1, resume=False)
 
 
-class Planted:
-    r"""Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f'touch {self.path}',)
-
-
 @pytest.mark.parametrize('name', ['last.ckpt', 'best.ckpt'])
 @pytest.mark.parametrize('max_epochs', [1, 2])
 def test_nothing_in_a_received_checkpoint_is_run(
-    tmp_path: Path, name: str, max_epochs: int
+    tmp_path: Path, name: str, max_epochs: int, planted: Any
 ) -> None:
     directory, canary = tmp_path / 'run', tmp_path / 'canary'
     train(str(directory), max_epochs=1)
     checkpoint = load(directory / name)
-    checkpoint['config']['planted'] = Planted(canary)
+    checkpoint['config']['planted'] = planted(canary)
     # Whoever plants a file can work out its checksum.
     write_tensors(checkpoint, directory / name)
     with pytest.raises(ValueError, match=f'{name}. was not written by mag: .* pass resume=False'):
