@@ -2,8 +2,8 @@ r"""Checks of arguments: one function a kind, one line a call.
 
 What is of another type raises a :class:`TypeError`, an id that does not exist an
 :class:`IndexError`, and any other value a :class:`ValueError`; each in a sentence that names the
-argument and restates what was given. Values of tensors are looked at on a CPU and outside of
-compiled code only: a GPU would have to wait, and a graph to break.
+argument and restates what was given. Values of tensors are looked at outside of compiled code only,
+whose graph would break, and on a CPU, unless the caller would wait for a GPU anyway.
 """
 
 from collections.abc import Collection, Sequence
@@ -135,7 +135,9 @@ def check_tensor(
         )
 
 
-def check_ids(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
+def check_ids(
+    reader: Any, what: str, ids: Tensor, number: int, first: int = 0, wait: bool = False
+) -> None:
     r"""Raises unless all :obj:`ids` lie from :obj:`first` to :obj:`number - 1`.
 
     Args:
@@ -144,8 +146,9 @@ def check_ids(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) 
         ids: Integers of any shape.
         number: How many there are.
         first: The least id. (default: :obj:`0`)
+        wait: Whether to wait for a GPU. (default: :obj:`False`)
     """
-    if _is_hidden(ids) or ids.numel() == 0:
+    if _is_hidden(ids, wait) or ids.numel() == 0:
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < first or high >= number:
@@ -155,7 +158,9 @@ def check_ids(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) 
         )
 
 
-def check_values(reader: Any, name: str, value: Tensor, good: Tensor, expected: str) -> None:
+def check_values(
+    reader: Any, name: str, value: Tensor, good: Tensor, expected: str, wait: bool = False
+) -> None:
     r"""Raises unless all entries of a tensor are :obj:`good`.
 
     >>> label = torch.tensor([1.0, 0.0, 5.0])
@@ -169,8 +174,9 @@ def check_values(reader: Any, name: str, value: Tensor, good: Tensor, expected: 
         value: Its values.
         good: Which of them are as expected, of the same shape.
         expected: What that is.
+        wait: Whether to wait for a GPU. (default: :obj:`False`)
     """
-    if _is_hidden(value):
+    if _is_hidden(value, wait):
         return
     if not bool(good.all()):
         place = tuple((~good).nonzero()[0].tolist())
@@ -183,5 +189,5 @@ def check_values(reader: Any, name: str, value: Tensor, good: Tensor, expected: 
         )
 
 
-def _is_hidden(value: Tensor) -> bool:
-    return torch.compiler.is_compiling() or value.device.type != 'cpu'
+def _is_hidden(value: Tensor, wait: bool) -> bool:
+    return torch.compiler.is_compiling() or (value.device.type != 'cpu' and not wait)

@@ -192,3 +192,14 @@ def test_values_are_not_looked_at_in_compiled_code() -> None:
         return table.index_select(0, ids)
 
     assert gather(FIVE * 2, FIVE[1:3]).tolist() == [2, 4]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+def test_values_on_a_gpu_are_looked_at_where_the_caller_waits() -> None:
+    ids = FIVE.cuda()
+    check_ids('Reader', 'users', ids, 4)
+    check_values('Reader', 'x', ids, ids < 3, 'less than 3')
+    with pytest.raises(IndexError, match='users from 0 to 4'):
+        check_ids('Reader', 'users', ids, 4, wait=True)
+    with pytest.raises(ValueError, match='2 of 5 are not, such as 3 in row 3'):
+        check_values('Reader', 'x', ids, ids < 3, 'less than 3', wait=True)
