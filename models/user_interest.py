@@ -8,18 +8,9 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from mag.checks import check_booleans, check_integers
+from mag.cutoff import Cutoff, first_cutoff, history_clock, require_not_earlier, window_of_click
 from mag.modality import check_features, has_modality, modality_features
-from mag.schema import (
-    CLICKS,
-    Cutoff,
-    first_cutoff,
-    history_clock,
-    require,
-    require_cpu,
-    require_not_earlier,
-    require_positive_integers,
-    window_of_click,
-)
+from mag.schema import CLICKS, require, require_cpu, require_positive_integers
 from mag.unclicked_items import UnclickedItems
 
 # Pairs that are scored at once.

@@ -8,14 +8,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_tensor, check_values
-from mag.schema import (
-    CLICKS,
-    Cutoff,
-    first_cutoff,
-    require,
-    require_cpu,
-    require_not_earlier,
-)
+from mag.cutoff import Cutoff, first_cutoff, require_not_earlier
+from mag.schema import CLICKS, require, require_cpu
 
 FOLLOWS = ('behavior', 'follows', 'behavior')
 

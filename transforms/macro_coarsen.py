@@ -7,17 +7,9 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_booleans, check_choice, check_integers
+from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_click
 from mag.macro_graph import Grouping, MacroClusters, MacroEdges, count_by_window
-from mag.schema import (
-    CLICKS,
-    MACRO,
-    Cutoff,
-    first_cutoff,
-    require,
-    require_cpu,
-    require_not_earlier,
-    window_of_click,
-)
+from mag.schema import CLICKS, MACRO, require, require_cpu
 
 
 @functional_transform('macro_coarsen')

@@ -8,14 +8,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, described
-from mag.schema import (
-    CLICKS,
-    click_attributes,
-    label_attributes,
-    require,
-    require_cpu,
-    require_whole_log,
-)
+from mag.cutoff import require_whole_log
+from mag.schema import CLICKS, click_attributes, label_attributes, require, require_cpu
 
 
 @functional_transform('temporal_split')

@@ -6,7 +6,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_integers
-from mag.schema import CLICKS, require, require_whole_log
+from mag.cutoff import require_whole_log
+from mag.schema import CLICKS, require
 
 
 @functional_transform('time_slots')

@@ -82,7 +82,7 @@ class MacroClusters:
         Args:
             data (HeteroData): A training part.
             window (torch.Tensor, optional): The first window that knows each click, shape
-                :obj:`[E]`, if the part rolls, see :func:`~mag.schema.window_of_click`.
+                :obj:`[E]`, if the part rolls, see :func:`~mag.cutoff.window_of_click`.
 
         Raises:
             IndexError: If an attribute that groups are made of is out of its range.

@@ -19,7 +19,7 @@ def count_by_window(
         edges (MacroEdges): Those of no click, which stay as they are.
         clicks (torch.Tensor): The clicks, users above items, shape :obj:`[2, E]`.
         window (torch.Tensor, optional): The first window that knows each, shape :obj:`[E]`, see
-            :func:`~mag.schema.window_of_click`. (default: :obj:`None`)
+            :func:`~mag.cutoff.window_of_click`. (default: :obj:`None`)
         num_windows (int, optional): The number of windows :math:`S`. (default: :obj:`1`)
 
     Returns:

@@ -22,6 +22,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.cutoff import window_of_click
 from mag.datasets import EventLog, MicroVideo
 from mag.loader import (
     ExposureFeatures,
@@ -33,7 +34,6 @@ from mag.loader import (
 )
 from mag.macro_graph import MacroRows
 from mag.models import HyperCTR
-from mag.schema import window_of_click
 from mag.transforms import (
     BehaviorGraph,
     InterestHypergraph,
