@@ -9,6 +9,8 @@ from mag.loader.history_batch import HistoryBatch
 from mag.loader.history_loader import HistoryLoader
 from mag.loader.joined_batch import JoinedBatch
 from mag.loader.joined_loader import JoinedLoader
+from mag.loader.negative_batch import NegativeBatch
+from mag.loader.negative_loader import NegativeLoader
 from mag.loader.pair_batch import PairBatch
 from mag.loader.pair_loader import PairLoader
 from mag.loader.path_loader import PathLoader
@@ -24,6 +26,8 @@ __all__ = [
     'HistoryLoader',
     'JoinedBatch',
     'JoinedLoader',
+    'NegativeBatch',
+    'NegativeLoader',
     'PairBatch',
     'PairLoader',
     'PathLoader',

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from mag.schema import require_range
+from mag.checks import check_ids, check_integers, check_tensor
 
 
 class UnclickedItems:
@@ -26,13 +26,16 @@ class UnclickedItems:
 
     Raises:
         IndexError: If a user or an item does not exist.
-        ValueError: If pairs do not ascend.
+        TypeError: If pairs are no int64.
+        ValueError: If pairs have another shape, or do not ascend.
     """
 
     def __init__(self, pairs: Tensor, num_users: int, num_items: int) -> None:
+        check_integers(1, num_users=num_users, num_items=num_items)
+        check_tensor('UnclickedItems', 'pairs', pairs, (2, 'P'), torch.long)
+        for what, ids, number in zip(('users', 'items'), pairs, (num_users, num_items)):
+            check_ids('UnclickedItems', what, ids, number)
         user, item = pairs
-        require_range('UnclickedItems', 'users', user, num_users)
-        require_range('UnclickedItems', 'items', item, num_items)
         key = user * num_items + item
         if bool((key[1:] <= key[:-1]).any()):
             raise ValueError(

@@ -7,6 +7,7 @@ from mag.losses.conversion_loss import (
     doubly_robust_loss,
     propensity_weights,
 )
+from mag.losses.interest_loss import interest_loss
 from mag.losses.log_probability import log_complement
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'click_and_conversion_loss',
     'conversion_loss',
     'doubly_robust_loss',
+    'interest_loss',
     'log_complement',
     'propensity_weights',
 ]

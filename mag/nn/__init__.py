@@ -5,6 +5,7 @@ from mag.nn.dice import Dice
 from mag.nn.hash_embedding import HashEmbedding
 from mag.nn.hypergraph_conv import HypergraphConv
 from mag.nn.intention_conv import IntentionConv
+from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
 from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
@@ -16,6 +17,7 @@ __all__ = [
     'HashEmbedding',
     'HypergraphConv',
     'IntentionConv',
+    'InterestScore',
     'MLP',
     'MacroConv',
     'SlotHypergraphConv',

@@ -16,6 +16,7 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets._negatives import draw_negatives
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
+from mag.loader.unclicked_items import UnclickedItems
 from mag.macro_graph import Grouping, MacroEdges
 from mag.metrics import bayes_optimal, group_auroc
 from mag.nn import HypergraphConv, IntentionConv, MacroConv, SlotHypergraphConv
@@ -26,7 +27,6 @@ from mag.transforms import (
     RecentNeighbors,
     TemporalSplit,
 )
-from mag.unclicked_items import UnclickedItems
 
 CLICKS = ('user', 'clicks', 'item')
 OTHER = {'user': 'item', 'item': 'user'}
