@@ -11,7 +11,7 @@ from mag.checks import check_booleans, check_integers
 from mag.cutoff import Cutoff, first_cutoff, history_clock, require_not_earlier, window_of_click
 from mag.modality import check_features, has_modality, modality_features
 from mag.schema import CLICKS, require, require_cpu, require_positive_integers
-from mag.unclicked_items import UnclickedItems
+from mag.loader.unclicked_items import UnclickedItems
 
 # Pairs that are scored at once.
 _CHUNK = 2**14
