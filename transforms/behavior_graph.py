@@ -13,6 +13,8 @@ from mag.schema import CLICKS, require, require_cpu
 
 FOLLOWS = ('behavior', 'follows', 'behavior')
 
+_BEHAVIOR = 'edge_label_behavior'
+_NEEDED = ('edge_index', 'edge_label_index', 'edge_label', _BEHAVIOR)
 # Exposures that are counted at once: 80 MB of float64 with ten behaviors.
 _CHUNK = 2**20
 
@@ -38,9 +40,9 @@ class BehaviorGraph(BaseTransform):
     :meth:`fit` reads the labels of a training part, as a model does: of the exposures in
     :obj:`data['user', 'clicks', 'item']`, those with :obj:`edge_label` 1, and their rows of
     :obj:`edge_label_behavior`, shape :obj:`[L, B]`. A click counts each pair once, and no behavior
-    with itself. Every part then gets the same graph, whatever followed its own clicks; a part whose
-    first cutoff is earlier than that of the part it was fitted on is refused, as the graph knows
-    its future.
+    with itself. Every part then gets the same graph, whatever followed its own clicks. A part whose
+    first cutoff is earlier than that of the part it was fitted on is refused: the graph knows its
+    future.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Adds
@@ -79,26 +81,20 @@ class BehaviorGraph(BaseTransform):
             ValueError: If behaviors are missing, have another shape or are neither 0 nor 1, or
                 nobody clicked.
         """
-        require(
-            data,
-            'BehaviorGraph',
-            'edge_index',
-            'edge_label_index',
-            'edge_label',
-            'edge_label_behavior',
-        )
+        require(data, 'BehaviorGraph', *_NEEDED)
         require_cpu(data, 'BehaviorGraph')
-        label, behavior = data[CLICKS].edge_label, data[CLICKS].edge_label_behavior
-        _check_shape(behavior, label.numel())
-        is_good = (behavior == 0) | (behavior == 1)
-        check_values('BehaviorGraph', 'edge_label_behavior', behavior, is_good, '0 and 1')
-        clicked = label == 1
-        if not bool(clicked.any()):
+        behavior, clicked = data[CLICKS].edge_label_behavior, data[CLICKS].edge_label == 1
+        shape = (clicked.numel(), 'num_behaviors')
+        check_tensor('BehaviorGraph', _BEHAVIOR, behavior, shape, 'numbers')
+        if not bool(clicked.any()) or behavior.size(1) == 0:
             raise ValueError(
-                f'BehaviorGraph counts what follows clicks, but none of the {label.numel()} '
-                f'exposures is one.'
+                f'BehaviorGraph expects a click and a behavior or more, but got '
+                f'{int(clicked.sum())} clicks in {clicked.numel()} exposures and '
+                f'{behavior.size(1)} behaviors.'
             )
-        _check_clicked(behavior, clicked)
+        is_good = (behavior == 0) | ((behavior == 1) & clicked.unsqueeze(1))
+        expected = '0 and 1, and of 0 alone in a row that was not clicked'
+        check_values('BehaviorGraph', _BEHAVIOR, behavior, is_good, expected)
         # In float64, which adds ones exactly up to 2**53; float32 would stop at 2**24.
         count = torch.zeros(behavior.size(1), behavior.size(1), dtype=torch.float64)
         for rows, kept in zip(behavior.split(_CHUNK), clicked.split(_CHUNK)):
@@ -116,15 +112,11 @@ class BehaviorGraph(BaseTransform):
         if self._cutoff is not None:
             require_not_earlier(data, 'BehaviorGraph', self._cutoff)
         num_behaviors = self.count.size(0)
-        behavior = data[CLICKS].get('edge_label_behavior')
+        behavior = data[CLICKS].get(_BEHAVIOR)
         # A request to score has no labels, and needs none.
         if behavior is not None:
-            _check_shape(behavior, 'num_exposures')
-            if behavior.size(1) != num_behaviors:
-                raise ValueError(
-                    f'BehaviorGraph was fitted on {num_behaviors} behaviors, but this data has '
-                    f'{behavior.size(1)}: parts of one log share their behaviors.'
-                )
+            shape = ('num_exposures', num_behaviors)
+            check_tensor('The fitted BehaviorGraph', _BEHAVIOR, behavior, shape, 'numbers')
         target, source = self.count.nonzero(as_tuple=True)
         count = self.count[target, source]
         data['behavior'].num_nodes = num_behaviors
@@ -141,23 +133,3 @@ class BehaviorGraph(BaseTransform):
             digest = hashlib.sha1(self.count.numpy().tobytes()).hexdigest()
             fitted = f'fitted={digest[:8]!r}'
         return f'{self.__class__.__name__}({fitted})'
-
-
-def _check_shape(behavior: Tensor, num_exposures: int | str) -> None:
-    shape = (num_exposures, 'num_behaviors')
-    check_tensor('BehaviorGraph', 'edge_label_behavior', behavior, shape, 'numbers')
-    if behavior.size(1) == 0:
-        raise ValueError('BehaviorGraph counts a behavior or more, but the log has none.')
-
-
-def _check_clicked(behavior: Tensor, clicked: Tensor) -> None:
-    r"""Raises if anything followed an exposure that was not clicked."""
-    bad = behavior.any(dim=1) & ~clicked
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f'BehaviorGraph found behaviors after {int(bad.sum())} of {int((~clicked).sum())} '
-            f'exposures without a click, such as {behavior[row].nonzero().view(-1).tolist()} in '
-            f"row {row}, but what follows a click needs one: set 'edge_label_behavior' to 0 "
-            f"where 'edge_label' is 0."
-        )

@@ -198,7 +198,7 @@ COARSENINGS = st.one_of(
     st.builds(MacroCoarsen, groups=st.just({'user': 'group', 'item': 'category'}), **COUNTS),
 )
 RECENT = st.builds(
-    RecentNeighbors, num=st.integers(1, 4), item_order=st.sampled_from(['time', 'user'])
+    RecentNeighbors, num=st.integers(1, 4), form=st.sampled_from(['paper', 'released'])
 )
 PATHS = st.fixed_dictionaries(
     {
@@ -322,7 +322,9 @@ def check_fitted(change: Change, split: TemporalSplit, coarsen: MacroCoarsen) ->
         train, val, _ = parts_of(change.log(future), split)
         if int(val[CLICKS].cutoff) > MOMENT:
             reject()
-        graph = or_reject(lambda train=train: BehaviorGraph().fit(train), 'counts what follows')
+        graph = or_reject(
+            lambda train=train: BehaviorGraph().fit(train), 'a click and a behavior or more'
+        )
         fitted = or_reject(
             lambda train=train: copy.copy(coarsen).fit(train), 'at least as many nodes'
         )

@@ -192,7 +192,7 @@ def test_earlier_parts_are_refused(click_log: HeteroData) -> None:
     # A fit that fails keeps the cutoff of the last one.
     train[CLICKS].edge_label = torch.zeros_like(train[CLICKS].edge_label)
     train[CLICKS].edge_label_behavior = torch.zeros_like(train[CLICKS].edge_label_behavior)
-    with pytest.raises(ValueError, match='exposures is one'):
+    with pytest.raises(ValueError, match='but got 0 clicks in'):
         graph.fit(train)
     with pytest.raises(ValueError, match=f'as of time {cutoff}, but'):
         graph(train)
@@ -257,13 +257,17 @@ def test_wrong_data() -> None:
         (without, ValueError, r"needs .* to have \['edge_label_behavior'\], but it has"),
         ([1], TypeError, 'BehaviorGraph expects a HeteroData .* but got list'),
         (log(click, torch.ones(2)), ValueError, r'\[2, num_behaviors\], but got shape \[2\]'),
-        (log(click, torch.ones(2, 0)), ValueError, 'a behavior or more, but the log has none'),
+        (
+            log(click, torch.ones(2, 0)),
+            ValueError,
+            'a behavior or more, but got 2 clicks in 2 exposures and 0 behaviors',
+        ),
         (log(click, [[1, 0], [0, 1]]), TypeError, 'but got list'),
         (log(click, torch.ones(3, 2)), ValueError, r'\[2, num_.*\], but got shape \[3, 2\]'),
         (
             log(click, torch.tensor([[0, 1], [2, 3]])),
             ValueError,
-            'of 0 and 1, but 2 of 4 are not, such as 2 in row 1, column 0',
+            'of 0 and 1, .* but 2 of 4 are not, such as 2 in row 1, column 0',
         ),
         (
             log(click, torch.tensor([[0.0, torch.nan], [1.0, 0.0]])),
@@ -273,21 +277,28 @@ def test_wrong_data() -> None:
         (
             log(none, torch.tensor([[0, 0, 0], [1, 1, 0], [0, 1, 1]])),
             ValueError,
-            r'after 1 of 2 exposures without a click, such as \[1, 2\] in row 2',
+            '0 alone in a row .* clicked, but 2 of 9 are not, such as 1 in row 2, column 1',
         ),
-        (log([0.0, 0.0], torch.zeros(2, 2)), ValueError, 'none of the 2 exposures is one'),
-        (log([], torch.zeros(0, 2)), ValueError, 'none of the 0 exposures is one'),
+        (
+            log([0.0, 0.0], torch.zeros(2, 2)),
+            ValueError,
+            'a click and a behavior or more, but got 0 clicks in 2 exposures',
+        ),
+        (log([], torch.zeros(0, 2)), ValueError, 'but got 0 clicks in 0 exposures'),
     ):
         with pytest.raises(error, match=message):
             BehaviorGraph()(data)
-    with pytest.raises(ValueError, match='fitted on 4 behaviors, but this data has 2'):
+    with pytest.raises(
+        ValueError,
+        match=r'The fitted .* \[num_exposures, 4\], but got shape \[2, 2\]',
+    ):
         fitted(log(click, torch.ones(2, 2)))
-    with pytest.raises(ValueError, match=r'num_behaviors\], but got shape \[2\]'):
+    with pytest.raises(ValueError, match=r'num_exposures, 4\], but got shape \[2\]'):
         fitted(log(click, torch.ones(2)))
 
 
 def test_a_failed_fit_leaves_the_last_one() -> None:
     graph = BehaviorGraph().fit(golden_log())
-    with pytest.raises(ValueError, match='none of the 1 exposures is one'):
+    with pytest.raises(ValueError, match='but got 0 clicks in 1 exposures'):
         graph.fit(log([0.0], torch.zeros(1, 2)))
     assert graph.count.tolist() == GOLDEN_COUNT
