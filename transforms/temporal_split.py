@@ -10,6 +10,7 @@ from torch_geometric.transforms import BaseTransform
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, described
 from mag.cutoff import require_whole_log
 from mag.schema import CLICKS, click_attributes, label_attributes, require, require_cpu
+from mag.transforms._clock import first_click, user_position
 
 
 @functional_transform('temporal_split')
@@ -285,32 +286,3 @@ def _require_untouched(data: HeteroData) -> None:
 
 def _num_entries(value: Any, dim: int) -> int | None:
     return value.size(dim) if isinstance(value, Tensor) and value.dim() > 0 else None
-
-
-def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:
-    r"""The clock of each node's first click, shape :obj:`[num_nodes]`; the largest value without a
-    click. It serves exposures as well."""
-    last = torch.inf if clock.is_floating_point() else torch.iinfo(clock.dtype).max
-    first = torch.full((num_nodes,), last, dtype=clock.dtype)
-    return first.scatter_reduce_(0, node, clock, 'amin')
-
-
-def user_position(data: HeteroData) -> tuple[Tensor, Tensor]:
-    r"""Where clicks and exposures stand in their user's own log: the share of the user's exposures
-    that came strictly before, in :math:`[0, 1]`. Rows of one moment share one position.
-
-    Returns:
-        Positions of clicks, shape :obj:`[E]`, and of exposures, shape :obj:`[L]`, float64.
-    """
-    clicks = data[CLICKS]
-    time = torch.cat([clicks.time, clicks.edge_label_time])
-    user = torch.cat([clicks.edge_index[0], clicks.edge_label_index[0]])
-    moments, moment = time.unique(return_inverse=True)
-    key = user * moments.numel() + moment
-    num_clicks = clicks.time.numel()
-    before = torch.searchsorted(key[num_clicks:].sort().values, key)
-    size = clicks.edge_label_index[0].bincount(minlength=data['user'].num_nodes)
-    start = size.cumsum(0) - size
-    # A user without exposures has no labels, and so no order that could matter.
-    position = (before - start[user]).double() / size[user].clamp(min=1)
-    return position[:num_clicks], position[num_clicks:]

@@ -8,7 +8,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mag.transforms import BehaviorGraph, TemporalSplit
-from mag.transforms.temporal_split import user_position
+from mag.transforms._clock import user_position
 
 CLICKS = ('user', 'clicks', 'item')
 
