@@ -15,7 +15,6 @@ On MovieLens, whose items have genres, and titles that a small sentence encoder 
 """
 
 import argparse
-import copy
 import json
 import os
 from collections.abc import Callable
@@ -86,10 +85,16 @@ from torchmetrics.functional import auroc
 from mag.datasets import MicroVideo, MovieLens, SyntheticMarket
 from mag.loader import HistoryLoader
 from mag.metrics import relative_improvement
-from mag.models import HyperCTR, UserInterest
+from mag.models import HyperCTR
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, fit
-from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots
+from mag.transforms import (
+    InterestHypergraph,
+    TemporalSplit,
+    TextFeatures,
+    TimeSlots,
+    UserInterest,
+)
 
 DAY = 24 * 3600
 
@@ -99,14 +104,11 @@ def main(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     data, parts = load_parts(args)
-    seed_everything(args.seed, verbose=False)
-    interest = UserInterest.from_data(parts[0])
+    interest = UserInterest(num_epochs=args.interest_epochs, seed=args.seed)
+    interest.fit(parts[0], accelerator=args.accelerator)
     print(describe(args.dataset, data, interest.modalities))
-    interest.fit(parts[0], args.interest_epochs, seed=args.seed)
     # The clicks of the whole log: each row reads slots that ended before its own.
-    data = copy.copy(data)
-    data['user'].interest = interest.interest(parts[0])
-    data = InterestHypergraph(seed=args.seed)(data)
+    data = InterestHypergraph(seed=args.seed)(interest(data))
     truth = data.truth['preferred_modality'] if 'truth' in data else None
     if truth is not None:
         found = auroc(

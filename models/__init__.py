@@ -4,6 +4,5 @@ from mag.models.gmcm import GMCM
 from mag.models.hyperctr import HyperCTR
 from mag.models.macgnn import MacGNN
 from mag.models.srjgraph import SRJGraph
-from mag.models.user_interest import UserInterest
 
-__all__ = ['GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'UserInterest']
+__all__ = ['GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']

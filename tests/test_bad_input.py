@@ -36,7 +36,7 @@ from mag.losses import propensity_weights
 from mag.macro_graph import MacroClusters, MacroEdges, MacroRows, count_by_window
 from mag.macro_graph.grouping import Grouping, raw_behavior
 from mag.metrics import GroupAUROC, group_auroc, relative_improvement
-from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest
+from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph
 from mag.nn import (
     MLP,
     BehaviorGraphConv,
@@ -55,6 +55,7 @@ from mag.transforms import (
     TemporalSplit,
     TextFeatures,
     TimeSlots,
+    UserInterest,
 )
 
 CLICKS = ('user', 'clicks', 'item')
@@ -141,6 +142,18 @@ def bought(**attributes: object) -> HeteroData:
 def searched(**attributes: object) -> ExposureLoader:
     query = torch.zeros(40, 3, dtype=torch.long)
     return ExposureLoader(bought(edge_label_query=query, num_query=9, **attributes))
+
+
+def behave(form: str = 'paper', **arguments: object) -> torch.Tensor:
+    edges = {'edge_index': torch.tensor([[0], [1]]), 'edge_weight': torch.ones(1)}
+    return BehaviorGraphConv(2, 2, 3, form)(**{'x': torch.rand(3, 2), **edges, **arguments})
+
+
+def intend(**arguments: object) -> torch.Tensor:
+    given = {'child': torch.rand(3, 2), 'center': torch.rand(2, 2), 'intention': torch.rand(2, 2)}
+    given |= {'edge_index': torch.tensor([[2, 1], [0, 1]]), **arguments}  # type: ignore[dict-item]
+    x = given.pop('child'), given.pop('center')
+    return IntentionConv(2, 2)(x, **given)  # type: ignore[return-value]
 
 
 def gmcm(**arguments: object) -> GMCM:
@@ -252,7 +265,7 @@ CASES: dict[str, Case] = {
     ),
     # Temporal split
     'split order': (
-        lambda p: TemporalSplit(0.9, 0.8, 0.95), ValueError, 'train_start < val_start.*0.9, 0.8'
+        lambda p: TemporalSplit(0.9, 0.8, 0.95), ValueError, "'train_start', .* must ascend, but got 0.9, 0.8, 0.95"
     ),
     'split range': (lambda p: TemporalSplit(0.5, 0.8, 1.0), ValueError, 'but got 1.0'),
     'split windows': (lambda p: TemporalSplit(num_windows=0), ValueError, 'at least 1.*got 0'),
@@ -262,7 +275,7 @@ CASES: dict[str, Case] = {
     'split many windows': (
         lambda p: TemporalSplit(num_windows=10**9)(log()),
         ValueError,
-        "'num_windows' is 1000000000, but the log has 40 exposures",
+        "'num_windows' must be at most .* exposures, which is 40, but got 1000000000",
     ),
     'split share nan': (
         lambda p: TemporalSplit(train_start=float('nan')), ValueError, 'in .0, 1., but got nan'
@@ -316,7 +329,7 @@ CASES: dict[str, Case] = {
             )
         ),
         ValueError,
-        'no exposures to split',
+        'at most the number of exposures, which is 0, but got 12',
     ),
     'split numpy': (
         lambda p: TemporalSplit()(edited(price=np.ones(20))), TypeError, "'price'.*from_numpy"
@@ -324,10 +337,10 @@ CASES: dict[str, Case] = {
     'split label attribute': (
         lambda p: TemporalSplit()(edited(edge_label_behavior=torch.ones(7, 2))),
         ValueError,
-        "'edge_label_behavior'.*40 exposures, but got 7",
+        r"'edge_label_behavior' of shape \[40, 2\], but got shape \[7, 2\]",
     ),
     'split label list': (
-        lambda p: TemporalSplit()(edited(edge_label_names=['a'])), ValueError, 'but got list'
+        lambda p: TemporalSplit()(edited(edge_label_names=['a'])), TypeError, 'but got list'
     ),
     'split twice': (
         lambda p: TemporalSplit()(TemporalSplit(0.5, num_windows=1)(log())[0]),
@@ -353,7 +366,7 @@ CASES: dict[str, Case] = {
     ),
     # Recent neighbors
     'recent num': (lambda p: RecentNeighbors(0), ValueError, 'at least 1.*0'),
-    'recent order': (lambda p: RecentNeighbors(5, 'id'), ValueError, "'time', 'user'.*'id'"),
+    'recent form': (lambda p: RecentNeighbors(5, 'id'), ValueError, "'paper', 'released'.*'id'"),
     'recent no time': (lambda p: RecentNeighbors()(without('time')), ValueError, r"\['time'\]"),
     'recent future': (
         lambda p: RecentNeighbors()(edited(cutoff=torch.tensor(10))),
@@ -491,18 +504,42 @@ CASES: dict[str, Case] = {
     'edges tensor hop': (lambda p: counts().tensors('user', 3), ValueError, 'below 3'),
     'edges tensor node': (lambda p: counts().tensors('tag', 1), ValueError, "'tag'"),
     # Layers
-    'dice size': (lambda p: Dice(0), ValueError, 'positive.*0'),
-    'dice size type': (lambda p: Dice(3.0), ValueError, 'positive integer.*3.0'),  # type: ignore[arg-type]
+    'dice size': (lambda p: Dice(0), ValueError, 'at least 1.*0'),
+    'dice size type': (lambda p: Dice(3.0), TypeError, 'an integer.*3.0'),  # type: ignore[arg-type]
     'mlp type': (lambda p: MLP(3), TypeError, "'channels' must be a sequence of sizes.*3"),  # type: ignore[arg-type]
     'dice shape': (lambda p: Dice(3)(torch.rand(2, 4)), ValueError, r'\[B, 3\].*\[2, 4\]'),
     'mlp channels': (lambda p: MLP([3]), ValueError, 'two sizes or more'),
-    'mlp dice': (lambda p: MLP([3, 1], 'relu'), ValueError, "'standard' or 'released'"),
-    'conv size': (lambda p: MacroConv(0, 2), ValueError, 'in_channels.* positive.* got 0'),
+    'dice type': (lambda p: Dice(3)([1.0]), TypeError, "'x' to be a tensor.*got list"),
+    'dice integers': (lambda p: Dice(2)(torch.ones(2, 2).long()), TypeError, "'x' of floats"),
+    'dice one row': (lambda p: Dice(2, 'released')(torch.ones(1, 2)), ValueError, 'two rows or more'),
+    'mlp form': (lambda p: MLP([3, 1], 'relu'), ValueError, "'paper', 'released', but got 'relu'"),
+    'conv size': (lambda p: MacroConv(0, 2), ValueError, "'in_channels'.* at least 1.* got 0"),
     'conv temperature': (lambda p: MacroConv(2, 2, 0.0), ValueError, 'temperature.*0.0'),
-    'conv attention': (
-        lambda p: MacroConv(2, 2, attention='none'), ValueError, "'paper' or 'released'"
+    'conv temperature type': (
+        lambda p: MacroConv(2, 2, 'hot'), TypeError, "'temperature' must be a number.*'hot'"  # type: ignore[arg-type]
     ),
-    'conv width': (lambda p: call_conv(torch.rand(2, 3), width=5), ValueError, r'\[\*, 4\]'),
+    'conv form': (
+        lambda p: MacroConv(2, 2, form='none'), ValueError, "'paper', 'released', but got 'none'"
+    ),
+    'conv width': (lambda p: call_conv(torch.rand(2, 3), width=5), ValueError, r'\[M, 4\]'),
+    'conv target': (
+        lambda p: MacroConv(4, 8)((torch.rand(3, 4), torch.rand(4)), torch.rand(1, 3)),
+        ValueError,
+        r"'targets' of shape \[B, 4\], but got shape \[4\]",
+    ),
+    'conv target id': (
+        lambda p: call_conv(torch.tensor([[0], [2]]), torch.ones(1)),
+        IndexError,
+        "targets of 'edge_index' from 2 to 2, but expected them from 0 to 1",
+    ),
+    'conv integer counts': (
+        lambda p: call_conv(torch.ones(3, 3).long()), ValueError, r"'edge_index' of shape \[2, E\]"
+    ),
+    'conv weight twice': (
+        lambda p: call_conv(torch.rand(2, 3).to_sparse(), torch.rand(2)),
+        ValueError,
+        "without 'edge_weight'",
+    ),
     'conv counts': (lambda p: call_conv(torch.rand(3, 3)), ValueError, r'\[2, 3\].*\[3, 3\]'),
     'conv single': (lambda p: MacroConv(4, 8)(torch.rand(3, 4), None), TypeError, 'as a pair'),
     'conv double weight': (
@@ -516,7 +553,7 @@ CASES: dict[str, Case] = {
         "macro nodes of 'edge_index' from 0 to 4.*from 0 to 2",
     ),
     'conv no weight': (
-        lambda p: call_conv(torch.zeros(2, 6).long()), ValueError, r"'edge_weight'.*\[6\]"
+        lambda p: call_conv(torch.zeros(2, 6).long()), TypeError, r"'edge_weight'.*\[6\]"
     ),
     # Loader
     'loader no macro': (lambda p: PairLoader(log()), ValueError, 'apply MacroCoarsen first'),
@@ -803,10 +840,10 @@ CASES: dict[str, Case] = {
         lambda p: PathSampler(log(), replace='no'), TypeError, "'replace' must be True.*'no'"  # type: ignore[arg-type]
     ),
     'path sampler user': (
-        lambda p: draw_paths(5), IndexError, 'PathSampler.draw found user ids from 5 to 5'
+        lambda p: draw_paths(torch.tensor([5])), IndexError, 'PathSampler.draw found user ids from 5 to 5'
     ),
     'path sampler none': (
-        lambda p: draw_paths(None), TypeError, r"'user' must hold integer ids, but got \[None\]"
+        lambda p: draw_paths(None), TypeError, r"draw expects 'user' to be a tensor of shape \[B\]"
     ),
     # Labelled rows, macro rows and what is joined
     'rows no data': (lambda p: Exposures([1]), TypeError, 'Exposures expects a Hetero.*got list'),  # type: ignore[arg-type]
@@ -946,20 +983,74 @@ CASES: dict[str, Case] = {
         r"needs data\['user'\].interest, as UserInterest makes it",
     ),
     # Layers and models: switches and weights
-    'dice released': (lambda p: Dice(3, 'yes'), TypeError, "'released' must be True.*'yes'"),  # type: ignore[arg-type]
+    'dice form': (lambda p: Dice(3, True), ValueError, "'form' must be one of.*got True"),  # type: ignore[arg-type]
     'conv mask': (lambda p: MacroConv(2, 2, mask_zero='no'), TypeError, "'mask_zero' must be"),  # type: ignore[arg-type]
     'conv weighting': (lambda p: MacroConv(2, 2, weighting=1), TypeError, "'weighting' must be"),  # type: ignore[arg-type]
     'conv renormalize': (
         lambda p: MacroConv(2, 2, renormalize='no'), TypeError, "'renormalize' must be.*'no'"  # type: ignore[arg-type]
     ),
-    'behavior literal': (
-        lambda p: BehaviorGraphConv(2, 2, 3, literal='x'), TypeError, "'literal' must be.*'x'"  # type: ignore[arg-type]
+    'behavior form': (
+        lambda p: BehaviorGraphConv(2, 2, 3, form='released'), ValueError, "'paper', 'literal'.*'rel"
+    ),
+    'behavior size': (lambda p: BehaviorGraphConv(2, 2, 0), ValueError, "'num_behaviors'.*got 0"),
+    'behavior x': (
+        lambda p: behave(x=torch.rand(2, 2)), ValueError, r"'x' of shape \[\*, 3, 2\].* \[2, 2\]"
+    ),
+    'behavior x type': (lambda p: behave(x=[[1.0]]), TypeError, "'x' to be a tensor.*got list"),
+    'behavior edges': (
+        lambda p: behave(edge_index=torch.zeros(2, 1)), TypeError, "'edge_index' of dtype int64"
+    ),
+    'behavior weight': (
+        lambda p: behave(edge_weight=torch.rand(2)), ValueError, r"'edge_weight' of shape \[1\]"
+    ),
+    'behavior no weight': (
+        lambda p: behave(edge_weight=None), TypeError, "'edge_weight' to be a tensor.*None"
+    ),
+    'behavior id': (
+        lambda p: behave(edge_index=torch.tensor([[3], [0]])), IndexError, 'behaviors .* 0 to 3.* 2'
+    ),
+    'behavior degree': (
+        lambda p: behave('literal', edge_weight=torch.tensor([-2.0])),
+        ValueError,
+        'positive and finite.*1 of 3 is not, such as -1.0 in row 1',
     ),
     'hypergraph bias': (
         lambda p: HypergraphConv(2, 2, bias='no'), TypeError, "'bias' must be.*'no'"  # type: ignore[arg-type]
     ),
-    'intention standard': (
-        lambda p: IntentionConv(2, 2, standard='no'), TypeError, "'standard' must be.*'no'"  # type: ignore[arg-type]
+    'intention form': (
+        lambda p: IntentionConv(2, 2, form='standard'), ValueError, "'paper', 'literal'.*'standard'"
+    ),
+    'intention size': (lambda p: IntentionConv(2, 0), ValueError, "'intention_channels'.*got 0"),
+    'intention child': (
+        lambda p: intend(child=torch.rand(3, 4)), ValueError, r"'child' of shape \[M, 2\].*\[3, 4\]"
+    ),
+    'intention center': (
+        lambda p: intend(center=torch.rand(2)), ValueError, r"'center' of shape \[N, 2\].*\[2\]"
+    ),
+    'intention guide': (
+        lambda p: intend(intention=torch.rand(1, 2)), ValueError, r"'intention' of shape \[2, 2\]"
+    ),
+    'intention edges': (
+        lambda p: intend(edge_index=torch.rand(2, 1)), TypeError, "'edge_index' of dtype int64"
+    ),
+    'intention edge shape': (
+        lambda p: intend(edge_index=torch.zeros(3).long()), ValueError, r'\[2, E\], but got.* \[3\]'
+    ),
+    'intention matrix': (
+        lambda p: intend(edge_index=torch.eye(3).to_sparse()), TypeError, 'list edges, whose order'
+    ),
+    'intention source': (
+        lambda p: intend(edge_index=torch.tensor([[3], [0]])), IndexError, 'children .* from 3 to 3'
+    ),
+    'intention target': (
+        lambda p: intend(edge_index=torch.tensor([[0], [2]])), IndexError, 'centers .* from 2 to 2'
+    ),
+    'intention pair': (lambda p: IntentionConv(2, 2)(None, None, None), TypeError, 'got NoneType'),  # type: ignore[arg-type]
+    'model attention': (
+        lambda p: MacGNN(5, 6, 2, 2, attention='released'), TypeError, "'attention' must be True"  # type: ignore[arg-type]
+    ),
+    'model form': (
+        lambda p: MacGNN(5, 6, 2, 2, form='code'), ValueError, "'form' must be one of.*'code'"
     ),
     'model mask': (
         lambda p: MacGNN(5, 6, 2, 2, mask_zero='no'), TypeError, "'mask_zero' must be.*'no'"  # type: ignore[arg-type]
@@ -970,14 +1061,18 @@ CASES: dict[str, Case] = {
     'model item graph': (
         lambda p: MacGNN(5, 6, 2, 2, item_graph=1), TypeError, "'item_graph' must be.*got 1"  # type: ignore[arg-type]
     ),
-    'gmcm literal': (
-        lambda p: gmcm(literal='x', merge='none'), TypeError, "'literal' must be.*'x'"
+    'gmcm form': (
+        lambda p: gmcm(form='released'), ValueError, "'paper', 'literal', but got 'released'"
     ),
+    'gmcm old loss': (lambda p: gmcm(loss='ipw_literal'), ValueError, "'loss'.*'ipw_literal'"),
     'gmcm weight nan': (
         lambda p: weighted_gmcm(torch.nan), ValueError, "'edge_weight'.*from 0 to 1, but got nan"
     ),
     'gmcm weight negative': (lambda p: weighted_gmcm(-0.5), ValueError, 'but got -0.5'),
     'gmcm weight large': (lambda p: weighted_gmcm(1.5), ValueError, 'but got 1.5'),
+    'srjgraph form': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, form='standard'), ValueError, "'literal', but got"
+    ),
     'srjgraph switch': (
         lambda p: SRJGraph({'user': 5, 'item': 6}, upstream='no'),  # type: ignore[arg-type]
         TypeError,
@@ -989,7 +1084,7 @@ CASES: dict[str, Case] = {
         "'hypergraph' must be True or False, but got 'no'",
     ),
     'interest switch': (
-        lambda p: UserInterest(5, {'text': torch.ones(6, 2)}, logits='no'),  # type: ignore[arg-type]
+        lambda p: UserInterest(logits='no'),  # type: ignore[arg-type]
         TypeError,
         "'logits' must be True or False, but got 'no'",
     ),
@@ -1079,7 +1174,7 @@ def placed() -> HistoryLoader:
 
 def draw_paths(user: object) -> object:
     item, time = torch.tensor([1]), torch.tensor([9])
-    return PathSampler(log()).draw([user], item, time, torch.Generator())  # type: ignore[arg-type]
+    return PathSampler(log()).draw(user, item, time, torch.Generator())  # type: ignore[arg-type]
 
 
 def weighted_gmcm(weight: float) -> GMCM:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureLoader, HistoryLoader, PairLoader, PathLoader
-from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph, UserInterest
+from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph
 from mag.nn import (
     BehaviorGraphConv,
     HashEmbedding,
@@ -30,6 +30,7 @@ from mag.transforms import (
     RecentNeighbors,
     TemporalSplit,
     TimeSlots,
+    UserInterest,
 )
 
 CLICKS = ('user', 'clicks', 'item')
@@ -110,7 +111,7 @@ def click_learner(model: torch.nn.Module, batch: Any, label: Tensor) -> Learner:
     'arguments',
     [
         {},
-        {'attention': 'released', 'mask_zero': False, 'dice': 'released'},
+        {'form': 'released'},
         {'renormalize': True},
         {'weighting': False, 'item_graph': False, 'num_hops': 1},
     ],
@@ -149,7 +150,7 @@ def test_gmcm(log: HeteroData, arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     'arguments',
-    [{}, {'standard': True}, {'intention': False, 'upstream': False}, {'released': True}],
+    [{}, {'form': 'literal'}, {'intention': False, 'upstream': False}, {'form': 'released'}],
 )
 def test_srjgraph(log: HeteroData, arguments: dict[str, Any]) -> None:
     part = TemporalSplit(0.3, 0.8, 0.9, num_windows=1)(log)[0]
@@ -181,10 +182,10 @@ def test_hyperctr(log: HeteroData, arguments: dict[str, Any]) -> None:
 
 def test_user_interest(log: HeteroData) -> None:
     def run() -> list[Tensor]:
-        torch.manual_seed(0)
-        model = UserInterest.from_data(log, embedding_dim=32)
-        model.fit(log, num_epochs=1, batch_size=2048, progress=False)
-        return [*model.state_dict().values(), model.interest(log)]
+        transform = UserInterest(32, num_epochs=1, batch_size=2048)
+        transform.fit(log, progress=False, accelerator='cpu')
+        assert transform._score is not None
+        return [*transform._score.state_dict().values(), transform(log)['user'].interest]
 
     assert_repeatable(run)
 

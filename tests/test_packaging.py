@@ -215,7 +215,10 @@ ROOMS: dict[str, set[str]] = {
     'metrics': {'checks'},
     'loader': {'checks', 'click_index', 'macro_graph', 'schema'},
     'training': {'checks', 'files', 'logits', 'metrics', 'schema'},
-    'transforms': {'checks', 'click_index', 'cutoff', 'macro_graph', 'nn', 'schema'},
+    'transforms': {
+        'checks', 'click_index', 'cutoff', 'loader', 'losses', 'macro_graph', 'modality', 'nn',
+        'schema', 'training',
+    },
     'datasets': {'checks', 'files', 'metrics', 'schema'},
     'models': {
         'checks', 'cutoff', 'loader', 'logits', 'losses', 'modality', 'nn', 'schema'

@@ -7,6 +7,7 @@ from mag.transforms.recent_neighbors import RecentNeighbors
 from mag.transforms.temporal_split import TemporalSplit
 from mag.transforms.text_features import TextFeatures
 from mag.transforms.time_slots import TimeSlots
+from mag.transforms.user_interest import UserInterest
 
 __all__ = [
     'BehaviorGraph',
@@ -16,4 +17,5 @@ __all__ = [
     'TemporalSplit',
     'TextFeatures',
     'TimeSlots',
+    'UserInterest',
 ]

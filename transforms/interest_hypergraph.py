@@ -20,7 +20,7 @@ class InterestHypergraph(BaseTransform):
 
         data = TimeSlots(timedelta(days=7))(data)
         train, val, test = TemporalSplit(num_windows=1)(data)
-        data['user'].interest = UserInterest.from_data(train).fit(train).interest(train)
+        data = UserInterest().fit(train)(data)
         data = InterestHypergraph()(data)
         model = HyperCTR.from_data(data)
 
@@ -63,8 +63,8 @@ class InterestHypergraph(BaseTransform):
 
     Args:
         threshold (float, optional): :math:`\delta`, on which the paper is silent. Interests that
-            :class:`~mag.models.UserInterest` learned crowd above a half, where a little more than
-            the default keeps modalities much further apart. (default: :obj:`0.5`)
+            :class:`~mag.transforms.UserInterest` learned crowd above a half, where a little more
+            than the default keeps modalities much further apart. (default: :obj:`0.5`)
         max_size (int, optional): The most members that a hyperedge has. (default: :obj:`100`)
         seed (int, optional): Seed of the draws. (default: :obj:`0`)
 
