@@ -3,6 +3,7 @@ r"""What models return: one contract for clicks, conversions, branches and views
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.utils._pytree import _register_namedtuple
 
 
@@ -57,3 +58,25 @@ def as_logits(model: str, output: Tensor | Logits) -> Logits:
         f'{model} must return the logits of clicks as a tensor, or mag.logits.Logits, but returned '
         f'{type(output).__name__}.'
     )
+
+
+def log_both(logits: Logits) -> Tensor:
+    r"""The logarithms of the probabilities that click and conversion both happen, shape
+    :obj:`[B]`, in float64: products of probabilities come closer to each other than float32 can
+    tell. :obj:`logits` has conversions."""
+    if logits.both is not None:
+        return logsigmoid(logits.both.double())
+    return logsigmoid(logits.click.double()) + logsigmoid(logits.conversion.double())  # type: ignore[union-attr]
+
+
+def probabilities(logits: Logits) -> dict[str, Tensor]:
+    r"""Probabilities in float64, each of shape :obj:`[B]`: of a :obj:`"click"`; where the model
+    predicts conversions, of a :obj:`"conversion"` after a click and of both,
+    :obj:`"click_and_conversion"`; and of a click by each branch, under its name."""
+    predicted = {'click': logits.click.double().sigmoid()}
+    if logits.conversion is not None:
+        predicted['conversion'] = logits.conversion.double().sigmoid()
+        predicted['click_and_conversion'] = log_both(logits).exp()
+    for name, logit in (logits.branches or {}).items():
+        predicted[name] = logit.double().sigmoid()
+    return predicted

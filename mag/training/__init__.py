@@ -1,17 +1,22 @@
 r"""Training, evaluation and prediction, the same for every model."""
 
-from mag.training.click_task import ClickTask
-from mag.training.evaluate import evaluate, predict
-from mag.training.fit import fit
-from mag.training.task import Task
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mag.training.click_task import ClickTask
+    from mag.training.lightning_task import LightningTask
+    from mag.training.loop import fit
+    from mag.training.scoring import evaluate, predict
+    from mag.training.task import Task
 
 __all__ = ['ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
 
+_FILES = dict(zip(__all__, ('click_task', 'lightning_task', 'task', 'scoring', 'loop', 'scoring')))
+
 
 def __getattr__(name: str) -> object:
-    # Lightning takes longer to import than all the rest, and few need this.
-    if name == 'LightningTask':
-        from mag.training.lightning_task import LightningTask
-
-        return LightningTask
+    # A task alone, which a transform may be, needs neither Lightning nor torchmetrics.
+    if name in _FILES:
+        return getattr(import_module(f'mag.training.{_FILES[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -2,20 +2,20 @@ import csv
 import errno
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mag.files import full_disk, read_tensors, remove_leftovers, replacing, write_tensors
-from mag.training.random_states import random_state, set_random_states
-from mag.training.run_config import check_same_config
+from mag.fingerprint import check_same_config
 from mag.training.task import Task
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -54,25 +54,15 @@ class Run:
         for name in FILES:
             remove_leftovers(self.path(name))
         if resume and os.path.exists(self.path('last.ckpt')):
-            saved = self._read('last.ckpt', 'state_dict', 'optimizer', 'random_states', 'rows')
-            check_same_config(saved['config'], config, directory)
-            self.saved, self.step, self.best, self.waited, self.rows = (
-                saved, saved['step'], saved['best'], saved['waited'], saved['rows']
-            )  # fmt: skip
+            saved = self.saved = self._read('last.ckpt')
+            self.step, self.best, self.waited = saved['step'], saved['best'], saved['waited']
+            self.rows = saved['rows']
             # A run that was killed before its first validation has no best weights yet.
             if self.best > -math.inf:
-                check_same_config(self._read('best.ckpt')['config'], config, directory)
+                self._read('best.ckpt')
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
-
-    def is_finished(self, max_epochs: int, patience: int) -> bool:
-        if self.saved is None or self.best == -math.inf:
-            return False
-        return (
-            self.step >= max_epochs * self.saved['config']['batches per epoch']
-            or self.waited >= patience
-        )
 
     def start(self, fabric: Any, num_batches: int) -> None:
         r"""Adds to the settings what is known only where there are processes, and deletes what is
@@ -136,7 +126,11 @@ class Run:
         if fabric.is_global_zero:
             for logger in fabric.loggers:
                 logger.save()
-            self._write_rows()
+            columns = dict.fromkeys(name for row in self.rows for name in row)
+            with replacing(self.path('metrics.csv')) as path, open(path, 'w', newline='') as file:
+                writer = csv.DictWriter(file, list(columns))
+                writer.writeheader()
+                writer.writerows(self.rows)
             last = {
                 'step': self.step,
                 'best': self.best,
@@ -169,31 +163,51 @@ class Run:
         if self.saved is not None:
             set_random_states(self.saved['random_states'][fabric.global_rank])
 
-    def best_weights(self) -> dict[str, Tensor]:
-        return self._read('best.ckpt', 'state_dict')['state_dict']
+    def load_weights(self, name: str, task: Task) -> None:
+        r"""Puts the weights of one of the two checkpoints into the task."""
+        try:
+            task.load_state_dict(self._read(name)['state_dict'])
+        except RuntimeError as error:
+            sentence = f'{self.path(name)!r} holds the weights of another model.'
+            raise self._unreadable(sentence) from error
 
-    def unreadable(self, sentence: str) -> ValueError:
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            checkpoint = read_tensors(self.path(name))
+        except FileNotFoundError:
+            raise self._unreadable(f'{self.path(name)!r} is missing.') from None
+        except ValueError as error:
+            raise self._unreadable(str(error)) from None
+        keys = {'config', 'state_dict', 'step'}
+        if name == 'last.ckpt':
+            keys |= {'optimizer', 'random_states', 'rows'}
+        is_whole = isinstance(checkpoint, dict) and checkpoint.keys() >= keys
+        if not is_whole or not isinstance(checkpoint['config'], dict):
+            raise self._unreadable(f'{self.path(name)!r} is no checkpoint that fit wrote.')
+        check_same_config(checkpoint['config'], self.config, self.directory)
+        return checkpoint
+
+    def _unreadable(self, sentence: str) -> ValueError:
         return ValueError(
             f'{sentence} Choose another directory, or pass resume=False to start over there.'
         )
 
-    def _write_rows(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        path = self.path('metrics.csv')
-        with replacing(path) as temporary, open(temporary, 'w', newline='') as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
 
-    def _read(self, name: str, *keys: str) -> dict[str, Any]:
-        path = self.path(name)
-        try:
-            checkpoint = read_tensors(path)
-        except FileNotFoundError:
-            raise self.unreadable(f'{path!r} is missing.') from None
-        except ValueError as error:
-            raise self.unreadable(str(error)) from None
-        is_whole = isinstance(checkpoint, dict) and checkpoint.keys() >= {'config', *keys}
-        if not is_whole or not isinstance(checkpoint['config'], dict):
-            raise self.unreadable(f'{path!r} is no checkpoint that fit wrote.')
-        return checkpoint
+def random_state() -> dict[str, Any]:
+    r"""The states of the global generators of Python, NumPy and torch, in plain types."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        'python': random.getstate(),
+        'numpy': (name, np.asarray(keys).tolist(), *rest),
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(state: dict[str, Any]) -> None:
+    r"""Puts back what :func:`random_state` returned."""
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
+    torch.set_rng_state(state['torch'])
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])

@@ -8,11 +8,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Task(torch.nn.Module):
-    r"""What a run minimises, measures and steps: :func:`~mag.training.fit` asks it for a loss, for
-    metrics and for an optimizer, and knows nothing else of the model in it.
+    r"""What a run minimises, measures and steps: :func:`~mag.training.fit` knows nothing else.
 
-    A resumed run compares what a task and its modules hold as attributes: numbers, words, tensors,
-    functions, and tuples, lists and dictionaries of these; and the code of :meth:`loss` and
+    A resumed run compares what a task and its modules hold as attributes (numbers, words, tensors,
+    functions, and tuples, lists and dictionaries of these), and the code of :meth:`loss` and
     :meth:`configure_optimizers`, but not of what it calls. Names that begin with an underscore are
     not compared.
 
@@ -32,8 +31,7 @@ class Task(torch.nn.Module):
         raise NotImplementedError(f'{type(self).__name__} has no metrics.')
 
     def measure(self, scores: list[tuple[Tensor, ...]], device: torch.device) -> dict[str, float]:
-        r"""The metrics of the whole, over all processes, from what :meth:`score` returned for each
-        batch of this one."""
+        r"""The metrics of the whole, over all processes, from the scores of this one's batches."""
         raise NotImplementedError(f'{type(self).__name__} has no metrics.')
 
     def predict(self, batch: Any) -> dict[str, Tensor]:
@@ -41,6 +39,5 @@ class Task(torch.nn.Module):
         raise NotImplementedError(f'{type(self).__name__} predicts nothing.')
 
     def configure_optimizers(self) -> Optimizer | tuple[Optimizer, LRScheduler]:
-        r"""The optimizer, with groups of parameters as may be, and a schedule of its learning
-        rates, which advances after each step."""
+        r"""The optimizer, and as may be a schedule of its rates, which advances after each step."""
         raise NotImplementedError(f'{type(self).__name__} has no optimizer.')

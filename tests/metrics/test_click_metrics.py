@@ -14,7 +14,6 @@ from mag.loader import ExposureBatch
 from mag.logits import Logits
 from mag.metrics import click_metrics
 from mag.training import ClickTask, evaluate
-from mag.training.click_task import score
 
 CPU = torch.device('cpu')
 NAMES = [
@@ -22,6 +21,10 @@ NAMES = [
     'cvr_auc', 'cvr_mse', 'cvr_calibration_error',
     'ctcvr_gauc', 'ctcvr_auc', 'ctcvr_mse', 'ctcvr_calibration_error',
 ]  # fmt: skip
+
+
+def score(model: torch.nn.Module, batch: ExposureBatch) -> tuple[Tensor, ...]:
+    return ClickTask(model).score(batch)
 
 
 class Table(torch.nn.Module):

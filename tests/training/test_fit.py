@@ -250,6 +250,61 @@ def test_equals_a_bare_loop_and_learns(tmp_path: Path) -> None:
     assert values['auc'] > 0.7 > auc[0]
 
 
+def fit_without_validation(**arguments: Any) -> ClickTask:
+    lightning.seed_everything(1, verbose=False)
+    task = ClickTask(TinyModel(), 1e-2, 1e-4)
+    loader = PairLoader(macro_data(505, 1), 20, shuffle=True, seed=3)
+    return fit(
+        task, loader, seed=5, log_every_n_steps=3, progress=False, accelerator='cpu',
+        **{'max_epochs': 3, **arguments},
+    )  # fmt: skip
+
+
+def test_without_validation_the_last_weights_are_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+    task = fit_without_validation()
+    assert [path.name for path in tmp_path.rglob('*')] == ['temporary']
+
+    kept = fit_without_validation(directory=tmp_path / 'run')
+    assert equal(kept.state_dict(), task.state_dict())
+    last = load(tmp_path / 'run' / 'last.ckpt')
+    assert equal(last['state_dict'], task.state_dict()) and last['step'] == 78
+    assert not (tmp_path / 'run' / 'best.ckpt').exists()
+    assert [row['step'] for row in rows(tmp_path / 'run')] == [str(3 * n) for n in range(1, 27)]
+    # Without a validation in between, weights are those of a bare loop.
+    lightning.seed_everything(1, verbose=False)
+    bare = ClickTask(TinyModel(), 1e-2, 1e-4)
+    optimizer = bare.configure_optimizers()
+    loader = PairLoader(macro_data(505, 1), 20, shuffle=True, seed=3)
+    lightning.seed_everything(5, verbose=False)
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            optimizer.zero_grad()
+            bare.loss(batch).backward()
+            optimizer.step()
+    assert equal(bare.state_dict(), task.state_dict())
+
+
+def test_a_run_without_validation_resumes_exactly(tmp_path: Path) -> None:
+    whole = fit_without_validation(directory=tmp_path / 'whole')
+    with pytest.raises(RuntimeError, match='failed on purpose'):
+        fit_without_validation(directory=tmp_path / 'run', callbacks=[Fail('on_train_start', 1)])
+    fit_without_validation(directory=tmp_path / 'run', max_epochs=1)
+    resumed = fit_without_validation(directory=tmp_path / 'run', callbacks=(steps := Steps(),))
+    assert steps.steps[0] == 27
+    assert equal(resumed.state_dict(), whole.state_dict())
+    with pytest.warns(UserWarning, match='already finished'):
+        again = fit_without_validation(directory=tmp_path / 'run', callbacks=[Forbid()])
+    assert equal(again.state_dict(), whole.state_dict())
+    with pytest.raises(ValueError, match='val_loader rows is missing there, 301 here'):
+        train(str(tmp_path / 'run'), max_epochs=3, seed=5)
+
+
 def test_logs(tmp_path: Path) -> None:
     train(str(tmp_path), max_epochs=2, validate_every=20)
     # 26 steps an epoch: a loss every 3 steps, before each validation and at the end.
@@ -776,6 +831,16 @@ def good(**arguments: Any) -> dict[str, Any]:
             ValueError,
             'validate_every=7 is more than the 6 steps of 2 epochs of 3',
         ),
+        (
+            {'val_loader': None, 'validate_every': 2},
+            ValueError,
+            "'validate_every' asks for validations, .* 'val_loader' is None",
+        ),
+        (
+            {'directory': None, 'devices': 2},
+            ValueError,
+            "2 processes need a 'directory' to share, but got None",
+        ),
         ({'monitor': 'val_auc'}, ValueError, "one of .*'auc', .* but got 'val_auc'"),
         (
             {'train_loader': DataLoader([1])},
@@ -974,7 +1039,7 @@ def test_other_conversion_runs_are_refused(tmp_path: Path) -> None:
     for arguments, sentence in (
         ({'loss': 'naive'}, "loss='ipw'.* there; the model has .*loss='naive'.* here"),
         ({'output': 'sum'}, "output='mean'.* there; the model has .*output='sum'.* here"),
-        ({'literal': True}, 'literal=False.* there; the model has .*literal=True.* here'),
+        ({'form': 'literal'}, "form='paper'.* there; the model has .*form='literal'.* here"),
         ({'monitor': 'auc'}, 'monitor is ctcvr_auc there, auc here'),
         ({'train_part': content}, 'train_loader features.'),
         ({'train_part': query}, 'train_loader features.'),

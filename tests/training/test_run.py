@@ -1,11 +1,13 @@
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mag.files import read_tensors
-from mag.training.run import Run
+from mag.training.run import Run, random_state, set_random_states
 
 
 class Fabric:
@@ -107,3 +109,24 @@ def test_best_counts_what_was_waited() -> None:
         True, False, False, True, False,
     ]  # fmt: skip
     assert (run.best, run.waited) == (0.6, 1)
+
+
+def draw() -> list[float]:
+    # An odd number of normal draws leaves half a pair in NumPy's state.
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        torch.rand(()).item(),
+        torch.randn(()).item(),
+    ]
+
+
+def test_random_states_come_back_through_a_file(tmp_path: Path) -> None:
+    draw()
+    torch.save(random_state(), tmp_path / 'state.pt')
+    expected = draw()
+    assert draw() != expected
+    set_random_states(torch.load(tmp_path / 'state.pt', weights_only=True))
+    assert draw() == expected

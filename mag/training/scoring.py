@@ -15,9 +15,6 @@ from mag.files import replacing
 from mag.training.click_task import ClickTask
 from mag.training.task import Task
 
-# Rows that are held at a time while a file is written.
-CHUNK = 1 << 20
-
 
 def evaluate(
     model: torch.nn.Module, loader: DataLoader, progress: bool = False
@@ -34,10 +31,6 @@ def evaluate(
         loader (DataLoader): A loader of labelled batches.
         progress (bool, optional): If set to :obj:`True`, a progress bar is shown.
             (default: :obj:`False`)
-
-    Returns:
-        The values under :obj:`"auc"`, :obj:`"gauc"`, :obj:`"logloss"`, and of conversions
-        :obj:`"cvr_auc"`, :obj:`"ctcvr_auc"` and so on.
 
     Raises:
         ValueError: If the loader is empty or unlabelled, a logit is NaN or infinite, or no user has
@@ -56,17 +49,14 @@ def predict(
 
 @overload
 def predict(
-    model: torch.nn.Module,
-    loader: DataLoader,
-    path: str | os.PathLike[str],
-    progress: bool = False,
+    model: torch.nn.Module, loader: DataLoader, path: str | os.PathLike, progress: bool = False
 ) -> None: ...
 
 
 def predict(
     model: torch.nn.Module,
     loader: DataLoader,
-    path: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> dict[str, Tensor] | None:
     r"""What a model predicts for the rows of a loader, in their order. They need no labels.
@@ -75,16 +65,14 @@ def predict(
         model (torch.nn.Module): A model of clicks, or a :class:`Task`. It is scored in the
             precision of its weights, on their device.
         loader (DataLoader): A loader that does not shuffle.
-        path (str or os.PathLike, optional): A Parquet file to write to, with a column a score, from
-            which nothing is held in memory but for a million rows. It is there once it is whole.
-            (default: :obj:`None`)
+        path (str or os.PathLike, optional): A Parquet file to write to, a column a score, so that
+            memory holds one batch. It is there once it is whole. (default: :obj:`None`)
         progress (bool, optional): If set to :obj:`True`, a progress bar is shown.
             (default: :obj:`False`)
 
     Returns:
-        Of models of clicks the probabilities :obj:`"click"`, and where they are predicted
-        :obj:`"conversion"` (after a click) and :obj:`"click_and_conversion"`, each of shape
-        :obj:`[N]` on the CPU; or :obj:`None` if they were written to :obj:`path`.
+        What :meth:`Task.predict` gives, such as :func:`mag.logits.probabilities`, each of shape
+        :obj:`[N]` on the CPU; or :obj:`None` if it was written to :obj:`path`.
 
     Raises:
         OSError: If the disk is full.
@@ -106,10 +94,10 @@ def predict(
             {name: value.cpu() for name, value in task.predict(to_device(batch, device)).items()}
             for batch in tqdm(loader, 'predict', disable=not progress)
         )
-        if path is None:
-            return _joined(list(predicted))
-        _write(predicted, path)
-        return None
+        if path is not None:
+            return _write(predicted, path)
+        batches = list(predicted)
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -136,8 +124,7 @@ def _scoring(model: torch.nn.Module) -> Iterator[tuple[Task, torch.device]]:
         model.train(training)
 
 
-def _write(predicted: Iterator[dict[str, Tensor]], path: str | os.PathLike[str]) -> None:
-    # Here, because training and evaluation do without.
+def _write(batches: Iterator[dict[str, Tensor]], path: str | os.PathLike) -> None:
     import duckdb
 
     folder, name = os.path.split(os.path.abspath(path))
@@ -146,30 +133,14 @@ def _write(predicted: Iterator[dict[str, Tensor]], path: str | os.PathLike[str])
     # DuckDB writes a Parquet file from one query: until then the rows wait in a table on that disk.
     with (
         tempfile.TemporaryDirectory('.tmp', f'{name}.', folder) as waiting,
-        duckdb.connect(os.path.join(waiting, 'rows.duckdb')) as connection,
+        duckdb.connect(os.path.join(waiting, 'rows.duckdb')) as rows,
     ):
-        command = 'CREATE TABLE scores AS'
-        for chunk in _chunks(predicted):
-            connection.register('chunk', {name: value.numpy() for name, value in chunk.items()})
-            connection.execute(f'{command} SELECT * FROM chunk')
-            command = 'INSERT INTO scores'
+        # One transaction: to make each batch safe would take longer than to score it.
+        rows.begin()
+        for number, batch in enumerate(batches):
+            rows.register('batch', {name: value.numpy() for name, value in batch.items()})
+            command = 'INSERT INTO scores' if number else 'CREATE TABLE scores AS'
+            rows.execute(f'{command} SELECT * FROM batch')
+        rows.commit()
         with replacing(path) as temporary:
-            connection.execute('COPY scores TO $path (FORMAT parquet)', {'path': temporary})
-
-
-def _chunks(predicted: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    r"""Batches put together into about :obj:`CHUNK` rows."""
-    parts: list[dict[str, Tensor]] = []
-    num_rows = 0
-    for part in predicted:
-        parts.append(part)
-        num_rows += len(next(iter(part.values())))
-        if num_rows >= CHUNK:
-            yield _joined(parts)
-            parts, num_rows = [], 0
-    if parts:
-        yield _joined(parts)
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            rows.execute('COPY scores TO $path (FORMAT parquet)', {'path': temporary})

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.models import HyperCTR, MacGNN, SRJGraph
-from mag.training.run_config import check_same_config, describe_loader, describe_task
+from mag.fingerprint import check_same_config, describe_loader, describe_task
 
 
 def test_config_names_each_difference() -> None:
@@ -151,7 +151,7 @@ def numbers() -> Numbers:
 OTHER_PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_run_config import DataLoader, Rows, describe_loader, describe_task, numbers
+from test_fingerprint import DataLoader, Rows, describe_loader, describe_task, numbers
 print(describe_loader(DataLoader(Rows())))
 print(describe_task(numbers()))
 """
@@ -216,11 +216,11 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
     [
         (
             lambda **changes: MacGNN(5, 5, 3, 3, **changes),
-            {'num_hops': 1, 'recent': False, 'item_graph': False, 'attention': 'released'},
+            {'num_hops': 1, 'recent': False, 'item_graph': False, 'form': 'released'},
         ),
         (
             lambda **changes: SRJGraph({'user': 5, 'item': 5}, **changes),
-            {'query': False, 'intention': False, 'upstream': False, 'released': True},
+            {'query': False, 'intention': False, 'upstream': False, 'form': 'released'},
         ),
     ],
 )

@@ -1,12 +1,14 @@
 r"""The loop that trains any task."""
 
 import logging
+import math
 import os
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from tqdm import tqdm
 
 from mag.checks import check_booleans, check_choice, check_integers
 from mag.files import require_local
-from mag.training.evaluate import to_device
+from mag.fingerprint import describe_loader, describe_task
 from mag.training.run import Run
-from mag.training.run_config import describe_loader, describe_task
+from mag.training.scoring import to_device
 from mag.training.task import Task
 
 # What fit calls of each callback, by keyword, as far as the callback takes it.
@@ -38,9 +40,9 @@ HOOKS = (
 def fit(
     task: Task,
     train_loader: DataLoader,
-    val_loader: DataLoader,
+    val_loader: DataLoader | None = None,
     *,
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | None = None,
     max_epochs: int = 20,
     patience: int = 5,
     seed: int = 0,
@@ -52,16 +54,16 @@ def fit(
     callbacks: Sequence[Any] = (),
     **fabric_arguments: Any,
 ) -> Task:
-    r"""Trains until validation no longer improves, and returns the task with its best weights.
+    r"""Trains until validation no longer improves, and returns the task with its best weights; or,
+    without validation, for all epochs, and returns it with its last.
 
     A run that was killed, at any point, goes on when :func:`fit` is called again with the same
     arguments, and ends as if it had not been: on a CPU with the same weights to the last bit. A run
-    that has finished is not trained again: a warning says so, and its best weights are loaded. With
-    a larger :obj:`max_epochs` or :obj:`patience` it goes on, as if it had not ended; only if
+    that has finished is not trained again: a warning says so, and its weights are loaded. With a
+    larger :obj:`max_epochs` or :obj:`patience` it goes on, as if it had not ended; only if
     :obj:`validate_every` does not divide the steps of the former :obj:`max_epochs` have its logs a
     row more, for the training loss at the former end. Ctrl-C stops at the next step whose loss is
-    logged, after writing a checkpoint; pressed twice it stops at once, and the checkpoint before
-    stays.
+    logged, after writing a checkpoint; pressed twice it stops at once.
 
     The same arguments are, of a loader, the same number and order of rows, and the same tensors and
     NumPy arrays in the attributes of its dataset, also within lists, tuples, dictionaries and
@@ -69,9 +71,9 @@ def fit(
     weights, says the same of itself and has the same tensors in buffers that are not saved, the
     same attributes and the same losses, see :class:`Task`.
 
-    In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the weights
-    that are returned, :obj:`metrics.csv` and, where TensorBoard is installed, :obj:`tensorboard/`.
-    Steps in the logs count from one.
+    In :obj:`directory` are :obj:`last.ckpt`, from which to resume, :obj:`best.ckpt`, the best
+    weights, :obj:`metrics.csv` and, where TensorBoard is installed, :obj:`tensorboard/`. Steps in
+    the logs count from one.
 
     Args:
         task (Task): What to train, such as :obj:`ClickTask(model)`. Its first weights are the
@@ -80,8 +82,10 @@ def fit(
         train_loader (DataLoader): A loader whose :obj:`sampler` has :obj:`set_epoch` and
             :obj:`skip`, as that of :class:`~mag.loader.PairLoader`, and takes a process's share
             where there are several.
-        val_loader (DataLoader): A loader of the rows to validate on.
-        directory (str or os.PathLike): Where checkpoints and logs go.
+        val_loader (DataLoader, optional): A loader of the rows to validate on.
+            (default: :obj:`None`)
+        directory (str or os.PathLike, optional): Where checkpoints and logs go. Without one the run
+            cannot be resumed, and leaves nothing. (default: :obj:`None`)
         max_epochs (int, optional): At most this many passes over the training rows.
             (default: :obj:`20`)
         patience (int, optional): Stop after this many validations without a better value.
@@ -108,93 +112,90 @@ def fit(
         TypeError: If :obj:`task` is no :class:`Task`, a loader cannot be resumed, or an argument
             has another type or is unknown.
         ValueError: If a number or :obj:`monitor` is out of range, a loader is empty,
-            :obj:`directory` is a file, or the run in it was started with other settings or has a
-            missing, damaged or foreign checkpoint.
+            :obj:`directory` is a file or is missing where there are several processes, or the run
+            in it was started with other settings or has a missing, damaged or foreign checkpoint.
         OSError: If the disk is full.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
     """
+    steps = {'validate_every': 1 if validate_every is None else validate_every}
     check_integers(
-        1,
-        max_epochs=max_epochs,
-        patience=patience,
-        log_every_n_steps=log_every_n_steps,
-        validate_every=1 if validate_every is None else validate_every,
+        1, max_epochs=max_epochs, patience=patience, log_every_n_steps=log_every_n_steps, **steps
     )
     check_integers(0, 2**32, seed=seed)
     check_booleans(resume=resume, progress=progress)
-    _check_task_and_loaders(task, train_loader, val_loader, monitor)
+    _check_task_and_loaders(task, train_loader, val_loader)
+    if val_loader is not None:
+        check_choice(task.modes, monitor=monitor)
+    elif validate_every is not None:
+        raise ValueError("'validate_every' asks for validations, but 'val_loader' is None.")
     _check_callbacks(callbacks)
-    directory = _checked_directory(directory)
-    description = _description(task, directory)
-    config = {
-        'seed': seed,
-        'validate_every': validate_every,
-        'monitor': monitor,
-        'precision': str(fabric_arguments.get('precision') or '32-true'),
-        **description,
-        'train_loader': describe_loader(train_loader),
-        'val_loader': describe_loader(val_loader),
-    }
-    run = Run(directory, config, resume)
-    if run.is_finished(max_epochs, patience):
-        warnings.warn(
-            f'The run in {directory} has already finished: nothing was trained, and its best '
-            f'weights are loaded. Pass resume=False to train anew.',
-            stacklevel=2,
-        )
-    else:
-        device = next((parameter.device for parameter in task.parameters()), torch.device('cpu'))
-        fabric = _launch(run, callbacks, fabric_arguments)
-        fabric.seed_everything(seed, workers=False, verbose=False)
-        try:
-            _train(
-                fabric, task, train_loader, val_loader, run, max_epochs, patience, validate_every,
-                log_every_n_steps, monitor, progress,
-            )  # fmt: skip
-        finally:
-            task.to(device)
-            _remember(task, directory, description)
-    try:
-        task.load_state_dict(run.best_weights())
-    except RuntimeError as error:
-        best = run.path('best.ckpt')
-        raise run.unreadable(f'{best!r} holds the weights of another model.') from error
-    _remember(task, directory, description)
+    is_kept = directory is not None
+    with nullcontext(directory) if is_kept else tempfile.TemporaryDirectory() as folder:
+        folder = _checked_directory(folder)
+        description = _description(task, folder)
+        config = {
+            'seed': seed,
+            'validate_every': validate_every,
+            'monitor': monitor,
+            'precision': str(fabric_arguments.get('precision') or '32-true'),
+            **description,
+            'train_loader': describe_loader(train_loader),
+            'val_loader': {} if val_loader is None else describe_loader(val_loader),
+        }
+        run = Run(folder, config, resume)
+        if _is_finished(run, max_epochs, patience, val_loader):
+            warnings.warn(
+                f'The run in {folder} has already finished: nothing was trained, and its weights '
+                f'are loaded. Pass resume=False to train anew.',
+                stacklevel=2,
+            )
+        else:
+            parameter = next(task.parameters(), torch.empty(0))
+            fabric = _launch(run if is_kept else None, callbacks, fabric_arguments)
+            fabric.seed_everything(seed, workers=False, verbose=False)
+            try:
+                _train(
+                    fabric, task, train_loader, val_loader, run, max_epochs, patience,
+                    validate_every, log_every_n_steps, monitor, progress,
+                )  # fmt: skip
+            finally:
+                task.to(parameter.device)
+                _remember(task, folder, description)
+        run.load_weights('last.ckpt' if val_loader is None else 'best.ckpt', task)
+        _remember(task, folder, description)
     return task
 
 
-def _launch(run: Run, callbacks: Sequence[Any], arguments: dict[str, Any]) -> Any:
+def _launch(run: Run | None, callbacks: Sequence[Any], arguments: dict[str, Any]) -> Any:
     # Here, because it takes longer to import than all the rest.
     from lightning.fabric import Fabric
 
-    loggers = [*run.loggers(), *(arguments.pop('loggers', None) or [])]
-    with _warnings_only('lightning.fabric', 'lightning.pytorch'):
-        fabric = Fabric(**{'devices': 1, **arguments}, callbacks=[*callbacks], loggers=loggers)
-        fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _warnings_only(*names: str) -> Iterator[None]:
-    r"""Fabric repeats what it was asked for, in the log of its own or, where that is imported, of
-    Lightning's Trainer."""
-    logs = [logging.getLogger(name) for name in names]
+    loggers = [*(run.loggers() if run else []), *(arguments.pop('loggers', None) or [])]
+    # Fabric repeats what it was asked for, in its own log or, where it is imported, the Trainer's.
+    logs = [logging.getLogger(name) for name in ('lightning.fabric', 'lightning.pytorch')]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(max(log.level, logging.WARNING))
     try:
-        yield
+        fabric = Fabric(**{'devices': 1, **arguments}, callbacks=[*callbacks], loggers=loggers)
+        num_processes = getattr(fabric.strategy, 'num_processes', 1)
+        if run is None and num_processes > 1:
+            raise ValueError(
+                f"{num_processes} processes need a 'directory' to share, but got None."
+            )
+        fabric.launch()
     finally:
         for log, level in zip(logs, levels):
             log.setLevel(level)
+    return fabric
 
 
 def _train(
     fabric: Any,
     task: Task,
     train_loader: DataLoader,
-    val_loader: DataLoader,
+    val_loader: DataLoader | None,
     run: Run,
     max_epochs: int,
     patience: int,
@@ -221,17 +222,15 @@ def _train(
     step_optimizer = fabric.setup_optimizers(optimizer).step
     run.restore(fabric, task, optimizer, schedule)
     sampler: Any = train_loader.sampler
-    sign = 1.0 if task.modes[monitor] == 'max' else -1.0
     losses: list[Tensor] = []
     shown: dict[str, float] = {}
+    is_shown = progress and fabric.is_global_zero
 
     task.train()
     fabric.call('on_train_start', task=task)
     with (
         _gentle_interrupt() as is_interrupted,
-        tqdm(
-            total=num_steps, initial=run.step, disable=not (progress and fabric.is_global_zero)
-        ) as bar,
+        tqdm(total=num_steps, initial=run.step, disable=not is_shown) as bar,
     ):
         while run.step < num_steps and run.waited < patience:
             epoch, skip = divmod(run.step, num_batches)
@@ -260,10 +259,9 @@ def _train(
                 bar.update()
                 fabric.call('on_train_batch_end', task=task, step=run.step, loss=losses[-1])
 
-                validates = run.step % validate_every == 0
+                validates = val_loader is not None and run.step % validate_every == 0
                 ends = run.step == num_steps
-                logs = run.step % log_every_n_steps == 0
-                if not (validates or ends or logs):
+                if not (validates or ends or run.step % log_every_n_steps == 0):
                     continue
                 rate = optimizer.param_groups[0]['lr']
                 shown['train_loss'] = _mean_loss(fabric, losses, run.step, rate)
@@ -271,9 +269,10 @@ def _train(
                 run.log(fabric, {'epoch': epoch, 'train_loss': shown['train_loss']})
                 if validates:
                     values = _validate(fabric, task, val_loader)
-                    shown |= {f'val_{name}': value for name, value in values.items()}
-                    run.log(fabric, {'epoch': epoch, **{f'val_{n}': v for n, v in values.items()}})
-                    if run.is_better(sign * _monitored(values, monitor)):
+                    validated = {f'val_{name}': value for name, value in values.items()}
+                    shown |= validated
+                    run.log(fabric, {'epoch': epoch, **validated})
+                    if run.is_better(_gain(task, values, monitor)):
                         run.save_best(fabric, task)
                     fabric.call('on_validation_end', task=task, step=run.step, values=values)
                 bar.set_postfix(shown, refresh=False)
@@ -281,9 +280,9 @@ def _train(
                 if validates or ends or stops or fabric.broadcast(run.is_due()):
                     run.save_last(fabric, task, optimizer, schedule)
                 if stops:
-                    last = run.path('last.ckpt')
                     raise KeyboardInterrupt(
-                        f'Training was interrupted. Call fit again to go on from {last}.'
+                        f'Training was interrupted. Call fit again to go on from '
+                        f'{run.path("last.ckpt")}.'
                     )
                 if run.waited >= patience:
                     break
@@ -293,7 +292,7 @@ def _train(
         logger.finalize('success')
 
 
-def _validate(fabric: Any, task: Task, loader: DataLoader) -> dict[str, float]:
+def _validate(fabric: Any, task: Task, loader: Any) -> dict[str, float]:
     if fabric.world_size > 1:
         # Running statistics are those of the first process, which saves them.
         for buffer in task.buffers():
@@ -316,29 +315,32 @@ def _prepare(fabric: Any, batch: Any) -> Any:
 
 
 def _mean_loss(fabric: Any, losses: list[Tensor], step: int, learning_rate: float) -> float:
-    r"""The mean of the last losses over all processes.
-
-    Raises:
-        FloatingPointError: If one of them is not finite.
-    """
+    r"""The mean of the last losses, those up to :obj:`step`, over all processes."""
     stacked = fabric.all_reduce(torch.stack(losses).double(), reduce_op='mean')
-    bad = (~stacked.isfinite()).nonzero()
-    if bad.numel() > 0:
+    for place in (~stacked.isfinite()).nonzero()[:1]:
         raise FloatingPointError(
-            f'The training loss became {stacked[bad[0]].item()} at step '
-            f'{step + 1 - len(losses) + int(bad[0])} with learning rate {learning_rate}. Try a '
+            f'The training loss became {stacked[place].item()} at step '
+            f'{step + 1 - len(losses) + int(place)} with learning rate {learning_rate}. Try a '
             f'smaller one, or look for NaN in the batches.'
         )
     return stacked.mean().item()
 
 
-def _monitored(values: dict[str, float], monitor: str) -> float:
+def _gain(task: Task, values: dict[str, float], monitor: str) -> float:
+    r"""The value of a validation to stop and select by, of which more is better."""
     if monitor not in values:
         raise ValueError(
             f'The run is to stop by {monitor!r}, but a validation of this model gives '
             f'{sorted(values)}.'
         )
-    return values[monitor]
+    return values[monitor] if task.modes[monitor] == 'max' else -values[monitor]
+
+
+def _is_finished(run: Run, max_epochs: int, patience: int, val_loader: DataLoader | None) -> bool:
+    if run.saved is None or (val_loader is not None and run.best == -math.inf):
+        return False
+    num_steps = max_epochs * run.saved['config']['batches per epoch']
+    return run.step >= num_steps or run.waited >= patience
 
 
 def _description(task: Task, directory: str) -> dict[str, Any]:
@@ -353,15 +355,12 @@ def _remember(task: Task, directory: str, description: dict[str, Any]) -> None:
     task._known = (directory, describe_task(task), description)  # type: ignore[assignment]
 
 
-def _check_task_and_loaders(
-    task: Any, train_loader: DataLoader, val_loader: DataLoader, monitor: str
-) -> None:
+def _check_task_and_loaders(task: Any, train_loader: Any, val_loader: Any) -> None:
     if not isinstance(task, Task):
         raise TypeError(
             f'fit trains a Task, but got {type(task).__name__}: wrap the model, as in '
             f'ClickTask(model, learning_rate=1e-2).'
         )
-    check_choice(task.modes, monitor=monitor)
     sampler = getattr(train_loader, 'sampler', None)
     if not (hasattr(sampler, 'set_epoch') and hasattr(sampler, 'skip')):
         raise TypeError(
@@ -370,7 +369,7 @@ def _check_task_and_loaders(
             f'sampler {type(sampler).__name__}.'
         )
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
-        if len(loader) == 0:
+        if loader is not None and len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
 
 
@@ -403,15 +402,14 @@ def _gentle_interrupt() -> Iterator[Callable[[], bool]]:
     pressed = threading.Event()
 
     def interrupt(*_: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
         pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    previous = signal.signal(signal.SIGINT, interrupt)
+    # No other thread may ask for signals.
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, interrupt) if is_main else None
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if is_main:
+            signal.signal(signal.SIGINT, previous)
