@@ -191,8 +191,9 @@ def heavy_imports(package: str) -> set[str]:
         ('mag.nn', set()),
         ('mag.transforms', set()),
         ('mag.logits', set()),
+        ('mag.training', set()),
         # torchmetrics loads the rest.
-        ('mag.training', {'torchmetrics', 'matplotlib', 'scipy.sparse', 'scipy.special'}),
+        ('mag.metrics', {'torchmetrics', 'matplotlib', 'scipy.sparse', 'scipy.special'}),
         ('mag.datasets', {'duckdb'}),
     ],
 )
@@ -206,6 +207,7 @@ ROOMS: dict[str, set[str]] = {
     'click_index': set(),
     'cutoff': {'checks', 'schema'},
     'files': set(),
+    'fingerprint': set(),
     'logits': set(),
     'schema': {'checks'},
     'modality': {'checks', 'schema'},
@@ -214,7 +216,7 @@ ROOMS: dict[str, set[str]] = {
     'losses': {'checks'},
     'metrics': {'checks'},
     'loader': {'checks', 'click_index', 'macro_graph', 'schema'},
-    'training': {'checks', 'files', 'logits', 'metrics', 'schema'},
+    'training': {'checks', 'files', 'fingerprint', 'logits', 'metrics', 'schema'},
     'transforms': {
         'checks', 'click_index', 'cutoff', 'loader', 'losses', 'macro_graph', 'modality', 'nn',
         'schema', 'training',
