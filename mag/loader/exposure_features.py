@@ -3,7 +3,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
-from mag.loader.exposures import Exposures, dense, ids
+from mag.loader.columns import dense, ids
+from mag.loader.exposures import Exposures
 from mag.schema import CLICKS, categoricals, contents, require
 
 
@@ -35,7 +36,7 @@ class ExposureFeatures(Dataset):
 
     def __init__(self, data: HeteroData, *, reader: str = 'ExposureFeatures') -> None:
         require(data, reader, 'edge_index')
-        self.exposures = Exposures(data, reader)
+        self.exposures = Exposures(data, reader, outcomes=False)
         self.sparse, self.dense = {}, {}
         fields = []
         for node_type, num_nodes in self.exposures.num_nodes.items():

@@ -84,12 +84,7 @@ class ExposureLoader(RowLoader):
             ValueError: If a context or :obj:`x` is missing, unknown or has another shape, or
                 :obj:`x` is NaN or infinite.
         """
-        reads = {*self.dataset.features.names, 'x'}
-        return self.dataset.batch(
-            self.dataset.exposures.request(
-                user, items, None, x, contexts, reads=reads, reader='ExposureLoader.request'
-            )
-        )
+        return self._request(user, items, x=x, contexts=contexts)
 
 
 class _FeatureReader(RowReader):
@@ -100,6 +95,7 @@ class _FeatureReader(RowReader):
         if label_attributes(data):
             require(data, 'ExposureLoader', 'edge_label_index')
         super().__init__(self.features.exposures)
+        self.exposures.check_outcomes()
 
     def arguments(self) -> set[str]:
         return {*self.features.names, 'x'}

@@ -1,4 +1,4 @@
-import copy
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_ids, check_tensor, check_values
-from mag.loader.requests import as_floats, as_integers, as_seconds, one_for_each, row_for_each
+from mag.checks import check_ids, check_tensor
+from mag.loader.columns import dense, ids, outcome
+from mag.loader.requests import one_for_each, row_for_each, to_tensor
 from mag.schema import CLICKS, categoricals, require, windows
 
 
@@ -32,12 +33,13 @@ class Exposures(Dataset):
         reader (str, optional): Who asks, for messages. (default: :obj:`"Exposures"`)
         needs (Collection[str], optional): Which of :obj:`edge_label` and :obj:`edge_label_time`
             have to be there. (default: :obj:`()`)
+        outcomes (bool, optional): If set to :obj:`False`, conversions and behaviors, whose check
+            takes longer than all others, are checked when they are first read, see
+            :meth:`check_outcomes`. (default: :obj:`True`)
 
     Attributes:
         num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
         num_windows (int): How many windows the log rolls over.
-        ranges (dict[str, tuple[int, int]]): For each context, its least value, :obj:`-1` where
-            there can be none, and the number from which on there are no more.
 
     Raises:
         IndexError: If a user, an item or a window does not exist.
@@ -47,52 +49,48 @@ class Exposures(Dataset):
     """
 
     def __init__(
-        self, data: HeteroData, reader: str = 'Exposures', *, needs: Collection[str] = ()
+        self,
+        data: HeteroData,
+        reader: str = 'Exposures',
+        *,
+        needs: Collection[str] = (),
+        outcomes: bool = True,
     ) -> None:
         require(data, reader)
         clicks = data[CLICKS]
+        self.reader = reader
         self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
         self.num_windows = windows(data, reader).num
         self._rows: Tensor | None = None
         none = torch.empty(0, dtype=torch.long)
         self._columns: dict[str, Any] = {'user': none, 'item': none}
         self._contexts: dict[str, Tensor] = {}
+        # What followed the clicks, before it is checked.
+        self._outcomes: dict[str, Any] = {}
+        # The number of values of the contexts, where the log has it.
+        self._num_values = categoricals(clicks, 'edge_label_')
+        if 'num_slots' in clicks:
+            # The slot that follows the last one of the log reads that one.
+            self._num_values['slot'] = clicks.num_slots + 1
         # When the first slot begins, and how long each is.
         self._slots: tuple[int, int] | None = None
         if 'slot_start' in clicks and 'slot_length' in clicks:
             self._slots = clicks.slot_start, clicks.slot_length
+        x = None
         if 'edge_label_index' in clicks:
-            told = {'edge_label', 'edge_label_time'}.intersection(clicks.keys())
-            require(data, reader, 'edge_label_index', *sorted(told.union(needs)))
-            self._columns['user'], self._columns['item'] = clicks.edge_label_index
-            self._columns['time'] = clicks.get('edge_label_time')
-            self._read_window(clicks, reader)
-            self._read_labels(clicks, reader)
-            self._read_contexts(clicks, reader)
-        size = len(self)
-        x = clicks.get('edge_label_x') if 'edge_label_index' in clicks else None
-        self._columns['x'] = dense(reader, 'edge_label_x', x, size)
-        number = {**categoricals(clicks, 'edge_label_')}
-        if 'num_slots' in clicks:
-            # The slot that follows the last one of the log reads that one.
-            number['slot'] = clicks.num_slots + 1
-        # A log need not tell how many there are, and one without exposures does not tell whether
-        # there can be none.
-        self.ranges = {
-            name: (
-                -1 if column.numel() == 0 or int(column.min()) < 0 else 0,
-                number.get(name, 2**63),
-            )
-            for name, column in self._contexts.items()
-        }
+            there = {'edge_label', 'edge_label_time'}.intersection(clicks.keys())
+            require(data, reader, 'edge_label_index', *sorted(there.union(needs)))
+            self._read(clicks)
+            x = clicks.get('edge_label_x')
+        self._columns['x'] = dense(reader, 'edge_label_x', x, len(self))
+        if outcomes:
+            self.check_outcomes()
 
     def __len__(self) -> int:
         return len(self._columns['user'] if self._rows is None else self._rows)
 
     def __getitem__(self, rows: Tensor) -> 'Exposures':
-        chosen = copy.copy(self)
-        chosen._rows = rows if self._rows is None else self._rows[rows]
-        return chosen
+        return self._with(_rows=rows if self._rows is None else self._rows[rows])
 
     @property
     def rows(self) -> Any:
@@ -129,12 +127,12 @@ class Exposures(Dataset):
     @property
     def conversion(self) -> Tensor | None:
         r"""1 for a click that converted, float32, shape :obj:`[B]`."""
-        return self._take(self._columns.get('conversion'))
+        return self._take(self._outcome('conversion'))
 
     @property
     def behavior(self) -> Tensor | None:
         r"""The micro-behaviors after the click, float32, shape :obj:`[B, N]`."""
-        return self._take(self._columns.get('behavior'))
+        return self._take(self._outcome('behavior'))
 
     @property
     def x(self) -> Tensor:
@@ -150,6 +148,19 @@ class Exposures(Dataset):
     def context(self, name: str) -> Any:
         r"""One of :obj:`contexts`, if the log has it."""
         return self._take(self._contexts.get(name))
+
+    @functools.cached_property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        r"""For each context, its least value, :obj:`-1` where there can be none, and the number
+        from which on there are no more. A log need not tell how many there are, and one without
+        exposures does not tell whether there can be none."""
+        return {
+            name: (
+                -1 if column.numel() == 0 or int(column.min()) < 0 else 0,
+                self._num_values.get(name, 2**63),
+            )
+            for name, column in self._contexts.items()
+        }
 
     def context_names(self, among: Collection[str] | None = None) -> list[str]:
         r"""The names of the contexts that the log has."""
@@ -176,8 +187,9 @@ class Exposures(Dataset):
             contexts (dict[str, int or torch.Tensor], optional): Every context that is read, one for
                 the request or one for each item. The slot need not be told where
                 :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
-            reads (Collection[str], optional): The contexts that are read, and :obj:`"x"` if dense
-                features are. By default all.
+            reads (Collection[str], optional): The contexts that are read, :obj:`"x"` if dense
+                features are, and :obj:`"time"` if the request has to have one. By default all
+                contexts and dense features.
             reader (str, optional): Who asks, for messages. (default: :obj:`"Exposures.request"`)
 
         Raises:
@@ -187,19 +199,21 @@ class Exposures(Dataset):
             ValueError: If there is not one of each for the request, or one for each item, a context
                 is missing or unknown, or :obj:`x` is NaN or infinite.
         """
-        when = None if time is None else as_seconds(time)
-        told = {}
-        for name, value in (contexts or {}).items():
-            (told[name],) = as_integers(**{name: value})
         names = self.context_names(reads)
-        slots = self._slots if 'slot' in names and 'slot' not in told and time is not None else None
-        known = [name for name in names if name != 'slot' or slots is None]
-        if set(told) != set(known):
+        given = {
+            name: to_tensor(name, value, 'hold integer ids')
+            for name, value in (contexts or {}).items()
+        }
+        is_timed = time is not None or (reads is not None and 'time' in reads)
+        when = to_tensor('time', time, 'be int64 seconds') if is_timed else None
+        is_placed = 'slot' in names and 'slot' not in given and is_timed and self._slots is not None
+        wanted = [name for name in names if name != 'slot' or not is_placed]
+        if set(given) != set(wanted):
             raise ValueError(
-                f'A request for this log must tell {sorted(known) or "no context"}, but told '
-                f'{sorted(told) or "none"}.'
+                f'A request for this log must tell {sorted(wanted) or "no context"}, but told '
+                f'{sorted(given) or "none"}.'
             )
-        for name, value in told.items():
+        for name, value in given.items():
             first, number = self.ranges[name]
             check_ids(reader, f"values of '{name}'", value, number, first)
         user, items = self._pairs(user, items, reader)
@@ -208,92 +222,90 @@ class Exposures(Dataset):
         if when is not None:
             columns['time'] = one_for_each('time', when, size)
         if reads is None or 'x' in reads:
-            given = torch.empty(size, 0) if x is None else as_floats('x', x)
-            columns['x'] = row_for_each('x', given, size, self._columns['x'].size(1))
-        for name, value in told.items():
+            columns['x'] = self._dense_of_request(x, size)
+        for name, value in given.items():
             column = self._contexts[name]
-            told[name] = (
+            given[name] = (
                 row_for_each(name, value.long(), size, column.size(1))
                 if column.dim() == 2
                 else one_for_each(name, value.long(), size)
             )
-        if slots is not None:
-            start, length = slots
-            told['slot'] = (columns['time'] - start).clamp(min=0) // length
-        candidates = copy.copy(self)
-        candidates._rows, candidates._columns = None, columns
-        candidates._contexts = {name: told[name] for name in names}
-        return candidates
+        if is_placed and self._slots is not None:
+            start, length = self._slots
+            given['slot'] = (columns['time'] - start).clamp(min=0) // length
+        return self._with(
+            _rows=None,
+            _columns=columns,
+            _contexts={name: given[name] for name in names},
+            _outcomes={},
+        )
+
+    def check_outcomes(self) -> None:
+        r"""Raises unless conversions and behaviors are 0 or 1, and follow a click.
+
+        Raises:
+            TypeError: If one is no tensor of numbers.
+            ValueError: If one has another length than there are exposures, holds something else, or
+                follows no click.
+        """
+        for name in self._outcomes:
+            self._outcome(name)
+
+    def _with(self, **attributes: Any) -> 'Exposures':
+        r"""A copy with other attributes; copy.copy takes longer than a small batch."""
+        other = object.__new__(type(self))
+        other.__dict__ = {**self.__dict__, **attributes}
+        return other
 
     def _pairs(self, user: Any, items: Any, reader: str) -> tuple[Tensor, Tensor]:
         r"""A user and an item for each candidate."""
-        user, items = as_integers(user=user, items=items)
+        user = to_tensor('user', user, 'hold integer ids')
+        items = to_tensor('items', items, 'hold integer ids')
         if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
             raise ValueError(
                 f'A request takes items of shape [B], and one user or a user for each item, but '
                 f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
             )
-        user, items = user.long().expand(items.shape), items.long()
         for node_type, node in (('user', user), ('item', items)):
             check_ids(reader, f'{node_type} ids', node, self.num_nodes[node_type])
-        return user, items
+        return user.long().expand(items.shape), items.long()
+
+    def _dense_of_request(self, x: Any, size: int) -> Tensor:
+        given = torch.empty(size, 0) if x is None else to_tensor('x', x, 'hold numbers').float()
+        if not bool(given.isfinite().all()):
+            raise ValueError(f"'x' must be finite, but got {given[~given.isfinite()][0].item()}.")
+        return row_for_each('x', given, size, self._columns['x'].size(1))
 
     def _take(self, column: Tensor | None) -> Any:
         if column is None or self._rows is None:
             return column
         return column.index_select(0, self._rows)
 
-    def _read_window(self, clicks: Any, reader: str) -> None:
-        window = clicks.get('edge_label_window')
+    def _read(self, clicks: Any) -> None:
+        self._columns['user'], self._columns['item'] = clicks.edge_label_index
+        self._columns['time'] = clicks.get('edge_label_time')
+        self._columns['window'] = window = clicks.get('edge_label_window')
         if window is not None:
-            check_tensor(reader, 'edge_label_window', window, (len(self),), torch.long)
-            check_ids(reader, "windows of 'edge_label_window'", window, self.num_windows)
-        self._columns['window'] = window
-
-    def _read_labels(self, clicks: Any, reader: str) -> None:
-        r"""Clicks, and what followed them: where clicks are not told, it says nothing."""
-        label = clicks.get('edge_label')
-        if label is None:
-            return
-        self._columns['label'] = label.float()
-        for name, shape in (('conversion', (len(self),)), ('behavior', (len(self), 'N'))):
-            value, what = clicks.get(f'edge_label_{name}'), f'edge_label_{name}'
-            if value is None:
-                continue
-            check_tensor(reader, what, value, shape, 'numbers')
-            happened = value != 0
-            check_values(reader, what, value, ~happened | (value == 1), '0 and 1')
-            early = (happened if value.dim() == 1 else happened.any(1)) & (label == 0)
-            if bool(early.any()):
-                raise ValueError(
-                    f"{reader} found '{what}' in {int(early.sum())} exposures without a click, "
-                    f'such as row {int(early.nonzero()[0])}: it tells what followed a click.'
-                )
-            self._columns[name] = value.float()
-
-    def _read_contexts(self, clicks: Any, reader: str) -> None:
+            check_tensor(self.reader, 'edge_label_window', window, (len(self),), torch.long)
+            what = "windows of 'edge_label_window'"
+            check_ids(self.reader, what, window, self.num_windows)
+        # Without clicks, what followed them says nothing.
+        if 'edge_label' in clicks:
+            self._columns['label'] = clicks.edge_label.float()
+            self._outcomes = {
+                name: clicks[f'edge_label_{name}']
+                for name in ('conversion', 'behavior')
+                if f'edge_label_{name}' in clicks
+            }
         # A log need not tell how many slots and domains there are.
         others = [name for name in ('slot', 'domain') if f'edge_label_{name}' in clicks]
         for name in sorted({*categoricals(clicks, 'edge_label_'), *others}):
             what = f'edge_label_{name}'
-            self._contexts[name] = ids(reader, what, clicks[what], len(self))
+            self._contexts[name] = ids(self.reader, what, clicks[what], len(self))
 
-
-def ids(reader: str, name: str, value: Any, length: int) -> Tensor:
-    r"""A column of ids, or several, which is checked."""
-    is_table = isinstance(value, Tensor) and value.dim() == 2
-    check_tensor(reader, name, value, (length, 'F') if is_table else (length,), 'integers')
-    return value
-
-
-def dense(reader: str, name: str, value: Any, length: int) -> Tensor:
-    r"""Dense features as a table of float32, which is checked, shape :obj:`[length, F]`; of none,
-    :obj:`[length, 0]`."""
-    if value is None:
-        return torch.empty(length, 0)
-    is_table = isinstance(value, Tensor) and value.dim() == 2
-    check_tensor(reader, name, value, (length, 'F') if is_table else (length,), 'floats')
-    # Models read float32, of which some doubles are beyond.
-    table = value.float() if is_table else value.float().unsqueeze(1)
-    check_values(reader, name, table, table.isfinite(), 'finite float32')
-    return table
+    def _outcome(self, name: str) -> Any:
+        r"""What followed the clicks, of all rows; it is checked when it is first read."""
+        if name in self._outcomes and name not in self._columns:
+            value, label = self._outcomes[name], self._columns['label']
+            self._columns[name] = outcome(self.reader, name, value, label)
+        return self._columns.get(name)

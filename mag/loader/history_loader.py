@@ -8,7 +8,6 @@ from mag.checks import check_integers
 from mag.click_index import ClickIndex, take
 from mag.loader.exposures import Exposures
 from mag.loader.history_batch import HistoryBatch
-from mag.loader.requests import as_seconds
 from mag.loader.row_loader import RowLoader, RowReader, check_batches, check_history
 from mag.schema import CLICKS, require, require_cpu
 
@@ -92,16 +91,7 @@ class HistoryLoader(RowLoader):
             ValueError: If there is not one of each for the request, or one for each item, or a
                 context is missing or unknown.
         """
-        return self.dataset.batch(
-            self.dataset.exposures.request(
-                user,
-                items,
-                as_seconds(time),
-                contexts=contexts,
-                reads=_CONTEXTS,
-                reader='HistoryLoader.request',
-            )
-        )
+        return self._request(user, items, time=time, contexts=contexts)
 
 
 class _HistoryReader(RowReader):
@@ -113,7 +103,9 @@ class _HistoryReader(RowReader):
         require_cpu(history, 'HistoryLoader')
         check_integers(1, length=length)
         check_history('HistoryLoader', data, history)
-        super().__init__(Exposures(data, 'HistoryLoader', needs=('edge_label_time',)))
+        super().__init__(
+            Exposures(data, 'HistoryLoader', needs=('edge_label_time',), outcomes=False)
+        )
         user, item = history[CLICKS].edge_index
         num_users = data['user'].num_nodes
         self.clicks = ClickIndex(

@@ -100,6 +100,7 @@ class _JoinedReader(RowReader):
 
     def __init__(self, readers: dict[str, RowReader]) -> None:
         super().__init__(next(iter(readers.values())).exposures)
+        self.exposures.check_outcomes()
         self.readers = readers
 
     def batch(self, exposures: Exposures) -> JoinedBatch:

@@ -73,9 +73,7 @@ class PairLoader(RowLoader):
             TypeError: If an id is no integer.
             ValueError: If there is not one user, or one for each item.
         """
-        return self.dataset.batch(
-            self.dataset.exposures.request(user, items, reads=(), reader='PairLoader.request')
-        )
+        return self._request(user, items)
 
 
 class _PairReader(RowReader):
@@ -83,7 +81,7 @@ class _PairReader(RowReader):
 
     def __init__(self, data: HeteroData, max_bytes: int) -> None:
         self.macro_rows = MacroRows(data, max_bytes, reader='PairLoader')
-        super().__init__(Exposures(data, 'PairLoader', needs=('edge_label',)))
+        super().__init__(Exposures(data, 'PairLoader', needs=('edge_label',), outcomes=False))
         if len(self) > 0:
             _check_cutoff(self.exposures, data)
 

@@ -12,7 +12,6 @@ from mag.checks import check_booleans, described
 from mag.click_index import take
 from mag.loader.exposures import Exposures
 from mag.loader.path_sampler import PathSampler
-from mag.loader.requests import as_seconds
 from mag.loader.row_loader import RowLoader, RowReader, check_batches, check_history
 from mag.schema import (
     CLICKS,
@@ -138,17 +137,7 @@ class PathLoader(RowLoader):
             ValueError: If there is not one of each for the request, or one for each item, or a
                 context is missing or unknown.
         """
-        names = self.dataset.exposures.context_names()
-        return self.dataset.batch(
-            self.dataset.exposures.request(
-                user,
-                items,
-                as_seconds(time),
-                contexts=contexts,
-                reads=names,
-                reader='PathLoader.request',
-            )
-        )
+        return self._request(user, items, time=time, contexts=contexts)
 
 
 def _has_length(value: Any, length: int) -> bool:
@@ -164,7 +153,7 @@ class _PathReader(RowReader):
         require(data, 'PathLoader', 'edge_label_index', 'edge_label_time')
         require(history, 'PathLoader', 'edge_index', 'time')
         check_history('PathLoader', data, history)
-        super().__init__(Exposures(data, 'PathLoader', needs=('edge_label_time',)))
+        super().__init__(Exposures(data, 'PathLoader', needs=('edge_label_time',), outcomes=False))
         self.data, self.history, self.seed = data, history, seed
         clicks = data[CLICKS]
         self.num_clicks = history[CLICKS].edge_index.size(1)

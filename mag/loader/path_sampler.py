@@ -8,7 +8,6 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_booleans, check_ids, check_integers, check_tensor, check_values
 from mag.click_index import ClickIndex, take
-from mag.loader.requests import as_integers
 from mag.schema import CLICKS, OTHER, require, require_cpu
 
 
@@ -106,12 +105,9 @@ class PathSampler:
             TypeError: If ids or times are no integers.
             ValueError: If there is not a user, an item and a time for each target.
         """
-        user, item, time = as_integers(user=user, item=item, time=time)
-        if user.dim() != 1 or not user.shape == item.shape == time.shape:
-            raise ValueError(
-                f'PathSampler draws for targets of a user, an item and a time each, of shape [B], '
-                f'but got shapes {list(user.shape)}, {list(item.shape)} and {list(time.shape)}.'
-            )
+        check_tensor('PathSampler.draw', 'user', user, ('B',), 'integers')
+        check_tensor('PathSampler.draw', 'item', item, (user.numel(),), 'integers')
+        check_tensor('PathSampler.draw', 'time', time, (user.numel(),), 'int64 seconds')
         for node_type, node in (('user', user), ('item', item)):
             check_ids('PathSampler.draw', f'{node_type} ids', node, self.num_nodes[node_type])
         category = self.category[item]

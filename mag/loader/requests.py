@@ -1,4 +1,4 @@
-r"""What is told in a request, as tensors."""
+r"""The arguments of a request as tensors, with one entry for each candidate."""
 
 import reprlib
 from typing import Any
@@ -6,62 +6,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What an argument must do, and which types do.
+_DUTIES = {
+    'hold integer ids': lambda dtype: (
+        not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    ),
+    # A float cannot hold unix seconds exactly.
+    'be int64 seconds': lambda dtype: dtype == torch.long,
+    'hold numbers': lambda dtype: not dtype.is_complex,
+}
 
-def to_tensor(name: str, value: Any, expected: str) -> Tensor:
+
+def to_tensor(name: str, value: Any, duty: str) -> Tensor:
     r"""An argument of a request as a tensor.
 
+    Args:
+        name: Its name.
+        value: What was given, a number or a tensor.
+        duty: What it must do: :obj:`"hold integer ids"`, :obj:`"be int64 seconds"` or :obj:`"hold
+            numbers"`.
+
     Raises:
-        TypeError: If it is none, in a sentence that says what it must be.
+        TypeError: If it does not.
     """
     try:
-        return torch.as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     # For each kind of what is no number, PyTorch has another error.
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"'{name}' must {expected}, but got {reprlib.repr(value)}.") from None
-
-
-def as_integers(**values: Any) -> list[Tensor]:
-    r"""Arguments of a request as tensors.
-
-    Raises:
-        TypeError: Names the argument that holds no integers.
-    """
-    tensors = []
-    for name, value in values.items():
-        tensor = to_tensor(name, value, 'hold integer ids')
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise TypeError(f"'{name}' must hold integer ids, but has dtype {tensor.dtype}.")
-        tensors.append(tensor)
-    return tensors
-
-
-def as_seconds(time: Any) -> Tensor:
-    r"""The time of a request as a tensor.
-
-    Raises:
-        TypeError: If it is not of int64.
-    """
-    tensor = to_tensor('time', time, 'be int64 seconds')
-    if tensor.dtype != torch.long:
-        raise TypeError(f"'time' must be int64 seconds, but has dtype {tensor.dtype}.")
-    return tensor
-
-
-def as_floats(name: str, value: Any) -> Tensor:
-    r"""Dense features of a request as float32.
-
-    Raises:
-        TypeError: If they are no numbers.
-        ValueError: If one is NaN or infinite.
-    """
-    x = to_tensor(name, value, 'hold numbers').float()
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"'{name}' must be finite, but got {x[~x.isfinite()][0].item()}.")
-    return x
+        found = f'got {reprlib.repr(value)}'
+    else:
+        if _DUTIES[duty](tensor.dtype):
+            return tensor
+        found = f'has dtype {tensor.dtype}'
+    raise TypeError(f"'{name}' must {duty}, but {found}.")
 
 
 def one_for_each(name: str, value: Tensor, size: int) -> Tensor:
-    r"""What is told once, or for each candidate, as one for each, shape :obj:`[size]`.
+    r"""What is given once, or for each candidate, as one for each, shape :obj:`[size]`.
 
     Raises:
         ValueError: If it has another shape.
@@ -75,7 +56,7 @@ def one_for_each(name: str, value: Tensor, size: int) -> Tensor:
 
 
 def row_for_each(name: str, value: Tensor, size: int, width: int) -> Tensor:
-    r"""What is told once, or for each candidate, as a row for each, shape :obj:`[size, width]`.
+    r"""What is given once, or for each candidate, as a row for each, shape :obj:`[size, width]`.
 
     Raises:
         ValueError: If it has another shape.

@@ -30,7 +30,7 @@ class RowReader(Dataset):
         raise NotImplementedError
 
     def arguments(self) -> set[str]:
-        r"""What a request may tell besides the user and the items."""
+        r"""What a request tells besides the user and the items."""
         raise NotImplementedError
 
 
@@ -60,6 +60,17 @@ class RowLoader(DataLoader):
             )
         sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
         super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+
+    def _request(self, user: Any, items: Any, **arguments: Any) -> Any:
+        r"""The batch of a request, from the arguments of :meth:`Exposures.request`."""
+        candidates = self.dataset.exposures.request(
+            user,
+            items,
+            **arguments,
+            reads=self.dataset.arguments(),
+            reader=f'{type(self).__name__}.request',
+        )
+        return self.dataset.batch(candidates)
 
 
 def check_batches(batch_size: int, shuffle: bool, seed: int) -> None:

@@ -207,9 +207,11 @@ def test_targets_that_do_not_exist_raise() -> None:
     for user, item, message in ((10, 1, 'user ids from 10 to 10'), (1, -1, 'item ids from -1 to')):
         with pytest.raises(IndexError, match=message):
             sampler.draw(torch.tensor([user]), torch.tensor([item]), one, generator)
-    with pytest.raises(ValueError, match=r'shapes \[1\], \[2\] and \[1\]'):
+    with pytest.raises(ValueError, match=r"draw expects 'item' of shape \[1\], .* shape \[2\]"):
         sampler.draw(one, torch.tensor([1, 2]), one, generator)
-    with pytest.raises(TypeError, match="'time' must hold integer"):
+    with pytest.raises(ValueError, match=r"draw expects 'user' of shape \[B\], .* shape \[\]"):
+        sampler.draw(one[0], one, one, generator)
+    with pytest.raises(TypeError, match="draw expects 'time' of int64 seconds, .* torch.float32"):
         sampler.draw(one, one, torch.tensor([1.0]), generator)
     with pytest.raises(TypeError, match='but got {}'):
         PathSampler(data, widths={})
