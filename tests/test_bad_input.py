@@ -265,7 +265,7 @@ CASES: dict[str, Case] = {
     ),
     # Temporal split
     'split order': (
-        lambda p: TemporalSplit(0.9, 0.8, 0.95), ValueError, "'train_start', .* must ascend, but got 0.9, 0.8, 0.95"
+        lambda p: TemporalSplit(0.9, 0.8, 0.95), ValueError, 'must ascend, but got 0.9, 0.8, 0.95'
     ),
     'split range': (lambda p: TemporalSplit(0.5, 0.8, 1.0), ValueError, 'but got 1.0'),
     'split windows': (lambda p: TemporalSplit(num_windows=0), ValueError, 'at least 1.*got 0'),
@@ -439,7 +439,80 @@ CASES: dict[str, Case] = {
     'text surrogate': (
         lambda p: TextFeatures(['fine', 'not \ud83d here'], lambda texts: np.ones((2, 3))),
         ValueError,
-        r"'texts' must be Unicode, but that of item 1 holds .* surrogate '\\ud83d' at place 4",
+        r"'texts' must be Unicode, but that of item 1 is not .*'\\ud83d' in position 4: surrogates",
+    ),
+    'text words': (
+        lambda p: TextFeatures('Heat', rows_of(2)), TypeError, "of a str an item, but got 'Heat'"
+    ),
+    'text nothing': (
+        lambda p: TextFeatures(['Heat', None], rows_of(2)), TypeError, 'item, but holds None'  # type: ignore[list-item]
+    ),
+    'text encode': (
+        lambda p: TextFeatures(['Heat'], 'bert'), TypeError, "'encode' must be a func.*got 'bert'"  # type: ignore[arg-type]
+    ),
+    'text words returned': (
+        lambda p: TextFeatures(['Heat'], lambda texts: np.array([['a']])),
+        TypeError,
+        'tensor of numbers, but returned ndarray of <U1',
+    ),
+    'text rows returned': (
+        lambda p: TextFeatures(['Heat'], rows_of(2)), ValueError, r'shape \[1, D\].*returned \[2, 3'
+    ),
+    'text infinite': (
+        lambda p: TextFeatures(['Heat'], lambda texts: torch.full((1, 2), torch.inf)),
+        ValueError,
+        r"'encode\(texts\)' of finite float32, but 2 of 2 are not, such as inf in row 0, column 0",
+    ),
+    'text items': (
+        lambda p: TextFeatures(['Heat', 'Alien'], rows_of(2))(log()),
+        ValueError,
+        "'texts' must be one an item of the data, 6, but got 2",
+    ),
+    'text no data': (
+        lambda p: TextFeatures(['Heat', 'Alien'], rows_of(2))('log'), TypeError, 'got str'  # type: ignore[arg-type]
+    ),
+    'behaviors missing': (
+        lambda p: BehaviorGraph()(log()), ValueError, r"to have \['edge_label_behavior'\], but it has"
+    ),
+    'behaviors shape': (
+        lambda p: BehaviorGraph()(bought(edge_label_behavior=torch.ones(40))),
+        ValueError,
+        r"'edge_label_behavior' of shape \[40, num_behaviors\], but got shape \[40\]",
+    ),
+    'behaviors half': (
+        lambda p: BehaviorGraph()(bought(edge_label_behavior=torch.full((40, 2), 0.5))),
+        ValueError,
+        "'edge_label_behavior' of 0 and 1, .* but 80 of 80 are not, such as 0.5 in row 0, column 0",
+    ),
+    'behaviors without a click': (
+        lambda p: BehaviorGraph()(bought(edge_label_behavior=torch.ones(40, 2))),
+        ValueError,
+        'of 0 alone in a row that was not clicked, but 40 of 80 are not, such as 1.0 in row 1',
+    ),
+    'behaviors of no clicks': (
+        lambda p: BehaviorGraph()(bought(edge_label=torch.zeros(40))),
+        ValueError,
+        'a click and a behavior or more, but got 0 clicks in 40 exposures and 2 behaviors',
+    ),
+    'behaviors of another log': (
+        lambda p: BehaviorGraph().fit(bought())(bought(edge_label_behavior=torch.ones(40, 3))),
+        ValueError,
+        r'The fitted BehaviorGraph expects .*num_exposures, 2\], but got shape \[40, 3\]',
+    ),
+    'split settled length': (
+        lambda p: TemporalSplit()(edited(edge_label_settled=torch.ones(39).long())),
+        ValueError,
+        r"'edge_label_settled' of shape \[40\], but got shape \[39\]",
+    ),
+    'split label scalar': (
+        lambda p: TemporalSplit()(edited(edge_label_weight=torch.tensor(1.0))),
+        ValueError,
+        r"'edge_label_weight' of shape \[40\], but got shape \[\]",
+    ),
+    'split label numpy': (
+        lambda p: TemporalSplit()(edited(edge_label_weight=np.ones(40))),
+        TypeError,
+        "'edge_label_weight' of data.* must be a tensor.*torch.from_numpy",
     ),
     'behaviors later': (
         lambda p: later_part(BehaviorGraph()), ValueError, 'fitted as of time.*own future'
@@ -1157,6 +1230,11 @@ CASES: dict[str, Case] = {
 
 def loader() -> PairLoader:
     return PairLoader(macro(), 8)
+
+
+def rows_of(num_rows: int) -> Callable[[list[str]], np.ndarray]:
+    r"""An encoder that returns as many rows, whatever the texts."""
+    return lambda texts: np.ones((num_rows, 3))
 
 
 def dense() -> ExposureLoader:

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,10 +5,20 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.checks import check_booleans, check_choice, check_integers, check_numbers, described
+from mag.checks import (
+    check_booleans,
+    check_choice,
+    check_integers,
+    check_numbers,
+    check_tensor,
+)
 from mag.cutoff import require_whole_log
 from mag.schema import CLICKS, click_attributes, label_attributes, require, require_cpu
 from mag.transforms._clock import first_click, user_position
+
+_NEEDED = ('edge_index', 'time', 'edge_label_index', 'edge_label', 'edge_label_time')
+# By node type, what transforms have made where these are there.
+_LEARNED = ('recent', 'cluster', 'interest', 'hyperedge_index')
 
 
 @functional_transform('temporal_split')
@@ -79,9 +87,9 @@ class TemporalSplit(BaseTransform):
     ) -> None:
         check_numbers('(0, 1)', train_start=train_start, val_start=val_start, test_start=test_start)
         if not train_start < val_start < test_start:
+            shares = f'{train_start}, {val_start}, {test_start}'
             raise ValueError(
-                f'TemporalSplit expects train_start < val_start < test_start, but got '
-                f'{train_start}, {val_start}, {test_start}.'
+                f"'train_start', 'val_start' and 'test_start' must ascend, but got {shares}."
             )
         check_integers(1, num_windows=num_windows)
         check_booleans(keep_cold=keep_cold)
@@ -94,15 +102,7 @@ class TemporalSplit(BaseTransform):
         self.keep_cold = keep_cold
 
     def forward(self, data: HeteroData) -> tuple[HeteroData, HeteroData, HeteroData]:
-        require(
-            data,
-            'TemporalSplit',
-            'edge_index',
-            'time',
-            'edge_label_index',
-            'edge_label',
-            'edge_label_time',
-        )
+        require(data, 'TemporalSplit', *_NEEDED)
         if 'edge_label_settled' in data[CLICKS]:
             require(data, 'TemporalSplit', 'edge_label_index', 'edge_label_settled')
         require_cpu(data, 'TemporalSplit')
@@ -111,8 +111,8 @@ class TemporalSplit(BaseTransform):
         num_exposures = data[CLICKS].edge_label.numel()
         if self.num_windows > num_exposures:
             raise ValueError(
-                f"'num_windows' is {self.num_windows}, but the log has {num_exposures} exposures: "
-                f'each window needs one or more.'
+                f"'num_windows' must be at most the number of exposures, which is "
+                f'{num_exposures}, but got {self.num_windows}.'
             )
         data = self._in_order(data)
         clicks = data[CLICKS]
@@ -198,17 +198,10 @@ class TemporalSplit(BaseTransform):
             warm &= first[node_type][node] < label_cutoff
         if not bool(warm.any()):
             advice = " A short log can be split with by='user'." if self.by == 'global' else ''
-            reason = ''
-            if num_unsettled > 0:
-                reason += (
-                    f', of {num_unsettled} the labels are known only when the next part begins'
-                )
-            if labels.numel() > 0:
-                whom = 'the others' if num_unsettled > 0 else 'them'
-                reason += f', and none of {whom} has both a user and an item with an earlier click'
             raise ValueError(
-                f'{self!r} leaves no {name} exposure: {num_labels} lie in the range{reason}.'
-                f'{advice}'
+                f'{self!r} leaves no {name} exposure: of {num_labels} in the range, '
+                f'{num_unsettled} have labels that are known only when the next part begins, and '
+                f'{labels.numel()} have a user or an item without an earlier click.{advice}'
             )
 
         part = data.__copy__()
@@ -257,7 +250,7 @@ def _require_untouched(data: HeteroData) -> None:
     made += [
         f"data['{node_type}'].{name}"
         for node_type in ('user', 'item')
-        for name in ('recent', 'cluster', 'interest', 'hyperedge_index')
+        for name in _LEARNED
         if name in data[node_type]
     ]
     if made:
@@ -265,24 +258,14 @@ def _require_untouched(data: HeteroData) -> None:
             f'TemporalSplit found {", ".join(made)}, made from the whole log: every part would '
             f'read its own future. Split first, then transform each part.'
         )
-    num_exposures = clicks.edge_label.numel()
-    if num_exposures == 0:
-        raise ValueError('TemporalSplit found no exposures to split: the log is empty.')
     for name, value in clicks.items():
         if isinstance(value, np.ndarray):
             raise TypeError(
-                f"TemporalSplit cuts tensors, but '{name}' of data{list(CLICKS)} is a NumPy array: "
-                f'pass it through torch.from_numpy.'
+                f"'{name}' of data{list(CLICKS)} must be a tensor, as parts are cut from tensors "
+                f'alone, but got a NumPy array: pass it through torch.from_numpy.'
             )
+    num_exposures = clicks.edge_label.numel()
     for name in label_attributes(data):
-        length = _num_entries(clicks[name], dim=-1 if name == 'edge_label_index' else 0)
-        if length != num_exposures:
-            raise ValueError(
-                f"TemporalSplit expects '{name}' to be a tensor with an entry for each of "
-                f'{num_exposures} exposures, but got '
-                f'{described(clicks[name]) if length is None else length}.'
-            )
-
-
-def _num_entries(value: Any, dim: int) -> int | None:
-    return value.size(dim) if isinstance(value, Tensor) and value.dim() > 0 else None
+        if name != 'edge_label_index':
+            shape = (num_exposures, *getattr(clicks[name], 'shape', ())[1:])
+            check_tensor('TemporalSplit', name, clicks[name], shape, 'numbers')

@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from mag.checks import check_values
 from mag.schema import require
 
 
@@ -51,26 +52,23 @@ class TextFeatures(BaseTransform):
                 text.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"'texts' must be Unicode, but that of item {row} holds the lone surrogate "
-                    f'{text[error.start]!r} at place {error.start}: decode it anew, or pass it '
-                    f"through text.encode('utf-8', 'replace').decode()."
+                    f"'texts' must be Unicode, but that of item {row} is not ({error}): decode it "
+                    f"anew, or pass it through text.encode('utf-8', 'replace').decode()."
                 ) from error
         if not callable(encode):
             raise TypeError(
-                f"'encode' must be a function from a list of texts to their features, such as "
-                f"SentenceTransformer('all-MiniLM-L6-v2').encode of the package "
-                f'sentence-transformers, but got {encode!r}.'
+                f"'encode' must be a function of a list of texts, such as "
+                f"SentenceTransformer('all-MiniLM-L6-v2').encode, but got {encode!r}."
             )
         self.encode = encode
-        self.x = _checked(encode(self.texts), len(self.texts))
+        self.x = _to_features(encode(self.texts), len(self.texts))
 
     def forward(self, data: HeteroData) -> HeteroData:
         require(data, 'TextFeatures')
         num_items = data['item'].num_nodes
         if num_items != len(self.texts):
             raise ValueError(
-                f'TextFeatures has {len(self.texts)} texts, but the data has {num_items} items: '
-                f'expected one text an item.'
+                f"'texts' must be one an item of the data, {num_items}, but got {len(self.texts)}."
             )
         data['item'].x_text = self.x
         return data
@@ -84,24 +82,19 @@ class TextFeatures(BaseTransform):
         )
 
 
-def _checked(x: Any, num_texts: int) -> Tensor:
-    if not isinstance(x, (np.ndarray, Tensor)):
+def _to_features(x: Any, num_texts: int) -> Tensor:
+    if isinstance(x, np.ndarray) and x.dtype.kind in 'iuf':
+        x = torch.as_tensor(x)
+    if not isinstance(x, Tensor) or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(
-            f"'encode' must return a NumPy array or a tensor, but returned {type(x).__name__}."
+            f"'encode' must return a NumPy array or a tensor of numbers, but returned "
+            f'{type(x).__name__} of {getattr(x, "dtype", "other things")}.'
         )
-    if isinstance(x, np.ndarray):
-        is_real = x.dtype.kind in 'iuf'
-    else:
-        is_real = not x.is_complex() and x.dtype != torch.bool
-    if not is_real:
-        raise TypeError(f"'encode' must return numbers, but returned {x.dtype}.")
-    x = torch.as_tensor(x).detach().cpu().float()
     if x.dim() != 2 or x.size(0) != num_texts or x.size(1) == 0:
         raise ValueError(
             f"'encode' must return features of shape [{num_texts}, D] for {num_texts} texts, but "
             f'returned {list(x.shape)}.'
         )
-    if not bool(x.isfinite().all()):
-        row = int((~x.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"'encode' returned NaN or infinity, first in row {row}.")
+    x = x.detach().cpu().float()
+    check_values('TextFeatures', 'encode(texts)', x, x.isfinite(), 'finite float32')
     return x

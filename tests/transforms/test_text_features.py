@@ -93,21 +93,26 @@ def test_bad_input(toy_graph: HeteroData) -> None:
             TEXTS,
             returns(torch.zeros(4, 2) * 1j),
             TypeError,
-            'numbers, but returned torch.complex64',
+            'numbers, but returned Tensor of torch.complex64',
         ),
-        (TEXTS, returns(torch.zeros(4, 2).bool()), TypeError, 'numbers, but returned torch.bool'),
+        (TEXTS, returns(torch.zeros(4, 2).bool()), TypeError, 'but returned Tensor of torch.bool'),
         (TEXTS, returns(torch.zeros(4, 0)), ValueError, r'shape \[4, D\] .* returned \[4, 0\]'),
         (TEXTS, None, TypeError, r"SentenceTransformer\('all-MiniLM-L6-v2'\).*, but got None"),
         (TEXTS, 'all-MiniLM-L6-v2', TypeError, "'encode' must be a function .*got 'all-Mini"),
-        (TEXTS, returns([[1.0]] * 4), TypeError, 'a NumPy array or a tensor, but returned list'),
-        (TEXTS, returns(np.array([['a']] * 4)), TypeError, 'return numbers, but returned <U1'),
+        (TEXTS, returns([[1.0]] * 4), TypeError, 'a NumPy array or a tensor .*, but returned list'),
+        (TEXTS, returns(np.array([['a']] * 4)), TypeError, 'numbers, but returned ndarray of <U1'),
         (TEXTS, returns(torch.zeros(3, 2)), ValueError, r'shape \[4, D\] .* returned \[3, 2\]'),
         (TEXTS, returns(torch.zeros(4)), ValueError, r'shape \[4, D\] .* returned \[4\]'),
-        (TEXTS, returns(bad), ValueError, 'returned NaN or infinity, first in row 2'),
+        (
+            TEXTS,
+            returns(bad),
+            ValueError,
+            'finite float32, but 1 of 8 is not, such as nan in row 2',
+        ),
     ):
         with pytest.raises(error, match=message):
             TextFeatures(texts, encode)
     with pytest.raises(TypeError, match='TextFeatures expects a HeteroData .* got str'):
         TextFeatures(TEXTS, BagOfWords(2))('data')
-    with pytest.raises(ValueError, match='has 3 texts, but the data has 4 items'):
+    with pytest.raises(ValueError, match='one an item of the data, 4, but got 3'):
         TextFeatures(TEXTS[:3], BagOfWords(2))(toy_graph)
