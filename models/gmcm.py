@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
-from mag.checks import check_booleans, check_integers
+from mag.checks import check_choice, check_integers
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.logits import Logits
 from mag.losses import (
@@ -27,7 +27,6 @@ OUTPUTS = ('mean', 'sum', 'concat')
 LOSSES = {
     'ipw': 'self_normalized',
     'ipw_mean': 'mean',
-    'ipw_literal': 'literal',
     'naive': 'clicks',
     'doubly_robust': 'self_normalized',
     'esmm': 'clicks',
@@ -82,9 +81,8 @@ class GMCM(torch.nn.Module):
         merge (str, optional): How the embeddings of behaviors become one: :obj:`"graph"`,
             :obj:`"concat"`, :obj:`"gru"`, or :obj:`"none"`, without behaviors.
             (default: :obj:`"graph"`)
-        loss (str, optional): :obj:`"ipw"`, :obj:`"ipw_mean"`, :obj:`"ipw_literal"`,
-            :obj:`"naive"`, :obj:`"doubly_robust"`, :obj:`"esmm"` or :obj:`"division"`, see
-            :meth:`loss`. (default: :obj:`"ipw"`)
+        loss (str, optional): :obj:`"ipw"`, :obj:`"ipw_mean"`, :obj:`"naive"`,
+            :obj:`"doubly_robust"`, :obj:`"esmm"` or :obj:`"division"`, see :meth:`loss`. (default: :obj:`"ipw"`)
         output (str, optional): How the graph is pooled (:math:`f_{output}` of eq. 17):
             :obj:`"mean"`, :obj:`"sum"` or :obj:`"concat"`. (default: :obj:`"mean"`)
         num_buckets (int, optional): Rows of the embedding table. (default: :obj:`100_000`)
@@ -95,11 +93,12 @@ class GMCM(torch.nn.Module):
         num_layers (int, optional): The number of convolutions. (default: :obj:`2`)
         floor (float, optional): Smaller click probabilities are taken for this one in the weights.
             (default: :obj:`1e-2`)
-        literal (bool, optional): See :class:`~mag.nn.BehaviorGraphConv`. (default: :obj:`False`)
+        form (str, optional): :obj:`"paper"`, or :obj:`"literal"` for eq. 15 and, with
+            :obj:`loss="ipw"`, eq. 18 exactly as printed, see :class:`~mag.nn.BehaviorGraphConv` and
+            :meth:`loss`. (default: :obj:`"paper"`)
 
     Raises:
-        TypeError: If a number is no integer, :obj:`literal` no boolean, or :obj:`fields` or sizes
-            are no sequence.
+        TypeError: If a number is no integer, or :obj:`fields` or sizes are no sequence.
         ValueError: If an argument, or a weight of an edge, is out of range or does not go with
             another.
     """
@@ -127,10 +126,10 @@ class GMCM(torch.nn.Module):
         hidden_channels: int = 64,
         num_layers: int = 2,
         floor: float = 1e-2,
-        literal: bool = False,
+        form: str = 'paper',
     ) -> None:
         super().__init__()
-        check_booleans(literal=literal)
+        check_choice(('paper', 'literal'), form=form)
         require_positive_integers(hidden_channels=hidden_channels, num_layers=num_layers)
         for name, value, choices in (
             ('merge', merge, MERGES), ('loss', loss, tuple(LOSSES)), ('output', output, OUTPUTS)
@@ -162,6 +161,7 @@ class GMCM(torch.nn.Module):
         self.objective = loss
         self.output = output
         self.floor = floor
+        self.form = form
         self.num_behaviors = num_behaviors if merge != 'none' else 0
 
         self.embedding = HashEmbedding(fields, num_buckets, embedding_dim)
@@ -188,7 +188,7 @@ class GMCM(torch.nn.Module):
         if merge == 'gru':
             self.gru = torch.nn.GRU(hidden_channels, hidden_channels, batch_first=True)
         convs = [
-            BehaviorGraphConv(hidden_channels, hidden_channels, num_behaviors, literal)
+            BehaviorGraphConv(hidden_channels, hidden_channels, num_behaviors, form)
             for _ in range(num_layers if merge == 'graph' else 0)
         ]
         for conv in convs[1:]:
@@ -316,8 +316,8 @@ class GMCM(torch.nn.Module):
 
         * :obj:`"ipw"`: on clicks, weighted by inverse click probabilities that are normalized to
           sum to 1, and through which no gradient flows;
-        * :obj:`"ipw_mean"`: not normalized; :obj:`"ipw_literal"`: eq. 18 as printed, over all
-          exposures; :obj:`"naive"`: not weighted (see
+        * :obj:`"ipw"` with :obj:`form="literal"`: eq. 18 as printed, over all exposures;
+        * :obj:`"ipw_mean"`: not normalized; :obj:`"naive"`: not weighted (see
           :func:`~mag.losses.propensity_weights`);
         * :obj:`"doubly_robust"`: beyond the paper, see
           :func:`~mag.losses.doubly_robust_loss`; behaviors as in :obj:`"ipw"`;
@@ -347,7 +347,9 @@ class GMCM(torch.nn.Module):
             raise ValueError(f'GMCM learns from batches with {missing}, but these are None.')
         if logits.conversion is None:
             raise ValueError("GMCM learns from logits of conversions, but 'conversion' is None.")
-        weight = propensity_weights(label, logits.click, LOSSES[self.objective], self.floor)
+        is_as_printed = self.form == 'literal' and self.objective == 'ipw'
+        weighting = 'all' if is_as_printed else LOSSES[self.objective]
+        weight = propensity_weights(label, logits.click, weighting, self.floor)
         total = F.binary_cross_entropy_with_logits(logits.click.float(), label.float())
         if logits.imputation is not None:
             total = total + doubly_robust_loss(
@@ -368,7 +370,7 @@ class GMCM(torch.nn.Module):
     def extra_repr(self) -> str:
         return (
             f'merge={self.merge!r}, loss={self.objective!r}, output={self.output!r}, '
-            f'floor={self.floor}'
+            f'floor={self.floor}, form={self.form!r}'
         )
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans
+from mag.checks import check_booleans, check_choice, check_integers, check_sizes
 from mag.loader import PairBatch
 from mag.nn import MLP, MacroConv
-from mag.schema import MACRO, hops, require, require_positive_integers, require_sizes
+from mag.schema import MACRO, hops, require
 
 
 class MacGNN(torch.nn.Module):
@@ -28,8 +28,9 @@ class MacGNN(torch.nn.Module):
     sets of attention weights, one for neighbors that are users, attended to by the user, and one
     for neighbors that are items, attended to by the item.
 
-    The defaults are the paper's. What the authors ran is
-    :obj:`attention="released", mask_zero=False, dice="released"`.
+    :obj:`form="released"` is what the authors ran: their softmax of the attention is 1 everywhere,
+    the other one takes in macro nodes with count 0, and :class:`~mag.nn.Dice` is one of their own.
+    The item lists of their data are :class:`~mag.transforms.RecentNeighbors` of the same form.
 
     Args:
         num_users (int): The number of users.
@@ -42,12 +43,11 @@ class MacGNN(torch.nn.Module):
         hidden_channels (Sequence[int], optional): Hidden sizes of the head.
             (default: :obj:`(200, 80)`)
         temperature (float, optional): :math:`\tau` of eq. 6. (default: :obj:`1.9`)
-        attention (str, optional): :obj:`"paper"` or :obj:`"released"`, see
-            :class:`~mag.nn.MacroConv`. (default: :obj:`"paper"`)
+        form (str, optional): :obj:`"paper"` or :obj:`"released"`. (default: :obj:`"paper"`)
+        attention (bool, optional): Whether neighbors are attended to. Without ("w/o attention"),
+            every :math:`\alpha` is 1. (default: as :obj:`form` has it)
         mask_zero (bool, optional): Whether absent macro nodes and paddings are left out of the
-            softmaxes. (default: :obj:`True`)
-        dice (str, optional): :obj:`"standard"` or :obj:`"released"`, see :class:`~mag.nn.Dice`.
-            (default: :obj:`"standard"`)
+            softmaxes. (default: as :obj:`form` has it)
         weighting (bool, optional): If set to :obj:`False`, counts do not weight the macro nodes
             ("w/o weighting" of Table 4). (default: :obj:`True`)
         recent (bool, optional): If set to :obj:`False`, recent neighbors are not read
@@ -73,31 +73,23 @@ class MacGNN(torch.nn.Module):
         embedding_dim: int = 10,
         hidden_channels: Sequence[int] = (200, 80),
         temperature: float = 1.9,
-        attention: str = 'paper',
-        mask_zero: bool = True,
-        dice: str = 'standard',
+        form: str = 'paper',
+        attention: bool | None = None,
+        mask_zero: bool | None = None,
         weighting: bool = True,
         recent: bool = True,
         item_graph: bool = True,
         renormalize: bool = False,
     ) -> None:
         super().__init__()
-        require_positive_integers(
-            num_users=num_users,
-            num_items=num_items,
-            num_macro_users=num_macro_users,
-            num_macro_items=num_macro_items,
-            num_hops=num_hops,
-            embedding_dim=embedding_dim,
-        )
-        require_sizes(hidden_channels=hidden_channels)
-        check_booleans(
-            mask_zero=mask_zero,
-            weighting=weighting,
-            recent=recent,
-            item_graph=item_graph,
-            renormalize=renormalize,
-        )
+        attention = form == 'paper' if attention is None else attention
+        mask_zero = form == 'paper' if mask_zero is None else mask_zero
+        check_choice(('paper', 'released'), form=form)
+        check_integers(1, num_users=num_users, num_items=num_items, num_hops=num_hops)
+        check_integers(1, num_macro_users=num_macro_users, num_macro_items=num_macro_items)
+        check_integers(1, embedding_dim=embedding_dim)
+        check_sizes(hidden_channels=hidden_channels)
+        check_booleans(attention=attention, recent=recent, item_graph=item_graph)
         self.num_hops = num_hops
         self.recent = recent
         self.item_graph = item_graph
@@ -112,7 +104,7 @@ class MacGNN(torch.nn.Module):
                 embedding_dim,
                 2 * embedding_dim,
                 temperature=temperature,
-                attention=attention,
+                form='paper' if attention else 'released',
                 mask_zero=mask_zero,
                 weighting=weighting,
                 renormalize=renormalize,
@@ -127,7 +119,7 @@ class MacGNN(torch.nn.Module):
 
         num_aggregations = num_hops * (2 if item_graph else 1) + (2 if recent else 0)
         in_channels = 2 * embedding_dim * (1 + num_aggregations)
-        self.head = MLP([in_channels, *hidden_channels, 1], dice)
+        self.head = MLP([in_channels, *hidden_channels, 1], form)
         self.reset_parameters()
 
     @classmethod

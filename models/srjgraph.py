@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
-from mag.checks import check_booleans
+from mag.checks import check_booleans, check_choice
 from mag.nn import MLP, IntentionConv
 from mag.schema import (
     CLICKS,
@@ -67,10 +67,10 @@ class SRJGraph(torch.nn.Module):
             intention"). (default: :obj:`True`)
         upstream (bool, optional): If set to :obj:`False`, centers do not know how they were reached
             ("w/o upstream"). (default: :obj:`True`)
-        standard (bool, optional): See :class:`~mag.nn.IntentionConv`. (default: :obj:`False`)
-        released (bool, optional): If set to :obj:`True`, queries are embedded as in the released
-            code: paddings have an embedding, which is added for each, and the empty query is one of
-            paddings alone. (default: :obj:`False`)
+        form (str, optional): :obj:`"paper"`; :obj:`"released"`, where queries are embedded as in
+            the released code: paddings have an embedding, which is added for each, and the empty
+            query is one of paddings alone; or :obj:`"literal"`, where :class:`~mag.nn.IntentionConv`
+            is the transformer that the paper cites. (default: :obj:`"paper"`)
 
     Raises:
         ValueError: If a size is not positive, or that of a node type is missing.
@@ -89,19 +89,13 @@ class SRJGraph(torch.nn.Module):
         query: bool = True,
         intention: bool = True,
         upstream: bool = True,
-        standard: bool = False,
-        released: bool = False,
+        form: str = 'paper',
     ) -> None:
         super().__init__()
         require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
         require_sizes(hidden_channels=hidden_channels)
-        check_booleans(
-            query=query,
-            intention=intention,
-            upstream=upstream,
-            standard=standard,
-            released=released,
-        )
+        check_booleans(query=query, intention=intention, upstream=upstream)
+        check_choice(('paper', 'released', 'literal'), form=form)
         attributes = {'user': {}, 'item': {}, **(attributes or {})}
         attribute_dim = {'user': 4, 'item': 8, **(attribute_dim or {})}
         arguments = {
@@ -126,7 +120,7 @@ class SRJGraph(torch.nn.Module):
         self.query = query
         self.intention = intention
         self.upstream = upstream
-        self.released = released
+        self.form = form
         self.embedding = torch.nn.ModuleDict(
             {name: torch.nn.Embedding(num_nodes[name], id_dim) for name in ('user', 'item')}
         )
@@ -144,16 +138,18 @@ class SRJGraph(torch.nn.Module):
         )
         # Row 0 stands for a padding, -1.
         self.term_embedding = torch.nn.EmbeddingBag(
-            num_terms + 1, id_dim, mode='sum', padding_idx=None if released else 0
+            num_terms + 1, id_dim, mode='sum', padding_idx=None if form == 'released' else 0
         )
         self.size = {
             name: id_dim + attribute_dim[name] * len(attributes[name]) for name in ('user', 'item')
         }
         channels = self.size['user'] + id_dim + self.size['item']
+        # The released transformer is what the paper's form has.
+        conv_form = 'literal' if form == 'literal' else 'paper'
         # By the type of the centers.
         self.convs = torch.nn.ModuleDict(
             {
-                name: IntentionConv(channels, channels, num_positions, standard)
+                name: IntentionConv(channels, channels, num_positions, conv_form)
                 for name in ('user', 'item')
             }
         )
@@ -336,7 +332,7 @@ class SRJGraph(torch.nn.Module):
             terms = terms.new_full((terms.size(0), 1), -1)
         if terms.device.type == 'cpu' and not torch.compiler.is_compiling():
             _check_terms(terms, self.term_embedding.num_embeddings - 1)
-        if self.released:
+        if self.form == 'released':
             terms = terms.where(terms > 0, -1)
         return self.term_embedding(terms + 1)
 
@@ -367,7 +363,7 @@ class SRJGraph(torch.nn.Module):
     def extra_repr(self) -> str:
         return (
             f'query={self.query}, intention={self.intention}, upstream={self.upstream}, '
-            f'released={self.released}'
+            f'form={self.form!r}'
         )
 
 

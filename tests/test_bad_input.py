@@ -1118,7 +1118,7 @@ CASES: dict[str, Case] = {
     'intention target': (
         lambda p: intend(edge_index=torch.tensor([[0], [2]])), IndexError, 'centers .* from 2 to 2'
     ),
-    'intention pair': (lambda p: IntentionConv(2, 2)(None, None, None), TypeError, 'got NoneType'),  # type: ignore[arg-type]
+    'intention none': (lambda p: IntentionConv(2, 2)(None, None, None), TypeError, 'but got None'),  # type: ignore[arg-type]
     'model attention': (
         lambda p: MacGNN(5, 6, 2, 2, attention='released'), TypeError, "'attention' must be True"  # type: ignore[arg-type]
     ),

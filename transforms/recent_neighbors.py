@@ -5,7 +5,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_choice, check_integers
-from mag.schema import CLICKS, require, require_cpu, window_of_click
+from mag.cutoff import window_of_click
+from mag.schema import CLICKS, require, require_cpu
 
 
 @functional_transform('recent_neighbors')
@@ -22,16 +23,16 @@ class RecentNeighbors(BaseTransform):
 
     Args:
         num (int, optional): Length of the lists. (default: :obj:`20`)
-        item_order (str, optional): :obj:`"time"`, or :obj:`"user"` to reproduce the released code,
+        form (str, optional): :obj:`"paper"`, or :obj:`"released"` for the code of its authors,
             whose item lists hold the users with the largest ids instead of the last ones.
-            (default: :obj:`"time"`)
+            (default: :obj:`"paper"`)
     """
 
-    def __init__(self, num: int = 20, item_order: str = 'time') -> None:
+    def __init__(self, num: int = 20, form: str = 'paper') -> None:
         check_integers(1, num=num)
-        check_choice(('time', 'user'), item_order=item_order)
+        check_choice(('paper', 'released'), form=form)
         self.num = num
-        self.item_order = item_order
+        self.form = form
 
     def forward(self, data: HeteroData) -> HeteroData:
         require(data, 'RecentNeighbors', 'edge_index', 'time')
@@ -39,7 +40,7 @@ class RecentNeighbors(BaseTransform):
         clicks = data[CLICKS]
         window, num_windows = window_of_click(data, 'RecentNeighbors')
         user, item = clicks.edge_index
-        item_key = clicks.time if self.item_order == 'time' else user
+        item_key = clicks.time if self.form == 'paper' else user
         for node_type, node, neighbor, key in (
             ('user', user, item, clicks.time),
             ('item', item, user, item_key),
@@ -56,7 +57,7 @@ class RecentNeighbors(BaseTransform):
         return data
 
     def __repr__(self) -> str:
-        return f'{self.__class__.__name__}(num={self.num}, item_order={self.item_order!r})'
+        return f'{self.__class__.__name__}(num={self.num}, form={self.form!r})'
 
 
 def last_neighbors(
@@ -74,7 +75,8 @@ def last_neighbors(
         neighbor (torch.Tensor): Their neighbors, oldest first within a node, shape :obj:`[E]`.
         num_nodes (int): The number of nodes :math:`N`.
         num (int): Length of the lists.
-        window (torch.Tensor, optional): The first window that knows each edge, shape :obj:`[E]`.
+        window (torch.Tensor, optional): The first window whose history holds each edge, shape
+            :obj:`[E]`.
         num_windows (int, optional): The number of windows :math:`S`. (default: :obj:`1`)
 
     Returns:
@@ -87,10 +89,10 @@ def last_neighbors(
     recent = neighbor.new_empty(num_nodes, num_windows, num)
     if bool(((window[1:] < window[:-1]) & (node[1:] == node[:-1])).any()):
         for step in range(num_windows):
-            known = window <= step
-            recent[:, step] = last_neighbors(node[known], neighbor[known], num_nodes, num)
+            is_past = window <= step
+            recent[:, step] = last_neighbors(node[is_past], neighbor[is_past], num_nodes, num)
         return recent
-    # What a window knows of a node is a prefix of the node's edges, so one pass finds all ends.
+    # The history of a window is a prefix of each node's edges, so one pass finds all ends.
     size = (node * num_windows + window).bincount(minlength=num_nodes * num_windows)
     end = size.cumsum(0).view(num_nodes, num_windows)
     start = torch.cat([end.new_zeros(1), end[:-1, -1]])[:num_nodes]

@@ -7,9 +7,10 @@ probability and :math:`\hat{p}` the predicted probability of a conversion after 
 import torch.nn.functional as F
 from torch import Tensor
 
+from mag.checks import check_choice, check_numbers
 from mag.losses.log_probability import log_complement
 
-WEIGHTINGS = ('clicks', 'self_normalized', 'mean', 'literal')
+WEIGHTINGS = ('clicks', 'self_normalized', 'mean', 'all')
 
 
 def propensity_weights(
@@ -27,27 +28,26 @@ def propensity_weights(
             shape :obj:`[B]`.
         weighting (str, optional): :obj:`"self_normalized"`: :math:`\frac{o_i}{\hat{r}_i} / \sum_j
             \frac{o_j}{\hat{r}_j}`, inverse propensities that sum to 1. :obj:`"mean"`:
-            :math:`\frac{o_i}{B \hat{r}_i}`, whose variance is larger. :obj:`"literal"`:
+            :math:`\frac{o_i}{B \hat{r}_i}`, whose variance is larger. :obj:`"all"`:
             :math:`\frac{1}{B \hat{r}_i}`, eq. 18 of `GMCM <https://doi.org/10.1145/3397271.3401425>`_
             as printed, which takes an exposure without a click for one without a conversion.
             :obj:`"clicks"`: :math:`o_i / \sum_j o_j`, no propensities: the naive loss on clicks.
-            A batch without clicks has weights of zero, but for :obj:`"literal"`.
+            A batch without clicks has weights of zero, but for :obj:`"all"`.
             (default: :obj:`"self_normalized"`)
         floor (float, optional): Smaller probabilities are taken for this one.
             (default: :obj:`1e-2`)
 
     Raises:
+        TypeError: If :obj:`floor` is no number.
         ValueError: If :obj:`weighting` is unknown or :obj:`floor` is no probability above 0.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"'weighting' must be one of {WEIGHTINGS}, but got {weighting!r}.")
-    if not 0 < floor <= 1:
-        raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
+    check_choice(WEIGHTINGS, weighting=weighting)
+    check_numbers('(0, 1]', floor=floor)
     click = click.float()
     if weighting == 'clicks':
         return click / click.sum().clamp(min=1)
     inverse = 1 / click_logit.detach().float().sigmoid().clamp(min=floor)
-    if weighting == 'literal':
+    if weighting == 'all':
         return inverse / click.numel()
     if weighting == 'mean':
         return click * inverse / click.numel()

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.checks import check_booleans
-from mag.schema import require_positive_integers, require_range
+from mag.checks import check_choice, check_ids, check_integers, check_tensor, check_values
 
 
 class BehaviorGraphConv(MessagePassing):
@@ -46,11 +45,11 @@ class BehaviorGraphConv(MessagePassing):
         in_channels (int): Size :math:`F` of the features of a behavior.
         out_channels (int): Size :math:`F^{\prime}` of the output.
         num_behaviors (int): The number :math:`N` of behaviors.
-        literal (bool, optional): If set to :obj:`True`,
+        form (str, optional): :obj:`"paper"`, or :obj:`"literal"` for
             :math:`\tilde{\mathbf{A}} = \mathbf{A} + \mathbf{I}` as the paper prints it: not
             symmetric, although the graph is called undirected, and with degrees that training can
-            take to 0 or below, where the root ends. By default every degree is at least 1.
-            (default: :obj:`False`)
+            take to 0 or below, where the root ends. In the form above every degree is at least 1.
+            (default: :obj:`"paper"`)
 
     Shapes:
         - **input:** features :math:`(*, N, F)`, edge indices :math:`(2, |\mathcal{E}|)`, edge
@@ -63,17 +62,16 @@ class BehaviorGraphConv(MessagePassing):
         in_channels: int,
         out_channels: int,
         num_behaviors: int,
-        literal: bool = False,
+        form: str = 'paper',
     ) -> None:
         super().__init__(aggr='add')
-        require_positive_integers(
-            in_channels=in_channels, out_channels=out_channels, num_behaviors=num_behaviors
-        )
-        check_booleans(literal=literal)
+        check_integers(1, in_channels=in_channels, out_channels=out_channels)
+        check_integers(1, num_behaviors=num_behaviors)
+        check_choice(('paper', 'literal'), form=form)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_behaviors = num_behaviors
-        self.literal = literal
+        self.form = form
         self.lin = Linear(in_channels, out_channels, bias=False, weight_initializer='glorot')
         self.edge_bias = torch.nn.Parameter(torch.empty(num_behaviors, num_behaviors))
         self.reset_parameters()
@@ -96,15 +94,11 @@ class BehaviorGraphConv(MessagePassing):
         Raises:
             IndexError: If an edge names a behavior that does not exist. On a GPU, which would have
                 to wait, CUDA's own check ends the process instead.
-            TypeError: If :obj:`edge_index` holds no int64.
-            ValueError: If a shape is another, or :obj:`literal` meets a degree that is not positive
-                (compiled code has no such check, and returns NaN).
+            TypeError: If :obj:`edge_index` holds no int64, or another argument no floats.
+            ValueError: If a shape is another, or :obj:`form="literal"` meets a degree that is not
+                positive (compiled code has no such check, and returns NaN).
         """
-        if x.dim() < 2 or x.shape[-2:] != (self.num_behaviors, self.in_channels):
-            raise ValueError(
-                f'{self!r} expects features of shape [*, {self.num_behaviors}, '
-                f'{self.in_channels}], but got {list(x.shape)}.'
-            )
+        check_tensor(self, 'x', x, ('*', self.num_behaviors, self.in_channels), 'floats')
         adjacency = self.normalized_adjacency(edge_index, edge_weight)
         x = self.lin(x)
         if self.fuse and not self.explain:
@@ -122,7 +116,9 @@ class BehaviorGraphConv(MessagePassing):
             edge_index (torch.Tensor): As that of :meth:`forward`.
             edge_weight (torch.Tensor): As that of :meth:`forward`, whose errors it raises.
         """
-        self._check_edges(edge_index, edge_weight)
+        check_tensor(self, 'edge_index', edge_index, (2, 'E'), torch.long)
+        check_tensor(self, 'edge_weight', edge_weight, (edge_index.size(1),), 'numbers')
+        check_ids(self, "behaviors of 'edge_index'", edge_index, self.num_behaviors)
         source, target = edge_index
         # Not index_put, whose sums on several threads are others from run to run. A source that
         # does not exist stays out of range, and is not one of the next row.
@@ -131,10 +127,12 @@ class BehaviorGraphConv(MessagePassing):
         adjacency = self.edge_bias.view(-1).index_add(0, pair, edge_weight.to(self.edge_bias.dtype))
         adjacency = adjacency.view_as(self.edge_bias)
         loops = torch.eye(self.num_behaviors, dtype=adjacency.dtype, device=adjacency.device)
-        if self.literal:
+        if self.form == 'literal':
             adjacency = adjacency + loops
             degree = adjacency.sum(dim=1)
-            self._check_degree(degree)
+            good = (degree > 0) & (degree < math.inf)
+            expected = "positive and finite numbers, which form='paper' keeps at 1 or more"
+            check_values(self, 'degree', degree, good, expected, wait=True)
         else:
             # Not relu, whose gradient at 0 is 0: the bias of a pair that was never seen would stay
             # what it is at the start.
@@ -154,39 +152,8 @@ class BehaviorGraphConv(MessagePassing):
         batch = x.reshape(-1, self.num_behaviors, x.size(-1))
         return torch.bmm(adjacency.expand(batch.size(0), -1, -1), batch).view(x.shape)
 
-    def _check_edges(self, edge_index: Tensor, edge_weight: Tensor) -> None:
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(
-                f"{self!r} expects 'edge_index' of shape [2, num_edges], but got "
-                f'{list(edge_index.shape)}.'
-            )
-        if edge_index.dtype != torch.long:
-            raise TypeError(
-                f"{self!r} expects 'edge_index' of dtype int64, but got {edge_index.dtype}."
-            )
-        if edge_weight.shape != edge_index.shape[1:]:
-            raise ValueError(
-                f"{self!r} expects 'edge_weight' of shape [{edge_index.size(1)}], one for each "
-                f"column of 'edge_index', but got {list(edge_weight.shape)}."
-            )
-        if torch.compiler.is_compiling() or edge_index.device.type != 'cpu':
-            return
-        require_range(self, "behaviors of 'edge_index'", edge_index, self.num_behaviors)
-
-    def _check_degree(self, degree: Tensor) -> None:
-        if torch.compiler.is_compiling():
-            return
-        bad = ~((degree > 0) & (degree < math.inf))
-        if bool(bad.any()):
-            behavior = int(bad.nonzero()[0])
-            raise ValueError(
-                f'{self!r} takes the root of the degrees, which must be positive and finite, but '
-                f'behavior {behavior} has the degree {degree[behavior].item():g}. literal=False '
-                f'keeps every degree at 1 or more.'
-            )
-
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}, '
-            f'num_behaviors={self.num_behaviors}, literal={self.literal})'
+            f'num_behaviors={self.num_behaviors}, form={self.form!r})'
         )

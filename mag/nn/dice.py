@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
 
-from mag.checks import check_booleans
-from mag.schema import require_positive_integers
+from mag.checks import check_choice, check_integers, check_tensor
 
 
 class Dice(torch.nn.Module):
@@ -18,30 +17,30 @@ class Dice(torch.nn.Module):
 
     Args:
         num_features (int): Size of the last dimension.
-        released (bool, optional): If set to :obj:`True`, reproduces the released code of MacGNN:
-            one scalar :math:`\alpha`, and the statistics (with the unbiased deviation) are those of
-            the batch in evaluation, too, so that a prediction depends on the rows beside it.
-            (default: :obj:`False`)
+        form (str, optional): :obj:`"paper"`, or :obj:`"released"` for the code that MacGNN's
+            authors released: one scalar :math:`\alpha`, and the statistics (with the unbiased
+            deviation) are those of the batch in evaluation, too, so that a prediction depends on
+            the rows beside it. (default: :obj:`"paper"`)
 
     Shapes:
         - **input:** :math:`(B, F)`
         - **output:** :math:`(B, F)`
     """
 
-    def __init__(self, num_features: int, released: bool = False) -> None:
+    def __init__(self, num_features: int, form: str = 'paper') -> None:
         super().__init__()
-        require_positive_integers(num_features=num_features)
-        check_booleans(released=released)
+        check_integers(1, num_features=num_features)
+        check_choice(('paper', 'released'), form=form)
         self.num_features = num_features
-        self.released = released
-        self.alpha = torch.nn.Parameter(torch.empty(1 if released else num_features))
-        if not released:
+        self.form = form
+        self.alpha = torch.nn.Parameter(torch.empty(num_features if form == 'paper' else 1))
+        if form == 'paper':
             self.norm = torch.nn.BatchNorm1d(num_features, eps=1e-9, momentum=0.01, affine=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         torch.nn.init.zeros_(self.alpha)
-        if not self.released:
+        if self.form == 'paper':
             self.norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,19 +49,17 @@ class Dice(torch.nn.Module):
             x (torch.Tensor): Shape :obj:`[B, F]`.
 
         Raises:
+            TypeError: If :obj:`x` holds no floats.
             ValueError: If the shape is another, or the batch statistics are needed and the batch
                 has one row.
         """
-        if x.dim() != 2 or x.size(1) != self.num_features:
-            raise ValueError(
-                f'{self!r} expects shape [B, {self.num_features}], but got {[*x.shape]}.'
-            )
-        if x.size(0) == 1 and (self.training or self.released):
+        check_tensor(self, 'x', x, ('B', self.num_features), 'floats')
+        if x.size(0) == 1 and (self.training or self.form == 'released'):
             raise ValueError(
                 f'{self!r} takes its statistics from the batch and needs two rows or more, but got '
                 f'one.'
             )
-        if self.released:
+        if self.form == 'released':
             deviation, mean = torch.std_mean(x, dim=0)
             # Where the released code divides by zero (a constant column), the gate is one half.
             gate = ((x - mean) / deviation.clamp(min=torch.finfo(x.dtype).tiny) + 1e-8).sigmoid()
@@ -71,4 +68,4 @@ class Dice(torch.nn.Module):
         return x * torch.addcmul(self.alpha, gate, 1 - self.alpha)
 
     def __repr__(self) -> str:
-        return f'{self.__class__.__name__}({self.num_features}, released={self.released})'
+        return f'{self.__class__.__name__}({self.num_features}, form={self.form!r})'

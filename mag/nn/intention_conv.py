@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
-from torch_geometric.utils import softmax
+from torch_geometric.utils import is_sparse, softmax
 
-from mag.checks import check_booleans
-from mag.schema import require_positive_integers, require_range
+from mag.checks import check_choice, check_ids, check_integers, check_tensor, check_values
 
 
 class IntentionConv(MessagePassing):
@@ -23,8 +22,8 @@ class IntentionConv(MessagePassing):
 
     where the intention :math:`\mathbf{e}^I` is what the target is about, the upstream-enhanced
     :math:`\mathbf{e}^{(0)}_n` of the center :math:`n` holds how it was reached, and its children
-    :math:`m_1, \ldots, m_t` come newest first. The paper says of the transformer no more than its
-    source; the default is what its authors released,
+    :math:`m_1, \ldots, m_t` come newest first. Of the transformer the paper says no more than
+    where it is from. What it leaves open is as in the code that its authors released,
 
     .. math::
         \mathbf{k}_j &= \mathrm{LN} \left( (\mathbf{x}_j + \mathbf{p}_j) \mathbf{W}_K +
@@ -57,8 +56,9 @@ class IntentionConv(MessagePassing):
         intention_channels (int): Size of the intention.
         num_positions (int, optional): How many places have a position of their own, the center's
             among them; children further back share the last. (default: :obj:`26`)
-        standard (bool, optional): If set to :obj:`True`, values are projected and the output goes
-            through a ReLU, as in the transformer's own paper. (default: :obj:`False`)
+        form (str, optional): :obj:`"paper"`, which is the formula above and what the authors
+            released, or :obj:`"literal"` for the transformer that eq. 11 cites: values are
+            projected, and the output goes through a ReLU. (default: :obj:`"paper"`)
 
     Shapes:
         - **input:** children and centers :math:`((M, F), (N, F))`, edge indices
@@ -71,23 +71,22 @@ class IntentionConv(MessagePassing):
         channels: int,
         intention_channels: int,
         num_positions: int = 26,
-        standard: bool = False,
+        form: str = 'paper',
     ) -> None:
         super().__init__(aggr='add', node_dim=0)
-        require_positive_integers(
-            channels=channels, intention_channels=intention_channels, num_positions=num_positions
-        )
-        check_booleans(standard=standard)
+        check_integers(1, channels=channels, intention_channels=intention_channels)
+        check_integers(1, num_positions=num_positions)
+        check_choice(('paper', 'literal'), form=form)
         self.channels = channels
         self.intention_channels = intention_channels
         self.num_positions = num_positions
-        self.standard = standard
+        self.form = form
         self.lin_intention = Linear(intention_channels + channels, channels)
         self.lin_query = Linear(channels, channels)
         self.lin_key = Linear(channels, channels)
-        self.lin_value = Linear(channels, channels, bias=False) if standard else None
+        self.lin_value = Linear(channels, channels, bias=False) if form == 'literal' else None
         self.lin_out = Linear(channels, channels)
-        self.lin_last = Linear(channels, channels) if standard else None
+        self.lin_last = Linear(channels, channels) if form == 'literal' else None
         self.position = torch.nn.Parameter(torch.empty(num_positions, channels))
         self.norm_query, self.norm_key, self.norm_out = (
             torch.nn.LayerNorm(channels, eps=1e-9) for _ in range(3)
@@ -122,13 +121,22 @@ class IntentionConv(MessagePassing):
                 (default: :obj:`False`)
 
         Raises:
-            IndexError: If an edge comes from a child that does not exist.
-            TypeError: If :obj:`edge_index` is an adjacency matrix.
+            IndexError: If an edge is of a child or a center that does not exist.
+            TypeError: If :obj:`edge_index` is an adjacency matrix, or another argument no tensor of
+                its type.
             ValueError: If a shape is another.
         """
-        child, center = (x, x) if isinstance(x, Tensor) else x
-        self._check(child, center, intention)
-        self._check_edges(edge_index, child.size(0))
+        child, center = x if isinstance(x, tuple) else (x, x)
+        check_tensor(self, 'child', child, ('M', self.channels), 'floats')
+        self._check_center(center, intention)
+        if is_sparse(edge_index):
+            raise TypeError(
+                f"{self} expects 'edge_index' to list edges, whose order tells the newest child, "
+                f'but got {type(edge_index).__name__}, an adjacency matrix without an order.'
+            )
+        check_tensor(self, 'edge_index', edge_index, (2, 'E'), torch.long)
+        check_ids(self, "children of 'edge_index'", edge_index[0], child.size(0))
+        check_ids(self, "centers of 'edge_index'", edge_index[1], center.size(0))
         num_centers = center.size(0)
         loop = torch.arange(num_centers, device=center.device)
         # A center is the first of its own keys.
@@ -172,10 +180,16 @@ class IntentionConv(MessagePassing):
                 paddings. Shape :obj:`[N, T]`. (default: :obj:`None`)
 
         Raises:
+            TypeError: If an argument is no tensor of its type.
             ValueError: If a shape is another, or a child comes after a padding.
         """
-        self._check(child, center, intention)
-        self._check_dense(child, center, mask)
+        self._check_center(center, intention)
+        check_tensor(self, 'child', child, (center.size(0), 'T', self.channels), 'floats')
+        if mask is not None:
+            check_tensor(self, 'mask', mask, tuple(child.shape[:2]), torch.bool)
+            # Not a slice, from which torch.export would take that there are children.
+            is_whole = mask == mask.long().cummin(dim=1).values
+            check_values(self, 'mask', mask, is_whole, 'no child after a padding')
         values = torch.cat([center.unsqueeze(1), child], dim=1)
         place = torch.arange(values.size(1), device=values.device)
         keys = self._key(values, self._position(place))
@@ -227,61 +241,15 @@ class IntentionConv(MessagePassing):
             hidden = self.lin_last(hidden.relu())
         return self.norm_out(out + hidden)
 
-    def _check(self, child: Tensor, center: Tensor, intention: Tensor) -> None:
-        expected = {
-            'children': (child, self.channels),
-            'centers': (center, self.channels),
-            'intentions': (intention, self.intention_channels),
-        }
-        for name, (value, size) in expected.items():
-            if value.size(-1) != size:
-                raise ValueError(
-                    f'{self!r} expects {name} of {size} channels, but got shape '
-                    f'{list(value.shape)}.'
-                )
-        if center.dim() != 2 or intention.dim() != 2 or center.size(0) != intention.size(0):
-            raise ValueError(
-                f'{self!r} expects an intention for each center, but got centers of shape '
-                f'{list(center.shape)} and intentions of shape {list(intention.shape)}.'
-            )
-
-    def _check_edges(self, edge_index: Tensor, num_children: int) -> None:
-        if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
-            raise TypeError(
-                f"{self!r} expects 'edge_index' to list edges, whose order tells the newest child, "
-                f'but got {type(edge_index).__name__}, an adjacency matrix without an order.'
-            )
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(
-                f"{self!r} expects 'edge_index' of shape [2, num_edges], but got "
-                f'{list(edge_index.shape)}.'
-            )
-        if torch.compiler.is_compiling() or edge_index.device.type != 'cpu':
-            return
-        require_range(self, "children of 'edge_index'", edge_index[0], num_children)
-
-    def _check_dense(self, child: Tensor, center: Tensor, mask: Tensor | None) -> None:
-        if child.dim() != 3 or child.size(0) != center.size(0):
-            raise ValueError(
-                f'{self!r} expects as many children of every center, shape '
-                f'[{center.size(0)}, T, {self.channels}], but got {list(child.shape)}.'
-            )
-        if mask is None:
-            return
-        if mask.dtype != torch.bool or mask.shape != child.shape[:2]:
-            raise ValueError(
-                f"{self!r} expects 'mask' of booleans of shape {list(child.shape[:2])}, but got "
-                f'{mask.dtype} of shape {list(mask.shape)}.'
-            )
-        if torch.compiler.is_compiling() or mask.device.type != 'cpu':
-            return
-        if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-            raise ValueError(f"{self!r} expects paddings after the children, but 'mask' has holes.")
+    def _check_center(self, center: Tensor, intention: Tensor) -> None:
+        check_tensor(self, 'center', center, ('N', self.channels), 'floats')
+        shape = (center.size(0), self.intention_channels)
+        check_tensor(self, 'intention', intention, shape, 'floats')
 
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.channels}, {self.intention_channels}, '
-            f'num_positions={self.num_positions}, standard={self.standard})'
+            f'num_positions={self.num_positions}, form={self.form!r})'
         )
 
 

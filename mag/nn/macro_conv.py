@@ -7,8 +7,14 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptTensor
 from torch_geometric.utils import is_sparse, scatter, softmax, to_edge_index
 
-from mag.checks import check_booleans
-from mag.schema import require_positive_integers, require_range
+from mag.checks import (
+    check_booleans,
+    check_choice,
+    check_ids,
+    check_integers,
+    check_numbers,
+    check_tensor,
+)
 
 # PyG's inspector of message signatures does not read "int | None".
 OptInt = Optional[int]  # noqa: UP045
@@ -38,12 +44,12 @@ class MacroConv(MessagePassing):
         in_channels (int): Size :math:`d` of the embeddings.
         out_channels (int): Size :math:`d^{\prime}` of the output.
         temperature (float, optional): :math:`\tau`. (default: :obj:`1.0`)
-        attention (str, optional): :obj:`"paper"`, or :obj:`"released"` to reproduce the released
-            code, whose softmax runs over an axis of size one, so that every :math:`\alpha` is 1 and
-            :math:`\mathbf{W}_Q, \mathbf{W}_K` are never trained. (default: :obj:`"paper"`)
-        mask_zero (bool, optional): If set to :obj:`False`, both softmaxes include the macro nodes
-            with count 0, as in the released code; the paper sums over the present ones.
-            (default: :obj:`True`)
+        form (str, optional): :obj:`"paper"`, or :obj:`"released"` for the code of its authors,
+            whose softmax of the attention runs over an axis of size one. Every :math:`\alpha` is
+            then 1, and :math:`\mathbf{W}_Q, \mathbf{W}_K` are never trained.
+            (default: :obj:`"paper"`)
+        mask_zero (bool, optional): Whether macro nodes with count 0 are left out of both softmaxes,
+            as in the paper; the released code takes them in. (default: as :obj:`form` has it)
         weighting (bool, optional): If set to :obj:`False`, all :math:`w_{vq}` of a target are equal
             (the ablation "w/o weighting" of Table 4). (default: :obj:`True`)
         renormalize (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
@@ -61,22 +67,21 @@ class MacroConv(MessagePassing):
         in_channels: int,
         out_channels: int,
         temperature: float = 1.0,
-        attention: str = 'paper',
-        mask_zero: bool = True,
+        form: str = 'paper',
+        mask_zero: bool | None = None,
         weighting: bool = True,
         renormalize: bool = False,
     ) -> None:
         super().__init__(aggr='add')
-        require_positive_integers(in_channels=in_channels, out_channels=out_channels)
+        mask_zero = form == 'paper' if mask_zero is None else mask_zero
+        check_integers(1, in_channels=in_channels, out_channels=out_channels)
+        check_numbers('(0, inf]', temperature=temperature)
+        check_choice(('paper', 'released'), form=form)
         check_booleans(mask_zero=mask_zero, weighting=weighting, renormalize=renormalize)
-        if not isinstance(temperature, (int, float)) or not temperature > 0:
-            raise ValueError(f"'temperature' must be a positive number, but got {temperature!r}.")
-        if attention not in ('paper', 'released'):
-            raise ValueError(f"'attention' must be 'paper' or 'released', but got {attention!r}.")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.temperature = temperature
-        self.attention = attention
+        self.form = form
         self.mask_zero = mask_zero
         self.weighting = weighting
         self.renormalize = renormalize
@@ -84,8 +89,8 @@ class MacroConv(MessagePassing):
         self.lin_key = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_value = torch.nn.Linear(in_channels, out_channels, bias=False)
         # A parameter that waits for a gradient that never comes stops distributed training.
-        self.lin_query.requires_grad_(attention == 'paper')
-        self.lin_key.requires_grad_(attention == 'paper')
+        self.lin_query.requires_grad_(form == 'paper')
+        self.lin_key.requires_grad_(form == 'paper')
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -114,46 +119,33 @@ class MacroConv(MessagePassing):
 
         Raises:
             IndexError: If an edge names a macro node or a target that does not exist.
-            TypeError: If :obj:`x` is no pair of tensors.
+            TypeError: If :obj:`x` is no pair of tensors, or there are edges without counts.
             ValueError: If the shapes do not fit each other.
         """
         if not isinstance(x, (tuple, list)) or len(x) != 2:
             raise TypeError(
-                f'MacroConv expects the embeddings of macro nodes and targets as a pair, but got '
+                f'{self} expects the embeddings of macro nodes and targets as a pair, but got '
                 f'{type(x).__name__}.'
             )
         x_macro, x_target = x
+        check_tensor(self, 'macro nodes', x_macro, ('M', self.in_channels), 'floats')
+        check_tensor(self, 'targets', x_target, ('B', self.in_channels), 'floats')
         size = (x_macro.size(0), x_target.size(0))
-        for name, value in (('macro nodes', x_macro), ('targets', x_target)):
-            if value.dim() != 2 or value.size(1) != self.in_channels:
-                raise ValueError(
-                    f'MacroConv expects embeddings of {name} of shape [*, {self.in_channels}], but '
-                    f'got {list(value.shape)}.'
-                )
-        if not is_sparse(edge_index) and edge_index.is_floating_point():
-            if edge_weight is not None:
-                raise ValueError(
-                    "MacroConv takes dense counts without 'edge_weight': they are the weights."
-                )
+        is_dense = not is_sparse(edge_index) and edge_index.is_floating_point()
+        if is_dense or is_sparse(edge_index):
+            self._check_matrix(edge_index, edge_weight, size)
+        if is_dense:
             return self._forward_dense(x_macro, x_target, edge_index)
         if is_sparse(edge_index):
-            if (edge_index.size(0), edge_index.size(1)) != size[::-1]:
-                raise ValueError(
-                    f'MacroConv expects sparse counts of shape {[*size[::-1]]} for {size[1]} '
-                    f'targets and {size[0]} macro nodes, but got '
-                    f'{[edge_index.size(0), edge_index.size(1)]}.'
-                )
             if isinstance(edge_index, Tensor) and edge_index.layout == torch.sparse_coo:
                 edge_index = edge_index.coalesce()
             index, edge_weight = to_edge_index(edge_index)
             edge_index = index.flip(0)
-        if edge_weight is None or edge_weight.shape != edge_index.shape[1:]:
-            got = None if edge_weight is None else list(edge_weight.shape)
-            raise ValueError(
-                f"MacroConv expects 'edge_weight' of shape [{edge_index.size(1)}], one count for "
-                f"each column of 'edge_index', but got {got}. (Dense counts must be floats: "
-                f'integers are taken for edge indices.)'
-            )
+        else:
+            check_tensor(self, 'edge_index', edge_index, (2, 'E'), 'integers')
+            check_tensor(self, 'edge_weight', edge_weight, (edge_index.size(1),), 'numbers')
+            for row, name in enumerate(('macro nodes', 'targets')):
+                check_ids(self, f"{name} of 'edge_index'", edge_index[row], size[row])
         if self.mask_zero:
             present = (edge_weight > 0).nonzero().view(-1)
             edge_index = edge_index.index_select(1, present)
@@ -181,7 +173,7 @@ class MacroConv(MessagePassing):
     ) -> Tensor:
         log_weight = self._log_weight(edge_weight)
         weight = softmax(log_weight, index, ptr, size_i)
-        if self.attention == 'paper':
+        if self.form == 'paper':
             weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
         if self.renormalize:
             total = scatter(weight, index, dim_size=size_i)
@@ -203,7 +195,7 @@ class MacroConv(MessagePassing):
         Returns:
             Shape :obj:`[B, d']`; zero for a target without neighbors.
         """
-        if self.attention == 'paper':
+        if self.form == 'paper':
             # Not bmm, whose backward takes twice as long for matrices as small as these.
             score = (x * self._query(x_target).unsqueeze(1)).sum(dim=-1)
             weight = self._masked_softmax(score, mask) * mask
@@ -212,24 +204,31 @@ class MacroConv(MessagePassing):
         return self.lin_value((weight.unsqueeze(-1) * x).sum(dim=1))
 
     def _forward_dense(self, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
-        if counts.shape != (x_target.size(0), x_macro.size(0)):
-            raise ValueError(
-                f'MacroConv expects dense counts of shape [{x_target.size(0)}, {x_macro.size(0)}] '
-                f'for {x_target.size(0)} targets and {x_macro.size(0)} macro nodes, but got '
-                f'{list(counts.shape)}.'
-            )
         present = counts > 0
         weight = self._masked_softmax(self._log_weight(counts), present)
         if self.mask_zero:
             # A target without any count keeps the zero vector.
             weight = weight * present
-        if self.attention == 'paper':
+        if self.form == 'paper':
             weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
         if self.renormalize:
             total = weight.sum(dim=-1, keepdim=True)
             weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)
         value = self.lin_value(x_macro)
         return weight.to(value.dtype) @ value
+
+    def _check_matrix(self, counts: Adj, edge_weight: OptTensor, size: tuple[int, int]) -> None:
+        if edge_weight is not None:
+            raise ValueError(
+                f"{self} takes a matrix of counts without 'edge_weight': they are the weights."
+            )
+        # torch_sparse has its own idea of a shape.
+        shape = [counts.size(axis) for axis in range(counts.dim())]
+        if shape != [size[1], size[0]]:
+            raise ValueError(
+                f'{self} expects counts of shape {[size[1], size[0]]} for {size[1]} targets and '
+                f'{size[0]} macro nodes, but got shape {shape}.'
+            )
 
     def _query(self, x_target: Tensor) -> Tensor:
         scale = math.sqrt(self.out_channels)
@@ -250,8 +249,6 @@ class MacroConv(MessagePassing):
     ) -> tuple[Tensor, Tensor]:
         r"""Adds the pairs without an edge with count 0, in the order of targets."""
         num_macro, num_targets = size
-        for row, (name, num) in enumerate((('macro nodes', num_macro), ('targets', num_targets))):
-            require_range('MacroConv', f"{name} of 'edge_index'", edge_index[row], num)
         pair = edge_index[1] * num_macro + edge_index[0]
         counts = scatter(edge_weight, pair, dim_size=num_macro * num_targets)
         pair = torch.arange(num_macro * num_targets, device=edge_index.device)
@@ -260,7 +257,7 @@ class MacroConv(MessagePassing):
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}, '
-            f'temperature={self.temperature}, attention={self.attention!r}, '
+            f'temperature={self.temperature}, form={self.form!r}, '
             f'mask_zero={self.mask_zero}, weighting={self.weighting}, '
             f'renormalize={self.renormalize})'
         )

@@ -168,11 +168,11 @@ def before_cutoffs(clicks: list[Click], cutoffs: list[int]) -> list[Click]:
 
 
 def check_windows(
-    clicks: list[Click], cutoffs: list[int], num: int, item_order: str, coarsen: MacroCoarsen
+    clicks: list[Click], cutoffs: list[int], num: int, form: str, coarsen: MacroCoarsen
 ) -> None:
     r"""The macro rows and recent lists that an exposure of each window reads."""
     clicks = sorted(before_cutoffs(clicks, cutoffs), key=lambda click: click[2])
-    data = RecentNeighbors(num, item_order)(rolling(clicks, cutoffs))
+    data = RecentNeighbors(num, form)(rolling(clicks, cutoffs))
     try:
         data = coarsen(data)
     except ValueError as error:
@@ -191,7 +191,7 @@ def check_windows(
             counts[key] = Counter()
             for (node, _, far), number in entries.items():
                 counts[key][node, far] += number
-        by_user = sorted(known) if item_order == 'user' else known
+        by_user = sorted(known) if form == 'released' else known
         for user, item in product(range(NUM_USERS), range(NUM_ITEMS)):
             assert (batch.user[row], batch.item[row]) == (user, item)
             for node_type, node, hops in (
@@ -222,8 +222,8 @@ COARSENINGS = st.builds(
 
 
 def test_macro_rows_and_recent_lists_by_window(attack: Any) -> None:
-    orders = st.sampled_from(['time', 'user'])
-    attack(check_windows, CLICK_LISTS, CUTOFFS, st.integers(1, 4), orders, COARSENINGS, examples=60)
+    forms = st.sampled_from(['paper', 'released'])
+    attack(check_windows, CLICK_LISTS, CUTOFFS, st.integers(1, 4), forms, COARSENINGS, examples=60)
 
 
 def check_histories(clicks: list[Click], length: int) -> None:
@@ -503,11 +503,11 @@ def test_slot_hypergraph_conv(attack: Any) -> None:
 
 
 def check_intention_conv(
-    children: list[int], num_positions: int, standard: bool, seed: int
+    children: list[int], num_positions: int, form: str, seed: int
 ) -> None:
     r"""Edges in any order of centers against a fixed fan-out, and one center alone against both."""
     torch.manual_seed(seed)
-    conv = IntentionConv(4, 3, num_positions, standard).double()
+    conv = IntentionConv(4, 3, num_positions, form).double()
     num_centers, width = len(children), max(children)
     child = torch.randn(num_centers, width, 4).double()
     center, intention = torch.randn(num_centers, 4).double(), torch.randn(num_centers, 3).double()
@@ -527,7 +527,8 @@ def check_intention_conv(
 
 def test_intention_conv(attack: Any) -> None:
     children = st.lists(st.integers(0, 5), min_size=1, max_size=5)
-    attack(check_intention_conv, children, st.integers(1, 6), st.booleans(), SEED, examples=60)
+    forms = st.sampled_from(['paper', 'literal'])
+    attack(check_intention_conv, children, st.integers(1, 6), forms, SEED, examples=60)
 
 
 def check_macro_conv(counts: list[list[int]], conv: MacroConv, seed: int) -> None:
@@ -546,14 +547,14 @@ def check_macro_conv(counts: list[list[int]], conv: MacroConv, seed: int) -> Non
         }
         score = {
             q: math.exp((conv.lin_query(macro[q]) @ key).item() / math.sqrt(5))
-            if conv.attention == 'paper'
+            if conv.form == 'paper'
             else 1 / max(len(present), 1)
             for q in present
         }
         both = {
             q: weight[q]
             / sum(weight.values())
-            * (score[q] / sum(score.values()) if conv.attention == 'paper' else 1)
+            * (score[q] / sum(score.values()) if conv.form == 'paper' else 1)
             for q in present
         }
         total = sum(both.values()) if conv.renormalize else 1
@@ -572,7 +573,7 @@ def test_macro_conv(attack: Any) -> None:
         st.just(4),
         st.just(5),
         temperature=st.sampled_from([0.5, 1.0, 2.0]),
-        attention=st.sampled_from(['paper', 'released']),
+        form=st.sampled_from(['paper', 'released']),
         mask_zero=st.booleans(),
         weighting=st.booleans(),
         renormalize=st.booleans(),

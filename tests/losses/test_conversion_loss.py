@@ -47,7 +47,7 @@ def sigmoid(logit: float) -> float:
 @pytest.mark.parametrize(
     ('weighting', 'loss'),
     [
-        ('literal', 3.102797226674393),
+        ('all', 3.102797226674393),
         ('mean', 1.231327452759532),
         ('self_normalized', 0.7036156872911611),
     ],
@@ -68,7 +68,7 @@ def test_golden_errors_and_weights() -> None:
     for weighting, expected in (
         ('self_normalized', [0.285714285714, 0.714285714286, 0, 0]),
         ('mean', [0.5, 1.25, 0, 0]),
-        ('literal', [0.5, 1.25, 2.5, 0.625]),
+        ('all', [0.5, 1.25, 2.5, 0.625]),
         ('clicks', [0.5, 0.5, 0, 0]),
     ):
         weight = propensity_weights(CLICK, CLICK_LOGIT, weighting)
@@ -93,7 +93,7 @@ def test_small_probabilities_are_taken_for_the_floor() -> None:
 @pytest.mark.parametrize('weighting', WEIGHTINGS)
 def test_without_clicks_weights_are_zero(weighting: str) -> None:
     weight = propensity_weights(torch.zeros(4), CLICK_LOGIT, weighting)
-    expected = [0.5, 1.25, 2.5, 0.625] if weighting == 'literal' else [0] * 4
+    expected = [0.5, 1.25, 2.5, 0.625] if weighting == 'all' else [0] * 4
     assert weight.tolist() == pytest.approx(expected)
 
 
@@ -118,13 +118,13 @@ def test_half_precision_logits_are_summed_in_single() -> None:
 
 
 def test_unknown_weighting() -> None:
-    with pytest.raises(ValueError, match="one of .*'literal'.*, but got 'ipw'"):
+    with pytest.raises(ValueError, match="one of .*'all'.*, but got 'ipw'"):
         propensity_weights(CLICK, CLICK_LOGIT, 'ipw')
 
 
 @pytest.mark.parametrize('floor', [0.0, -0.1, 1.5, math.nan])
 def test_floor_that_is_no_probability(floor: float) -> None:
-    with pytest.raises(ValueError, match=f"'floor' must be a probability above 0, but got {floor}"):
+    with pytest.raises(ValueError, match=rf"'floor' must be a number in \(0, 1\], but got {floor}"):
         propensity_weights(CLICK, CLICK_LOGIT, floor=floor)
 
 
@@ -223,7 +223,7 @@ def test_true_propensities_make_the_mean_unbiased() -> None:
     (gradient,) = torch.autograd.grad(value, logit)
     torch.testing.assert_close(gradient, full_gradient, rtol=1e-5, atol=1e-7)
     # The others are biased on so few rows: the test can fail.
-    for weighting in ('clicks', 'self_normalized', 'literal'):
+    for weighting in ('clicks', 'self_normalized', 'all'):
         value = expectation(
             click_logit, lambda weight: conversion_loss(logit, conversion, weight), weighting
         )

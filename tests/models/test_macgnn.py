@@ -15,7 +15,7 @@ from mag.models import MacGNN
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
 GROUPS = {'user': 'group', 'item': 'category'}
-RELEASED = {'attention': 'released', 'mask_zero': False, 'dice': 'released'}
+RELEASED = {'form': 'released'}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
 
 # The order in which the golden parameters are numbered.
@@ -78,7 +78,7 @@ def log_batch(log: HeteroData, num_hops: int = 2) -> PairBatch:
     'kwargs, training, features, row_sums, logits',
     [
         (
-            {'mask_zero': False, 'dice': 'released'},
+            {'form': 'released', 'attention': True},
             False,
             FEATURES_UNMASKED,
             [-0.729202191016, -0.845410460757, 0.883892263379],
@@ -135,7 +135,7 @@ def test_released_attention_sums_the_values() -> None:
 
 
 def test_released_attention_is_inert_and_waits_for_no_gradient(click_log: HeteroData) -> None:
-    for attention, inert in (('released', True), ('paper', False)):
+    for attention, inert in ((False, True), (True, False)):
         model = MacGNN.from_data(coarse(click_log), attention=attention)
         batch = log_batch(click_log)
         F.binary_cross_entropy_with_logits(model(batch), batch.label).backward()
@@ -433,16 +433,16 @@ def test_from_data_names_the_step_that_is_missing(toy_graph: HeteroData) -> None
 )
 def test_wrong_sizes(name: str, value: Any) -> None:
     sizes = {'num_users': 3, 'num_items': 4, 'num_macro_users': 2, 'num_macro_items': 2}
-    with pytest.raises(ValueError, match=f"'{name}' must be a positive integer, but got {value}"):
+    message = f"'{name}' must be (an integer|at least 1), but got {value}"
+    with pytest.raises((TypeError, ValueError), match=message):
         MacGNN(**{**sizes, name: value})
 
 
 def test_wrong_options() -> None:
     for kwargs, message in (
-        ({'attention': 'new'}, "'attention' must be 'paper' or 'released'"),
-        ({'dice': 'new'}, "'dice' must be 'standard' or 'released'"),
-        ({'temperature': 0}, "'temperature' must be a positive number"),
-        ({'hidden_channels': (8, 0)}, r"'hidden_channels\[1\]' must be a positive integer"),
+        ({'form': 'new'}, "'form' must be one of 'paper', 'released', but got 'new'"),
+        ({'temperature': 0}, r"'temperature' must be a number in \(0, inf\], but got 0"),
+        ({'hidden_channels': (8, 0)}, r"'hidden_channels\[1\]' must be at least 1, but got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             MacGNN(3, 4, 2, 2, **kwargs)
@@ -455,17 +455,33 @@ def test_wrong_types() -> None:
         MacGNN.from_data('log')  # type: ignore[arg-type]
 
 
+def test_the_form_says_what_the_layers_do_and_ablations_change_it() -> None:
+    def parts(**kwargs: Any) -> tuple[str, bool, str]:
+        model = MacGNN(3, 4, 2, 2, **kwargs)
+        assert model.user_conv.form == model.item_conv.form
+        assert model.user_conv.mask_zero is model.item_conv.mask_zero
+        return model.user_conv.form, model.user_conv.mask_zero, model.head[1].form
+
+    assert parts() == ('paper', True, 'paper')
+    assert parts(form='released') == ('released', False, 'released')
+    # "w/o attention", and what the golden numbers of the released code have.
+    assert parts(attention=False) == ('released', True, 'paper')
+    assert parts(form='released', attention=True) == ('paper', False, 'released')
+    assert parts(form='released', mask_zero=True) == ('released', True, 'released')
+    assert parts(mask_zero=False) == ('paper', False, 'paper')
+
+
 def test_options_reach_the_layers() -> None:
     defaults = {
         'temperature': 1.9,
-        'attention': 'paper',
+        'form': 'paper',
         'mask_zero': True,
         'weighting': True,
         'renormalize': False,
     }
     others = {
         'temperature': 0.7,
-        'attention': 'released',
+        'form': 'released',
         'mask_zero': False,
         'weighting': False,
         'renormalize': True,
@@ -476,16 +492,16 @@ def test_options_reach_the_layers() -> None:
             assert {name: getattr(conv, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize('attention', ['paper', 'released'])
+@pytest.mark.parametrize('form', ['paper', 'released'])
 @pytest.mark.parametrize('num_hops', [1, 2])
 @pytest.mark.parametrize('item_graph', [True, False])
 @pytest.mark.parametrize('recent', [True, False])
 def test_every_trained_parameter_gets_a_gradient(
-    click_log: HeteroData, attention: str, num_hops: int, item_graph: bool, recent: bool
+    click_log: HeteroData, form: str, num_hops: int, item_graph: bool, recent: bool
 ) -> None:
     data = coarse(click_log)
     model = MacGNN.from_data(
-        data, attention=attention, num_hops=num_hops, item_graph=item_graph, recent=recent
+        data, form=form, num_hops=num_hops, item_graph=item_graph, recent=recent
     )
     model(log_batch(click_log)).sum().backward()
     for name, parameter in model.named_parameters():
@@ -522,5 +538,5 @@ def test_batches_that_do_not_fit_the_model(toy_graph: HeteroData) -> None:
     batch = log_batch(toy_graph)
     with pytest.raises(ValueError, match='reads 3 hops, but the batch has 2 of the user'):
         model(batch)
-    with pytest.raises(ValueError, match=r'dense counts of shape \[12, 5\]'):
+    with pytest.raises(ValueError, match=r'counts of shape \[12, 5\] for 12 targets'):
         MacGNN(3, 4, 2, 5).eval()(batch)

@@ -118,7 +118,7 @@ def plain_logit(model: SRJGraph, batch: HeteroData, row: int, depth: int) -> Ten
         {'query': False},
         {'intention': False},
         {'upstream': False},
-        {'standard': True, 'num_positions': 2},
+        {'form': 'literal', 'num_positions': 2},
     ],
 )
 def test_forward_node_by_node(
@@ -258,7 +258,7 @@ def test_modes_stay_as_they_are(parts: tuple[HeteroData, ...]) -> None:
 
 def test_released_queries(train: HeteroData, batch: HeteroData) -> None:
     r"""The sum of a row for each term and padding, where the empty query is paddings alone."""
-    model = build(train, released=True)
+    model = build(train, form='released')
     terms = torch.tensor([[3, 5, -1, -1], [0, -1, -1, -1]])
     weight = model.term_embedding.weight
     expected = torch.stack([weight[4] + weight[6] + 2 * weight[0], 4 * weight[0]])

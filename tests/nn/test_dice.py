@@ -10,27 +10,27 @@ from mag.nn import Dice
 X = torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64)
 
 
-def filled(released: bool) -> Dice:
-    dice = Dice(1, released=released).double()
+def filled(form: str) -> Dice:
+    dice = Dice(1, form).double()
     with torch.no_grad():
         dice.alpha.fill_(0.25)
     return dice
 
 
 @pytest.mark.parametrize(
-    'released, expected',
+    'form, expected',
     [
-        (True, [0.470992857613, 1.168491484957, 3.245760456193]),
-        (False, [0.441688560554, 1.150369368984, 3.375645527761]),
+        ('released', [0.470992857613, 1.168491484957, 3.245760456193]),
+        ('paper', [0.441688560554, 1.150369368984, 3.375645527761]),
     ],
 )
-def test_golden_numbers(released: bool, expected: list[float]) -> None:
-    out = filled(released).train()(X)
+def test_golden_numbers(form: str, expected: list[float]) -> None:
+    out = filled(form).train()(X)
     torch.testing.assert_close(out.view(-1).tolist(), expected, atol=1e-11, rtol=0)
 
 
 def test_evaluation_reads_running_averages() -> None:
-    dice = filled(released=False)
+    dice = filled('paper')
     dice.norm.running_mean.fill_(2.0)
     dice.norm.running_var.fill_(4.0)
     dice.eval()
@@ -40,23 +40,23 @@ def test_evaluation_reads_running_averages() -> None:
 
 
 def test_running_averages_follow_the_batches_with_momentum_one_percent() -> None:
-    dice = filled(released=False).train()
+    dice = filled('paper').train()
     dice(X)
     assert dice.norm.running_mean.item() == pytest.approx(0.01 * 7 / 3)
     assert dice.norm.running_var.item() == pytest.approx(0.99 + 0.01 * 7 / 3)
 
 
-def test_evaluation_is_independent_of_the_batch_in_the_standard_form_only() -> None:
+def test_evaluation_is_independent_of_the_batch_in_the_form_of_the_paper_only() -> None:
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    for released in (False, True):
-        dice = Dice(5, released=released).eval()
+    for form in ('paper', 'released'):
+        dice = Dice(5, form).eval()
         same = torch.allclose(dice(x)[:3], dice(x[:3]), atol=1e-6)
-        assert same is not released
+        assert same is (form == 'paper')
 
 
 def test_one_alpha_a_feature_or_one_a_layer() -> None:
     assert Dice(5).alpha.tolist() == [0] * 5
-    assert Dice(5, released=True).alpha.tolist() == [0]
+    assert Dice(5, 'released').alpha.tolist() == [0]
     dice = Dice(2).eval()
     with torch.no_grad():
         dice.alpha.copy_(torch.tensor([0.0, 1.0]))
@@ -65,24 +65,24 @@ def test_one_alpha_a_feature_or_one_a_layer() -> None:
     assert dice(x).tolist() == [[pytest.approx(-3 / (1 + math.exp(3))), -3.0]]
 
 
-@pytest.mark.parametrize('released', [False, True])
-def test_a_constant_column_halves_and_has_finite_gradients(released: bool) -> None:
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_a_constant_column_halves_and_has_finite_gradients(form: str) -> None:
     x = torch.full((4, 1), 2.0, requires_grad=True)
-    out = Dice(1, released=released)(x)
+    out = Dice(1, form)(x)
     out.sum().backward()
     assert out.view(-1).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
     assert bool(x.grad.isfinite().all())
 
 
-@pytest.mark.parametrize('released', [False, True])
-def test_gradient(released: bool) -> None:
-    dice = filled(released).train()
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_gradient(form: str) -> None:
+    dice = filled(form).train()
     x = torch.randn(5, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(dice, x)
 
 
 def test_reset_parameters() -> None:
-    dice = filled(released=False).train()
+    dice = filled('paper').train()
     dice(X)
     dice.reset_parameters()
     assert dice.alpha.item() == 0
@@ -90,12 +90,12 @@ def test_reset_parameters() -> None:
     assert dice.norm.running_var.item() == 1
 
 
-@pytest.mark.parametrize('released', [False, True])
-def test_copies_agree(released: bool) -> None:
-    dice = filled(released).train()
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_copies_agree(form: str) -> None:
+    dice = filled(form).train()
     dice(X)
     dice.eval()
-    other = Dice(1, released=released).double().eval()
+    other = Dice(1, form).double().eval()
     other.load_state_dict(dice.state_dict())
     for twin in (other, copy.deepcopy(dice), pickle.loads(pickle.dumps(dice))):
         assert torch.equal(twin(X), dice(X))
@@ -103,22 +103,22 @@ def test_copies_agree(released: bool) -> None:
 
 @pytest.mark.parametrize('shape', [(3,), (3, 2), (1, 3, 1)])
 def test_wrong_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r'expects shape \[B, 1\], but got'):
+    with pytest.raises(ValueError, match=r"expects 'x' of shape \[B, 1\], but got"):
         Dice(1)(torch.zeros(shape))
 
 
 def test_a_row_alone_has_no_batch_statistics() -> None:
     row = torch.ones(1, 1)
-    for dice in (Dice(1).train(), Dice(1, released=True).train(), Dice(1, released=True).eval()):
+    for dice in (Dice(1).train(), Dice(1, 'released').train(), Dice(1, 'released').eval()):
         with pytest.raises(ValueError, match='needs two rows or more'):
             dice(row)
     assert Dice(1).eval()(row).item() == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 def test_no_features() -> None:
-    with pytest.raises(ValueError, match="'num_features' must be a positive integer, but got 0"):
+    with pytest.raises(ValueError, match="'num_features' must be at least 1, but got 0"):
         Dice(0)
 
 
 def test_repr() -> None:
-    assert repr(Dice(3, released=True)) == 'Dice(3, released=True)'
+    assert repr(Dice(3, 'released')) == "Dice(3, form='released')"

@@ -44,20 +44,20 @@ def one_center(conv: IntentionConv, child: Tensor, center: Tensor, intention: Te
     total = sum(math.exp(score.item()) for score in scores)
     out = torch.zeros_like(center)
     for score, value in zip(scores, values, strict=True):
-        if conv.standard:
+        if conv.form == 'literal':
             value = conv.lin_value.weight @ value
         out = out + math.exp(score.item()) / total * value
     hidden = conv.lin_out.weight @ out + conv.lin_out.bias
-    if conv.standard:
+    if conv.form == 'literal':
         hidden = conv.lin_last.weight @ hidden.clamp(min=0) + conv.lin_last.bias
     return layer_norm(out + hidden, conv.norm_out)
 
 
-@pytest.mark.parametrize('standard', [False, True])
+@pytest.mark.parametrize('form', ['paper', 'literal'])
 @pytest.mark.parametrize('num_positions', [1, 3, 26])
-def test_both_paths_follow_the_equations(standard: bool, num_positions: int) -> None:
+def test_both_paths_follow_the_equations(form: str, num_positions: int) -> None:
     torch.manual_seed(1)
-    conv = IntentionConv(6, 3, num_positions, standard).double()
+    conv = IntentionConv(6, 3, num_positions, form).double()
     for norm in (conv.norm_query, conv.norm_key, conv.norm_out):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
@@ -164,10 +164,10 @@ def test_compiled_is_one_graph_with_the_same_gradients() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
-@pytest.mark.parametrize('standard', [False, True])
-def test_compiled_messages_have_the_same_values_and_gradients(standard: bool) -> None:
+@pytest.mark.parametrize('form', ['paper', 'literal'])
+def test_compiled_messages_have_the_same_values_and_gradients(form: str) -> None:
     torch.manual_seed(0)
-    conv = IntentionConv(6, 3, standard=standard).double()
+    conv = IntentionConv(6, 3, form=form).double()
     twin = copy.deepcopy(conv)
     child, center, intention, mask = random_input()
     x, edge_index = as_edges(child, mask)
@@ -239,11 +239,11 @@ def test_exported_dense_form_is_of_any_size() -> None:
 @pytest.mark.parametrize(
     ('child', 'center', 'intention', 'edge_index', 'message'),
     [
-        ((4, 5), (2, 6), (2, 3), (2, 1), r'children of 6 channels, but got shape \[4, 5\]'),
-        ((4, 6), (2, 5), (2, 3), (2, 1), r'centers of 6 channels, but got shape \[2, 5\]'),
-        ((4, 6), (2, 6), (2, 4), (2, 1), r'intentions of 3 channels, but got shape \[2, 4\]'),
-        ((4, 6), (2, 6), (1, 3), (2, 1), r'centers of shape \[2, 6\] and intentions of shape'),
-        ((4, 6), (2, 6), (2, 3), (3, 1), r"'edge_index' of shape \[2, num_edges\], but got \[3"),
+        ((4, 5), (2, 6), (2, 3), (2, 1), r"'child' of shape \[M, 6\], but got shape \[4, 5\]"),
+        ((4, 6), (2, 5), (2, 3), (2, 1), r"'center' of shape \[N, 6\], but got shape \[2, 5\]"),
+        ((4, 6), (2, 6), (2, 4), (2, 1), r"'intention' of shape \[2, 3\], but got shape \[2, 4\]"),
+        ((4, 6), (2, 6), (1, 3), (2, 1), r"'intention' of shape \[2, 3\], but got shape \[1, 3\]"),
+        ((4, 6), (2, 6), (2, 3), (3, 1), r"'edge_index' of shape \[2, E\], but got shape \[3"),
     ],
 )
 def test_bad_input(
@@ -277,18 +277,19 @@ def test_dense_children_of_other_shapes_raise() -> None:
     conv = IntentionConv(4, 2)
     child, center, intention = torch.randn(2, 3, 4), torch.randn(2, 4), torch.randn(2, 2)
     for other in (torch.randn(3, 3, 4), torch.randn(2, 4)):
-        with pytest.raises(ValueError, match=r'shape \[2, T, 4\], but got'):
+        with pytest.raises(ValueError, match=r"'child' of shape \[2, T, 4\], but got"):
             conv.dense(other, center, intention)
-    with pytest.raises(ValueError, match=r"'mask' of booleans of shape \[2, 3\], but got .*2, 2"):
+    with pytest.raises(ValueError, match=r"'mask' of shape \[2, 3\], but got shape \[2, 2\]"):
         conv.dense(child, center, intention, torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="paddings after the children, but 'mask' has holes"):
+    with pytest.raises(
+        ValueError,
+        match='no child after a padding, but 2 of 6 are not, such as True in row 0, column 2',
+    ):
         conv.dense(child, center, intention, torch.tensor([[True, False, True]] * 2))
 
 
 def test_repr() -> None:
-    assert repr(IntentionConv(88, 88)) == (
-        'IntentionConv(88, 88, num_positions=26, standard=False)'
-    )
+    assert repr(IntentionConv(88, 88)) == ("IntentionConv(88, 88, num_positions=26, form='paper')")
 
 
 def test_attention_adds_up_at_every_center() -> None:

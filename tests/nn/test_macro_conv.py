@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mag.nn import MacroConv
 
-FORMS = ['edge_index', pytest.param('SparseTensor', marks=pytest.mark.sparse), 'coo', 'csr']
+LAYOUTS = ['edge_index', pytest.param('SparseTensor', marks=pytest.mark.sparse), 'coo', 'csr']
 OPTIONS = [
-    dict(zip(('attention', 'mask_zero', 'weighting', 'renormalize'), values))
+    dict(zip(('form', 'mask_zero', 'weighting', 'renormalize'), values))
     for values in itertools.product(
         ('paper', 'released'), (True, False), (True, False), (True, False)
     )
@@ -20,25 +20,25 @@ OPTIONS = [
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
 
 
-def write(counts: Tensor, form: str) -> tuple[Any, ...]:
+def write(counts: Tensor, layout: str) -> tuple[Any, ...]:
     r"""The arguments of MacroConv that say the same as dense counts."""
     target, macro = counts.nonzero(as_tuple=True)
     weight = counts[target, macro]
-    if form == 'edge_index':
+    if layout == 'edge_index':
         # In no order, and with an explicit zero, which must not count as an edge.
         absent = (counts == 0).nonzero()[:1].t()
         edge_index = torch.cat([torch.stack([macro, target]), absent.flip(0)], dim=1)
         weight = torch.cat([weight, weight.new_zeros(absent.size(1))])
         order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))
         return edge_index[:, order], weight[order]
-    if form == 'SparseTensor':
+    if layout == 'SparseTensor':
         torch_sparse = pytest.importorskip('torch_sparse', reason='torch-sparse is an extra.')
         return (
             torch_sparse.SparseTensor(
                 row=target, col=macro, value=weight, sparse_sizes=tuple(counts.shape)
             ),
         )
-    return (counts.to_sparse() if form == 'coo' else counts.to_sparse_csr(),)
+    return (counts.to_sparse() if layout == 'coo' else counts.to_sparse_csr(),)
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ def by_the_formula(conv: MacroConv, x_macro: Tensor, x_target: Tensor, counts: T
         }
         product = {}
         for q in nodes:
-            alpha = score[q] / sum(score.values()) if conv.attention == 'paper' else 1.0
+            alpha = score[q] / sum(score.values()) if conv.form == 'paper' else 1.0
             product[q] = size[q] / sum(size.values()) * alpha
         for q in nodes:
             weight = product[q] / (sum(product.values()) if conv.renormalize else 1.0)
@@ -81,7 +81,9 @@ def macro_weights(counts: Tensor, **kwargs: Any) -> Tensor:
     r"""The weights of eq. 6, read off with one-hot macro nodes that the layer passes on as they
     are."""
     num_macro = counts.size(1)
-    conv = MacroConv(num_macro, num_macro, **{'attention': 'released', **kwargs}).double()
+    conv = MacroConv(
+        num_macro, num_macro, **{'form': 'released', 'mask_zero': True, **kwargs}
+    ).double()
     with torch.no_grad():
         conv.lin_value.weight.copy_(torch.eye(num_macro))
         eye = torch.eye(num_macro, dtype=torch.float64)
@@ -147,13 +149,13 @@ GOLDEN_MACRO = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.fl
 GOLDEN_COUNTS = torch.tensor([[3.0, 1.0, 0.0]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize('form', ['dense', *FORMS])
+@pytest.mark.parametrize('layout', ['dense', *LAYOUTS])
 @pytest.mark.parametrize(
     'mask_zero, readout',
     [(False, [0.38365597272, 0.236064578154]), (True, [0.556587183109, 0.220158967116])],
 )
-def test_golden_readout(form: str, mask_zero: bool, readout: list[float]) -> None:
-    counts = (GOLDEN_COUNTS,) if form == 'dense' else write(GOLDEN_COUNTS, form)
+def test_golden_readout(layout: str, mask_zero: bool, readout: list[float]) -> None:
+    counts = (GOLDEN_COUNTS,) if layout == 'dense' else write(GOLDEN_COUNTS, layout)
     out = golden_conv(mask_zero=mask_zero)((GOLDEN_MACRO, GOLDEN_TARGET), *counts)
     torch.testing.assert_close(out[0].tolist(), readout, atol=1e-11, rtol=0)
 
@@ -195,9 +197,9 @@ def test_follows_the_formula(options: dict[str, Any]) -> None:
     torch.testing.assert_close(conv((x_macro, x_target), counts), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('options', OPTIONS)
-def test_inputs_agree_in_value_and_gradient(form: str, options: dict[str, Any]) -> None:
+def test_inputs_agree_in_value_and_gradient(layout: str, options: dict[str, Any]) -> None:
     conv = MacroConv(3, 4, temperature=1.9, **options)
     x_macro, x_target, counts = inputs()
     x_macro.requires_grad_()
@@ -212,7 +214,7 @@ def test_inputs_agree_in_value_and_gradient(form: str, options: dict[str, Any]) 
         )
         return out, gradients
 
-    torch.testing.assert_close(run(*write(counts, form)), run(counts), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(*write(counts, layout)), run(counts), atol=1e-5, rtol=1e-5)
 
 
 def test_sparse_entries_of_one_pair_add_up() -> None:
@@ -259,19 +261,19 @@ def test_a_large_temperature_makes_the_weights_uniform_over_the_present_nodes() 
 def test_the_two_softmaxes_multiply_unless_they_are_renormalized() -> None:
     counts = torch.ones(1, 4, dtype=torch.float64)
     # Zero targets make the attention uniform: 1/4 of 1/4 each, as M6 of the paper has it.
-    assert macro_weights(counts, attention='paper')[0].tolist() == pytest.approx([1 / 16] * 4)
-    renormalized = macro_weights(counts, attention='paper', renormalize=True)
+    assert macro_weights(counts, form='paper')[0].tolist() == pytest.approx([1 / 16] * 4)
+    renormalized = macro_weights(counts, form='paper', renormalize=True)
     assert renormalized[0].tolist() == pytest.approx([1 / 4] * 4)
 
 
-@pytest.mark.parametrize('form', ['dense', *FORMS])
+@pytest.mark.parametrize('layout', ['dense', *LAYOUTS])
 @pytest.mark.parametrize('renormalize', [False, True])
-def test_an_empty_hop_gives_zero_and_finite_gradients(form: str, renormalize: bool) -> None:
+def test_an_empty_hop_gives_zero_and_finite_gradients(layout: str, renormalize: bool) -> None:
     conv = MacroConv(3, 4, renormalize=renormalize)
     x_macro, x_target, counts = inputs()
     x_macro.requires_grad_()
     x_target.requires_grad_()
-    args = (counts,) if form == 'dense' else write(counts, form)
+    args = (counts,) if layout == 'dense' else write(counts, layout)
     out = conv((x_macro, x_target), *args)
     assert out[2].tolist() == [0, 0, 0, 0]
     out.square().sum().backward()
@@ -291,7 +293,7 @@ def test_unmasked_an_empty_hop_is_the_attention_over_all_nodes() -> None:
 
 def test_released_attention_never_trains_query_and_key() -> None:
     x_macro, x_target, counts = inputs()
-    conv = MacroConv(3, 4, attention='released')
+    conv = MacroConv(3, 4, form='released')
     conv((x_macro, x_target), counts).sum().backward()
     conv.attend(x_macro.expand(7, 5, 3), x_target, counts > 0).sum().backward()
     assert conv.lin_query.weight.grad is None
@@ -306,9 +308,9 @@ def test_released_attention_never_trains_query_and_key() -> None:
     assert conv.lin_key.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize('attention', ['paper', 'released'])
-def test_content_of_padding_does_not_matter(attention: str) -> None:
-    conv = MacroConv(3, 4, attention=attention)
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_content_of_padding_does_not_matter(form: str) -> None:
+    conv = MacroConv(3, 4, form=form)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 5, 3, generator=generator)
     x_target = torch.randn(6, 3, generator=generator)
@@ -368,12 +370,12 @@ def test_dense_and_sparse_agree_in_bfloat16_autocast() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize('form', ['dense', 'edge_index', 'coo'])
-def test_cuda_agrees_with_cpu(form: str) -> None:
+@pytest.mark.parametrize('layout', ['dense', 'edge_index', 'coo'])
+def test_cuda_agrees_with_cpu(layout: str) -> None:
     conv = MacroConv(3, 4)
     x_macro, x_target, counts = inputs()
     expected = conv((x_macro, x_target), counts)
-    args = (counts,) if form == 'dense' else write(counts, form)
+    args = (counts,) if layout == 'dense' else write(counts, layout)
     out = conv.cuda()((x_macro.cuda(), x_target.cuda()), *(arg.cuda() for arg in args))
     torch.testing.assert_close(out.cpu(), expected, atol=1e-5, rtol=1e-5)
 
@@ -399,11 +401,12 @@ def test_reset_parameters() -> None:
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        ({'in_channels': 0}, "'in_channels' must be a positive integer, but got 0"),
-        ({'out_channels': -1}, "'out_channels' must be a positive integer, but got -1"),
-        ({'temperature': 0.0}, "'temperature' must be a positive number, but got 0.0"),
-        ({'temperature': math.nan}, "'temperature' must be a positive number, but got nan"),
-        ({'attention': 'new'}, "'attention' must be 'paper' or 'released', but got 'new'"),
+        ({'in_channels': 0}, "'in_channels' must be at least 1, but got 0"),
+        ({'out_channels': -1}, "'out_channels' must be at least 1, but got -1"),
+        ({'temperature': 0.0}, r"'temperature' must be a number in \(0, inf\], but got 0.0"),
+        ({'temperature': math.nan}, r"'temperature' must be a number in \(0, inf\], but got nan"),
+        ({'form': 'new'}, "'form' must be one of 'paper', 'released', but got 'new'"),
+        ({'form': 'literal'}, "'form' must be one of 'paper', 'released', but got 'literal'"),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
@@ -414,26 +417,58 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
 def test_wrong_inputs() -> None:
     conv = MacroConv(3, 4)
     x_macro, x_target, counts = inputs()
+    x = x_macro, x_target
     edge_index, edge_weight = write(counts, 'edge_index')
-    for x, args, message in (
+    for pair, args, error, message in (
+        (x_macro, (counts,), TypeError, 'macro nodes and targets as a pair, but got Tensor'),
+        ((*x, x_macro), (counts,), TypeError, 'macro nodes and targets as a pair, but got tuple'),
+        ((x_macro, None), (counts,), TypeError, r"'targets' to be a tensor .*, but got None"),
         (
             (x_macro[:, :2], x_target),
             (counts,),
-            r'macro nodes of shape \[\*, 3\], but got \[5, 2\]',
+            ValueError,
+            r"'macro nodes' of shape \[M, 3\].*5, 2",
         ),
-        ((x_macro, x_target[0]), (counts,), r'targets of shape \[\*, 3\], but got \[3\]'),
-        ((x_macro, x_target), (counts.t(),), r'\[7, 5\] for 7 targets and 5 macro nodes.*\[5, 7\]'),
-        ((x_macro, x_target), (counts.t().to_sparse(),), r'sparse counts of shape \[7, 5\]'),
-        ((x_macro, x_target), (edge_index,), "'edge_weight' of shape .* but got None"),
-        ((x_macro, x_target), (edge_index, edge_weight[1:]), "'edge_weight' of shape"),
-        ((x_macro, x_target), (counts.long(),), 'Dense counts must be floats'),
+        ((x_macro, x_target[0]), (counts,), ValueError, r"'targets' of shape \[B, 3\].*\[3\]"),
+        (x, (counts.t(),), ValueError, r'\[7, 5\] for 7 targets and 5 macro nodes.*\[5, 7\]'),
+        (x, (counts[0],), ValueError, r'counts of shape \[7, 5\] for 7 .*, but got shape \[5\]'),
+        (x, (counts.t().to_sparse(),), ValueError, r'counts of shape \[7, 5\].* shape \[5, 7\]'),
+        (x, (counts, edge_weight), ValueError, "matrix of counts without 'edge_weight'"),
+        (x, (edge_index,), TypeError, "'edge_weight' to be a tensor of shape .*, but got None"),
+        (x, (edge_index, edge_weight[1:]), ValueError, "'edge_weight' of shape"),
+        (x, (edge_index[0], edge_weight), ValueError, r"'edge_index' of shape \[2, E\], but got"),
+        (
+            x,
+            (counts.long(),),
+            ValueError,
+            r"'edge_index' of shape \[2, E\], but got shape \[7, 5\]",
+        ),
+        (x, (counts > 0,), ValueError, r"'edge_index' of shape \[2, E\], but got shape \[7, 5\]"),
     ):
-        with pytest.raises(ValueError, match=message):
-            conv(x, *args)
+        with pytest.raises(error, match=message):
+            conv(pair, *args)
+
+
+@pytest.mark.parametrize('mask_zero', [False, True])
+@pytest.mark.parametrize(
+    'row, message', [(0, 'macro nodes .* to 5, .* 0 to 4'), (1, 'targets .*-1')]
+)
+def test_edges_of_nodes_that_do_not_exist(mask_zero: bool, row: int, message: str) -> None:
+    x_macro, x_target, counts = inputs()
+    edge_index, edge_weight = write(counts, 'edge_index')
+    edge_index[row, 0] = 5 if row == 0 else -1
+    with pytest.raises(IndexError, match=message):
+        MacroConv(3, 4, mask_zero=mask_zero)((x_macro, x_target), edge_index, edge_weight)
+
+
+def test_the_released_form_takes_in_zero_counts_unless_told_otherwise() -> None:
+    assert MacroConv(3, 4).mask_zero and not MacroConv(3, 4, form='released').mask_zero
+    assert MacroConv(3, 4, form='released', mask_zero=True).mask_zero
+    assert not MacroConv(3, 4, mask_zero=False).mask_zero
 
 
 def test_repr() -> None:
-    assert repr(MacroConv(3, 4, temperature=1.9, attention='released')) == (
-        "MacroConv(3, 4, temperature=1.9, attention='released', mask_zero=True, weighting=True, "
+    assert repr(MacroConv(3, 4, temperature=1.9, form='released')) == (
+        "MacroConv(3, 4, temperature=1.9, form='released', mask_zero=False, weighting=True, "
         'renormalize=False)'
     )

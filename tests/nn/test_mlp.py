@@ -8,16 +8,16 @@ import torch
 from mag.nn import MLP, Dice
 
 
-@pytest.mark.parametrize('dice', ['standard', 'released'])
-def test_is_linear_dice_linear(dice: str) -> None:
-    mlp = MLP([4, 3, 2, 1], dice).double().train()
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_is_linear_dice_linear(form: str) -> None:
+    mlp = MLP([4, 3, 2, 1], form).double().train()
     x = torch.randn(6, 4, dtype=torch.float64)
     out = x
     linear = [layer for layer in mlp if isinstance(layer, torch.nn.Linear)]
     for layer in linear[:-1]:
         out = out @ layer.weight.t() + layer.bias
         deviation = (
-            out.std(dim=0) if dice == 'released' else (out.var(dim=0, unbiased=False) + 1e-9).sqrt()
+            out.std(dim=0) if form == 'released' else (out.var(dim=0, unbiased=False) + 1e-9).sqrt()
         )
         out = out * ((out - out.mean(dim=0)) / deviation).sigmoid()
     out = out @ linear[-1].weight.t() + linear[-1].bias
@@ -26,8 +26,8 @@ def test_is_linear_dice_linear(dice: str) -> None:
 
 def test_sizes_of_the_head_of_the_paper() -> None:
     # 16 080 + 81 + 140 * 200 + 200, and an alpha a feature or a layer.
-    for dice, num_alphas in (('standard', 280), ('released', 2)):
-        num_parameters = sum(p.numel() for p in MLP([140, 200, 80, 1], dice).parameters())
+    for form, num_alphas in (('paper', 280), ('released', 2)):
+        num_parameters = sum(p.numel() for p in MLP([140, 200, 80, 1], form).parameters())
         assert num_parameters == 140 * 200 + 200 + 16080 + 81 + num_alphas
 
 
@@ -61,8 +61,8 @@ def test_copies_agree() -> None:
     [
         ([], "'channels' must hold two sizes or more, but got"),
         ([3], "'channels' must hold two sizes or more, but got"),
-        ([3, 0, 1], r"'channels\[1\]' must be a positive integer, but got 0"),
-        ([3, -1], r"'channels\[1\]' must be a positive integer, but got -1"),
+        ([3, 0, 1], r"'channels\[1\]' must be at least 1, but got 0"),
+        ([3, -1], r"'channels\[1\]' must be at least 1, but got -1"),
     ],
 )
 def test_wrong_channels(channels: Sequence[int], message: str) -> None:
@@ -70,6 +70,6 @@ def test_wrong_channels(channels: Sequence[int], message: str) -> None:
         MLP(channels)
 
 
-def test_unknown_dice() -> None:
-    with pytest.raises(ValueError, match="'dice' must be 'standard' or 'released', but got 'new'"):
-        MLP([2, 1], dice='new')
+def test_unknown_form() -> None:
+    with pytest.raises(ValueError, match="'form' must be one of 'paper', 'released', but got 'ne"):
+        MLP([2, 1], form='new')

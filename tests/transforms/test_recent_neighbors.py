@@ -23,13 +23,13 @@ def random_history(seed: int, num_clicks: int = 300, last_time: int = 60) -> Het
     return data
 
 
-def brute_force(data: HeteroData, num: int, item_order: str, known: torch.Tensor) -> dict:
+def brute_force(data: HeteroData, num: int, form: str, known: torch.Tensor) -> dict:
     r"""Lists of each node from the clicks that are `known`, by sorting them one node at a time."""
     user, item = data[CLICKS].edge_index.tolist()
     time = data[CLICKS].time.tolist()
     lists = {}
     for node_type, node, neighbor in (('user', user, item), ('item', item, user)):
-        by_user = node_type == 'item' and item_order == 'user'
+        by_user = node_type == 'item' and form == 'released'
         lists[node_type] = []
         for v in range(data[node_type].num_nodes):
             own = [edge for edge in range(len(node)) if node[edge] == v and known[edge]]
@@ -39,17 +39,17 @@ def brute_force(data: HeteroData, num: int, item_order: str, known: torch.Tensor
     return lists
 
 
-@pytest.mark.parametrize('item_order', ['time', 'user'])
+@pytest.mark.parametrize('form', ['paper', 'released'])
 @pytest.mark.parametrize('ordered', [True, False])
 @pytest.mark.parametrize('num', [1, 4, 400])
-def test_brute_force(item_order, ordered, num):
+def test_brute_force(form, ordered, num):
     data = random_history(0)
     if ordered:
         order = data[CLICKS].time.argsort(stable=True)
         data[CLICKS].edge_index = data[CLICKS].edge_index[:, order]
         data[CLICKS].time = data[CLICKS].time[order]
-    expected = brute_force(data, num, item_order, torch.ones(300))
-    out = RecentNeighbors(num, item_order)(data)
+    expected = brute_force(data, num, form, torch.ones(300))
+    out = RecentNeighbors(num, form)(data)
     for node_type in ('user', 'item'):
         assert out[node_type].recent.tolist() == expected[node_type]
         assert out[node_type].recent.dtype == torch.long
@@ -57,27 +57,27 @@ def test_brute_force(item_order, ordered, num):
     assert out['user'].recent[14].tolist() == [-1] * num
 
 
-@pytest.mark.parametrize('item_order', ['time', 'user'])
-def test_windows(item_order):
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_windows(form):
     data = random_history(1)
     data[CLICKS].cutoff = torch.tensor([5, 20, 21, 60])
-    out = RecentNeighbors(4, item_order)(data)
+    out = RecentNeighbors(4, form)(data)
     for step, cutoff in enumerate([5, 20, 21, 60]):
-        expected = brute_force(data, 4, item_order, data[CLICKS].time < cutoff)
+        expected = brute_force(data, 4, form, data[CLICKS].time < cutoff)
         for node_type in ('user', 'item'):
             assert out[node_type].recent[:, step].tolist() == expected[node_type]
 
 
-@pytest.mark.parametrize('item_order', ['time', 'user'])
-def test_windows_by_user(item_order):
+@pytest.mark.parametrize('form', ['paper', 'released'])
+def test_windows_by_user(form):
     r"""Cutoffs on positions: in an item's list, a later window may add a click that is earlier."""
     data = random_history(2)
     generator = torch.Generator().manual_seed(2)
     data[CLICKS].position = torch.rand(300, generator=generator, dtype=torch.double) * 0.9
     data[CLICKS].cutoff = torch.tensor([0.2, 0.5, 0.9], dtype=torch.double)
-    out = RecentNeighbors(4, item_order)(data)
+    out = RecentNeighbors(4, form)(data)
     for step, cutoff in enumerate([0.2, 0.5, 0.9]):
-        expected = brute_force(data, 4, item_order, data[CLICKS].position < cutoff)
+        expected = brute_force(data, 4, form, data[CLICKS].position < cutoff)
         for node_type in ('user', 'item'):
             assert out[node_type].recent[:, step].tolist() == expected[node_type]
 
@@ -118,7 +118,7 @@ def test_released_item_order():
     data[CLICKS].edge_index = torch.tensor([[2, 1, 0], [0, 0, 0]])
     data[CLICKS].time = torch.tensor([1, 2, 3])
     assert RecentNeighbors(2)(data)['item'].recent.tolist() == [[1, 0]]
-    assert RecentNeighbors(2, item_order='user')(data)['item'].recent.tolist() == [[1, 2]]
+    assert RecentNeighbors(2, form='released')(data)['item'].recent.tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize('cutoff', [None, torch.tensor([3, 5])])
@@ -144,7 +144,7 @@ def test_original_is_unchanged():
 
 
 def test_repr():
-    assert repr(RecentNeighbors(7, 'user')) == "RecentNeighbors(num=7, item_order='user')"
+    assert repr(RecentNeighbors(7, 'released')) == "RecentNeighbors(num=7, form='released')"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_repr():
     [
         ({'num': 0}, "'num'.*got 0"),
         ({'num': -3}, "'num'.*got -3"),
-        ({'item_order': 'id'}, "'time', 'user', but got 'id'"),
+        ({'form': 'user'}, "'form' must be one of 'paper', 'released', but got 'user'"),
     ],
 )
 def test_bad_arguments(arguments, match):
