@@ -51,8 +51,8 @@ def parse_args() -> argparse.Namespace:
     model.add_argument('--embedding-dim', type=int, default=10, help='size of the embeddings')
     model.add_argument('--temperature', type=float, default=1.9, help='tau of the macro weights')
     model.add_argument(
-        '--attention', choices=['paper', 'released'], default='paper',
-        help='the attention of the paper, or of the code its authors released',
+        '--form', choices=['paper', 'released'], default='paper',
+        help='the model of the paper, or of the code its authors released',
     )  # fmt: skip
     model.add_argument('--epochs', type=int, default=6, help='at most this many passes')
     model.add_argument(
@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
         train,
         embedding_dim=args.embedding_dim,
         temperature=args.temperature,
-        attention=args.attention,
+        form=args.form,
     )
     task = ClickTask(model, args.learning_rate, args.weight_decay)
     fit(
