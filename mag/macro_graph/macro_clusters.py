@@ -99,7 +99,7 @@ class MacroClusters:
         first = data[CLICKS].edge_index
         first = first if window is None else first[:, window == 0]
         # Nodes that only come later are no columns yet, though the data may have them.
-        user, item = (row.unique().numpy() for row in first)
+        user, item = (row.bincount().nonzero().view(-1).numpy() for row in first)
         self._columns = {'user': item, 'item': user}
         cluster = self._start(data)
         for node_type in self._order():
