@@ -95,7 +95,7 @@ lint: $(LINT_STAMP)
 	$(BIN)/ruff format --check .
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/lint .
-	$(BIN)/mypy build/lint/mag $(wildcard examples/*.py benchmarks/*.py)
+	$(BIN)/mypy build/lint/mag $(wildcard examples/*.py benchmarks/*.py benchmarks/*/*.py)
 
 compiler:
 	@printf '#include <Python.h>\n' | $${CXX:-c++} -fsyntax-only -x c++ \

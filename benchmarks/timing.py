@@ -1,6 +1,60 @@
+r"""How the benchmarks of speed measure: in turn, by the median, and with a look at memory."""
+
 import os
 import resource
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from statistics import median
 from time import perf_counter
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Value = TypeVar('Value')
+
+
+def take_turns(
+    measurements: Mapping[str, Callable[[], Value]], repeats: int
+) -> dict[str, list[Value]]:
+    r"""The values of measurements that take turns, so that a slow moment of the machine hits all.
+
+    Args:
+        measurements: What to call, by name.
+        repeats: How often each takes its turn.
+    """
+    values: dict[str, list[Value]] = {name: [] for name in measurements}
+    for name in tqdm(list(measurements) * repeats, leave=False):
+        values[name].append(measurements[name]())
+    return values
+
+
+def seconds_of(act: Callable[[], object], calls: int = 1) -> float:
+    r"""The seconds of a call, as the mean of :obj:`calls` in a row."""
+    start = perf_counter()
+    for _ in range(calls):
+        act()
+    return (perf_counter() - start) / calls
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    r"""The median of ratios, turn by turn."""
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def bytes_of(act: Callable[[], object]) -> int:
+    r"""The most bytes of tensors that a call has allocated at once."""
+    # Here, because processes that measure their own memory import this file.
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        act()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+    return max(accumulate(change for _, change in changes))
+
+
+def in_words(num_threads: int) -> str:
+    return f'{num_threads} thread{"s" * (num_threads > 1)}'
 
 
 class Stages:

@@ -11,38 +11,14 @@ on the test part: its numbers are optimistic, and are there only to be compared 
 code. "rolling-N" are rolling windows, N of them.
 
 The folder --root holds the raw files, raw/ml-1m/*.dat or raw/KuaiRand-Pure/data/*.csv.
-Results are appended after each run, so the command can be stopped and given again:
+Results are appended after each run, so the command can be stopped and given again. Protocols, or
+halves of the models, can run side by side, each with an --out and with --checkpoints of its own:
 
-    python benchmarks/accuracy.py run --dataset movielens-1m --root data/movielens-1m \
-        --protocol window --out benchmarks/results/accuracy-movielens-1m.json
-    python benchmarks/accuracy.py table benchmarks/results/accuracy-*.json \
-        --findings benchmarks/results/accuracy-findings.md > benchmarks/accuracy.md
-
-Conversions, of GMCM and its variants, are in conversion_accuracy.py:
-
-    python benchmarks/accuracy.py run-conversion --dataset market-0.5 market-1 market-2 \
-        --out benchmarks/results/conversion-market.json
-    python benchmarks/accuracy.py table-conversion benchmarks/results/conversion-*.json \
-        --findings benchmarks/results/conversion-findings.md > benchmarks/conversion.md
-
-Search and recommendation, of SRJGraph and what it is compared with, are in search_accuracy.py:
-
-    python benchmarks/accuracy.py run-search --dataset market occasions \
-        --out benchmarks/results/search-market.json
-    python benchmarks/accuracy.py table-search benchmarks/results/search-*.json \
-        --findings benchmarks/results/search-findings.md > benchmarks/search.md
-
-Items with several modalities, of HyperCTR and what it is compared with, are in video_accuracy.py:
-
-    python benchmarks/accuracy.py run-video --dataset market \
-        --out benchmarks/results/video-market.json
-    python benchmarks/accuracy.py run-video --dataset tiktok --root data/tiktok \
-        --out benchmarks/results/video-tiktok.json
-    python benchmarks/accuracy.py table-video benchmarks/results/video-*.json \
-        --findings benchmarks/results/video-findings.md > benchmarks/video.md
-
-Protocols, or halves of the models, can run side by side, each with an --out and with --checkpoints
-of its own.
+    python benchmarks accuracy.clicks run --dataset movielens-1m --root data/movielens-1m \
+        --protocol window --out benchmarks/accuracy/results/accuracy-movielens-1m.json
+    python benchmarks accuracy.clicks table benchmarks/accuracy/results/accuracy-*.json \
+        --findings benchmarks/accuracy/results/accuracy-findings.md \
+        > benchmarks/accuracy/clicks.md
 """
 
 import argparse
@@ -54,23 +30,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-import conversion_accuracy
-import search_accuracy
-import video_accuracy
-from baselines import DeepCTR, LightGCN
-from harness import Record, Results, Steps, made_by, prepare, print_table, select, spread, stamp
 from lightning import seed_everything
+from records import Record, Results, made_by, make_parser, select, stamp, table
 from torch import nn
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import Compose
 
+from accuracy.harness import PACKAGES, add_commands, describe_rows, fit_run, prepare, spread
+from accuracy.pair_models import DeepCTR, LightGCN
 from mag.datasets import KuaiRand, MovieLens
 from mag.loader import PairLoader
 from mag.models import MacGNN
-from mag.training import ClickTask, evaluate, fit
+from mag.training import ClickTask, evaluate
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 TRIALS = ((1e-2, 5e-5), (1e-2, 1e-5), (3e-3, 5e-5), (3e-3, 1e-5))
 METRICS = ('auc', 'gauc', 'logloss')
 
@@ -135,14 +108,13 @@ class Model(NamedTuple):
         build: From the training part, the validation part and MacGNN's temperature.
         tuned_as: The model whose learning rate and weight decay it takes, itself by default.
             An ablation changes nothing but what it leaves out.
-        item_order: The order of the items' recent lists, see
-            :class:`~mag.transforms.RecentNeighbors`.
+        list_form: The form of the recent lists, see :class:`~mag.transforms.RecentNeighbors`.
     """
 
     title: str
     build: Callable[[HeteroData, HeteroData, float], nn.Module]
     tuned_as: str | None = None
-    item_order: str = 'time'
+    list_form: str = 'paper'
 
 
 def macgnn(train: HeteroData, val: HeteroData, temperature: float, **kwargs: Any) -> nn.Module:
@@ -161,19 +133,19 @@ MODELS = {
     'macgnn': Model('MacGNN (paper attention)', macgnn),
     'macgnn_released': Model(
         'MacGNN (released)',
-        partial(macgnn, attention='released', mask_zero=False, dice='released'),
+        partial(macgnn, form='released'),
     ),
     'macgnn_released_lists': Model(
         'MacGNN (released, item lists by user id)',
-        partial(macgnn, attention='released', mask_zero=False, dice='released'),
+        partial(macgnn, form='released'),
         tuned_as='macgnn_released',
-        item_order='user',
+        list_form='released',
     ),
     'macgnn_lists': Model(
         'MacGNN (paper attention, item lists by user id)',
         macgnn,
         tuned_as='macgnn',
-        item_order='user',
+        list_form='released',
     ),
     'wide_deep': Model('Wide & Deep', partial(deepctr, architecture='wide_deep')),
     'wide_deep_ids': Model(
@@ -187,7 +159,7 @@ MODELS = {
     'lightgcn': Model('LightGCN', lightgcn),
     'no_attention': Model(
         'MacGNN w/o attention (released attention alone)',
-        partial(macgnn, attention='released'),
+        partial(macgnn, attention=False),
         'macgnn',
     ),
     'no_weighting': Model('MacGNN w/o weighting', partial(macgnn, weighting=False), 'macgnn'),
@@ -195,6 +167,17 @@ MODELS = {
     'no_highorder': Model('MacGNN w/o highorder', partial(macgnn, num_hops=1), 'macgnn'),
     'no_itemgraph': Model('MacGNN w/o itemgraph', partial(macgnn, item_graph=False), 'macgnn'),
 }
+
+
+class Steps:
+    r"""Counts the steps of this process, so that seconds and epochs stay of one run: what was
+    trained before a kill is in neither."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_batch_end(self) -> None:
+        self.count += 1
 
 
 class Bench:
@@ -207,9 +190,9 @@ class Bench:
         self.split = list(PROTOCOLS[protocol].split(data))
 
     @lru_cache(maxsize=2)  # noqa: B019  (a bench lives as long as its parts are needed)
-    def parts(self, item_order: str) -> list[HeteroData]:
+    def parts(self, list_form: str) -> list[HeteroData]:
         coarsen = MacroCoarsen({'user': 20, 'item': 'category'}).fit(self.split[0])
-        to_macro = Compose([RecentNeighbors(20, item_order), coarsen])
+        to_macro = Compose([RecentNeighbors(20, list_form), coarsen])
         return [to_macro(part) for part in self.split]
 
     def run(
@@ -218,7 +201,7 @@ class Bench:
         r"""Trains one model, unless it was trained before; scores it on test only if
         :obj:`with_test`."""
         model = MODELS[name]
-        train, val, test = self.parts(model.item_order)
+        train, val, test = self.parts(model.list_form)
         val_loader, test_loader = (
             PairLoader(part, 4 * self.args.batch_size) for part in (val, test)
         )
@@ -227,19 +210,14 @@ class Bench:
         task = ClickTask(model.build(train, val, self.temperature), **setting)
         setting_name = '-'.join(f'{value:g}' for value in setting.values())
         steps, start = Steps(), time.perf_counter()
-        fit(
+        fit_run(
             task,
             train_loader,
             val_loader,
-            directory=str(
-                Path(self.args.checkpoints, *self.key.values(), f'{name}-{setting_name}-{seed}')
-            ),
-            max_epochs=self.args.max_epochs,
-            patience=self.args.patience,
-            seed=seed,
+            (*self.key.values(), f'{name}-{setting_name}'),
+            seed,
+            self.args,
             validate_every=min(len(train_loader), max(20, len(train_loader) // 6)),
-            progress=False,
-            accelerator=self.args.accelerator,
             callbacks=[steps],
         )
         tried = results.find(**self.key, **setting, purpose='tune', model=name, seed=seed)
@@ -293,10 +271,9 @@ def report(record: Record) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prepare(args.threads)
-    data = DATASETS[args.dataset].load(args.root)
     results = Results(Path(args.out))
-    for protocol in args.protocol:
-        bench = Bench(args.dataset, protocol, data, args)
+    for dataset, protocol in product(args.dataset, args.protocol):
+        bench = Bench(dataset, protocol, DATASETS[dataset].load(args.root), args)
         for name in args.models:
             setting = bench.tune(name, results)
             for seed in range(args.seeds):
@@ -305,10 +282,6 @@ def run(args: argparse.Namespace) -> None:
                     record = bench.run(name, seed, setting, results, with_test=True)
                     report(record)
                     results.append({**record, 'purpose': 'run'})
-
-
-def table(args: argparse.Namespace) -> None:
-    print_table(args, render)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -326,11 +299,9 @@ def render(records: list[Record]) -> Iterable[str]:
     for dataset, protocol in product(DATASETS, ('window', 'official', 'rolling')):
         runs = select(records, dataset=dataset, protocol=protocol, purpose='run')
         if runs:
-            train, val, test = runs[0]['rows']
             yield from section(
                 f'{DATASETS[dataset].title}, {PROTOCOLS[protocol].title}',
-                f'{train:,} rows trained, {val:,} validated, {test:,} tested; '
-                f'`{PROTOCOLS[protocol].split!r}`.',
+                f'{describe_rows(runs[0])}; `{PROTOCOLS[protocol].split!r}`.',
                 {
                     model.title: [run for run in runs if run['model'] == name]
                     for name, model in MODELS.items()
@@ -356,24 +327,23 @@ def render(records: list[Record]) -> Iterable[str]:
 def section(title: str, text: str, rows: dict[str, list[Record]]) -> Iterable[str]:
     rows = {name: runs for name, runs in rows.items() if runs}
     yield from ('', f'## {title}', '', text, '')
-    yield '| model | AUC | GAUC | logloss | seeds | learning rate | weight decay | epochs |'
-    yield '| --- | --- | --- | --- | --- | --- | --- | --- |'
-    for name, runs in rows.items():
-        yield row(name, runs)
+    yield from table(
+        ['model', 'AUC', 'GAUC', 'logloss', 'seeds', 'learning rate', 'weight decay', 'epochs'],
+        [row(name, runs) for name, runs in rows.items()],
+    )
     yield ''
     yield from made_by([record for runs in rows.values() for record in runs])
 
 
-def row(title: str, runs: list[Record]) -> str:
-    cells = [title]
-    cells += [spread([record['test'][name] for record in runs]) for name in METRICS]
-    cells += [
-        str(len(runs)),
+def row(title: str, runs: list[Record]) -> list[str]:
+    return [
+        title,
+        *(spread([record['test'][name] for record in runs]) for name in METRICS),
+        f'{len(runs)}',
         f'{runs[0]["learning_rate"]:g}',
         f'{runs[0]["weight_decay"]:g}',
         f'{mean(record["cost"]["epochs"] for record in runs):.1f}',
     ]
-    return f'| {" | ".join(cells)} |'
 
 
 def trial(text: str) -> tuple[float, float]:
@@ -381,49 +351,26 @@ def trial(text: str) -> tuple[float, float]:
     return float(learning_rate), float(weight_decay)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('accuracy.clicks', __doc__)
+    runner = add_commands(
+        parser,
+        DATASETS,
+        MODELS,
+        run,
+        render,
+        checkpoints='output/accuracy',
+        batch_size=1024,
+        max_epochs=20,
+        patience=5,
     )
-    commands = parser.add_subparsers(dest='command', required=True)
-    runner = commands.add_parser(
-        'run', help='train and score', formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    runner.add_argument('--dataset', choices=DATASETS, required=True, help='which log')
-    runner.add_argument('--root', required=True, help='folder with raw/, and of the cache')
-    runner.add_argument('--out', required=True, help='JSON file that results are appended to')
     runner.add_argument(
         '--protocol', nargs='+', choices=PROTOCOLS, default=['window', 'rolling'],
         metavar='PROTOCOL', help=f"which of {', '.join(PROTOCOLS)}",
     )  # fmt: skip
     runner.add_argument(
-        '--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='MODEL',
-        help=f"which of {', '.join(MODELS)}",
-    )  # fmt: skip
-    runner.add_argument('--seeds', type=int, default=5, help='runs of each model')
-    runner.add_argument(
         '--trials', nargs='+', type=trial, default=TRIALS, metavar='LEARNING_RATE:WEIGHT_DECAY',
         help='what each model is tuned over',
     )  # fmt: skip
-    runner.add_argument(
-        '--checkpoints', default='output/accuracy', help='folder of the runs, to resume from'
-    )
-    runner.add_argument('--batch-size', type=int, default=1024, help='rows a step')
-    runner.add_argument('--max-epochs', type=int, default=20, help='at most this many passes')
-    runner.add_argument('--patience', type=int, default=5, help='validations without improvement')
-    runner.add_argument('--threads', type=int, default=1, help='threads of torch')
-    runner.add_argument('--accelerator', default='cpu', help='cpu, cuda, ... for Lightning')
-    runner.set_defaults(act=run)
-    tabler = commands.add_parser('table', help='print the Markdown table of result files')
-    tabler.add_argument('results', nargs='+', help='JSON files of run')
-    tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=table)
-    conversion_accuracy.add_commands(commands)
-    search_accuracy.add_commands(commands)
-    video_accuracy.add_commands(commands)
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    args = parse_args()
+    args = parser.parse_args(arguments)
     args.act(args)

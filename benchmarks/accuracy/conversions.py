@@ -1,30 +1,38 @@
-r"""How well GMCM and its variants predict conversions: the commands `run-conversion` and
-`table-conversion` of accuracy.py.
+r"""How well GMCM and its variants predict conversions.
 
 On SyntheticMarket, of which each seed draws another, the conversion probability of every test
 exposure is known, also of those without a click: "true MSE" is the mean squared distance of a
 prediction from it. No real log has it. Every model sees the same rows, in batches of the same size,
-with the same optimizer and the same early stopping on validation.
+with the same optimizer and the same early stopping on validation. The command can be stopped and
+given again:
+
+    python benchmarks accuracy.conversions run --dataset market-0.5 market-1 market-2 \
+        --out benchmarks/accuracy/results/conversion-market.json
+    python benchmarks accuracy.conversions table \
+        benchmarks/accuracy/results/conversion-*.json \
+        --findings benchmarks/accuracy/results/conversion-findings.md \
+        > benchmarks/accuracy/conversions.md
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from harness import (
-    Record,
-    add_run_and_table,
-    fit_run,
-    paired_difference,
-    run_missing,
-    sections,
-    select,
-    spread,
-    stamp,
-)
 from lightning import seed_everything
+from records import Record, make_parser, select, table
 from torch_geometric.data import HeteroData
 
+from accuracy.harness import (
+    add_commands,
+    describe_rows,
+    difference_to,
+    fit_run,
+    run_missing,
+    sections,
+    spread,
+    value_of,
+)
 from mag.datasets import KuaiRand, SyntheticMarket, Trivago
 from mag.loader import ExposureLoader
 from mag.metrics import bayes_optimal
@@ -33,7 +41,6 @@ from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, predict
 from mag.transforms import BehaviorGraph, TemporalSplit
 
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric')
 SPLIT = TemporalSplit(0.01, 0.8, 0.9, num_windows=1, keep_cold=True)
 NUM_EXPOSURES = 120_000
 METRICS = {
@@ -125,14 +132,13 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     seed_everything(seed, verbose=False)
     gmcm = GMCM.from_data(train, num_buckets=args.num_buckets, **model.arguments)
     task = ClickTask(gmcm, args.learning_rate, args.weight_decay)
-    fit_run(task, train_loader, val_loader, (dataset, name, seed), args, monitor='ctcvr_auc')
-    record = {
+    fit_run(task, train_loader, val_loader, (dataset, name), seed, args, monitor='ctcvr_auc')
+    record: Record = {
         'rows': [len(loader.dataset) for loader in (train_loader, val_loader, test_loader)],
         'clicks': int(clicks.edge_label.sum()),
         'conversions': int(clicks.edge_label_conversion.sum()),
         'val': evaluate(task, val_loader),
         'test': evaluate(task, test_loader),
-        **stamp(*PACKAGES),
     }
     if 'truth' in data:
         record['test'] |= true_error(task, test, test_loader)
@@ -171,10 +177,6 @@ def optimum(test: HeteroData) -> dict[str, float]:
     }
 
 
-def run(args: argparse.Namespace) -> None:
-    run_missing(args, run_one)
-
-
 def render(records: list[Record]) -> Iterable[str]:
     r"""The committed table, two sections a log: what models reach, and paired differences."""
     yield '# Conversion'
@@ -190,21 +192,19 @@ def render(records: list[Record]) -> Iterable[str]:
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     columns = METRICS | (TRUTH if 'optimum' in runs[0] else {})
-    train, val, test = runs[0]['rows']
     yield from ('', f'## {DATASETS[dataset].title}', '')
     yield (
-        f'{train:,} rows trained, {val:,} validated, {test:,} tested; {runs[0]["clicks"]:,} clicks '
-        f'and {runs[0]["conversions"]:,} conversions in all'
+        f'{describe_rows(runs[0])}; {runs[0]["clicks"]:,} clicks and '
+        f'{runs[0]["conversions"]:,} conversions in all'
         + (' (of seed 0).' if 'optimum' in runs[0] else '.')
     )
     yield ''
-    yield f'| model | {" | ".join(columns.values())} | seeds |'
-    yield '| --- |' + ' --- |' * (len(columns) + 1)
+    rows = []
     for name, model in MODELS.items():
         found = select(runs, model=name)
         if found:
             cells = [spread([run['test'][metric] for run in found]) for metric in columns]
-            yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
+            rows.append([model.title, *cells, f'{len(found)}'])
     if 'optimum' in runs[0]:
         found = select(runs, model=runs[0]['model'])
         cells = [
@@ -213,47 +213,37 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             else ''
             for metric in columns
         ]
-        yield f'| whoever knows the truth | {" | ".join(cells)} | {len(found)} |'
+        rows.append(['whoever knows the truth', *cells, f'{len(found)}'])
+    yield from table(['model', *columns.values(), 'seeds'], rows)
     yield from differences(runs, 'true_mse' if 'optimum' in runs[0] else 'cvr_auc')
 
 
 def differences(runs: list[Record], first: str) -> Iterable[str]:
     metrics = dict.fromkeys([first, 'cvr_auc', 'cvr_mse', 'ctcvr_auc'])
     titles = METRICS | TRUTH
+    rows = []
+    for name, base, claim in PAIRS:
+        cells = [difference_to(base, runs, name, partial(value_of, metric)) for metric in metrics]
+        if all(cells):
+            rows.append([claim, f'{MODELS[name].title} - {MODELS[base].title}', *cells])
     yield ''
-    yield f'| what it adds | models | {" | ".join(titles[metric] for metric in metrics)} |'
-    yield '| --- | --- |' + ' --- |' * len(metrics)
-    for name, other, claim in PAIRS:
-        seeds = sorted(
-            {run['seed'] for run in select(runs, model=name)}
-            & {run['seed'] for run in select(runs, model=other)}
-        )
-        if len(seeds) < 2:
-            continue
-        cells = []
-        for metric in metrics:
-            ours, theirs = (
-                [select(runs, model=model, seed=seed)[0]['test'][metric] for seed in seeds]
-                for model in (name, other)
-            )
-            cells.append(paired_difference(ours, theirs))
-        pair = f'{MODELS[name].title} - {MODELS[other].title}'
-        yield f'| {claim} | {pair} | {" | ".join(cells)} |'
+    yield from table(['what it adds', 'models', *(titles[metric] for metric in metrics)], rows)
 
 
-def add_commands(commands: Any) -> None:
-    r"""Adds `run-conversion` and `table-conversion` to the commands of accuracy.py."""
-    runner = add_run_and_table(
-        commands,
-        'conversion',
-        'GMCM and its variants',
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('accuracy.conversions', __doc__)
+    runner = add_commands(
+        parser,
         DATASETS,
         MODELS,
-        run,
+        partial(run_missing, run_one),
         render,
+        checkpoints='output/conversion',
         batch_size=2048,
         max_epochs=4,
         patience=3,
         learning_rate=1e-3,
     )
     runner.add_argument('--num-buckets', type=int, default=50_000, help='rows of the embedding')
+    args = parser.parse_args(arguments)
+    args.act(args)

@@ -74,8 +74,16 @@ class HistoryModel(nn.Module):
         return self.head(torch.cat([self.user(batch.user), target, read], dim=1)).view(-1)
 
     def read(self, clicks: Tensor, length: Tensor, target: Tensor) -> Tensor:
-        r"""What is told by clicks, oldest first, of which the first :obj:`length` of each row
-        happened; zeros where there are none, shape :obj:`[B, embedding_dim]`."""
+        r"""What the target needs of the clicks, zeros where there are none.
+
+        Args:
+            clicks: Clicked items, oldest first, :obj:`[B, num_clicks, embedding_dim]`.
+            length: How many of a row are clicks; behind them are paddings, :obj:`[B]`.
+            target: The item to predict, :obj:`[B, embedding_dim]`.
+
+        Returns:
+            One vector a row, :obj:`[B, embedding_dim]`.
+        """
         raise NotImplementedError
 
 

@@ -5,29 +5,22 @@ Wide & Deep, DeepFM, DIN and DIEN come from DeepCTR-Torch, LightGCN from PyTorch
 optimizer and with the early stopping of every other model.
 """
 
-import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+from deepctr_torch.layers.sequence import AGRUCell, AUGRUCell
+from deepctr_torch.models import DIEN, DIN, WDL, DeepFM
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.nn.models import LightGCN as PyGLightGCN
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
+from mag.cutoff import history_clock
 from mag.loader import PairBatch
-from mag.schema import CLICKS, history_clock
-
-# DeepCTR-Torch asks PyPI for a newer version whenever it is imported; a benchmark needs no network.
-sys.modules.setdefault(
-    'deepctr_torch.utils',
-    SimpleNamespace(check_version=lambda version: None),  # type: ignore
-)
-from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat  # noqa: E402
-from deepctr_torch.layers.sequence import AGRUCell, AUGRUCell  # noqa: E402
-from deepctr_torch.models import DIEN, DIN, WDL, DeepFM  # noqa: E402
+from mag.schema import CLICKS, categoricals
 
 HIDDEN = (200, 80)
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -143,14 +136,7 @@ class DeepCTR(nn.Module):
             user_attributes: Whether users have features beside their id. MacGNN reads none.
         """
         user, item = data['user'], data['item']
-        attributes = {
-            name: int(user[f'num_{name}'])
-            for name, value in user.items()
-            if user_attributes
-            and f'num_{name}' in user
-            and isinstance(value, Tensor)
-            and value.dim() == 1
-        }
+        attributes = categoricals(user) if user_attributes else {}
         return cls(
             architecture,
             torch.stack([torch.arange(user.num_nodes), *(user[name] for name in attributes)], 1),

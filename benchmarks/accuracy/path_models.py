@@ -8,7 +8,7 @@ from torch_geometric.nn import GATConv, HeteroConv, HGTConv, LGConv
 from torch_geometric.utils import to_dense_batch, to_undirected
 
 from mag.nn import MLP
-from mag.schema import CLICKS, REVERSE_CLICKS
+from mag.schema import CLICKS, REVERSE_CLICKS, categoricals
 
 NODE_TYPES = ('user', 'item')
 SIZE, TERM_SIZE = 48, 16
@@ -123,12 +123,10 @@ class NodeEmbedding(nn.Module):
 
     def __init__(self, store: HeteroData) -> None:
         super().__init__()
-        names = [name for name in store.keys() if f'num_{name}' in store]
+        sizes = categoricals(store)
         self.id = nn.Embedding(store.num_nodes, 16)
-        self.attributes = nn.ModuleDict(
-            {name: nn.Embedding(store[f'num_{name}'], 8) for name in names}
-        )
-        self.lin = nn.Linear(16 + 8 * len(names), SIZE)
+        self.attributes = nn.ModuleDict({name: nn.Embedding(n, 8) for name, n in sizes.items()})
+        self.lin = nn.Linear(16 + 8 * len(sizes), SIZE)
 
     def forward(self, store: HeteroData) -> Tensor:
         parts = [self.id(store.n_id)]

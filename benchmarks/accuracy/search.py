@@ -1,36 +1,41 @@
-r"""How well SRJGraph predicts clicks in search and in recommendation: the commands `run-search` and
-`table-search` of accuracy.py.
+r"""How well SRJGraph predicts clicks in search and in recommendation.
 
 Every model sees the same exposures, in batches of the same size, with the same optimizer and the
 same early stopping on validation; those that read paths draw them from all clicks before each
 exposure. A model of one domain trains on the exposures of that domain and draws from its clicks
 alone. Each seed draws its own market: a plain one, or one with occasions, where a click tells
-the next only if it was searched for on the same occasion, and an id is known for a week.
+the next only if it was searched for on the same occasion, and an id lasts a week. The command can
+be stopped and given again:
+
+    python benchmarks accuracy.search run --dataset market occasions \
+        --out benchmarks/accuracy/results/search-market.json
+    python benchmarks accuracy.search table benchmarks/accuracy/results/search-*.json \
+        --findings benchmarks/accuracy/results/search-findings.md \
+        > benchmarks/accuracy/search.md
 """
 
 import argparse
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
-from harness import (
-    Record,
-    add_run_and_table,
+from lightning import seed_everything
+from records import Record, make_parser, select, table
+from torch import nn
+from torch_geometric.data import HeteroData
+
+from accuracy.harness import (
+    add_commands,
+    describe_rows,
     difference_to,
     fit_run,
     run_missing,
     sections,
-    select,
     spread,
-    stamp,
 )
-from lightning import seed_everything
-from path_models import PathModel
-from torch import nn
-from torch_geometric.data import HeteroData
-
+from accuracy.path_models import PathModel
 from mag.datasets import SyntheticMarket, Trivago
 from mag.loader import PathLoader
 from mag.metrics import relative_improvement
@@ -40,7 +45,6 @@ from mag.training import ClickTask, evaluate
 from mag.transforms import TemporalSplit
 
 DOMAINS = ('recommendation', 'search')
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 SPLIT = TemporalSplit(0.3, 0.8, 0.9, num_windows=1, keep_cold=True)
 NUM_EXPOSURES = 40_000
 WIDTHS = {'user': [10, 1, 5], 'item': [1, 10, 1]}
@@ -110,7 +114,7 @@ def srjgraph(train: HeteroData, depth: int, **arguments: Any) -> nn.Module:
     return SRJGraph.from_data(train, **arguments)
 
 
-def other(architecture: str) -> Callable[[HeteroData, int], nn.Module]:
+def path_model(architecture: str) -> Callable[[HeteroData, int], nn.Module]:
     return lambda train, depth: PathModel(train, architecture, depth)
 
 
@@ -126,17 +130,17 @@ MODELS = {
     ),
     'no_filter': Model('SRJGraph w/o category filter', srjgraph, is_filtered=False),
     'filter': Model('SRJGraph with category filter', srjgraph, is_filtered=True),
-    'standard': Model('SRJGraph, standard transformer', partial(srjgraph, standard=True)),
+    'standard': Model('SRJGraph, standard transformer', partial(srjgraph, form='literal')),
     'depth_1': Model('SRJGraph, depth 1', srjgraph, {'user': [10], 'item': [1]}),
     'depth_2': Model('SRJGraph, depth 2', srjgraph, {'user': [10, 1], 'item': [1, 10]}),
     'depth_4': Model('SRJGraph, depth 4', srjgraph, {'user': [10, 1, 5, 1], 'item': [1, 10, 1, 5]}),
     'narrow': Model('SRJGraph, widths 5 1 2', srjgraph, {'user': [5, 1, 2], 'item': [1, 5, 1]}),
     'wide': Model('SRJGraph, widths 25 1 10', srjgraph, {'user': [25, 1, 10], 'item': [1, 25, 1]}),
-    'dnn': Model('DNN', other('dnn'), {'user': [1], 'item': [1]}),
-    'din': Model('DIN', other('din'), {'user': [10], 'item': [1]}),
-    'gat': Model('GAT', other('gat')),
-    'hgt': Model('HGT', other('hgt')),
-    'lightgcn': Model('LightGCN', other('lightgcn')),
+    'dnn': Model('DNN', path_model('dnn'), {'user': [1], 'item': [1]}),
+    'din': Model('DIN', path_model('din'), {'user': [10], 'item': [1]}),
+    'gat': Model('GAT', path_model('gat')),
+    'hgt': Model('HGT', path_model('hgt')),
+    'lightgcn': Model('LightGCN', path_model('lightgcn')),
 }
 
 
@@ -181,7 +185,7 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     seed_everything(seed, verbose=False)
     depth = len(model.widths['user'])
     task = ClickTask(model.build(parts[0], depth), args.learning_rate, args.weight_decay)
-    fit_run(task, train_loader, load(parts[1]), (dataset, name, seed), args)
+    fit_run(task, train_loader, load(parts[1]), (dataset, name), seed, args)
     domains = range(len(DOMAINS)) if model.domain is None else [model.domain]
     return {
         'rows': [len(part[CLICKS].edge_label) for part in parts],
@@ -190,12 +194,7 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
             DOMAINS[number]: evaluate(task, load(of_domain(parts[2], number, with_clicks=True)))
             for number in domains
         },
-        **stamp(*PACKAGES),
     }
-
-
-def run(args: argparse.Namespace) -> None:
-    run_missing(args, run_one)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -215,14 +214,13 @@ def render(records: list[Record]) -> Iterable[str]:
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     yield from ('', f'## {DATASETS[dataset].title}', '')
     # A model of one domain has its rows alone.
-    train, val, test = max(run['rows'] for run in runs)
-    yield f'{train:,} rows trained, {val:,} validated, {test:,} tested.'
+    yield f'{describe_rows(max(runs, key=lambda run: run["rows"]))}.'
     yield ''
-    yield (
-        '| model | search AUC | over DNN | against SRJGraph | recommendation AUC | over DNN | '
-        'against SRJGraph | search logloss | recommendation logloss | seeds |'
-    )
-    yield '| --- |' + ' --- |' * 9
+    header = ['model']
+    for domain in ('search', 'recommendation'):
+        header += [f'{domain} AUC', 'over DNN', 'against SRJGraph']
+    header += ['search logloss', 'recommendation logloss', 'seeds']
+    rows = []
     for name, model in MODELS.items():
         found = select(runs, model=name)
         if not found:
@@ -235,7 +233,8 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
                 difference_to('srjgraph', runs, name, partial(auc_of, domain)),
             ]
         cells += [values(found, domain, 'logloss') for domain in ('search', 'recommendation')]
-        yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
+        rows.append([model.title, *cells, f'{len(found)}'])
+    yield from table(header, rows)
 
 
 def values(runs: list[Record], domain: str, metric: str) -> str:
@@ -258,18 +257,19 @@ def over_dnn(runs: list[Record], name: str, domain: str) -> str:
     return f'{relative_improvement(mean(ours), mean(base)):+.1f} %'
 
 
-def add_commands(commands: Any) -> None:
-    r"""Adds `run-search` and `table-search` to the commands of accuracy.py."""
-    add_run_and_table(
-        commands,
-        'search',
-        'SRJGraph and what it is compared with',
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('accuracy.search', __doc__)
+    add_commands(
+        parser,
         DATASETS,
         MODELS,
-        run,
+        partial(run_missing, run_one),
         render,
+        checkpoints='output/search',
         batch_size=512,
         max_epochs=3,
         patience=3,
         learning_rate=3e-3,
     )
+    args = parser.parse_args(arguments)
+    args.act(args)

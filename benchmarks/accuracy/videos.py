@@ -1,5 +1,4 @@
-r"""How well HyperCTR predicts clicks on items with several modalities: the commands `run-video` and
-`table-video` of accuracy.py.
+r"""How well HyperCTR predicts clicks on items with several modalities.
 
 Every model sees the same exposures, in batches of the same size, with the same optimizer and the
 same early stopping on validation, and the clicks of each user before the exposure; only the graph
@@ -8,42 +7,49 @@ for is learned from the clicks before the first label, once for a seed and lengt
 hypergraphs are those of the whole log, of which each row reads the last slot that ended before it.
 
 Each seed draws its own market. TikTok is published without times: each seed deals its own slots,
-and draws as many exposures without a click as there are clicks.
+and draws as many exposures without a click as there are clicks. The command can be stopped and
+given again:
+
+    python benchmarks accuracy.videos run --dataset market \
+        --out benchmarks/accuracy/results/video-market.json
+    python benchmarks accuracy.videos run --dataset tiktok --root data/tiktok \
+        --out benchmarks/accuracy/results/video-tiktok.json
+    python benchmarks accuracy.videos table benchmarks/accuracy/results/video-*.json \
+        --findings benchmarks/accuracy/results/video-findings.md \
+        > benchmarks/accuracy/videos.md
 """
 
 import argparse
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from harness import (
-    Record,
-    add_run_and_table,
+from lightning import seed_everything
+from records import Record, make_parser, select, table
+from torch import nn
+from torch_geometric.data import HeteroData
+
+from accuracy.harness import (
+    add_commands,
+    describe_rows,
     difference_to,
     fit_run,
     run_missing,
     sections,
-    select,
     spread,
-    stamp,
+    value_of,
 )
-from history_models import DIN, MMGCN, GRU4Rec
-from lightning import seed_everything
-from torch import nn
-from torch_geometric.data import HeteroData
-
+from accuracy.history_models import DIN, MMGCN, GRU4Rec
 from mag.datasets import MicroVideo, SyntheticMarket
 from mag.loader import HistoryLoader
-from mag.models import HyperCTR, UserInterest
+from mag.models import HyperCTR
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate
-from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots, UserInterest
 
 METRICS = ('auc', 'gauc', 'logloss')
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
 NUM_EXPOSURES = 200_000
 EMBEDDING_DIM = 32
 LENGTH = 20
@@ -124,7 +130,7 @@ def only(modality: str, dataset: str) -> Model:
     return Model(f'HyperCTR, {modality} alone', partial(hyperctr, modalities=[modality]), dataset)
 
 
-def other(model: type[nn.Module]) -> Callable[[HeteroData, HeteroData], nn.Module]:
+def history_model(model: type[nn.Module]) -> Callable[[HeteroData, HeteroData], nn.Module]:
     return lambda data, train: model(train, EMBEDDING_DIM)
 
 
@@ -149,9 +155,9 @@ MODELS = {
     'weighted': Model('HyperCTR, weighted hyperedges', partial(hyperctr, weighted=True)),
     'rank_4': Model('HyperCTR, fusion of rank 4', partial(hyperctr, fusion_rank=4)),
     'positions': Model('HyperCTR, positions', partial(hyperctr, num_positions=LENGTH)),
-    'gru4rec': Model('GRU4Rec', other(GRU4Rec)),
-    'din': Model('DIN', other(DIN)),
-    'mmgcn': Model('MMGCN', other(MMGCN)),
+    'gru4rec': Model('GRU4Rec', history_model(GRU4Rec)),
+    'din': Model('DIN', history_model(DIN)),
+    'mmgcn': Model('MMGCN', history_model(MMGCN)),
 }
 
 
@@ -160,12 +166,8 @@ MODELS = {
 def load_with_interest(dataset: str, root: str, seed: int, slots: int) -> Log:
     r"""The log with what its users care for."""
     data, parts = DATASETS[dataset].load(root, seed, slots)
-    seed_everything(seed, verbose=False)
-    interest = UserInterest.from_data(parts[0])
-    interest.fit(parts[0], INTEREST_EPOCHS, seed=seed, progress=False)
-    data = copy.copy(data)
-    data['user'].interest = interest.interest(parts[0])
-    return Log(data, parts)
+    learned = UserInterest(num_epochs=INTEREST_EPOCHS, seed=seed).fit(parts[0], progress=False)
+    return Log(learned(data), parts)
 
 
 def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Record:
@@ -187,12 +189,11 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     train_loader = load(parts[0], shuffle=True)
     seed_everything(seed, verbose=False)
     task = ClickTask(model.build(data, parts[0]), args.learning_rate, args.weight_decay)
-    fit_run(task, train_loader, load(parts[1]), (dataset, name, seed), args)
+    fit_run(task, train_loader, load(parts[1]), (dataset, name), seed, args)
     return {
         'rows': [len(part[CLICKS].edge_label) for part in parts],
         'val': evaluate(task, load(parts[1])),
         'test': evaluate(task, load(parts[2])),
-        **stamp(*PACKAGES),
     }
 
 
@@ -200,7 +201,7 @@ def run(args: argparse.Namespace) -> None:
     for dataset in args.dataset:
         models = [name for name in args.models if MODELS[name].dataset in (None, dataset)]
         changed = {**vars(args), 'dataset': [dataset], 'models': models}
-        run_missing(argparse.Namespace(**changed), run_one)
+        run_missing(run_one, argparse.Namespace(**changed))
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -219,14 +220,9 @@ def render(records: list[Record]) -> Iterable[str]:
 
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     yield from ('', f'## {DATASETS[dataset].title}', '')
-    train, val, test = runs[0]['rows']
-    yield f'{train:,} rows trained, {val:,} validated, {test:,} tested.'
+    yield f'{describe_rows(runs[0])}.'
     yield ''
-    yield (
-        '| model | AUC | against HyperCTR | GAUC | against HyperCTR | logloss | '
-        'against HyperCTR | seeds |'
-    )
-    yield '| --- |' + ' --- |' * 7
+    rows = []
     for name, model in MODELS.items():
         found = select(runs, model=name)
         if not found:
@@ -238,25 +234,26 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
                 spread([value(run) for run in found]),
                 difference_to('hyperctr', runs, name, value),
             ]
-        yield f'| {model.title} | {" | ".join(cells)} | {len(found)} |'
+        rows.append([model.title, *cells, f'{len(found)}'])
+    header = ['model']
+    for title in ('AUC', 'GAUC', 'logloss'):
+        header += [title, 'against HyperCTR']
+    yield from table([*header, 'seeds'], rows)
 
 
-def value_of(metric: str, run: Record) -> float:
-    return run['test'][metric]
-
-
-def add_commands(commands: Any) -> None:
-    r"""Adds `run-video` and `table-video` to the commands of accuracy.py."""
-    add_run_and_table(
-        commands,
-        'video',
-        'HyperCTR and what it is compared with; models for another log are passed over',
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('accuracy.videos', __doc__)
+    add_commands(
+        parser,
         DATASETS,
         MODELS,
         run,
         render,
+        checkpoints='output/video',
         batch_size=512,
         max_epochs=5,
         patience=4,
         learning_rate=3e-3,
     )
+    args = parser.parse_args(arguments)
+    args.act(args)

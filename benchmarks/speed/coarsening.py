@@ -9,17 +9,18 @@ Four parts, each run in processes of its own:
 
 Timings mean something only on a machine that does nothing else. The whole table:
 
-  python benchmarks/coarsening.py --movielens DIRECTORY/ml-1m --markdown benchmarks/coarsening.md
+  python benchmarks speed.coarsening --movielens DIRECTORY/ml-1m \
+      --markdown benchmarks/speed/coarsening.md
 """
 
-import argparse
 import importlib
 import os
-import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,9 +28,11 @@ from statistics import mean, median, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from power_law_log import write_power_law_log
-from stages import Stages
+from records import command, commit, make_parser, table, write
+from timing import Stages, take_turns
 from tqdm import tqdm
+
+from speed.power_law_log import write_power_law_log
 
 PARTS = ('movielens', 'scale', 'raw', 'projection')
 PACKAGES = ('pyg-mag', 'torch', 'faiss-cpu', 'duckdb', 'scipy', 'numpy', 'scikit-learn', 'pandas')
@@ -41,9 +44,9 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     )
     for num_windows in (1, 12)
     for way, module, function, arguments in (
-        ('plain', 'reference_coarsening', 'measure', {'tight': False}),
-        ('plain, tight loop', 'reference_coarsening', 'measure', {'tight': True}),
-        ('mag', 'mag_coarsening', 'movie_lens', {}),
+        ('plain', 'speed.reference_coarsening', 'measure', {'tight': False}),
+        ('plain, tight loop', 'speed.reference_coarsening', 'measure', {'tight': True}),
+        ('mag', 'speed.mag_coarsening', 'movie_lens', {}),
     )
 }
 SYNTHETIC: dict[str, tuple[str, str, dict[str, int | str], int]] = {
@@ -104,17 +107,19 @@ def measure(module: str, function: str, **arguments: Any) -> Measurement:
         return pool.submit(measure_here, module, function, arguments).result()
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    r"""A table with its numbers to the right."""
+    return '\n'.join(table(header, rows, align='---:'))
 
 
 def movielens(folder: Path, repeats: int) -> str:
-    runs: dict[str, list[Measurement]] = {way: [] for way in WAYS}
-    # Ways take turns, so that a slow spell of the machine does not fall on one of them.
-    for way in tqdm(list(WAYS) * repeats, desc='MovieLens-1M'):
-        module, function, arguments = WAYS[way]
-        runs[way].append(measure(module, function, folder=folder, **arguments))
+    runs = take_turns(
+        {
+            way: partial(measure, module, function, folder=folder, **arguments)
+            for way, (module, function, arguments) in WAYS.items()
+        },
+        repeats,
+    )
     rows = []
     for way, measured in runs.items():
         plain = median(run.seconds for run in runs[f'plain, {way.split(", ")[-1]}'])
@@ -148,9 +153,9 @@ lists are part of their rows. With one window, as in the paper, training labels 
 quantile of time to the 90 % one (mag's stop at 88 % and leave the rest to validation); with twelve,
 mag's default, from 30 % to 88 %, each read against the graph before its window.
 
-{table(header, rows)}
+{aligned(header, rows)}
 
-{table(['seconds of a stage', *names], stages)}
+{aligned(['seconds of a stage', *names], stages)}
 """
 
 
@@ -171,7 +176,7 @@ def power_law(
             runs[size] = []
             for _ in range(repeats):
                 arguments = {'log': log, 'groups': groups, 'num_parts': num_parts}
-                runs[size].append(measure('mag_coarsening', 'power_law', **arguments))
+                runs[size].append(measure('speed.mag_coarsening', 'power_law', **arguments))
                 progress.update()
             log.unlink()
 
@@ -224,9 +229,9 @@ runs, each in a fresh process; from items to all, seconds. Imports are not in th
 the bytes a click, but they are in the peak. A click takes
 {microseconds[-1] / microseconds[0]:.2f} times as long at {sizes[-1]:,} clicks as at {sizes[0]:,}.
 
-{table(header, rows)}
+{aligned(header, rows)}
 
-{table(['peak GiB by the end of', 'imports', *names], peaks)}
+{aligned(['peak GiB by the end of', 'imports', *names], peaks)}
 """
 
 
@@ -235,7 +240,7 @@ def projection(folder: Path, seeds: int) -> str:
     for num_clusters in tqdm((20, 200), desc='Projection'):
         runs = [
             measure(
-                'mag_coarsening',
+                'speed.mag_coarsening',
                 'projection',
                 folder=folder,
                 num_clusters=num_clusters,
@@ -274,7 +279,7 @@ squared distance to the mean of the cluster; mean and standard deviation of {see
 k-means and of the projection). "Of the reduction kept": of what k-means on all columns takes off
 the objective of one single cluster, how much is left.
 
-{table(header, rows)}
+{aligned(header, rows)}
 """
 
 
@@ -284,17 +289,15 @@ def heading() -> str:
     packages = ', '.join(f'{name} {version(name)}' for name in PACKAGES)
     return f"""# Coarsening: raw log to training rows
 
-- command: `python {shlex.join(sys.argv)}`
-- date: {date.today()}
+- command: `{command()}`
+- date: {date.today()}, commit {commit()}
 - machine: {os.cpu_count()} cores, {memory:.0f} GiB of memory; Python {python}
 - versions: {packages}
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('speed.coarsening', __doc__)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, metavar='PART')
     default = Path(os.environ['MAG_DATA'], 'ml-1m') if 'MAG_DATA' in os.environ else None
     parser.add_argument(
@@ -319,17 +322,17 @@ def main() -> None:
     parser.add_argument(
         '--markdown', type=Path, metavar='FILE', help='write the tables to this file too'
     )
-    arguments = parser.parse_args()
-    if arguments.movielens is None and {'movielens', 'projection'} & set(arguments.parts):
+    args = parser.parse_args(arguments)
+    if args.movielens is None and {'movielens', 'projection'} & set(args.parts):
         parser.error('the parts movielens and projection need --movielens')
 
     sections = [heading()]
     with tempfile.TemporaryDirectory() as directory:
-        for part in arguments.parts:
+        for part in args.parts:
             if part == 'movielens':
-                section = movielens(arguments.movielens, arguments.repeats)
+                section = movielens(args.movielens, args.repeats)
             elif part == 'projection':
-                section = projection(arguments.movielens, arguments.seeds)
+                section = projection(args.movielens, args.seeds)
             else:
                 title, note, groups, num_parts = SYNTHETIC[part]
                 section = power_law(
@@ -337,15 +340,11 @@ def main() -> None:
                     note,
                     groups,
                     num_parts,
-                    arguments.clicks,
-                    arguments.scale_repeats,
+                    args.clicks,
+                    args.scale_repeats,
                     Path(directory),
                 )
             print(f'\n{section}', flush=True)
             sections.append(section)
-            if arguments.markdown:
-                arguments.markdown.write_text('\n'.join(sections), encoding='utf-8')
-
-
-if __name__ == '__main__':
-    main()
+            if args.markdown:
+                write(args.markdown, '\n'.join(sections))

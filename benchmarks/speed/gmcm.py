@@ -1,24 +1,29 @@
-r"""What the graph of micro-behaviors costs in training: `training.py --model gmcm`.
+r"""What the graph of micro-behaviors costs in training.
 
 At the size of the paper (28 categorical and 230 dense features, 10 behaviors, batches of 2,048) a
 step of GMCM is compared with one of the same towers without the graph (MCM-10, whose embeddings of
 behaviors are concatenated), and without behaviors at all (Base). A step is forward, loss, backward
 and a step of Adam, fused.
+
+    python benchmarks speed.gmcm --markdown benchmarks/speed/gmcm.md
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from statistics import median
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from records import made_here, publish, table
+from timing import in_words, seconds_of, take_turns
 
 from mag.loader import ExposureBatch
 from mag.models import GMCM
+from speed.training import Subject, make_training_parser
 
+PACKAGES = ('pyg-mag', 'torch')
 NUM_SPARSE, NUM_DENSE, NUM_BEHAVIORS = 28, 230, 10
 SUBJECTS: dict[str, dict[str, Any]] = {
     'Base': {'merge': 'none'},
@@ -26,18 +31,6 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     'GMCM': {'merge': 'graph'},
     'GMCM, messages': {'merge': 'graph'},
 }
-
-
-class Subject(NamedTuple):
-    r"""A model with its optimizer."""
-
-    model: GMCM
-    optimizer: torch.optim.Optimizer
-
-    def step(self, batch: ExposureBatch) -> None:
-        self.optimizer.zero_grad()
-        self.model.loss(self.model(batch), batch).backward()
-        self.optimizer.step()
 
 
 def make_batch(size: int, seed: int) -> ExposureBatch:
@@ -70,19 +63,12 @@ def make_subject(name: str) -> Subject:
     )
     for conv in model.convs:
         setattr(conv, 'fuse', not name.endswith('messages'))  # noqa: B010  (to mypy it is a module)
-    return Subject(model, torch.optim.Adam(model.parameters(), 1e-4, fused=True))
-
-
-def steps_per_second(subject: Subject, batches: list[ExposureBatch], steps: int) -> float:
-    start = perf_counter()
-    for batch, _ in zip(cycle(batches), range(steps)):
-        subject.step(batch)
-    return steps / (perf_counter() - start)
+    return Subject(model, learning_rate=1e-4)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     torch.set_flush_denormal(True)
-    batches = [make_batch(args.batch_size, seed) for seed in range(4)]
+    batches = cycle([make_batch(args.batch_size, seed) for seed in range(4)])
     subjects = {name: make_subject(name) for name in SUBJECTS}
     yield '# What the graph of micro-behaviors costs'
     yield ''
@@ -94,25 +80,35 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'over all pairs in place of a matrix product. The median of {args.repeats} runs in turn, '
         f'of {args.steps} steps each.'
     )
-    progress = tqdm(total=len(args.threads) * args.repeats * len(subjects))
     for threads in args.threads:
         torch.set_num_threads(threads)
-        speeds: dict[str, list[float]] = {name: [] for name in subjects}
-        for subject in subjects.values():
-            subject.step(batches[0])
-        for _ in range(args.repeats):
-            for name, subject in subjects.items():
-                speeds[name].append(steps_per_second(subject, batches, args.steps))
-                progress.update()
-        yield ''
-        yield f'## {threads} thread{"s" * (threads > 1)}'
-        yield ''
-        yield '| | steps/s | samples/s | time of a step, MCM-10 = 1 |'
-        yield '| --- | --- | --- | --- |'
-        base = median(speeds['MCM-10'])
-        for name in subjects:
-            speed = median(speeds[name])
-            yield (
-                f'| {name} | {speed:.1f} | {speed * args.batch_size:,.0f} | {base / speed:.2f} |'
-            )
-    progress.close()
+        steps = {
+            name: lambda subject=subject: subject.step(next(batches))
+            for name, subject in subjects.items()
+        }
+        for step in steps.values():
+            step()
+        measurements = {name: partial(seconds_of, step, args.steps) for name, step in steps.items()}
+        found = take_turns(measurements, args.repeats)
+        seconds = {name: median(found[name]) for name in subjects}
+        yield from ('', f'## {in_words(threads)}', '')
+        yield from table(
+            ['', 'steps/s', 'samples/s', 'time of a step, MCM-10 = 1'],
+            [
+                [
+                    name,
+                    f'{1 / seconds[name]:.1f}',
+                    f'{args.batch_size / seconds[name]:,.0f}',
+                    f'{seconds[name] / seconds["MCM-10"]:.2f}',
+                ]
+                for name in subjects
+            ],
+        )
+    yield ''
+    yield made_here(*PACKAGES)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_training_parser('speed.gmcm', __doc__, batch_size=2048, threads=[1, 2])
+    args = parser.parse_args(arguments)
+    publish(run(args), args.markdown)

@@ -1,31 +1,33 @@
-r"""What HyperCTR's hypergraphs cost in training, and how it grows: `training.py --model hyperctr`.
+r"""What HyperCTR's hypergraphs cost in training, and how it grows.
 
 Each row of the table changes one size of a simulated market: how many users there are, each with
 as many exposures, the most members of a hyperedge, or how many modalities the items have. What
 users care for is drawn and not learned, each modality with a chance of a half. A step of HyperCTR,
 which is forward, backward and Adam, fused, is compared with one of the same model without
 hypergraphs, on the same batches.
+
+    python benchmarks speed.hyperctr --markdown benchmarks/speed/hyperctr.md
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from hypergraph import bytes_of
+from records import made_here, publish, table
+from timing import bytes_of, in_words, median_ratio, seconds_of, take_turns
 from torch_geometric.data import HeteroData
-from tqdm import tqdm
 
 from mag.datasets import SyntheticMarket
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
-from mag.training import click_task
 from mag.transforms import InterestHypergraph, TemporalSplit, TimeSlots
+from speed.training import Subject, make_training_parser
 
+PACKAGES = ('pyg-mag', 'torch')
 EMBEDDING_DIM = 32
 EXPOSURES_PER_USER = 100
 # So many that a popular item has hundreds of users in a slot.
@@ -52,25 +54,6 @@ SIZES = {
     '1 modality': Size(num_modalities=1),
     '6 modalities': Size(num_modalities=6),
 }
-
-
-class Subject(NamedTuple):
-    r"""A model with its optimizer."""
-
-    model: HyperCTR
-    optimizer: torch.optim.Optimizer
-
-    def step(self, batch: HistoryBatch) -> None:
-        logits, label, _ = click_task.score(self.model, batch)
-        self.optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(logits, label).backward()
-        self.optimizer.step()
-
-    def seconds_of_steps(self, batches: list[HistoryBatch], steps: int) -> float:
-        start = perf_counter()
-        for batch in islice(cycle(batches), steps):
-            self.step(batch)
-        return (perf_counter() - start) / steps
 
 
 class Bench(NamedTuple):
@@ -109,7 +92,7 @@ def with_hypergraphs(data: HeteroData, size: Size) -> HeteroData:
 def make_subject(data: HeteroData, hypergraph: bool) -> Subject:
     torch.manual_seed(0)
     model = HyperCTR.from_data(data, embedding_dim=EMBEDDING_DIM, hypergraph=hypergraph)
-    return Subject(model, torch.optim.Adam(model.parameters(), 1e-3, fused=True))
+    return Subject(model)
 
 
 def make_bench(size: Size, batch_size: int, steps: int) -> Bench:
@@ -124,12 +107,6 @@ def make_bench(size: Size, batch_size: int, steps: int) -> Bench:
         list(islice(loader, steps)),
         sum(data[name].hyperedge_index.size(1) for name in ('user', 'item')),
     )
-
-
-def seconds_of_loading(loader: HistoryLoader, steps: int) -> float:
-    start = perf_counter()
-    number = sum(1 for _ in islice(loader, steps))
-    return (perf_counter() - start) / number
 
 
 def bytes_of_step(subject: Subject, batch: HistoryBatch) -> int:
@@ -149,43 +126,60 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'{USERS_PER_ITEM} users and slots of 4 days; {base.num_users:,} users, hyperedges of at '
         f'most {base.max_size} members and {base.num_modalities} modalities unless said otherwise. '
         f'Embeddings of {EMBEDDING_DIM}, 3 layers, histories of 20 clicks, batches of '
-        f'{args.batch_size:,}, {threads} thread{"s" * (threads > 1)}; the median of '
+        f'{args.batch_size:,}, {in_words(threads)}; the median of '
         f'{args.repeats} runs in turn, of {args.steps} steps each. A step convolves the slots '
         f'before those of its rows, so nearly each step all that training reads. An epoch is '
         f'loading and steps for the 30 % of all exposures that train; memory is the most that a '
         f'step holds at once.'
     )
     yield ''
-    yield (
-        '| | users | incidences | loading, ms | step, ms | step w/o hypergraphs, ms | '
-        'share of hypergraphs | an epoch, s | memory, MB | memory w/o hypergraphs, MB |'
-    )
-    yield '| --- |' + ' --- |' * 9
-    for name, size in tqdm(SIZES.items()):
-        bench = make_bench(size, args.batch_size, args.steps)
-        yield f'| {name} | {size.num_users:,} | {" | ".join(measure(bench, args))} |'
+    yield from table(
+        [
+            '', 'users', 'incidences', 'loading, ms', 'step, ms', 'step w/o hypergraphs, ms',
+            'share of hypergraphs', 'an epoch, s', 'memory, MB', 'memory w/o hypergraphs, MB',
+        ],
+        [
+            [name, f'{size.num_users:,}', *measure(size, args)]
+            for name, size in SIZES.items()
+        ],
+    )  # fmt: skip
+    yield ''
+    yield made_here(*PACKAGES)
 
 
-def measure(bench: Bench, args: argparse.Namespace) -> list[str]:
+def measure(size: Size, args: argparse.Namespace) -> list[str]:
     r"""The cells of a row, from the number of incidences on."""
-    subjects = (bench.subject, bench.without)
-    for subject in subjects:
+    bench = make_bench(size, args.batch_size, args.steps)
+    subjects = {'step': bench.subject, 'without': bench.without}
+    for subject in subjects.values():
         subject.step(bench.batches[0])
-    loading, step, without = [], [], []
-    for _ in range(args.repeats):
-        loading.append(seconds_of_loading(bench.loader, args.steps))
-        step.append(bench.subject.seconds_of_steps(bench.batches, args.steps))
-        without.append(bench.without.seconds_of_steps(bench.batches, args.steps))
-    epoch = (median(loading) + median(step)) * len(bench.loader)
+
+    def seconds_of_loading() -> float:
+        num_batches = min(args.steps, len(bench.loader))
+        return seconds_of(lambda: list(islice(bench.loader, num_batches))) / num_batches
+
+    def seconds_of_steps(subject: Subject) -> float:
+        batches = cycle(bench.batches)
+        return seconds_of(lambda: subject.step(next(batches)), args.steps)
+
+    measurements: dict[str, Callable[[], float]] = {'loading': seconds_of_loading}
+    for name, subject in subjects.items():
+        measurements[name] = partial(seconds_of_steps, subject)
+    seconds = take_turns(measurements, args.repeats)
+    epoch = (median(seconds['loading']) + median(seconds['step'])) * len(bench.loader)
     # Pair by pair, so that a slow moment of the machine hits both.
-    share = median(1 - theirs / ours for ours, theirs in zip(step, without))
-    memory = [
-        bytes_of_step(subject, bench.batches[0]) for subject in (bench.subject, bench.without)
-    ]
+    share = 1 - median_ratio(seconds['without'], seconds['step'])
+    memory = [bytes_of_step(subject, bench.batches[0]) for subject in subjects.values()]
     return [
         f'{bench.num_incidences:,}',
-        *(f'{1000 * median(seconds):.1f}' for seconds in (loading, step, without)),
+        *(f'{1000 * median(found):.1f}' for found in seconds.values()),
         f'{share:.0%}',
         f'{epoch:.1f}',
         *(f'{size / 1e6:,.1f}' for size in memory),
     ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_training_parser('speed.hyperctr', __doc__, batch_size=512, threads=[1])
+    args = parser.parse_args(arguments)
+    publish(run(args), args.markdown)

@@ -9,24 +9,23 @@ computes what mag's does, by the product with a node-by-node matrix, which is ma
 is neither in its time nor in its memory. Timings mean something only on a machine that does nothing
 else.
 
-    python benchmarks/hypergraph.py --markdown benchmarks/hypergraph.md
+    python benchmarks speed.hypergraph --markdown benchmarks/speed/hypergraph.md
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from dhg import Hypergraph
 from dhg.nn import HGNNConv
-from report import made_by, publish
+from records import made_here, make_parser, publish, table
+from timing import bytes_of, in_words, median_ratio, seconds_of, take_turns
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch_geometric.nn import HypergraphConv as PyGHypergraphConv
-from tqdm import tqdm
 
 from mag.nn import HypergraphConv
 
@@ -90,20 +89,30 @@ def make_step(name: str, num_incidences: int, channels: int) -> Callable[[], Non
     return step
 
 
-def seconds_of(step: Callable[[], None], num_steps: int) -> float:
-    start = perf_counter()
-    for _ in range(num_steps):
+def measure(num_incidences: int, args: argparse.Namespace) -> Iterator[list[str]]:
+    r"""The rows of one size."""
+    pairs = count_pairs(num_incidences)
+    names = NAMES if pairs <= MOST_ENTRIES else NAMES[:-1]
+    steps = {name: make_step(name, num_incidences, args.channels) for name in names}
+    calls = dict.fromkeys(names, max(1, args.work // num_incidences))
+    if pairs > args.work:
+        calls['DeepHypergraph'] = 1
+    for step in steps.values():
         step()
-    return (perf_counter() - start) / num_steps
-
-
-def bytes_of(step: Callable[[], None]) -> int:
-    r"""The most bytes that a step has allocated at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
-    return max(accumulate(change for _, change in changes))
+    seconds = take_turns(
+        {name: partial(seconds_of, steps[name], calls[name]) for name in names}, args.repeats
+    )
+    memory = {name: bytes_of(step) for name, step in steps.items()}
+    for name in names:
+        yield [
+            f'{num_incidences:,}',
+            name,
+            f'{1000 * median(seconds[name]):.2f}',
+            f'{median_ratio(seconds[name], seconds["PyG"]):.2f}',
+            f'{memory[name] / 1e6:,.1f}',
+            f'{memory[name] / memory["PyG"]:.2f}',
+            f'{pairs:,}',
+        ]
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -117,59 +126,27 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'but for pairs that share several, has the matrix that DeepHypergraph multiplies by, and '
         f"PyG's and mag's layer never make; it is made before, and counts neither as time nor as "
         f'memory. Above {MOST_ENTRIES:,} entries DeepHypergraph is left out. On '
-        f'{args.threads} thread{"s" * (args.threads > 1)}; the median of {args.repeats} runs in '
+        f'{in_words(args.threads)}; the median of {args.repeats} runs in '
         f'turn, and of their ratios; memory is the most that a step holds at once.'
     )
     yield ''
-    yield '| incidences | layer | a step, ms | PyG = 1 | memory, MB | PyG = 1 | pairs |'
-    yield '| --- | --- | --- | --- | --- | --- | --- |'
-    progress = tqdm(total=len(args.incidences) * len(NAMES) * args.repeats)
-    for num_incidences in args.incidences:
-        pairs = count_pairs(num_incidences)
-        names = NAMES if pairs <= MOST_ENTRIES else NAMES[:-1]
-        steps = {name: make_step(name, num_incidences, args.channels) for name in names}
-        num_steps = {name: max(1, args.work // num_incidences) for name in names}
-        if pairs > args.work:
-            num_steps['DeepHypergraph'] = 1
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for step in steps.values():
-            step()
-        for _ in range(args.repeats):
-            for name, step in steps.items():
-                seconds[name].append(seconds_of(step, num_steps[name]))
-                progress.update()
-        memory = {name: bytes_of(step) for name, step in steps.items()}
-        for name in names:
-            ratio = median(ours / theirs for ours, theirs in zip(seconds[name], seconds['PyG']))
-            yield (
-                f'| {num_incidences:,} | {name} | {1000 * median(seconds[name]):.2f} | '
-                f'{ratio:.2f} | {memory[name] / 1e6:,.1f} | '
-                f'{memory[name] / memory["PyG"]:.2f} | {pairs:,} |'
-            )
-    progress.close()
+    yield from table(
+        ['incidences', 'layer', 'a step, ms', 'PyG = 1', 'memory, MB', 'PyG = 1', 'pairs'],
+        [row for num_incidences in args.incidences for row in measure(num_incidences, args)],
+    )
     yield ''
-    yield made_by('hypergraph.py', PACKAGES)
+    yield made_here(*PACKAGES)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--markdown', help='file to write; default: print')
+def main(arguments: Sequence[str]) -> None:
+    parser = make_parser('speed.hypergraph', __doc__)
+    parser.add_argument('--markdown', type=Path, help='file to write; default: print')
     parser.add_argument('--incidences', nargs='+', type=int, default=[10_000, 100_000, 1_000_000])
-    parser.add_argument('--channels', type=int, default=64, help='default: 64')
-    parser.add_argument('--threads', type=int, default=1, help='default: 1')
-    parser.add_argument('--repeats', type=int, default=7, help='runs of each, default: 7')
+    parser.add_argument('--channels', type=int, default=64, help='default: %(default)s')
+    parser.add_argument('--threads', type=int, default=1, help='default: %(default)s')
+    parser.add_argument('--repeats', type=int, default=7, help='runs of each; default: %(default)s')
     parser.add_argument(
-        '--work', type=int, default=1_000_000, help='incidences a run, default: 1,000,000'
+        '--work', type=int, default=1_000_000, help='incidences a run; default: %(default)s'
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args(arguments)
     publish(run(args), args.markdown)
-
-
-if __name__ == '__main__':
-    main()

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 from scipy.sparse import csr_matrix, diags_array
-from stages import Stages
+from timing import Stages
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, MovieLens

@@ -1,6 +1,5 @@
 r"""Writes a click log of any length whose users and items follow power laws, as Parquet."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -80,22 +79,3 @@ def write_power_law_log(
     """)
     os.replace(temporary, path)
     return path
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('path', type=Path, help='the Parquet file to write')
-    parser.add_argument('--clicks', type=int, default=1_000_000, help='number of rows')
-    parser.add_argument('--users', type=int, help='number of users (default: clicks / 100)')
-    parser.add_argument('--items', type=int, help='number of items (default: clicks / 250)')
-    parser.add_argument('--seed', type=int, default=0)
-    arguments = parser.parse_args()
-    write_power_law_log(
-        arguments.path, arguments.clicks, arguments.users, arguments.items, arguments.seed
-    )
-    size = arguments.path.stat().st_size / 2**20
-    print(f'{arguments.path}: {arguments.clicks:,} clicks, {size:.0f} MiB')
-
-
-if __name__ == '__main__':
-    main()

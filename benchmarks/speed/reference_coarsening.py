@@ -24,7 +24,7 @@ import pandas
 from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
-from stages import Stages
+from timing import Stages
 
 NUM_RECENT = 20
 

@@ -1,31 +1,35 @@
-r"""How fast paths are drawn, and what they cost in training: `training.py --model srjgraph`.
+r"""How fast paths are drawn, and what they cost in training.
 
 The reference is the plain way, as SRJGraph's authors drew their paths: for one sample at a time, a
 binary search in the time-sorted clicks of a node and a draw with NumPy, level by level.
+
+    python benchmarks speed.srjgraph --markdown benchmarks/speed/srjgraph.md
 """
 
 import argparse
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from records import made_here, publish, table
+from timing import in_words, seconds_of, take_turns
 from torch_geometric.data import HeteroData
-from tqdm import tqdm
 
 from mag.datasets import SyntheticMarket
 from mag.loader import PathLoader
 from mag.models import SRJGraph
-from mag.schema import CLICKS, OTHER
+from mag.schema import CLICKS
 from mag.transforms import TemporalSplit
+from speed.training import Subject, make_training_parser
 
+PACKAGES = ('pyg-mag', 'torch')
 PAPER = {'user': [25, 1, 10], 'item': [1, 25, 1]}
-# What PlainSampler tells of a click, and so what PathLoader is to copy where the two are compared.
+# The attributes of a click that PlainSampler copies, and PathLoader where the two are compared.
 SAME = ('time', 'query')
 WIDTHS = {
     'depth 1': {'user': [25], 'item': [1]},
@@ -63,15 +67,15 @@ class PlainSampler:
                 children = []
                 for parent in frontier:
                     key = node_type, nodes[parent][0], category if node_type == 'user' else 0
-                    known = self.clicks.get(key, [])
-                    count = bisect_left(known, (time,))
+                    clicks = self.clicks.get(key, [])
+                    count = bisect_left(clicks, (time,))
                     if count == 0:
                         continue
                     for place in sorted(self.rng.choice(count, width), reverse=True):
-                        _, click, neighbor = known[place]
+                        _, click, neighbor = clicks[place]
                         children.append(len(nodes))
                         nodes.append((neighbor, click, parent))
-                frontier, node_type = children, OTHER[node_type]
+                frontier, node_type = children, 'item' if node_type == 'user' else 'user'
         return nodes
 
     def batch(self, data: HeteroData, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -87,27 +91,23 @@ class PlainSampler:
         return tuple(torch.from_numpy(part) for part in parts)
 
 
-def plain_samples_per_second(sampler: PlainSampler, data: HeteroData, size: int) -> float:
+def seconds_of_plain(sampler: PlainSampler, data: HeteroData, size: int) -> float:
+    r"""Of a batch that is drawn in a plain loop."""
     rows = torch.randint(data[CLICKS].edge_label.numel(), (size,))
-    start = perf_counter()
-    sampler.batch(data, rows)
-    return size / (perf_counter() - start)
+    return seconds_of(lambda: sampler.batch(data, rows))
 
 
-def samples_per_second(loader: PathLoader, num_batches: int) -> float:
-    start = perf_counter()
-    rows = sum(batch[CLICKS].edge_label.numel() for batch in islice(loader, num_batches))
-    return rows / (perf_counter() - start)
+def seconds_of_loading(loader: PathLoader, num_batches: int) -> float:
+    r"""Of a batch."""
+    num_batches = min(num_batches, len(loader))
+    return seconds_of(lambda: list(islice(loader, num_batches))) / num_batches
 
 
-def seconds_of_steps(model: SRJGraph, batches: list[HeteroData]) -> float:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    start = perf_counter()
-    for batch in batches:
-        optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(model(batch), batch[CLICKS].edge_label).backward()
-        optimizer.step()
-    return (perf_counter() - start) / len(batches)
+def seconds_of_steps(subject: Subject, loader: PathLoader, num_batches: int) -> float:
+    r"""Of a step on a batch that is drawn already."""
+    batches = list(islice(loader, num_batches))
+    following = iter(batches)
+    return seconds_of(lambda: subject.step(next(following)), len(batches))
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
@@ -115,38 +115,30 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     torch.set_num_threads(args.threads[0])
     data = SyntheticMarket(log=False)[0]
     train = TemporalSplit()(data)[0]
-    plain = PlainSampler(train, PAPER)
-    progress = tqdm(total=args.repeats * len(WIDTHS))
-    speeds: dict[str, list[float]] = {name: [] for name in (*WIDTHS, 'plain', 'same', 'fixed')}
-    seconds: dict[str, list[float]] = {name: [] for name in WIDTHS}
+    make_loader = partial(PathLoader, train, args.batch_size, shuffle=True)
+    make_same = partial(make_loader, widths=PAPER, batch_attributes=SAME)
     loaders = {
-        name: PathLoader(train, args.batch_size, shuffle=True, widths=widths)
-        for name, widths in WIDTHS.items()
+        'PathLoader, the same in a batch': make_same(),
+        'PathLoader, the same, paths drawn before': make_same(fixed=True),
+        **{name: make_loader(widths=widths) for name, widths in WIDTHS.items()},
     }
-    same, fixed = (
-        PathLoader(
-            train, args.batch_size, shuffle=True, widths=PAPER, fixed=fixed, batch_attributes=SAME
-        )
-        for fixed in (False, True)
-    )
-    models = {name: SRJGraph.from_data(train) for name in WIDTHS}
-    for _ in range(args.repeats):
-        speeds['plain'].append(plain_samples_per_second(plain, train, args.batch_size))
-        speeds['same'].append(samples_per_second(same, args.steps))
-        speeds['fixed'].append(samples_per_second(fixed, args.steps))
-        for name, loader in loaders.items():
-            speeds[name].append(samples_per_second(loader, args.steps))
-            batches = list(islice(loader, max(1, args.steps // 4)))
-            seconds[name].append(seconds_of_steps(models[name], batches))
-            progress.update()
-    progress.close()
-
-    fastest = {name: median(found) for name, found in speeds.items()}
+    plain = PlainSampler(train, PAPER)
+    measurements: dict[str, Callable[[], float]] = {
+        'a plain loop over samples': partial(seconds_of_plain, plain, train, args.batch_size)
+    }
+    for name, loader in loaders.items():
+        measurements[name] = partial(seconds_of_loading, loader, args.steps)
+    for name in WIDTHS:
+        subject, num_steps = Subject(SRJGraph.from_data(train)), max(1, args.steps // 4)
+        measurements[f'step, {name}'] = partial(seconds_of_steps, subject, loaders[name], num_steps)
+    found = take_turns(measurements, args.repeats)
+    seconds = {name: median(values) for name, values in found.items()}
+    seconds['PathLoader, all attributes'] = seconds['depth 3, as in the paper']
     yield '# Drawing paths, and training on them'
     yield ''
     yield (
         f'SyntheticMarket of 200,000 exposures, batches of {args.batch_size}, '
-        f'{args.threads[0]} thread{"s" * (args.threads[0] > 1)}; the median of {args.repeats} runs '
+        f'{in_words(args.threads[0])}; the median of {args.repeats} runs '
         f'in turn. The paths of the paper are {PAPER["user"]} from the user and {PAPER["item"]} '
         f'from the item. A step is forward, backward and Adam on a batch that is drawn already.'
     )
@@ -157,22 +149,36 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         'by default, and in the second table, it copies all attributes, the contents of items too.'
     )
     yield ''
-    yield '| | samples/s | against the plain loop |'
-    yield '| --- | --- | --- |'
-    for title, speed in (
-        ('a plain loop over samples', fastest['plain']),
-        ('PathLoader, the same in a batch', fastest['same']),
-        ('PathLoader, the same, paths drawn before', fastest['fixed']),
-        ('PathLoader, all attributes', fastest['depth 3, as in the paper']),
-    ):
-        yield f'| {title} | {speed:,.0f} | {speed / fastest["plain"]:.1f} x |'
+    base = seconds['a plain loop over samples']
+    yield from table(
+        ['', 'samples/s', 'against the plain loop'],
+        [
+            [name, f'{args.batch_size / seconds[name]:,.0f}', f'{base / seconds[name]:.1f} x']
+            for name in (
+                'a plain loop over samples',
+                'PathLoader, the same in a batch',
+                'PathLoader, the same, paths drawn before',
+                'PathLoader, all attributes',
+            )
+        ],
+    )
     yield ''
-    yield '| paths | nodes a sample | loading, ms | step, ms | share of loading |'
-    yield '| --- | --- | --- | --- | --- |'
+    rows = []
     for name, widths in WIDTHS.items():
         nodes = 2 + sum(int(np.cumprod(numbers).sum()) for numbers in widths.values())
-        loading, step = args.batch_size / fastest[name], median(seconds[name])
-        yield (
-            f'| {name} | {nodes} | {1000 * loading:.1f} | {1000 * step:.1f} | '
-            f'{loading / (loading + step):.0%} |'
+        loading, step = seconds[name], seconds[f'step, {name}']
+        share = loading / (loading + step)
+        rows.append(
+            [name, f'{nodes}', f'{1000 * loading:.1f}', f'{1000 * step:.1f}', f'{share:.0%}']
         )
+    yield from table(
+        ['paths', 'nodes a sample', 'loading, ms', 'step, ms', 'share of loading'], rows
+    )
+    yield ''
+    yield made_here(*PACKAGES)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = make_training_parser('speed.srjgraph', __doc__, batch_size=128, threads=[1])
+    args = parser.parse_args(arguments)
+    publish(run(args), args.markdown)

@@ -1,6 +1,4 @@
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +11,7 @@ from mag.loader import PairBatch
 # Not importorskip: that import asks PyPI for a newer version.
 if importlib.util.find_spec('deepctr_torch') is None:
     pytest.skip("the baselines need 'pip install pyg-mag[benchmarks]'", allow_module_level=True)
-SOURCE = Path(__file__).parents[2] / 'benchmarks' / 'baselines.py'
-spec = importlib.util.spec_from_file_location('baselines', SOURCE)
-assert spec is not None and spec.loader is not None
-baselines = importlib.util.module_from_spec(spec)
-sys.modules['baselines'] = baselines
-spec.loader.exec_module(baselines)
+from accuracy import pair_models  # noqa: E402
 
 NUM_USERS, NUM_ITEMS = 12, 9
 
@@ -52,8 +45,8 @@ def make_batch(data, user, item):
 
 def build(name, data):
     if name == 'lightgcn':
-        return baselines.LightGCN.from_data(data, data)
-    return baselines.DeepCTR.from_data(data, name)
+        return pair_models.LightGCN.from_data(data, data)
+    return pair_models.DeepCTR.from_data(data, name)
 
 
 def all_pairs(data):
@@ -61,7 +54,7 @@ def all_pairs(data):
     return make_batch(data, user, item)
 
 
-@pytest.mark.parametrize('name', [*baselines.ARCHITECTURES, 'lightgcn'])
+@pytest.mark.parametrize('name', [*pair_models.ARCHITECTURES, 'lightgcn'])
 def test_learns_which_items_are_clicked(name, data):
     torch.manual_seed(0)
     model = build(name, data)
@@ -79,7 +72,7 @@ def test_learns_which_items_are_clicked(name, data):
     assert logits[batch.label == 1].min() > logits[batch.label == 0].max()
 
 
-@pytest.mark.parametrize('name', list(baselines.ARCHITECTURES))
+@pytest.mark.parametrize('name', list(pair_models.ARCHITECTURES))
 def test_logits_are_what_the_library_takes_the_sigmoid_of(name, data):
     torch.manual_seed(0)
     model = build(name, data).eval()
@@ -139,7 +132,7 @@ def test_batch_in_which_nobody_has_history(name, data):
     assert torch.allclose(alone, together[:2], atol=1e-7)
 
 
-@pytest.mark.parametrize('name', [*baselines.ARCHITECTURES, 'lightgcn'])
+@pytest.mark.parametrize('name', [*pair_models.ARCHITECTURES, 'lightgcn'])
 def test_first_weights_follow_the_seed(name, data):
     weights = []
     for seed in (3, 3, 4):
@@ -182,7 +175,7 @@ def test_light_gcn_trains_on_the_clicks_before_the_first_window(data):
     clicks.edge_index, clicks.time, clicks.cutoff = (
         clicks.edge_index[:, :15], clicks.time[:15], torch.tensor(15)
     )  # fmt: skip
-    model = baselines.LightGCN.from_data(rolling, data)
+    model = pair_models.LightGCN.from_data(rolling, data)
     assert torch.equal(model.graphs[True].to_dense(), model.graph(first).to_dense())
     assert torch.equal(model.graphs[False].to_dense(), model.graph(data).to_dense())
 
@@ -206,4 +199,4 @@ def test_light_gcn_forgets_embeddings_when_weights_or_history_change(data):
 
 def test_unknown_architecture(data):
     with pytest.raises(ValueError, match="one of .*'din'.* but got 'dim'"):
-        baselines.DeepCTR.from_data(data, 'dim')
+        pair_models.DeepCTR.from_data(data, 'dim')

@@ -12,7 +12,6 @@ from scipy.stats import ttest_rel
 from mag.datasets import SyntheticMarket
 from mag.loader import PathLoader
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 CLICKS = ('user', 'clicks', 'item')
 pytestmark = pytest.mark.skipif(
     find_spec('deepctr_torch') is None,
@@ -22,13 +21,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    # The benchmark speaks of itself as it was called.
-    monkeypatch.setattr('sys.argv', ['accuracy.py', 'run-search'])
-    import search_accuracy
+    from accuracy import search
 
-    monkeypatch.setattr(search_accuracy, 'NUM_EXPOSURES', 4_000)
-    return search_accuracy
+    monkeypatch.setattr(search, 'NUM_EXPOSURES', 4_000)
+    return search
 
 
 def arguments(folder: Path, models: list[str]) -> argparse.Namespace:
@@ -51,7 +47,7 @@ def arguments(folder: Path, models: list[str]) -> argparse.Namespace:
 
 def test_runs_tables_and_goes_on(search: ModuleType, tmp_path: Path) -> None:
     args = arguments(tmp_path, ['srjgraph', 'only_search', 'dnn', 'din', 'gat', 'hgt', 'lightgcn'])
-    search.run(args)
+    search.run_missing(search.run_one, args)
     path = Path(args.out)
     records = json.loads(path.read_text())
     assert len(records) == 7 * 2
@@ -68,7 +64,7 @@ def test_runs_tables_and_goes_on(search: ModuleType, tmp_path: Path) -> None:
 
     # Given again, the command finds all done; one run less, it makes that again.
     path.write_text(json.dumps(records[:-1]))
-    search.run(args)
+    search.run_missing(search.run_one, args)
     assert json.loads(path.read_text())[-1]['test'] == records[-1]['test']
 
 
@@ -87,7 +83,7 @@ def test_runs_of_another_learning_rate_are_not_mixed(search: ModuleType, tmp_pat
     args = arguments(tmp_path, ['dnn'])
     Path(args.out).write_text(json.dumps([{'learning_rate': 0.1}]))
     with pytest.raises(ValueError, match='runs at a learning rate of 0.1, not 0.003'):
-        search.run(args)
+        search.run_missing(search.run_one, args)
 
 
 def test_occasions_are_those_of_ids_that_expire(search: ModuleType) -> None:
@@ -124,11 +120,10 @@ def test_rows_do_not_read_each_other(search: ModuleType, architecture: str) -> N
 
 
 def test_paths_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import srjgraph_training
+    from speed import srjgraph
 
     data = SyntheticMarket(60, 30, 3_000, log=False)[0]
-    plain = srjgraph_training.PlainSampler(data, {'user': [4, 1], 'item': [1, 4]})
+    plain = srjgraph.PlainSampler(data, {'user': [4, 1], 'item': [1, 4]})
     rows = torch.arange(2_000, 2_050)
     node, precursor, time, query = plain.batch(data, rows)
     # The reference draws by the same rules: as many, and never a click at or after the target.
@@ -140,10 +135,8 @@ def test_paths_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = precursor >= 0
     assert (time[drawn] < data[CLICKS].edge_label_time[rows][sample[drawn]]).all()
     args = argparse.Namespace(batch_size=8, repeats=1, steps=1, threads=[torch.get_num_threads()])
-    monkeypatch.setattr(
-        srjgraph_training, 'WIDTHS', {'depth 3, as in the paper': srjgraph_training.PAPER}
-    )
-    text = '\n'.join(srjgraph_training.run(args))
+    monkeypatch.setattr(srjgraph, 'WIDTHS', {'depth 3, as in the paper': srjgraph.PAPER})
+    text = '\n'.join(srjgraph.run(args))
     assert (
         '| a plain loop over samples | ' in text and '| depth 3, as in the paper | 353 | ' in text
     )

@@ -11,7 +11,6 @@ from scipy.stats import ttest_rel
 
 from mag.loader import HistoryBatch, HistoryLoader
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 CLICKS = ('user', 'clicks', 'item')
 OTHERS = ['gru4rec', 'din', 'mmgcn']
 pytestmark = pytest.mark.skipif(
@@ -22,16 +21,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def video(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    # The benchmark speaks of itself as it was called.
-    monkeypatch.setattr('sys.argv', ['accuracy.py', 'run-video'])
-    import video_accuracy
+    from accuracy import videos
 
-    monkeypatch.setattr(video_accuracy, 'NUM_EXPOSURES', 6_000)
-    monkeypatch.setattr(video_accuracy, 'EMBEDDING_DIM', 8)
-    monkeypatch.setattr(video_accuracy, 'INTEREST_EPOCHS', 2)
-    video_accuracy.load_with_interest.cache_clear()
-    return video_accuracy
+    monkeypatch.setattr(videos, 'NUM_EXPOSURES', 6_000)
+    monkeypatch.setattr(videos, 'EMBEDDING_DIM', 8)
+    monkeypatch.setattr(videos, 'INTEREST_EPOCHS', 2)
+    videos.load_with_interest.cache_clear()
+    return videos
 
 
 @pytest.fixture
@@ -125,7 +121,7 @@ def test_interests_are_learned_once_for_a_seed_and_length(
     monkeypatch.setattr(
         video.UserInterest,
         'fit',
-        lambda self, *rest, **named: calls.append(named['seed']) or learn(self, *rest, **named),
+        lambda self, *rest, **named: calls.append(self.seed) or learn(self, *rest, **named),
     )
     video.run(arguments(tmp_path, 'market', ['hyperctr', 'visual', 'days_7', 'din']))
     assert calls == [0, 0, 1, 1]
@@ -162,7 +158,7 @@ def test_items_have_their_contents(video: ModuleType, name: str) -> None:
 
 
 def test_histories_are_aligned_and_paddings_are_not_read(video: ModuleType) -> None:
-    import history_models
+    from accuracy import history_models
 
     history = torch.tensor([[-1, -1, 4, 7], [-1, -1, -1, -1], [1, 2, 3, 0]])
     aligned, length = history_models.left_aligned(history)
@@ -206,7 +202,7 @@ def test_the_graph_of_mmgcn_ends_before_the_first_label(video: ModuleType) -> No
 
 def test_mmgcn_propagates_modality_by_modality(video: ModuleType) -> None:
     r"""Three clicks, worked out by hand: user 0 has item 0, user 1 has items 0 and 1."""
-    import history_models
+    from accuracy import history_models
 
     data, parts = video.load_with_interest('market', '', 0, 4)
     part = parts[0].clone()
@@ -229,17 +225,17 @@ def test_mmgcn_propagates_modality_by_modality(video: ModuleType) -> None:
 
 
 def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hyperctr_training
+    from speed import hyperctr
 
-    size = hyperctr_training.Size
+    size = hyperctr.Size
     sizes = {
         'base': size(40, 5, 2),
         'twice the users': size(80, 5, 2),
         'hyperedges of 2': size(40, 2, 2),
         '1 modality': size(40, 5, 1),
     }
-    monkeypatch.setattr(hyperctr_training, 'SIZES', sizes)
-    benches = {name: hyperctr_training.make_bench(size, 64, 2) for name, size in sizes.items()}
+    monkeypatch.setattr(hyperctr, 'SIZES', sizes)
+    benches = {name: hyperctr.make_bench(size, 64, 2) for name, size in sizes.items()}
     incidences = {name: bench.num_incidences for name, bench in benches.items()}
     assert incidences['twice the users'] > 1.5 * incidences['base']
     assert incidences['hyperedges of 2'] < incidences['base']
@@ -249,7 +245,7 @@ def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     assert base.subject.model.convs.keys() == {'user', 'item'} and not base.without.model.convs
 
     args = argparse.Namespace(batch_size=64, repeats=1, steps=2, threads=[torch.get_num_threads()])
-    rows = [line for line in hyperctr_training.run(args) if line.startswith('| ')][2:]
+    rows = [line for line in hyperctr.run(args) if line.startswith('| ')][2:]
     cells = {row.split(' | ')[0][2:]: row.strip('| ').split(' | ')[1:] for row in rows}
     assert cells.keys() == sizes.keys()
     for name, (users, found, *_, memory, less) in cells.items():
@@ -259,7 +255,7 @@ def test_training_is_timed(video: ModuleType, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_differences_need_two_seeds_at_which_both_have_a_value(video: ModuleType) -> None:
-    from harness import difference_to
+    from accuracy.harness import difference_to
 
     values = {('a', 0): 1.0, ('a', 1): 2.0, ('a', 2): 4.0, ('b', 0): 0.0, ('b', 1): None}
     runs = [{'model': name, 'seed': seed, 'value': x} for (name, seed), x in values.items()]

@@ -1,22 +1,14 @@
 import argparse
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from mag.files import read_tensors
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
 
 def test_table_has_a_row_a_size(tmp_path):
-    import checksums
+    from speed import checksums
 
     args = argparse.Namespace(sizes=[1, 2], repeats=2, folder=str(tmp_path))
     rows = [line for line in checksums.run(args) if re.match(r'\| \d', line)]
@@ -27,16 +19,10 @@ def test_table_has_a_row_a_size(tmp_path):
 
 
 def test_what_is_compared_with_has_no_checksum(tmp_path):
-    import checksums
+    from speed import checksums
 
     path = tmp_path / 'plain.pt'
     checksums.write_plainly({'x': torch.arange(3)}, path)
     assert torch.load(path, weights_only=True)['x'].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match='no file that mag wrote'):
         read_tensors(path)
-
-
-def test_ratio_is_the_median_of_pairs():
-    import checksums
-
-    assert checksums.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == 1.0

@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+BENCHMARKS = Path(__file__).parents[3] / 'benchmarks'
 NUM_RECENT = 20
 
 
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture
-def reference(benchmarks_on_path):
+def reference():
     for name in ('pandas', 'sklearn'):
         pytest.importorskip(name, reason="the reference needs 'pip install pyg-mag[benchmarks]'")
-    import reference_coarsening
+    from speed import reference_coarsening
 
     return reference_coarsening
 
@@ -46,9 +41,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def macro_parts(folder, benchmarks_on_path):
-    import mag_coarsening
-    from stages import Stages
+def macro_parts(folder):
+    from speed import mag_coarsening
+    from timing import Stages
 
     data = mag_coarsening.read_movie_lens(folder)
     groups = {'user': 4, 'item': 'category'}
@@ -58,7 +53,7 @@ def macro_parts(folder, benchmarks_on_path):
 
 def reference_rows(reference, folder, part, user_ids, monkeypatch):
     r"""The reference's rows, with mag's user clusters in place of its own."""
-    from stages import Stages
+    from timing import Stages
 
     def mag_clusters(matrix, category_of_item, num_clusters):
         cluster = np.zeros(matrix.shape[0], dtype=int)
@@ -122,7 +117,7 @@ def test_mag_and_reference_agree_on_every_row(
 
 
 def test_reference_loops_agree(folder, reference):
-    from stages import Stages
+    from timing import Stages
 
     plain = reference.run(folder, Stages(), num_clusters=4)
     tight = reference.run(folder, Stages(), num_clusters=4, tight=True)
@@ -132,8 +127,8 @@ def test_reference_loops_agree(folder, reference):
 
 
 def test_reference_rolls_over_the_same_windows(folder, reference):
-    import mag_coarsening
-    from stages import Stages
+    from speed import mag_coarsening
+    from timing import Stages
 
     found = mag_coarsening.movie_lens(Stages(), folder, num_windows=3)
     for tight in (False, True):
@@ -141,9 +136,9 @@ def test_reference_rolls_over_the_same_windows(folder, reference):
         assert expected == found
 
 
-def test_objective_is_the_summed_squared_distance(benchmarks_on_path):
-    from mag_coarsening import objective
+def test_objective_is_the_summed_squared_distance():
     from scipy.sparse import csr_matrix
+    from speed.mag_coarsening import objective
 
     generator = np.random.default_rng(0)
     rows = generator.random((30, 7)) * (generator.random((30, 7)) < 0.4)
@@ -156,7 +151,7 @@ def test_objective_is_the_summed_squared_distance(benchmarks_on_path):
 
 
 def test_power_law_log(tmp_path):
-    from power_law_log import write_power_law_log
+    from speed.power_law_log import write_power_law_log
 
     log = write_power_law_log(tmp_path / 'log.parquet', 100_000, num_users=2000, num_items=500)
     columns = duckdb.sql(f"SELECT * FROM '{log}'").fetchnumpy()
@@ -177,7 +172,7 @@ def test_power_law_log(tmp_path):
 
 
 def test_power_law_log_does_not_depend_on_threads(tmp_path):
-    from power_law_log import write_power_law_log
+    from speed.power_law_log import write_power_law_log
 
     digest = []
     for threads in (1, 2):
@@ -189,30 +184,15 @@ def test_power_law_log_does_not_depend_on_threads(tmp_path):
 
 
 def test_power_law_log_says_what_is_wrong(tmp_path):
-    from power_law_log import write_power_law_log
+    from speed.power_law_log import write_power_law_log
 
     with pytest.raises(ValueError, match="'num_items' must be a multiple of the 50 .* got 70"):
         write_power_law_log(tmp_path / 'log.parquet', 1000, num_items=70)
 
 
-def test_stages_add_up_laps_and_notice_memory():
-    from stages import Stages
-
-    stages = Stages()
-    stages.lap('first')
-    block = np.ones(64 * 2**20, dtype=np.int8)
-    stages.lap('second')
-    seconds = stages.seconds['first']
-    stages.lap('first')
-    assert list(stages.seconds) == list(stages.peak) == ['first', 'second']
-    assert stages.seconds['first'] > seconds
-    assert stages.start_peak <= stages.peak['second'] <= stages.peak['first']
-    assert stages.peak['second'] >= block.nbytes
-
-
 def test_command_writes_the_tables(folder, reference, tmp_path):
     markdown = tmp_path / 'coarsening.md'
-    command = [sys.executable, str(BENCHMARKS / 'coarsening.py'), '--parts', 'movielens', 'scale']
+    command = [sys.executable, str(BENCHMARKS), 'speed.coarsening', '--parts', 'movielens', 'scale']
     command += ['--movielens', str(folder), '--repeats', '1', '--clicks', '5000', '--scale-repeats']
     command += ['1', '--markdown', str(markdown)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)

@@ -1,6 +1,5 @@
 import argparse
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +10,9 @@ pytestmark = pytest.mark.skipif(
     reason="DeepHypergraph is compared with: 'pip install pyg-mag[benchmarks]'",
 )
 
-BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
 
 def test_hypergraphs_grow_with_incidences_and_have_large_hyperedges():
-    import hypergraph
+    from speed import hypergraph
 
     for num_incidences in (1000, 20_000):
         index, num_nodes = hypergraph.make_hypergraph(num_incidences)
@@ -30,18 +22,8 @@ def test_hypergraphs_grow_with_incidences_and_have_large_hyperedges():
         assert size.max() > 5 * size.float().mean()
 
 
-def test_the_memory_of_a_step_is_the_most_at_once():
-    import hypergraph
-
-    def step():
-        for size in (1_000_000, 3_000_000, 2_000_000):
-            torch.ones(size, dtype=torch.uint8)
-
-    assert hypergraph.bytes_of(step) == pytest.approx(3_000_000, rel=0.01)
-
-
 def test_the_table_has_a_row_for_each_layer_and_size():
-    import hypergraph
+    from speed import hypergraph
 
     args = argparse.Namespace(
         incidences=[200, 1000], channels=4, threads=torch.get_num_threads(), repeats=2, work=1000
@@ -54,7 +36,7 @@ def test_the_table_has_a_row_for_each_layer_and_size():
 
 def test_what_is_compared_is_the_same():
     r"""DeepHypergraph's layer and mag's, on hypergraphs without a member listed twice."""
-    import hypergraph
+    from speed import hypergraph
 
     from mag.nn import HypergraphConv
 
@@ -77,7 +59,7 @@ def test_what_is_compared_is_the_same():
 
 
 def test_matrices_too_large_to_make_are_left_out(monkeypatch: pytest.MonkeyPatch):
-    import hypergraph
+    from speed import hypergraph
 
     monkeypatch.setattr(hypergraph, 'MOST_ENTRIES', hypergraph.count_pairs(200))
     args = argparse.Namespace(

@@ -1,0 +1,39 @@
+r"""Runs a benchmark by its name, from the root of the repository:
+
+python benchmarks speed.hypergraph --help
+"""
+
+import argparse
+import importlib
+import sys
+
+NAMES = (
+    'accuracy.clicks',
+    'accuracy.conversions',
+    'accuracy.search',
+    'accuracy.videos',
+    'speed.checksums',
+    'speed.coarsening',
+    'speed.gmcm',
+    'speed.hyperctr',
+    'speed.hypergraph',
+    'speed.macgnn',
+    'speed.srjgraph',
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog='python benchmarks',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('name', choices=NAMES, metavar='NAME', help=f'one of {", ".join(NAMES)}')
+    name = parser.parse_args(sys.argv[1:2]).name
+    # Only the one that is asked for is imported: what another needs may not be installed, and the
+    # memory that imports take would count in measurements.
+    importlib.import_module(name).main(sys.argv[2:])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+r"""How fast mag is, and how much memory it takes."""
