@@ -5,43 +5,19 @@ import duckdb
 
 from mag.datasets._delimited import create_table, scan_csv
 from mag.datasets._sql import quote
-from mag.datasets._values import bad_row, check_table
+from mag.datasets._trivago_actions import (
+    BEHAVIORS,
+    CLICKOUT,
+    COLUMNS,
+    CONTEXTS,
+    FILTERED,
+    ITEM_ACTIONS,
+    SEARCHES,
+    check_steps,
+    check_values,
+)
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_table import LogTable
-
-_COLUMNS = {
-    'user_id': 'VARCHAR',
-    'session_id': 'VARCHAR',
-    'timestamp': 'BIGINT',
-    'step': 'BIGINT',
-    'action_type': 'VARCHAR',
-    'reference': 'VARCHAR',
-    'platform': 'VARCHAR',
-    'city': 'VARCHAR',
-    'device': 'VARCHAR',
-    'current_filters': 'VARCHAR',
-    'impressions': 'VARCHAR',
-    'prices': 'VARCHAR',
-}
-
-_BEHAVIORS = {
-    'image': 'interaction item image',
-    'info': 'interaction item info',
-    'rating': 'interaction item rating',
-    'deals': 'interaction item deals',
-    'search': 'search for item',
-}
-_CLICKOUT = 'clickout item'
-_CONTEXTS = ('platform', 'device', 'city')
-_ITEM_ACTIONS = _BEHAVIORS | {'clickout': _CLICKOUT}
-_SEARCHES = ('search for destination', 'search for poi')
-# The actions with which the log has the filters that are on after them.
-_FILTERED = (_CLICKOUT, 'filter selection', *_SEARCHES)
-_ACTIONS = (*_ITEM_ACTIONS.values(), 'change of sort order', 'filter selection', *_SEARCHES)
-
-# A BIGINT holds every number of so many digits.
-_NUMBER = '[0-9]{1,18}'
-_NUMBERS = f'{_NUMBER}([|]{_NUMBER})*'
 
 
 class Trivago(ClickDataset):
@@ -201,15 +177,15 @@ class Trivago(ClickDataset):
     def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         (path,) = self.source_files
         required = ('user_id', 'session_id', 'timestamp', 'step', 'action_type')
-        scan = scan_csv(path, _COLUMNS, required)
-        create_table(connection, 'action', f'SELECT {", ".join(_COLUMNS)} FROM {scan}', scan)
-        _check_values(connection, path)
-        _check_steps(connection, path)
+        scan = scan_csv(path, COLUMNS, required)
+        create_table(connection, 'action', f'SELECT {", ".join(COLUMNS)} FROM {scan}', scan)
+        check_values(connection, path)
+        check_steps(connection, path)
         happened = ', '.join(
             f'{name} := bool_or(action_type = {quote(action)})'
-            for name, action in _ITEM_ACTIONS.items()
+            for name, action in ITEM_ACTIONS.items()
         )
-        labels = ', '.join(f'coalesce(touch.{name}, false) AS {name}' for name in _ITEM_ACTIONS)
+        labels = ', '.join(f'coalesce(touch.{name}, false) AS {name}' for name in ITEM_ACTIONS)
         # A segment is known by the row of the clickout that ends it. All is joined and sorted
         # before the lists are taken apart, while it is one row a list and not one an exposure.
         # `least` and `greatest` skip the NULL of a list that nobody acted on. Touches are compared
@@ -222,10 +198,10 @@ class Trivago(ClickDataset):
                        count(*) FILTER (step = 1) OVER (
                            PARTITION BY user_id, session_id ORDER BY rowid
                        ) AS session,
-                       CASE WHEN action_type IN ({', '.join(map(quote, _SEARCHES))}) THEN
+                       CASE WHEN action_type IN ({', '.join(map(quote, SEARCHES))}) THEN
                            struct_pack(term := coalesce(reference, 'unknown'), city := city)
                        END AS place,
-                       CASE WHEN action_type IN ({', '.join(map(quote, _FILTERED))}) THEN
+                       CASE WHEN action_type IN ({', '.join(map(quote, FILTERED))}) THEN
                            list_filter(string_split(coalesce(current_filters, ''), '|'),
                                        lambda term: term <> '')
                        END AS filters
@@ -252,7 +228,7 @@ class Trivago(ClickDataset):
             ),
             segmented AS (
                 SELECT row, timestamp, action_type, item, query,
-                       min(row) FILTER (action_type = {quote(_CLICKOUT)}) OVER (
+                       min(row) FILTER (action_type = {quote(CLICKOUT)}) OVER (
                            PARTITION BY user_id, session_id, session ORDER BY row DESC
                        ) AS segment
                 FROM searched
@@ -264,11 +240,11 @@ class Trivago(ClickDataset):
                            last_time := max(timestamp), {happened}
                        ) AS touch, max(row) AS row, arg_max(query, row) AS query
                 FROM segmented
-                WHERE action_type IN ({', '.join(map(quote, _ITEM_ACTIONS.values()))})
+                WHERE action_type IN ({', '.join(map(quote, ITEM_ACTIONS.values()))})
                 GROUP BY segment, item
             ),
             clickout AS (
-                SELECT user_id, timestamp, {', '.join(_CONTEXTS)}, impressions, prices, touches,
+                SELECT user_id, timestamp, {', '.join(CONTEXTS)}, impressions, prices, touches,
                        query
                 FROM action
                 JOIN (
@@ -304,7 +280,7 @@ class Trivago(ClickDataset):
             )
             SELECT user_id AS user, item, time, touch IS NOT NULL AS label,
                    coalesce(touch.click_time, time) AS click_time, settled,
-                   {labels}, {', '.join(_CONTEXTS)},
+                   {labels}, {', '.join(CONTEXTS)},
                    CASE WHEN len(query) > 0 THEN query END AS query, position, price,
                    coalesce(price / nullif(list_avg(prices), 0), 1) AS relative_price
             FROM exposure
@@ -313,61 +289,13 @@ class Trivago(ClickDataset):
         connection.execute('DROP TABLE action')
         if not connection.execute('SELECT 1 FROM log LIMIT 1').fetchall():
             raise ValueError(
-                f'{path} must have a row with the action_type {_CLICKOUT!r}, which has a list of '
+                f'{path} must have a row with the action_type {CLICKOUT!r}, which has a list of '
                 f'items, but got none.'
             )
         return LogTable(
-            behaviors=tuple(_BEHAVIORS),
+            behaviors=tuple(BEHAVIORS),
             conversion='clickout',
-            contexts=_CONTEXTS,
+            contexts=CONTEXTS,
             features=('position', 'price', 'relative_price'),
             query='query',
         )
-
-
-def _check_values(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    is_item_action = f'action_type IN ({", ".join(map(quote, _ITEM_ACTIONS.values()))})'
-    is_clickout = f'action_type = {quote(_CLICKOUT)}'
-    num_impressions, num_prices = (
-        f"len(string_split({column}, '|'))" for column in ('impressions', 'prices')
-    )
-    # What must hold in every row, and the SQL of what was expected.
-    checks = {
-        'user_id': ("user_id <> ''", quote('an id')),
-        'session_id': ("session_id <> ''", quote('an id')),
-        'action_type': (
-            f'action_type IN ({", ".join(map(quote, _ACTIONS))})',
-            quote(f'one of {", ".join(map(repr, _ACTIONS))}'),
-        ),
-        'reference': (
-            f"NOT {is_item_action} OR reference = 'unknown' "
-            f'OR regexp_full_match(reference, {quote(_NUMBER)})',
-            quote("the id of an item, or 'unknown'"),
-        ),
-        'impressions': (
-            f'NOT {is_clickout} OR regexp_full_match(impressions, {quote(_NUMBERS)})',
-            quote("ids of items with '|' between them"),
-        ),
-        'prices': (
-            f'NOT {is_clickout} OR regexp_full_match(prices, {quote(_NUMBERS)}) '
-            f'AND {num_prices} = {num_impressions}',
-            f"concat('a whole number for each of the ', {num_impressions}, ' impressions')",
-        ),
-    }
-    check_table(connection, 'action', path, _COLUMNS, checks)
-
-
-def _check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    found = connection.execute("""
-        SELECT row, step, previous
-        FROM (
-            SELECT rowid AS row, step,
-                   lag(step) OVER (PARTITION BY user_id, session_id ORDER BY rowid) AS previous
-            FROM action
-        )
-        WHERE step <= previous AND step <> 1 ORDER BY row LIMIT 1
-    """).fetchall()
-    if found:
-        row, step, previous = found[0]
-        expected = f"more than {previous}, the session's step before, or 1 for another session"
-        raise bad_row(path, row, _COLUMNS, 'step', step, expected)
