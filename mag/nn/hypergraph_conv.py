@@ -3,8 +3,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 
-from mag.checks import check_booleans
-from mag.schema import require_positive_integers, require_range
+from mag.checks import check_booleans, check_ids, check_integers, check_tensor, check_values
 
 
 class HypergraphConv(MessagePassing):
@@ -59,7 +58,7 @@ class HypergraphConv(MessagePassing):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(aggr='add', node_dim=0)
-        require_positive_integers(in_channels=in_channels, out_channels=out_channels)
+        check_integers(1, in_channels=in_channels, out_channels=out_channels)
         check_booleans(bias=bias)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -94,122 +93,79 @@ class HypergraphConv(MessagePassing):
         Raises:
             IndexError: If an incidence names a node or a hyperedge that does not exist. On a GPU,
                 which would have to wait, CUDA's own check ends the process instead.
-            TypeError: If :obj:`hyperedge_index` holds no int64, or the weights are no floats.
+            TypeError: If :obj:`hyperedge_index` holds no int64, or features or weights no floats.
             ValueError: If a shape is another, the numbers of weights and of hyperedges differ, or a
                 weight is negative, infinite or NaN (on a GPU, and in compiled code, such a weight
                 makes NaN).
         """
-        if x.dim() != 2 or x.size(1) != self.in_channels:
-            raise ValueError(
-                f'{self!r} expects features of shape [num_nodes, {self.in_channels}], but got '
-                f'{list(x.shape)}.'
-            )
-        self._check_shapes(hyperedge_index, hyperedge_weight, num_hyperedges)
-        if hyperedge_weight is not None:
+        check_tensor(self, 'x', x, ('num_nodes', self.in_channels), 'floats')
+        if num_hyperedges is None and hyperedge_weight is not None:
             num_hyperedges = hyperedge_weight.size(0)
-        elif num_hyperedges is None:
+        self.check(hyperedge_index, hyperedge_weight, x.size(0), num_hyperedges)
+        if num_hyperedges is None:
             has_any = hyperedge_index.size(1) > 0
             num_hyperedges = int(hyperedge_index[1].max()) + 1 if has_any else 0
-        self._check_values(hyperedge_index, hyperedge_weight, x.size(0), num_hyperedges)
-
-        node, hyperedge = hyperedge_index
-        x = self.lin(x)
-        dtype = x.dtype
-        # Ones that are added up in half precision stop at 256 or 2048.
-        x = x.to(torch.promote_types(dtype, torch.float32))
-        ones = torch.ones_like(node, dtype=x.dtype)
-        if hyperedge_weight is None:
-            weight = x.new_ones(num_hyperedges)
-        else:
-            weight = hyperedge_weight.to(x.dtype)
-        node_degree = x.new_zeros(x.size(0)).index_add(0, node, weight.index_select(0, hyperedge))
-        hyperedge_size = x.new_zeros(num_hyperedges).index_add(0, hyperedge, ones)
-        root = _inverse_root(node_degree).unsqueeze(1)
-        scale = (weight / hyperedge_size.clamp(min=1)).unsqueeze(1)
-
-        size = (x.size(0), num_hyperedges)
-        # propagate_type: (x: Tensor)
-        out = self.propagate(hyperedge_index, x=root * x, size=size)
-        # propagate_type: (x: Tensor)
-        out = self.propagate(hyperedge_index.flip(0), x=scale * out, size=size[::-1])
-        out = (root * out).to(dtype)
-        return out if self.bias is None else out + self.bias
+        root, scale = scales(hyperedge_index, hyperedge_weight, x, num_hyperedges)
+        return self.convolve(x, hyperedge_index, root, scale)
 
     def check(
         self,
         hyperedge_index: Tensor,
         hyperedge_weight: Tensor | None,
         num_nodes: int,
-        num_hyperedges: int,
-    ) -> None:
-        r"""Raises what :meth:`forward` would for a hypergraph."""
-        self._check_shapes(hyperedge_index, hyperedge_weight, num_hyperedges)
-        self._check_values(hyperedge_index, hyperedge_weight, num_nodes, num_hyperedges)
-
-    def _check_shapes(
-        self,
-        hyperedge_index: Tensor,
-        hyperedge_weight: Tensor | None,
         num_hyperedges: int | None,
     ) -> None:
-        if hyperedge_index.dim() != 2 or hyperedge_index.size(0) != 2:
-            raise ValueError(
-                f"{self!r} expects 'hyperedge_index' of shape [2, num_incidences], but got "
-                f'{list(hyperedge_index.shape)}.'
-            )
-        if hyperedge_index.dtype != torch.long:
-            raise TypeError(
-                f"{self!r} expects 'hyperedge_index' of dtype int64, but got "
-                f'{hyperedge_index.dtype}.'
-            )
-        if hyperedge_weight is None:
-            return
-        if not hyperedge_weight.is_floating_point():
-            raise TypeError(
-                f"{self!r} expects 'hyperedge_weight' of floats, but got {hyperedge_weight.dtype}."
-            )
-        if hyperedge_weight.dim() != 1:
-            raise ValueError(
-                f"{self!r} expects 'hyperedge_weight' of shape [num_hyperedges], but got "
-                f'{list(hyperedge_weight.shape)}.'
-            )
-        if num_hyperedges is not None and hyperedge_weight.size(0) != num_hyperedges:
-            raise ValueError(
-                f"{self!r} expects a weight for each hyperedge, but 'num_hyperedges' is "
-                f"{num_hyperedges} and 'hyperedge_weight' has shape "
-                f'{list(hyperedge_weight.shape)}.'
-            )
-
-    def _check_values(
-        self,
-        hyperedge_index: Tensor,
-        hyperedge_weight: Tensor | None,
-        num_nodes: int,
-        num_hyperedges: int,
-    ) -> None:
-        if torch.compiler.is_compiling() or hyperedge_index.device.type != 'cpu':
-            return
+        r"""Raises what :meth:`forward` does for a hypergraph."""
+        check_tensor(self, 'hyperedge_index', hyperedge_index, (2, 'nnz'), torch.long)
+        if hyperedge_weight is not None:
+            name, weight = 'hyperedge_weight', hyperedge_weight
+            size = 'num_hyperedges' if num_hyperedges is None else num_hyperedges
+            check_tensor(self, name, weight, (size,), 'floats')
+            # Degrees have roots.
+            is_good = (weight >= 0) & weight.isfinite()
+            check_values(self, name, weight, is_good, '0 or more, such as of softplus, and finite')
         for name, ids, number in zip(
             ('nodes', 'hyperedges'), hyperedge_index, (num_nodes, num_hyperedges)
         ):
-            require_range(self, f"{name} of 'hyperedge_index'", ids, number)
-        if hyperedge_weight is None:
-            return
-        bad = ~((hyperedge_weight >= 0) & hyperedge_weight.isfinite())
-        if bool(bad.any()):
-            raise ValueError(
-                f"{self!r} expects 'hyperedge_weight' of 0 or more and finite, but got "
-                f'{hyperedge_weight[bad][0].item()}: its degrees have roots. A learned weight '
-                f'stays positive through torch.nn.functional.softplus.'
-            )
+            if number is not None:
+                check_ids(self, f"{name} of 'hyperedge_index'", ids, number)
+
+    def convolve(self, x: Tensor, hyperedge_index: Tensor, root: Tensor, scale: Tensor) -> Tensor:
+        r"""What :meth:`forward` returns, for a hypergraph that was checked, with its
+        :func:`scales`, which layers one after another share."""
+        x = self.lin(x)
+        dtype = x.dtype
+        size = (x.size(0), scale.size(0))
+        # propagate_type: (x: Tensor)
+        out = self.propagate(hyperedge_index, x=root * x.to(root.dtype), size=size)
+        # propagate_type: (x: Tensor)
+        out = self.propagate(hyperedge_index.flip(0), x=scale * out, size=size[::-1])
+        out = (root * out).to(dtype)
+        return out if self.bias is None else out + self.bias
 
     def __repr__(self) -> str:
         bias = ', bias=True' if self.bias is not None else ''
         return f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}{bias})'
 
 
-def _inverse_root(degree: Tensor) -> Tensor:
-    r"""One over the root of each degree, and 0 for a degree of 0."""
-    is_zero = degree == 0
+def scales(
+    hyperedge_index: Tensor, hyperedge_weight: Tensor | None, x: Tensor, num_hyperedges: int
+) -> tuple[Tensor, Tensor]:
+    r"""The diagonals :math:`\mathbf{D}_v^{-1/2}`, shape :obj:`[N, 1]`, and
+    :math:`\mathbf{W} \mathbf{D}_e^{-1}`, shape :obj:`[M, 1]`, in the type of :obj:`x`, or float32
+    where that is less precise."""
+    node, hyperedge = hyperedge_index
+    # Ones that are added up in half precision stop at 256 or 2048.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    ones = torch.ones_like(node, dtype=dtype)
+    if hyperedge_weight is None:
+        weight = x.new_ones(num_hyperedges, dtype=dtype)
+    else:
+        weight = hyperedge_weight.to(dtype)
+    degree = x.new_zeros(x.size(0), dtype=dtype)
+    degree = degree.index_add(0, node, weight.index_select(0, hyperedge))
+    hyperedge_size = x.new_zeros(num_hyperedges, dtype=dtype).index_add(0, hyperedge, ones)
+    is_isolated = degree == 0
     # Twice: the gradient of the branch that is not taken would be NaN.
-    return degree.masked_fill(is_zero, 1).rsqrt().masked_fill(is_zero, 0)
+    root = degree.masked_fill(is_isolated, 1).rsqrt().masked_fill(is_isolated, 0)
+    return root.unsqueeze(1), (weight / hyperedge_size.clamp(min=1)).unsqueeze(1)

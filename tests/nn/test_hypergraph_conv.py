@@ -341,10 +341,18 @@ def test_reset_parameters() -> None:
 
 
 @pytest.mark.parametrize('name', ['in_channels', 'out_channels'])
-@pytest.mark.parametrize('value', [0, -1, 2.0, True])
-def test_wrong_arguments(name: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    'value, error, message',
+    [
+        (0, ValueError, 'must be at least 1, but got 0'),
+        (-1, ValueError, 'must be at least 1, but got -1'),
+        (2.0, TypeError, 'must be an integer, but got 2.0'),
+        (True, TypeError, 'must be an integer, but got True'),
+    ],
+)
+def test_wrong_arguments(name: str, value: Any, error: type[Exception], message: str) -> None:
     kwargs = {'in_channels': 3, 'out_channels': 4, name: value}
-    with pytest.raises(ValueError, match=f"'{name}' must be a positive integer, but got {value}"):
+    with pytest.raises(error, match=f"'{name}' {message}"):
         HypergraphConv(**kwargs)
 
 
@@ -357,13 +365,20 @@ def test_wrong_inputs() -> None:
     below, undefined = weight.clone(), weight.clone()
     below[2], undefined[0] = -0.5, torch.nan
     for args, error, message in (
-        ((x[:, :2], index), ValueError, r'\[num_nodes, 3\], but got \[9, 2\]'),
-        ((x[0], index), ValueError, r'\[num_nodes, 3\], but got \[3\]'),
-        ((x, index[0]), ValueError, r'\[2, num_incidences\], but got'),
-        ((x, index.t()), ValueError, r'\[2, num_incidences\], but got \[\d+, 2\]'),
+        ((x[:, :2], index), ValueError, r'\[num_nodes, 3\], but got shape \[9, 2\]'),
+        ((x[0], index), ValueError, r'\[num_nodes, 3\], but got shape \[3\]'),
+        ((x, index[0]), ValueError, r'\[2, nnz\], but got shape'),
+        ((x, index.t()), ValueError, r'\[2, nnz\], but got shape \[\d+, 2\]'),
+        ((x.long(), index), TypeError, "'x' of floats, but got torch.int64"),
+        ((x.tolist(), index), TypeError, "'x' to be a tensor of shape .* but got list"),
+        ((x, index.tolist()), TypeError, "'hyperedge_index' to be a tensor"),
         ((x, index.int()), TypeError, 'int64, but got torch.int32'),
-        ((x, index, weight.view(2, 3)), ValueError, r'\[num_hyperedges\], but got \[2, 3\]'),
-        ((x, index, weight, 7), ValueError, r"'num_hyperedges' is 7 .* has shape \[6\]"),
+        ((x, index, weight.view(2, 3)), ValueError, r'of shape \[2\], but got shape \[2, 3\]'),
+        (
+            (x, index, weight, 7),
+            ValueError,
+            r"'hyperedge_weight' of shape \[7\], but got shape \[6\]",
+        ),
         ((x, far), IndexError, "nodes of 'hyperedge_index' from 0 to 9, .* from 0 to 8"),
         ((x, negative), IndexError, "nodes of 'hyperedge_index' from -1 to 8, .* from 0 to 8"),
         ((x, beyond, weight), IndexError, 'hyperedges of .* from 0 to 6, .* from 0 to 5'),
@@ -373,9 +388,13 @@ def test_wrong_inputs() -> None:
             "hyperedges of 'hyperedge_index' from 0 to 5, .* from 0 to 3",
         ),
         ((x, index, weight > 0), TypeError, "'hyperedge_weight' of floats, but got torch.bool"),
-        ((x, index, below), ValueError, 'of 0 or more and finite, but got -0.5: .*softplus'),
-        ((x, index, undefined), ValueError, 'of 0 or more and finite, but got nan'),
-        ((x, index, weight / 0), ValueError, 'of 0 or more and finite, but got inf'),
+        (
+            (x, index, below),
+            ValueError,
+            'of 0 or more, such as of softplus, and finite, .* such as -0.5 in row 2',
+        ),
+        ((x, index, undefined), ValueError, 'of 0 or more, .* 1 of 6 is not, such as nan in row 0'),
+        ((x, index, weight / 0), ValueError, 'of 0 or more, .*, such as inf in row 0'),
     ):
         with pytest.raises(error, match=message):
             conv(*args)
