@@ -15,58 +15,36 @@ On MovieLens, whose items have genres, and titles that a small sentence encoder 
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Of a slot, where --slot-days says nothing; TikTok's come with the data.
-SLOT_DAYS = {'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0}
+from options import make_output, make_parser
+
+DAY = 24 * 3600
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Train HyperCTR on items with several modalities.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    log = parser.add_argument_group('log')
-    log.add_argument('--dataset', choices=[*SLOT_DAYS, 'tiktok'], default='synthetic')
-    log.add_argument('--root', default='data', help='where raw files and caches go')
-    log.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
-    log.add_argument(
-        '--slot-days',
-        type=float,
-        help='length of a slot; default: 4 on synthetic, 30 on movielens; not for tiktok',
-    )
-
-    model = parser.add_argument_group('model and training')
-    model.add_argument('--embedding-dim', type=int, default=32, help='size of embeddings')
-    model.add_argument('--layers', type=int, default=3, help='hypergraph convolutions')
-    model.add_argument('--history', type=int, default=20, help='newest clicks to attend to')
-    model.add_argument('--interest-epochs', type=int, default=10, help='passes of pre-training')
-    model.add_argument('--epochs', type=int, default=5, help='at most this many passes')
-    model.add_argument(
-        '--patience', type=int, default=4, help='validations (two an epoch) without improvement'
-    )
-    model.add_argument('--batch-size', type=int, default=512, help='exposures a step')
-    model.add_argument('--learning-rate', type=float, default=3e-3, help='of Adam')
-    model.add_argument('--weight-decay', type=float, default=1e-6, help='of Adam')
-    model.add_argument('--seed', type=int, default=0, help='of the market, weights and order')
-    model.add_argument('--accelerator', default='auto', help='cpu, cuda, ... for Lightning')
-
-    run = parser.add_argument_group('run')
-    run.add_argument(
-        '--output', help='folder of the results; default: runs/hyperctr-DATASET-seedSEED'
-    )
-    run.add_argument(
-        '--resume', action=argparse.BooleanOptionalAction, default=True,
-        help='go on with the run in the output folder if there is one',
+    parser = make_parser(
+        'Train HyperCTR on items with several modalities.',
+        ('synthetic', 'movielens-100k', 'movielens-1m', 'tiktok'), 'synthetic', 5,
     )  # fmt: skip
-    args = parser.parse_args()
-    if args.dataset == 'tiktok' and args.slot_days is not None:
-        parser.error('--slot-days: the slots of tiktok come with the data')
-    return args
+    parser.add_argument('--exposures', type=int, default=200_000, help='synthetic: how many')
+    # What you may want to change as well. TikTok comes with its slots.
+    parser.set_defaults(
+        slot_days={'synthetic': 4.0, 'movielens-100k': 30.0, 'movielens-1m': 30.0},
+        embedding_dim=32,
+        layers=3,
+        history=20,
+        interest_epochs=10,
+        batch_size=512,
+        learning_rate=3e-3,
+        weight_decay=1e-6,
+        patience=4,
+    )
+    return parser.parse_args()
 
 
 if __name__ == '__main__':
@@ -74,60 +52,37 @@ if __name__ == '__main__':
     ARGS = parse_args()
 
 import numpy as np
-import torch
 from lightning import seed_everything
-from matplotlib.figure import Figure
-from torch import Tensor
+from results import CLICK_COLUMNS, describe, draw_interests, improvements, save, table, write_json
 from torch.nn.functional import one_hot
 from torch_geometric.data import HeteroData
 from torchmetrics.functional import auroc
 
 from mag.datasets import MicroVideo, MovieLens, SyntheticMarket
 from mag.loader import HistoryLoader
-from mag.metrics import relative_improvement
 from mag.models import HyperCTR
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, fit
-from mag.transforms import (
-    InterestHypergraph,
-    TemporalSplit,
-    TextFeatures,
-    TimeSlots,
-    UserInterest,
-)
-
-DAY = 24 * 3600
+from mag.transforms import InterestHypergraph, TemporalSplit, TextFeatures, TimeSlots, UserInterest
 
 
 def main(args: argparse.Namespace) -> None:
-    output = Path(args.output or f'runs/hyperctr-{args.dataset}-seed{args.seed}')
-    output.mkdir(parents=True, exist_ok=True)
-
-    data, parts = load_parts(args)
-    interest = UserInterest(num_epochs=args.interest_epochs, seed=args.seed)
-    interest.fit(parts[0], accelerator=args.accelerator)
-    print(describe(args.dataset, data, interest.modalities))
+    output = make_output(args, 'hyperctr', args.dataset)
+    data, (train, val, test) = load_parts(args)
+    interest = UserInterest(num_epochs=args.interest_epochs, seed=args.seed).fit(train)
+    slots, names = f'{data[CLICKS].num_slots} slots', ', '.join(interest.modalities)
+    print(describe(args.dataset, data, slots, f'modalities {names}'))
     # The clicks of the whole log: each row reads slots that ended before its own.
     data = InterestHypergraph(seed=args.seed)(interest(data))
     truth = data.truth['preferred_modality'] if 'truth' in data else None
     if truth is not None:
-        found = auroc(
-            data['user'].interest.flatten(),
-            one_hot(truth, len(interest.modalities)).flatten(),
-            task='binary',
-        )
+        is_preferred = one_hot(truth, len(interest.modalities))
+        found = auroc(data['user'].interest.flatten(), is_preferred.flatten(), task='binary')
         print(f'Interests tell the modality that each user prefers with an AUC of {found:.3f}')
 
-    def load(part: HeteroData, shuffle: bool = False) -> HistoryLoader:
-        return HistoryLoader(
-            part,
-            args.batch_size if shuffle else 4 * args.batch_size,
-            shuffle,
-            length=args.history,
-            history=data,
-            seed=args.seed,
-        )
-
+    load = partial(HistoryLoader, length=args.history, history=data, seed=args.seed)
+    train_loader = load(train, args.batch_size, shuffle=True)
+    val_loader, test_loader = (load(part, 4 * args.batch_size) for part in (val, test))
     variants: dict[str, dict[str, Any]] = {
         'without': {'hypergraph': False},
         **{name: {'modalities': [name]} for name in interest.modalities},
@@ -136,30 +91,25 @@ def main(args: argparse.Namespace) -> None:
     results: dict[str, dict[str, float]] = {}
     for name, arguments in variants.items():
         seed_everything(args.seed, verbose=False)
-        task = ClickTask(
-            HyperCTR.from_data(
-                data, embedding_dim=args.embedding_dim, num_layers=args.layers, **arguments
-            ),
-            args.learning_rate,
-            args.weight_decay,
+        model = HyperCTR.from_data(
+            data, embedding_dim=args.embedding_dim, num_layers=args.layers, **arguments
         )
-        train_loader = load(parts[0], shuffle=True)
+        task = ClickTask(model, args.learning_rate, args.weight_decay)
         fit(
             task,
             train_loader,
-            load(parts[1]),
-            directory=str(output / name),
+            val_loader,
+            directory=output / name,
             max_epochs=args.epochs,
             patience=args.patience,
             seed=args.seed,
             validate_every=-(-len(train_loader) // 2),
             resume=args.resume,
-            accelerator=args.accelerator,
         )
-        results[name] = evaluate(task, load(parts[2]))
-    print(results_table(results))
-    write_json(output / 'results.json', {'arguments': vars(args), 'results': results})
-    draw(output / 'hyperctr.png', data['user'].interest, interest.modalities, truth)
+        results[name] = evaluate(task, test_loader)
+    print(table(results, CLICK_COLUMNS), improvements(results, 'without'), sep='\n')
+    write_json(output / 'results.json', args, results)
+    save(draw_interests(data['user'].interest, interest.modalities, truth), output / 'hyperctr.png')
     print(f'In {output}: {", ".join(variants)}, results.json, hyperctr.png')
 
 
@@ -181,8 +131,7 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
     else:
         movies = MovieLens(root, args.dataset.removeprefix('movielens-'))
         data = TextFeatures(movies.texts, sentence_encoder())(movies[0])
-    slot_days = SLOT_DAYS[args.dataset] if args.slot_days is None else args.slot_days
-    data = TimeSlots(int(slot_days * DAY))(data)
+    data = TimeSlots(int(args.slot_days[args.dataset] * DAY))(data)
     return data, TemporalSplit(0.5, 0.8, 0.9, num_windows=1, keep_cold=True)(data)
 
 
@@ -197,60 +146,6 @@ def sentence_encoder() -> Callable[[list[str]], np.ndarray]:
     # Its weights and tokenizer come with the package, where it does not look by itself.
     folder = Path(wordllama.__file__).parent
     return wordllama.WordLlama.load(cache_dir=folder, disable_download=True).embed
-
-
-def describe(name: str, data: HeteroData, modalities: tuple[str, ...]) -> str:
-    clicks = data[CLICKS]
-    return (
-        f'{name}: {data["user"].num_nodes:,} users, {data["item"].num_nodes:,} items with '
-        f'{", ".join(modalities)}, {clicks.edge_label.numel():,} exposures, '
-        f'{int(clicks.edge_label.sum()):,} clicks in {clicks.num_slots} slots'
-    )
-
-
-def results_table(results: dict[str, dict[str, float]]) -> str:
-    lines = [f'{"":12}{"AUC":>9}{"GAUC":>9}{"logloss":>9}{"RelaImpr":>10}']
-    base = results['without']['auc']
-    for name, row in results.items():
-        gain = f'{relative_improvement(row["auc"], base):+.1f} %' if base > 0.5 else '-'
-        lines.append(
-            f'{name:12}{row["auc"]:>9.4f}{row["gauc"]:>9.4f}{row["logloss"]:>9.4f}{gain:>10}'
-        )
-    return '\n'.join(lines)
-
-
-def write_json(path: Path, content: dict) -> None:
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, path)
-
-
-def draw(path: Path, interest: Tensor, modalities: tuple[str, ...], truth: Tensor | None) -> None:
-    r"""How users divide by the modality of their largest interest, and where it is known by the
-    one that they prefer."""
-    known = interest.sum(1) > 0
-    favorite = interest[known].argmax(1)
-    if truth is None:
-        groups, labels = torch.zeros_like(favorite), ['all users']
-    else:
-        groups, labels = truth[known], [f'prefer {name}' for name in modalities]
-    counts = torch.zeros(len(labels), len(modalities))
-    counts.index_put_((groups, favorite), torch.ones(len(favorite)), accumulate=True)
-    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-
-    figure = Figure(figsize=(7, 1.5 + 0.5 * len(labels)), layout='constrained')
-    ax = figure.subplots()
-    left = torch.zeros(len(labels))
-    for column, name in enumerate(modalities):
-        ax.barh(labels, share[:, column], left=left, label=name)
-        left = left + share[:, column]
-    ax.set_xlim(0, 1)
-    ax.invert_yaxis()
-    ax.set_xlabel('share of users by the modality of their largest interest')
-    ax.legend(ncols=len(modalities), loc='lower center', bbox_to_anchor=(0.5, 1))
-    temporary = path.with_suffix('.tmp.png')
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,11 @@
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / 'examples' / 'gmcm.py'
-SMALL = ['--epochs', '1', '--num-buckets', '2000', '--accelerator', 'cpu']
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SOURCE), *SMALL, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def results_of(folder: Path, name: str) -> dict:
@@ -21,12 +15,14 @@ def results_of(folder: Path, name: str) -> dict:
     return json.loads((output / 'results.json').read_text())
 
 
-def test_synthetic_market(tmp_path: Path) -> None:
-    arguments = ['--exposures', '20000', '--epochs', '3', '--batch-size', '512']
-    first = run(tmp_path, *arguments)
+def test_synthetic_market(tmp_path: Path, run: Run) -> None:
+    options = ['--exposures', '20000', '--epochs', '3']
+    first = run('gmcm', *options, num_buckets=2000, batch_size=512)
     assert first.returncode == 0, first.stderr
     assert 'synthetic: 200 users, 100 items, 20,000 exposures' in first.stdout
-    results = results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')['results']
+    found = results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')
+    assert (found['arguments']['epochs'], found['arguments']['num_buckets']) == (3, 2000)
+    results = found['results']
     assert results['test']['rows'] == 2_000
     assert results['test']['ctcvr_auc'] > 0.7
     assert f'{results["test"]["ctcvr_auc"]:.4f}' in first.stdout
@@ -34,13 +30,14 @@ def test_synthetic_market(tmp_path: Path) -> None:
     assert 0 < results['truth']['over all exposures'] < 0.05
     assert f'{results["truth"]["over all exposures"]:.4f} over all exposures' in first.stdout
     # Given again, it loads what it has trained.
-    again = run(tmp_path, *arguments)
+    again = run('gmcm', *options, num_buckets=2000, batch_size=512)
     assert again.returncode == 0, again.stderr
     assert results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')['results'] == results
 
 
-def test_without_a_graph(tmp_path: Path) -> None:
-    done = run(tmp_path, '--exposures', '6000', '--merge', 'none', '--loss', 'esmm')
+def test_without_a_graph(tmp_path: Path, run: Run) -> None:
+    options = ['--exposures', '6000', '--epochs', '1', '--loss', 'esmm']
+    done = run('gmcm', *options, num_buckets=2000, merge='none')
     assert done.returncode == 0, done.stderr
     results_of(tmp_path, 'gmcm-synthetic-none-esmm-seed0')
 
@@ -52,11 +49,13 @@ def test_without_a_graph(tmp_path: Path) -> None:
         ('trivago', 'trivago', '312,539 exposures, 16,401 clicks, 13,596 conversions'),
     ],
 )
-def test_real_logs(tmp_path: Path, mag_data: Path, name: str, release: str, described: str) -> None:
+def test_real_logs(
+    tmp_path: Path, mag_data: Path, run: Run, name: str, release: str, described: str
+) -> None:
     raw = tmp_path / 'data' / name / 'raw'
     raw.mkdir(parents=True)
     (raw / release).symlink_to(mag_data / release)
-    done = run(tmp_path, '--dataset', name)
+    done = run('gmcm', '--dataset', name, '--epochs', '1', num_buckets=2000)
     assert done.returncode == 0, done.stderr
     assert described in done.stdout
     results = results_of(tmp_path, f'gmcm-{name}-graph-ipw-seed0')['results']

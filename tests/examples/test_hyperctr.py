@@ -1,21 +1,14 @@
 import importlib.util
 import json
-import os
 import random
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / 'examples' / 'hyperctr.py'
-SMALL = ['--epochs', '1', '--interest-epochs', '2', '--embedding-dim', '8', '--accelerator', 'cpu']
-
-
-def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SOURCE), *SMALL, *arguments]
-    environment = {**os.environ, **variables}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+SMALL = {'interest_epochs': 2, 'embedding_dim': 8}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def results_of(folder: Path, name: str) -> dict:
@@ -28,30 +21,32 @@ def results_of(folder: Path, name: str) -> dict:
     return results
 
 
-def test_synthetic_market(tmp_path: Path) -> None:
-    first = run(tmp_path, '--exposures', '20000', '--interest-epochs', '10')
+def test_synthetic_market(tmp_path: Path, run: Run) -> None:
+    options = ['--exposures', '20000', '--epochs', '1']
+    first = run('hyperctr', *options, embedding_dim=8)
     assert first.returncode == 0, first.stderr
-    assert (
-        'synthetic: 25 users, 100 items with visual, acoustic, text, 20,000 exposures'
-        in first.stdout
-    )
+    assert 'synthetic: 25 users, 100 items, 20,000 exposures' in first.stdout
+    assert 'modalities visual, acoustic, text' in first.stdout
     assert 0.6 < float(first.stdout.split('with an AUC of ')[1].split()[0]) < 1
     results = results_of(tmp_path, 'hyperctr-synthetic-seed0')
     assert results.keys() == {'without', 'visual', 'acoustic', 'text', 'HyperCTR'}
     assert len({row['auc'] for row in results.values()}) == 5
     assert f'{results["HyperCTR"]["auc"]:.4f}' in first.stdout
     # Given again, it loads what it has trained.
-    again = run(tmp_path, '--exposures', '20000', '--interest-epochs', '10')
+    again = run('hyperctr', *options, embedding_dim=8)
     assert again.returncode == 0, again.stderr
     assert results_of(tmp_path, 'hyperctr-synthetic-seed0') == results
 
 
-def test_tiktok(tmp_path: Path, mag_data: Path) -> None:
+def test_tiktok(tmp_path: Path, mag_data: Path, run: Run) -> None:
     (tmp_path / 'data' / 'tiktok').mkdir(parents=True)
     (tmp_path / 'data' / 'tiktok' / 'raw').symlink_to(mag_data / 'tiktok')
-    done = run(tmp_path, '--dataset', 'tiktok', '--batch-size', '8192', '--layers', '1')
+    done = run(
+        'hyperctr', '--dataset', 'tiktok', '--epochs', '1', batch_size=8192, layers=1, **SMALL
+    )
     assert done.returncode == 0, done.stderr
-    assert '6,710 items with audio, image, 137,444 exposures, 68,722 clicks' in done.stdout
+    assert '6,710 items, 137,444 exposures, 68,722 clicks' in done.stdout
+    assert 'modalities audio, image' in done.stdout
     assert 0.4 < results_of(tmp_path, 'hyperctr-tiktok-seed0')['HyperCTR']['auc'] < 1
 
 
@@ -80,22 +75,22 @@ def write_movielens(folder: Path) -> None:
     importlib.util.find_spec('wordllama') is None,
     reason="the titles are read by an encoder: 'pip install pyg-mag[text]'",
 )
-def test_movielens(tmp_path: Path) -> None:
+def test_movielens(tmp_path: Path, run: Run) -> None:
     write_movielens(tmp_path)
-    done = run(tmp_path, '--dataset', 'movielens-1m', '--slot-days', '10')
+    options = ['--dataset', 'movielens-1m', '--epochs', '1']
+    done = run('hyperctr', *options, slot_days={'movielens-1m': 10}, **SMALL)
     assert done.returncode == 0, done.stderr
-    assert '30 users, 30 items with genre, text, 900 exposures' in done.stdout
-    assert done.stdout.split('clicks in ')[1].startswith('10 slots')
+    assert '30 users, 30 items, 900 exposures' in done.stdout
+    assert 'clicks, 10 slots, modalities genre, text' in done.stdout
     results = results_of(tmp_path, 'hyperctr-movielens-1m-seed0')
     assert results.keys() == {'without', 'genre', 'text', 'HyperCTR'}
     assert len({row['logloss'] for row in results.values()}) == 4
 
 
-def test_movielens_without_an_encoder(tmp_path: Path) -> None:
+def test_movielens_without_an_encoder(tmp_path: Path, run: Run) -> None:
     write_movielens(tmp_path)
     (tmp_path / 'modules').mkdir()
     (tmp_path / 'modules' / 'wordllama.py').write_text('raise ImportError')
-    variables = {'PYTHONPATH': str(tmp_path / 'modules')}
-    done = run(tmp_path, '--dataset', 'movielens-1m', **variables)
+    done = run('hyperctr', '--dataset', 'movielens-1m', extra=[str(tmp_path / 'modules')])
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith('there is none: pip install wordllama')

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,23 +9,8 @@ import torch
 
 SOURCE = Path(__file__).parents[2] / 'examples' / 'macgnn.py'
 COLUMNS = ['user=who', 'item=what', 'time=when', 'label=clicked', 'category=kind']
-SMALL = [
-    '--user-clusters',
-    '4',
-    '--windows',
-    '3',
-    '--recent',
-    '5',
-    '--epochs',
-    '8',
-    '--batch-size',
-    '64',
-]
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SOURCE), '--accelerator', 'cpu', *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+SMALL = {'user_clusters': 4, 'windows': 3, 'recent': 5}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope='module')
@@ -45,9 +31,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_own_clicks(log: Path, tmp_path: Path) -> None:
-    arguments = ['--dataset', 'event-log', '--path', str(log), '--columns', *COLUMNS, *SMALL]
-    first = run(tmp_path, *arguments)
+def test_own_clicks(log: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ['--dataset', 'event-log', '--path', str(log), '--columns', *COLUMNS]
+    arguments += ['--epochs', '8']
+    first = run('macgnn', *arguments, batch_size=64, **SMALL)
     assert first.returncode == 0, first.stderr
     assert '60 users, 40 items, 4,000 exposures' in first.stdout
     output = tmp_path / 'runs' / 'macgnn-event-log-seed0'
@@ -60,12 +47,12 @@ def test_own_clicks(log: Path, tmp_path: Path) -> None:
     assert {'best.ckpt', 'last.ckpt', 'metrics.csv'} <= {path.name for path in output.iterdir()}
 
     # A finished run is scored again, not trained again.
-    again = run(tmp_path, *arguments)
+    again = run('macgnn', *arguments, batch_size=64, **SMALL)
     assert again.returncode == 0, again.stderr
     assert json.loads((output / 'results.json').read_text()) == results
 
     # Results of other settings are never those of this run.
-    other = run(tmp_path, *arguments, '--windows', '1')
+    other = run('macgnn', *arguments, batch_size=64, **{**SMALL, 'windows': 1})
     assert other.returncode != 0
     assert 'started with other settings' in other.stderr
 
@@ -81,15 +68,17 @@ def test_own_clicks(log: Path, tmp_path: Path) -> None:
         (['--dataset', 'nothing'], 'invalid choice'),
     ],
 )
-def test_bad_arguments(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    done = run(tmp_path, *arguments)
+def test_bad_arguments(tmp_path: Path, run: Run, arguments: list[str], sentence: str) -> None:
+    done = run('macgnn', *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_simulated_clicks(tmp_path: Path) -> None:
-    done = run(tmp_path, '--dataset', 'synthetic', *SMALL, '--epochs', '1', '--batch-size', '2048')
+    r"""As the documentation calls it."""
+    command = [sys.executable, str(SOURCE), '--dataset', 'synthetic', '--epochs', '1']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '2,000 users, 1,000 items, 200,000 exposures' in done.stdout
     output = tmp_path / 'runs' / 'macgnn-synthetic-seed0'

@@ -1,0 +1,203 @@
+r"""What the examples show: a line on the log, a table, JSON, and figures."""
+
+import argparse
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.metrics import relative_improvement
+from mag.models import GMCM, SRJGraph
+from mag.nn import BehaviorGraphConv
+from mag.schema import CLICKS, REVERSE_CLICKS
+
+CLICK_COLUMNS = {'auc': 'AUC', 'gauc': 'GAUC', 'logloss': 'logloss'}
+DAY = 24 * 3600
+
+
+def describe(name: str, data: HeteroData, *more: str) -> str:
+    r"""The sizes of a log."""
+    clicks = data[CLICKS]
+    sizes = (
+        f'{data["user"].num_nodes:,} users',
+        f'{data["item"].num_nodes:,} items',
+        f'{clicks.edge_label.numel():,} exposures',
+        f'{int(clicks.edge_label.sum()):,} clicks',
+    )
+    return f'{name}: {", ".join([*sizes, *more])}'
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    r"""Rows of numbers below the titles of :obj:`columns`, from the name of each to its title."""
+    indent = 2 + max(map(len, rows))
+    lines = [' ' * indent + ''.join(f'{title:>12}' for title in columns.values())]
+    for name, row in rows.items():
+        values = [row[column] for column in columns]
+        cells = [f'{value:,}' if isinstance(value, int) else f'{value:.4f}' for value in values]
+        lines.append(f'{name:{indent}}' + ''.join(f'{cell:>12}' for cell in cells))
+    return '\n'.join(lines)
+
+
+def improvements(rows: Mapping[str, Mapping[str, float]], base: str) -> str:
+    r"""How much better the AUC of each row is than that of one of them."""
+    least = rows[base]['auc']
+    if least <= 0.5:
+        return f'{base} is not better than chance.'
+    gains = [
+        f'{name} {relative_improvement(row["auc"], least):+.1f} %'
+        for name, row in rows.items()
+        if name != base
+    ]
+    return f'Relative improvement of the AUC over {base}: {", ".join(gains)}'
+
+
+def write_json(path: Path, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps({'arguments': vars(args), 'results': results}, indent=2))
+    os.replace(temporary, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    temporary = path.with_suffix('.tmp.png')
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+
+
+def draw_macro_graph(output: Path, data: HeteroData, item_names: Sequence[str] | None) -> Figure:
+    r"""The macro graph as a heat map, and the learning curve."""
+    figure = Figure(figsize=(13, 5), layout='constrained')
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    _draw_heat_map(left, data, item_names)
+    _draw_learning_curve(right, output / 'metrics.csv')
+    return figure
+
+
+def _draw_heat_map(axes: Axes, data: HeteroData, item_names: Sequence[str] | None) -> None:
+    coarse = data['macro_user', 'clicks', 'macro_item']
+    counts = torch.zeros(data['macro_user'].num_nodes, data['macro_item'].num_nodes)
+    counts[coarse.edge_index[0], coarse.edge_index[1]] = coarse.edge_weight
+    expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
+    # One click is added to both, so that the rarest pairs do not take all the color.
+    lift = ((counts + 1) / (expected + 1)).log2()
+    order = (lift * expected).svd().U[:, 0].argsort()
+    limit = float(lift.abs().quantile(0.98))
+    image = axes.imshow(lift[order], cmap='RdBu_r', vmin=-limit, vmax=limit, aspect='auto')
+    axes.figure.colorbar(image, ax=axes, label='log2(clicks / clicks expected by chance)')
+    sizes = data['macro_user'].size[order].tolist()
+    axes.set_yticks(range(len(sizes)), [f'{size:,} users' for size in sizes], fontsize=7)
+    if item_names is not None:
+        axes.set_xticks(range(len(item_names)), item_names, rotation=90, fontsize=8)
+    axes.set(xlabel='item clusters', ylabel='user clusters', title='The macro graph')
+
+
+def _draw_learning_curve(axes: Axes, path: Path) -> None:
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+
+    def points(name: str) -> tuple[list[int], list[float]]:
+        found = [row for row in rows if row.get(name)]
+        return [int(row['step']) for row in found], [float(row[name]) for row in found]
+
+    axes.plot(*points('train_loss'), color='tab:gray', label='train loss')
+    axes.plot(*points('val_logloss'), color='tab:blue', label='val logloss')
+    axes.set(xlabel='step', ylabel='log loss')
+    right = axes.twinx()
+    right.plot(*points('val_auc'), color='tab:red', marker='.')
+    right.set_ylabel('AUC', color='tab:red')
+    # Above the curves, which may run anywhere.
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
+def draw_behaviors(data: HeteroData, model: GMCM, names: Sequence[str]) -> Figure:
+    r"""The graph of behaviors without its loops as the convolution sees it: as counted, and with
+    the learned bias."""
+    follows = data['behavior', 'follows', 'behavior']
+    edges = follows.edge_index, follows.edge_weight
+    counted = BehaviorGraphConv(1, 1, len(names)).normalized_adjacency(*edges).detach()
+    panels = [('Counted on training clicks', counted, 'Blues')]
+    conv = model.cpu().convs[0] if model.merge == 'graph' else None
+    if isinstance(conv, BehaviorGraphConv):
+        learned = conv.normalized_adjacency(*edges).detach()
+        difference = 'Learned - counted', learned - counted, 'RdBu_r'
+        panels += [('Learned', learned, 'Blues'), difference]
+    figure = Figure(figsize=(5.5 * len(panels), 5), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for ax, (title, matrix, colors) in zip(axes[0], panels, strict=True):
+        # The loops, by far the largest, would take all the color.
+        matrix = matrix.clone().fill_diagonal_(torch.nan)
+        limit = float(matrix.abs().nan_to_num(0).max())
+        image = ax.imshow(matrix, cmap=colors, vmin=0 if colors == 'Blues' else -limit, vmax=limit)
+        figure.colorbar(image, ax=ax, shrink=0.7)
+        ax.set_xticks(range(len(names)), names, rotation=90)
+        ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [''] * len(names))
+        ax.set_title(title)
+    return figure
+
+
+def draw_attention(model: SRJGraph, batch: HeteroData) -> Figure:
+    r"""The clicks that the user of one target attends to: the target with the most different
+    clicks to choose from, of a batch of searches."""
+    with torch.inference_mode():
+        _, attention = model.cpu().eval()(batch, return_attention_weights=True)
+    edges = batch[REVERSE_CLICKS]
+    num_edges = edges.num_sampled_edges[0]
+    user, click = edges.edge_index[1, :num_edges], edges.e_id[:num_edges]
+    variety = torch.stack([user, click]).unique(dim=1)[0].bincount()
+    target = int(variety.argmax())
+    rows = (user == target).nonzero().view(-1)
+    clicks = batch[CLICKS]
+    asked = [term for term in clicks.edge_label_query[target].tolist() if term >= 0]
+    labels, colors = ['itself'], ['tab:gray']
+    for row in rows.tolist():
+        item = int(batch['item'].n_id[edges.edge_index[0, row]])
+        days = (int(clicks.edge_label_time[target]) - int(edges.time[row])) / DAY
+        terms = [term for term in edges.query[row].tolist() if term >= 0]
+        reached = f'search for {terms}' if edges.domain[row] == 1 else 'recommended'
+        labels.append(f'item {item}, {days:.1f} days before, {reached}')
+        colors.append('tab:orange' if set(terms) & set(asked) else 'tab:blue')
+    own = torch.tensor([target])
+    weights = attention['user'][torch.cat([own, clicks.edge_label_time.numel() + rows])]
+    figure = Figure(figsize=(9, 1 + 0.3 * len(labels)), layout='constrained')
+    ax = figure.subplots()
+    ax.barh(range(len(labels)), weights, color=colors)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel('attention (orange: clicked on a query that shares a term)')
+    ax.set_title(
+        f'User {int(batch["user"].n_id[target])} is shown item {int(batch["item"].n_id[target])} '
+        f'on a search for {asked}'
+    )
+    return figure
+
+
+def draw_interests(interest: Tensor, modalities: Sequence[str], truth: Tensor | None) -> Figure:
+    r"""How users divide by the modality of their largest interest, and on a simulated log by the
+    one that they prefer in truth."""
+    has_interest = interest.sum(1) > 0
+    favorite = interest[has_interest].argmax(1)
+    if truth is None:
+        groups, labels = torch.zeros_like(favorite), ['all users']
+    else:
+        groups, labels = truth[has_interest], [f'prefer {name}' for name in modalities]
+    counts = torch.zeros(len(labels), len(modalities))
+    counts.index_put_((groups, favorite), torch.ones(len(favorite)), accumulate=True)
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(7, 1.5 + 0.5 * len(labels)), layout='constrained')
+    ax = figure.subplots()
+    left = torch.zeros(len(labels))
+    for column, name in enumerate(modalities):
+        ax.barh(labels, share[:, column], left=left, label=name)
+        left = left + share[:, column]
+    ax.set_xlim(0, 1)
+    ax.invert_yaxis()
+    ax.set_xlabel('share of users by the modality of their largest interest')
+    ax.legend(ncols=len(modalities), loc='lower center', bbox_to_anchor=(0.5, 1))
+    return figure

@@ -1,0 +1,44 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
+# Runs an example with other values of what it sets beside its options.
+RUN = """
+import importlib, json, sys
+
+name, settings, *sys.argv[1:] = json.loads(sys.argv[1])
+example = importlib.import_module(name)
+args = example.parse_args()
+unknown = json.loads(settings).keys() - vars(args).keys()
+assert not unknown, unknown
+vars(args).update(json.loads(settings))
+example.main(args)
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    r"""Runs an example in a folder of its own: ``run('gmcm', '--epochs', '1', patience=2)``."""
+
+    def run(
+        name: str, *options: str, extra: list[str] | None = None, **settings: Any
+    ) -> subprocess.CompletedProcess[str]:
+        path = [str(EXAMPLES), *(extra or [])]
+        return subprocess.run(
+            [sys.executable, '-c', RUN, json.dumps([name, json.dumps(settings), *options])],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
+        )
+
+    return run
