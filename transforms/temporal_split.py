@@ -59,7 +59,8 @@ class TemporalSplit(BaseTransform):
         test_start (float, optional): Share before the first test label. (default: :obj:`0.9`)
         num_windows (int, optional): Number of training windows, at equal quantiles. More windows
             leave less of a row's recent past unread and take more memory, a macro row each;
-            :obj:`benchmarks/accuracy.md` finds nothing to gain beyond 12. (default: :obj:`12`)
+            :obj:`benchmarks/accuracy/clicks.md` finds nothing to gain beyond 12.
+            (default: :obj:`12`)
         by (str, optional): :obj:`"global"` cuts at quantiles of the exposures' time.
             :obj:`"user"` cuts each user's own log at these shares, for logs too short for a global
             cut: then clicks of *other* users may be in the history although they happened later.
