@@ -6,7 +6,7 @@ argument and restates what was given. Values of tensors are looked at outside of
 whose graph would break, and on a CPU, unless the caller would wait for a GPU anyway.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,16 @@ def check_choice(choices: Collection[Any], **values: Any) -> None:
             )
 
 
+def check_keys(keys: Collection[str], **values: Any) -> None:
+    r"""Raises unless all :obj:`values` are dictionaries of the :obj:`keys`."""
+    for name, value in values.items():
+        sentence = f"'{name}' must be a dictionary of {' and '.join(map(repr, keys))}"
+        if not isinstance(value, Mapping):
+            raise TypeError(f'{sentence}, but got {value!r}.')
+        if set(value) != set(keys):
+            raise ValueError(f'{sentence}, but got {value!r}.')
+
+
 def check_tensor(
     reader: Any, name: str, value: Any, shape: Sequence[int | str], kind: str | torch.dtype
 ) -> None:
@@ -112,10 +122,9 @@ def check_tensor(
         kind: :obj:`"integers"`, :obj:`"int64 seconds"`, which are integers, :obj:`"floats"`,
             :obj:`"numbers"`, which may be boolean, or a type such as :obj:`torch.long`.
     """
-    expected = f'[{", ".join(map(str, shape))}]'
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{reader} expects '{name}' to be a tensor of shape {expected}, but got "
+            f"{reader} expects '{name}' to be a tensor of shape {_listed(shape)}, but got "
             f'{described(value)}.'
         )
     sizes = list(value.shape)
@@ -125,7 +134,9 @@ def check_tensor(
     if len(tail) != len(wanted) or any(
         isinstance(want, int) and size != want for size, want in zip(tail, wanted)
     ):
-        raise ValueError(f"{reader} expects '{name}' of shape {expected}, but got shape {sizes}.")
+        raise ValueError(
+            f"{reader} expects '{name}' of shape {_listed(shape)}, but got shape {sizes}."
+        )
     is_kind = value.dtype == kind if isinstance(kind, torch.dtype) else _KINDS[kind](value.dtype)
     if not is_kind:
         of_kind = f'dtype {str(kind).removeprefix("torch.")}'
@@ -187,6 +198,11 @@ def check_values(
             f'{"is" if num_bad == 1 else "are"} not, such as {value[place].item()} in row '
             f'{place[0]}{column}.'
         )
+
+
+def _listed(shape: Sequence[int | str]) -> str:
+    # Only where it is asked for: compiled code knows no text of a size that varies.
+    return f'[{", ".join(map(str, shape))}]'
 
 
 def _is_hidden(value: Tensor, wait: bool) -> bool:
