@@ -1,5 +1,4 @@
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -7,18 +6,9 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
-from mag.checks import check_booleans, check_choice
-from mag.nn import MLP, IntentionConv
-from mag.schema import (
-    CLICKS,
-    OTHER,
-    REVERSE_CLICKS,
-    TO_PRECURSOR,
-    categoricals,
-    require,
-    require_positive_integers,
-    require_sizes,
-)
+from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.nn import DomainHeads, IntentionConv, QueryEmbedding
+from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, TO_PRECURSOR, categoricals, require
 
 
 class SRJGraph(torch.nn.Module):
@@ -92,31 +82,16 @@ class SRJGraph(torch.nn.Module):
         form: str = 'paper',
     ) -> None:
         super().__init__()
-        require_positive_integers(num_terms=num_terms, num_domains=num_domains, id_dim=id_dim)
-        require_sizes(hidden_channels=hidden_channels)
         check_booleans(query=query, intention=intention, upstream=upstream)
         check_choice(('paper', 'released', 'literal'), form=form)
-        attributes = {'user': {}, 'item': {}, **(attributes or {})}
-        attribute_dim = {'user': 4, 'item': 8, **(attribute_dim or {})}
-        arguments = {
-            'num_nodes': num_nodes,
-            'attributes': attributes,
-            'attribute_dim': attribute_dim,
-        }
-        for argument, value in arguments.items():
-            if set(value) != {'user', 'item'}:
-                raise ValueError(f"'{argument}' must be of 'user' and 'item', but got {value!r}.")
-        for node_type in ('user', 'item'):
-            require_positive_integers(
-                **{
-                    f'num_nodes[{node_type!r}]': num_nodes[node_type],
-                    f'attribute_dim[{node_type!r}]': attribute_dim[node_type],
-                },
-                **{
-                    f'attributes[{node_type!r}][{name!r}]': num
-                    for name, num in attributes[node_type].items()
-                },
-            )
+        num_nodes = _of_both('num_nodes', num_nodes, {})
+        attributes = _of_both('attributes', attributes or {}, {'user': {}, 'item': {}})
+        attribute_dim = _of_both('attribute_dim', attribute_dim or {}, {'user': 4, 'item': 8})
+        check_integers(1, id_dim=id_dim)
+        _check_sizes('num_nodes', num_nodes)
+        _check_sizes('attribute_dim', attribute_dim)
+        for name, sizes in attributes.items():
+            _check_sizes(f'attributes[{name!r}]', sizes)
         self.query = query
         self.intention = intention
         self.upstream = upstream
@@ -136,10 +111,8 @@ class SRJGraph(torch.nn.Module):
                 for node_type in ('user', 'item')
             }
         )
-        # Row 0 stands for a padding, -1.
-        self.term_embedding = torch.nn.EmbeddingBag(
-            num_terms + 1, id_dim, mode='sum', padding_idx=None if form == 'released' else 0
-        )
+        query_form = 'released' if form == 'released' else 'paper'
+        self.term_embedding = QueryEmbedding(num_terms, id_dim, query_form)
         self.size = {
             name: id_dim + attribute_dim[name] * len(attributes[name]) for name in ('user', 'item')
         }
@@ -153,12 +126,7 @@ class SRJGraph(torch.nn.Module):
                 for name in ('user', 'item')
             }
         )
-        self.norms = torch.nn.ModuleList(
-            torch.nn.BatchNorm1d(3 * channels) for _ in range(num_domains)
-        )
-        self.heads = torch.nn.ModuleList(
-            MLP([3 * channels, *hidden_channels, 1]) for _ in range(num_domains)
-        )
+        self.heads = DomainHeads(3 * channels, hidden_channels, num_domains)
         self.reset_parameters()
 
     @classmethod
@@ -171,18 +139,13 @@ class SRJGraph(torch.nn.Module):
                 some out.
 
         Raises:
-            ValueError: If an attribute does not hold one code a node, from 0 to its number of
-                values.
+            IndexError: If a value of an attribute is not below its number of values.
+            TypeError: If an attribute is no tensor of integers; :obj:`attributes` leaves it out.
+            ValueError: If it does not hold one value a node.
         """
         require(data, 'SRJGraph.from_data', 'edge_index')
         if 'attributes' not in kwargs:
-            kwargs['attributes'] = {
-                node_type: {
-                    name: _num_values(data, node_type, name)
-                    for name in categoricals(data[node_type])
-                }
-                for node_type in ('user', 'item')
-            }
+            kwargs['attributes'] = {name: _num_values(data, name) for name in ('user', 'item')}
         kwargs.setdefault('num_terms', data[CLICKS].get('num_query', 1))
         kwargs.setdefault('num_domains', data[CLICKS].get('num_domain', 1))
         num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
@@ -192,7 +155,7 @@ class SRJGraph(torch.nn.Module):
         for module in self.modules():
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
                 torch.nn.init.xavier_uniform_(module.weight)
-        for module in (*self.convs.values(), *self.norms, *self.heads):
+        for module in (*self.convs.values(), self.heads):
             module.reset_parameters()
 
     def forward(
@@ -210,14 +173,15 @@ class SRJGraph(torch.nn.Module):
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
+            IndexError: If a term of a query does not exist, or a domain has no head.
             TypeError: If :obj:`batch` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, lacks an
-                attribute or the queries that the model reads, or has a domain without a head.
+            ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, or lacks an
+                attribute or the queries that the model reads.
         """
         _check_batch(batch, self._needed())
         num_targets = batch[CLICKS].edge_label_index.size(1)
         node = {name: self._nodes(batch, name) for name in ('user', 'item')}
-        query = self._queries(batch[CLICKS].get('edge_label_query'), num_targets, node['user'])
+        query = self._queries(batch[CLICKS], 'edge_label_query', num_targets)
         root = {name: x[:num_targets] for name, x in node.items()}
         intention = torch.cat([root['user'], query, root['item']], dim=1)
         aggregated, attention = self._aggregate(batch, node, query, intention)
@@ -226,35 +190,8 @@ class SRJGraph(torch.nn.Module):
         domain = batch[CLICKS].get('edge_label_domain')
         if domain is None:
             domain = torch.zeros(num_targets, dtype=torch.long, device=features.device)
-        logit = self._predict(features, domain)
+        logit = self.heads(features, domain)
         return (logit, attention) if return_attention_weights else logit
-
-    def _predict(self, features: Tensor, domain: Tensor) -> Tensor:
-        # What is exported has no values yet to look at.
-        if not torch.compiler.is_exporting():
-            _check_domain(domain, len(self.heads), features.size(0))
-        heads = list(zip(self.norms, self.heads, strict=True))
-        if not self.training:
-            # All heads look at all rows, as numbers of rows that depend on values are not exported.
-            logits = [head(norm(features)) for norm, head in heads]
-            return (
-                torch.cat(logits, dim=1).gather(1, domain.view(-1, 1)).view(-1).to(features.dtype)
-            )
-        logit = features.new_zeros(domain.numel())
-        for number, (norm, head) in enumerate(heads):
-            # The rows of another domain are no statistics of this one.
-            rows = (domain == number).nonzero().view(-1)
-            if rows.numel() == 0:
-                # A parameter that waits for a gradient that never comes stops distributed training.
-                parameters = [*norm.parameters(), *head.parameters()]
-                logit = logit + 0 * sum(parameter.sum() for parameter in parameters)
-                continue
-            # One row has no statistics of its own, and takes those that have been gathered.
-            with _as_in_evaluation(norm, head) if rows.numel() == 1 else nullcontext():
-                own = head(norm(features.index_select(0, rows)))
-            # In half precision a head answers in another dtype than it was asked.
-            logit = logit.index_put((rows,), own.view(-1).to(logit.dtype))
-        return logit
 
     def _needed(self) -> dict[Any, list[str]]:
         r"""What each store of a batch must have."""
@@ -263,12 +200,12 @@ class SRJGraph(torch.nn.Module):
             attributes: Any = self.attribute_embedding[name]
             nodes[name] = ['n_id', 'batch', 'num_sampled_nodes', *attributes.keys()]
         edges, targets = ['edge_index', 'num_sampled_edges'], ['edge_label_index']
-        # Where all queries are the empty one, or all rows of one domain, it need not be told.
-        if self.term_embedding.num_embeddings > 2:
+        # Where all queries are the empty one, or all rows of one domain, a batch may be without.
+        if self.term_embedding.num_terms > 1:
             targets.append('edge_label_query')
             if self.query:
                 edges.append('query')
-        if len(self.heads) > 1:
+        if self.heads.num_domains > 1:
             targets.append('edge_label_domain')
         return {**nodes, CLICKS: [*edges, *targets], REVERSE_CLICKS: edges}
 
@@ -319,22 +256,12 @@ class SRJGraph(torch.nn.Module):
         parts += [embedding(batch[name][attribute]) for attribute, embedding in attributes.items()]
         return torch.cat(parts, dim=1)
 
-    def _queries(self, terms: Tensor | None, num: int, like: Tensor) -> Tensor:
-        if terms is None:
-            terms = torch.zeros(num, 1, dtype=torch.long, device=like.device)
-        if terms.dim() != 2 or terms.size(0) != num:
-            raise ValueError(
-                f'SRJGraph expects queries of shape [{num}, num_terms], but got '
-                f'{list(terms.shape)}.'
-            )
-        if terms.size(1) == 0:
-            # A query of no terms is one of paddings alone; PyTorch has no bags without a place.
-            terms = terms.new_full((terms.size(0), 1), -1)
-        if terms.device.type == 'cpu' and not torch.compiler.is_compiling():
-            _check_terms(terms, self.term_embedding.num_embeddings - 1)
-        if self.form == 'released':
-            terms = terms.where(terms > 0, -1)
-        return self.term_embedding(terms + 1)
+    def _queries(self, store: Any, name: str, num: int) -> Tensor:
+        if name not in store:
+            terms = torch.zeros(num, 1, dtype=torch.long, device=store.edge_index.device)
+            return self.term_embedding(terms)
+        check_tensor('SRJGraph', name, store[name], (num, 'Q'), torch.long)
+        return self.term_embedding(store[name])
 
     def _triples(
         self, batch: HeteroData, node: dict[str, Tensor], query: Tensor, name: str
@@ -345,7 +272,7 @@ class SRJGraph(torch.nn.Module):
         precursor = torch.cat(
             [torch.arange(query.size(0), device=query.device), store.edge_index[1]]
         )
-        reached = self._queries(store.get('query'), store.edge_index.size(1), query)
+        reached = self._queries(store, 'query', store.edge_index.size(1))
         if not self.query:
             reached = torch.zeros_like(reached)
         pair = {name: node[name], OTHER[name]: node[OTHER[name]].index_select(0, precursor)}
@@ -367,22 +294,29 @@ class SRJGraph(torch.nn.Module):
         )
 
 
-def _num_values(data: HeteroData, node_type: str, name: str) -> int:
-    value, num = data[node_type][name], categoricals(data[node_type])[name]
-    expected = [data[node_type].num_nodes]
-    if not isinstance(value, Tensor) or list(value.shape) != expected:
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"SRJGraph.from_data expects data['{node_type}'].{name} of shape {expected}, but got "
-            f'{shape}; leave it out by attributes=.'
-        )
-    low, high = (int(bound) for bound in value.aminmax()) if value.numel() > 0 else (0, 0)
-    if low < 0 or high >= num:
-        raise ValueError(
-            f"SRJGraph.from_data found values from {low} to {high} in data['{node_type}'].{name}, "
-            f'but num_{name} is {num}: expected values from 0 to {num - 1}.'
-        )
-    return num
+def _of_both(name: str, value: Any, default: dict[str, Any]) -> dict[str, Any]:
+    r"""An argument of users and items, with its defaults."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{name}' must be a dictionary of 'user' and 'item', but got {value!r}.")
+    if {*default, *value} != {'user', 'item'}:
+        raise ValueError(f"'{name}' must be of 'user' and 'item', but got {value!r}.")
+    return {**default, **value}
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    if not isinstance(sizes, Mapping):
+        raise TypeError(f"'{name}' must be a dictionary of sizes, but got {sizes!r}.")
+    check_integers(1, **{f'{name}[{key!r}]': size for key, size in sizes.items()})
+
+
+def _num_values(data: HeteroData, node_type: str) -> dict[str, int]:
+    r"""The number of values of each categorical attribute."""
+    num_values = categoricals(data[node_type])
+    for name, num in num_values.items():
+        value, what = data[node_type][name], f"data['{node_type}'].{name}"
+        check_tensor('SRJGraph.from_data', what, value, (data[node_type].num_nodes,), 'integers')
+        check_ids('SRJGraph.from_data', f'values of {what}', value, num)
+    return num_values
 
 
 def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
@@ -408,39 +342,6 @@ def _check_batch(batch: Any, needed: dict[Any, list[str]]) -> None:
                 f'SRJGraph reads the batches of PathLoader, where each node is a target or has one '
                 f'edge, so {sizes} {name}s by depth, but got {batch[name].num_sampled_nodes}.'
             )
-
-
-def _check_terms(terms: Tensor, num_terms: int) -> None:
-    if terms.numel() > 0 and not -1 <= terms.min() <= terms.max() < num_terms:
-        raise ValueError(
-            f'SRJGraph expects query terms from 0 to {num_terms - 1}, and -1 for a padding, but '
-            f'got them from {int(terms.min())} to {int(terms.max())}.'
-        )
-
-
-@contextmanager
-def _as_in_evaluation(*modules: torch.nn.Module) -> Iterator[None]:
-    parts = [part for module in modules for part in module.modules() if part.training]
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.training = True
-
-
-def _check_domain(domain: Tensor, num_heads: int, num_targets: int) -> None:
-    if domain.shape != (num_targets,):
-        raise ValueError(
-            f'SRJGraph expects a domain for each of {num_targets} targets, but got shape '
-            f'{list(domain.shape)}.'
-        )
-    if domain.numel() > 0 and not 0 <= domain.min() <= domain.max() < num_heads:
-        raise ValueError(
-            f'SRJGraph has heads for the domains 0 to {num_heads - 1}, but the batch has domains '
-            f'from {int(domain.min())} to {int(domain.max())}.'
-        )
 
 
 def _ends(sizes: list[int]) -> list[int]:

@@ -2,24 +2,28 @@ r"""Layers, each in the idiom of :mod:`torch_geometric.nn`."""
 
 from mag.nn.behavior_graph_conv import BehaviorGraphConv
 from mag.nn.dice import Dice
+from mag.nn.domain_heads import DomainHeads
 from mag.nn.hash_embedding import HashEmbedding
 from mag.nn.hypergraph_conv import HypergraphConv
 from mag.nn.intention_conv import IntentionConv
 from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.query_embedding import QueryEmbedding
 from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
 from mag.nn.tensor_fusion import TensorFusion
 
 __all__ = [
     'BehaviorGraphConv',
     'Dice',
+    'DomainHeads',
     'HashEmbedding',
     'HypergraphConv',
     'IntentionConv',
     'InterestScore',
     'MLP',
     'MacroConv',
+    'QueryEmbedding',
     'SlotHypergraphConv',
     'TensorFusion',
 ]
