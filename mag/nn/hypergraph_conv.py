@@ -105,7 +105,11 @@ class HypergraphConv(MessagePassing):
         if num_hyperedges is None:
             has_any = hyperedge_index.size(1) > 0
             num_hyperedges = int(hyperedge_index[1].max()) + 1 if has_any else 0
-        root, scale = scales(hyperedge_index, hyperedge_weight, x, num_hyperedges)
+        # Ones that are added up in half precision stop at 256 or 2048.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = x.new_ones(num_hyperedges) if hyperedge_weight is None else hyperedge_weight
+        degree = node_degree(hyperedge_index, weight.to(dtype), x.size(0))
+        root, scale = scales(hyperedge_index, weight.to(dtype), degree)
         return self.convolve(x, hyperedge_index, root, scale)
 
     def check(
@@ -148,24 +152,21 @@ class HypergraphConv(MessagePassing):
         return f'{self.__class__.__name__}({self.in_channels}, {self.out_channels}{bias})'
 
 
+def node_degree(hyperedge_index: Tensor, hyperedge_weight: Tensor, num_nodes: int) -> Tensor:
+    r"""The weights of the hyperedges that each node is in, added up, shape :obj:`[N]`."""
+    node, hyperedge = hyperedge_index
+    weight = hyperedge_weight.index_select(0, hyperedge)
+    return hyperedge_weight.new_zeros(num_nodes).index_add(0, node, weight)
+
+
 def scales(
-    hyperedge_index: Tensor, hyperedge_weight: Tensor | None, x: Tensor, num_hyperedges: int
+    hyperedge_index: Tensor, hyperedge_weight: Tensor, degree: Tensor
 ) -> tuple[Tensor, Tensor]:
     r"""The diagonals :math:`\mathbf{D}_v^{-1/2}`, shape :obj:`[N, 1]`, and
-    :math:`\mathbf{W} \mathbf{D}_e^{-1}`, shape :obj:`[M, 1]`, in the type of :obj:`x`, or float32
-    where that is less precise."""
-    node, hyperedge = hyperedge_index
-    # Ones that are added up in half precision stop at 256 or 2048.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    ones = torch.ones_like(node, dtype=dtype)
-    if hyperedge_weight is None:
-        weight = x.new_ones(num_hyperedges, dtype=dtype)
-    else:
-        weight = hyperedge_weight.to(dtype)
-    degree = x.new_zeros(x.size(0), dtype=dtype)
-    degree = degree.index_add(0, node, weight.index_select(0, hyperedge))
-    hyperedge_size = x.new_zeros(num_hyperedges, dtype=dtype).index_add(0, hyperedge, ones)
+    :math:`\mathbf{W} \mathbf{D}_e^{-1}`, shape :obj:`[M, 1]`."""
+    ones = torch.ones_like(hyperedge_index[1], dtype=hyperedge_weight.dtype)
+    size = torch.zeros_like(hyperedge_weight).index_add(0, hyperedge_index[1], ones)
     is_isolated = degree == 0
     # Twice: the gradient of the branch that is not taken would be NaN.
     root = degree.masked_fill(is_isolated, 1).rsqrt().masked_fill(is_isolated, 0)
-    return root.unsqueeze(1), (weight / hyperedge_size.clamp(min=1)).unsqueeze(1)
+    return root.unsqueeze(1), (hyperedge_weight / size.clamp(min=1)).unsqueeze(1)

@@ -1,8 +1,27 @@
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from mag.nn.hypergraph_conv import HypergraphConv
-from mag.schema import require_positive_integers, require_range
+from mag.checks import check_ids, check_integers, check_tensor, check_values
+from mag.nn.hypergraph_conv import HypergraphConv, node_degree, scales
+
+
+class _Part(NamedTuple):
+    r"""What is convolved of all hypergraphs."""
+
+    #: The node that each row is a copy of, shape :obj:`[K]`.
+    node: Tensor
+    #: Rows above hyperedges, shape :obj:`[2, nnz]`.
+    incidence: Tensor
+    #: The weight of each hyperedge, shape :obj:`[M]`.
+    weight: Tensor
+    #: The degree of each row in its slot, shape :obj:`[K]`.
+    degree: Tensor
+    #: The row of each node that is asked for, shape :obj:`[B]`.
+    place: Tensor
+    #: Whether it is in a hyperedge at all, shape :obj:`[B]`.
+    is_member: Tensor
 
 
 class SlotHypergraphConv(torch.nn.Module):
@@ -15,8 +34,16 @@ class SlotHypergraphConv(torch.nn.Module):
         \right), \qquad \mathbf{X}^{(0)}_t = \mathbf{X}.
 
     The slots share their weights and their input, and are convolved together, as one hypergraph in
-    which a node is there once for every slot that knows it. Those that nobody asks for are left
+    which a node is there once for every slot that it is in. Those that nobody asks for are left
     out, but for compiled and exported programs, whose shapes are fixed before.
+
+    In training, with :obj:`num_neighbors`, a step convolves the nodes that are asked for and
+    neighbors drawn for each, wherever these are fewer than the nodes of the slots: its cost then
+    goes with the number of nodes that are asked for, and not with the size of the slots.
+    :math:`\mathbf{H}` and :math:`\mathbf{D}_e` are then those of the drawn, so that a hyperedge
+    gives the mean of its members among them; :math:`\mathbf{D}_v` is that of the slot. Otherwise,
+    and always in evaluation, slots are convolved whole, so that what a node becomes does not depend
+    on what else is asked for.
 
     Args:
         channels (int): Size :math:`F` of features, in and out.
@@ -27,10 +54,14 @@ class SlotHypergraphConv(torch.nn.Module):
         hyperedge_slot (torch.Tensor): The slot of each hyperedge, shape :obj:`[num_hyperedges]`.
         hyperedge_weight (torch.Tensor, optional): The weight of each hyperedge, shape
             :obj:`[num_hyperedges]`. By default each is 1. (default: :obj:`None`)
+        num_neighbors (int, optional): How many neighbors are drawn in training for each node that
+            is asked for: members of its hyperedges, a hyperedge and then a member with the same
+            chance, by torch's generator; one may be drawn twice. :obj:`None` for all.
+            (default: :obj:`None`)
 
     Raises:
         IndexError: If an incidence names a node or a hyperedge that does not exist.
-        TypeError: If incidences or slots are no int64, or weights no floats.
+        TypeError: If incidences or slots are no int64, weights no floats, or a number no integer.
         ValueError: If a size is not positive, a slot or a weight is negative, or a shape is
             another.
 
@@ -42,8 +73,12 @@ class SlotHypergraphConv(torch.nn.Module):
     slot: Tensor
     key: Tensor
     incidence: Tensor
-    hyperedge_weight: Tensor | None
+    weight: Tensor
+    degree: Tensor
     pointers: Tensor
+    member_pointer: Tensor
+    hyperedge_pointer: Tensor
+    hyperedge_of_member: Tensor
 
     def __init__(
         self,
@@ -53,12 +88,18 @@ class SlotHypergraphConv(torch.nn.Module):
         hyperedge_index: Tensor,
         hyperedge_slot: Tensor,
         hyperedge_weight: Tensor | None = None,
+        num_neighbors: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive_integers(channels=channels, num_layers=num_layers, num_nodes=num_nodes)
-        _check_slot(hyperedge_slot)
+        check_integers(1, channels=channels, num_layers=num_layers, num_nodes=num_nodes)
+        if num_neighbors is not None:
+            check_integers(1, num_neighbors=num_neighbors)
+        reader, name = type(self).__name__, 'hyperedge_slot'
+        check_tensor(reader, name, hyperedge_slot, ('num_hyperedges',), torch.long)
+        check_values(reader, name, hyperedge_slot, hyperedge_slot >= 0, '0 or more')
         self.channels = channels
         self.num_nodes = num_nodes
+        self.num_neighbors = num_neighbors
         self.num_hyperedges = hyperedge_slot.numel()
         convs = [HypergraphConv(channels, channels) for _ in range(num_layers)]
         convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
@@ -81,9 +122,20 @@ class SlotHypergraphConv(torch.nn.Module):
         self.register_buffer('slot', slots, persistent=False)
         self.register_buffer('key', key, persistent=False)
         self.register_buffer('incidence', torch.stack([member, hyperedge]), persistent=False)
-        weight = None if hyperedge_weight is None else hyperedge_weight[order]
-        self.register_buffer('hyperedge_weight', weight, persistent=False)
+        self.is_weighted = hyperedge_weight is not None
+        weight = torch.ones(order.numel()) if hyperedge_weight is None else hyperedge_weight[order]
+        self.register_buffer('weight', weight, persistent=False)
+        degree = node_degree(self.incidence, weight, key.numel())
+        self.register_buffer('degree', degree, persistent=False)
         self.register_buffer('pointers', torch.stack(pointers), persistent=False)
+        # Where the hyperedges of each member, and the members of each hyperedge, begin and end.
+        by_member = member.argsort(stable=True)
+        ends = {'member': member.bincount(minlength=key.numel()).cumsum(0)}
+        ends['hyperedge'] = hyperedge.bincount(minlength=self.num_hyperedges).cumsum(0)
+        for name, end in ends.items():
+            pointer = torch.cat([end.new_zeros(1), end])
+            self.register_buffer(f'{name}_pointer', pointer, persistent=False)
+        self.register_buffer('hyperedge_of_member', hyperedge[by_member], persistent=False)
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
@@ -95,57 +147,67 @@ class SlotHypergraphConv(torch.nn.Module):
             x (torch.Tensor): Features of all nodes, shape :obj:`[N, F]`.
             node (torch.Tensor): The nodes that are asked for, shape :obj:`[B]`.
             slot (torch.Tensor): The slot to look each of them up in, shape :obj:`[B]`; one without
-                hyperedges, such as :obj:`-1`, knows no node.
+                hyperedges, such as :obj:`-1`, has no node.
 
         Returns:
             What the node has become in the slot, zeros where it is in no hyperedge.
 
         Raises:
             IndexError: If a node does not exist; on a GPU, which would have to wait, and in
-                compiled code it is one that no slot knows.
+                compiled code it is one that is in no slot.
+            TypeError: If features are no floats, or nodes or slots no int64.
             ValueError: If the features are of another number of nodes, or there is not a slot for
                 each node.
         """
-        if x.size(0) != self.num_nodes:
-            raise ValueError(
-                f'{self!r} expects features of {self.num_nodes} nodes, but got shape '
-                f'{list(x.shape)}.'
-            )
-        if node.shape != slot.shape:
-            raise ValueError(
-                f'{self!r} expects a slot for each node, but got nodes of shape '
-                f'{list(node.shape)} and slots of shape {list(slot.shape)}.'
-            )
-        if node.device.type == 'cpu' and not torch.compiler.is_compiling():
-            require_range(self, 'nodes', node, self.num_nodes)
+        check_tensor(self, 'x', x, (self.num_nodes, self.channels), 'floats')
+        part = self.select(node, slot)
+        return self.convolve(x.index_select(0, part.node), part)
+
+    def select(self, node: Tensor, slot: Tensor) -> _Part:
+        r"""What :meth:`convolve` needs to tell what nodes have become in slots: the rows of it are
+        the nodes whose features it needs."""
+        check_tensor(self, 'node', node, ('B',), torch.long)
+        check_tensor(self, 'slot', slot, (node.size(0),), torch.long)
+        check_ids(self, 'nodes', node, self.num_nodes)
         if self.key.numel() == 0:
-            # A parameter that waits for a gradient that never comes stops distributed training.
-            unused = sum(parameter.sum() for parameter in self.convs.parameters())
-            return x.new_zeros(node.numel(), x.size(1)) + 0 * unused
+            return _Part(self.key, self.incidence, self.weight, self.degree, node, node < 0)
         rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)
         is_slot = self.slot[rank] == slot
         wanted = rank * self.num_nodes + node
         place = torch.searchsorted(self.key, wanted).clamp(max=self.key.numel() - 1)
         is_node = (node >= 0) & (node < self.num_nodes)
-        is_known = is_slot & is_node & (self.key[place] == wanted)
+        is_member = is_slot & is_node & (self.key[place] == wanted)
         # A program's shapes cannot depend on which slots are asked for.
         if torch.compiler.is_compiling():
-            key, incidence, weight = self.key, self.incidence, self.hyperedge_weight
-            num_hyperedges = self.num_hyperedges
-        else:
-            needed = rank[is_slot].unique()
-            key, incidence, weight, num_hyperedges, shift = self._select(needed)
-            place = place + shift[rank]
+            node = self.key % self.num_nodes
+            return _Part(node, self.incidence, self.weight, self.degree, place, is_member)
+        needed = rank[is_slot].unique()
+        if self.training and self.num_neighbors is not None:
+            asked = place[is_member].unique()
+            first = self.pointers[0]
+            num_rows = int((first[needed + 1] - first[needed]).sum())
+            if asked.numel() * (1 + self.num_neighbors) < num_rows:
+                return self._drawn(asked, place, is_member)
+        return self._whole(needed, rank, place, is_member)
 
-        hidden = x.index_select(0, key % self.num_nodes)
+    def convolve(self, x: Tensor, part: _Part) -> Tensor:
+        r"""What :meth:`forward` returns, from the features of the rows of what was selected, shape
+        :obj:`[K, F]`."""
+        if self.key.numel() == 0:
+            # A parameter that waits for a gradient that never comes stops distributed training.
+            unused = sum(parameter.sum() for parameter in self.convs.parameters())
+            return x.new_zeros(part.place.numel(), self.channels) + 0 * unused
+        # Ones that are added up in half precision stop at 256 or 2048.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        root, scale = scales(part.incidence, part.weight.to(dtype), part.degree.to(dtype))
         for conv in self.convs:
-            hidden = conv(hidden, incidence, weight, num_hyperedges).relu()
-        # One more than there are nodes, for who is in none.
-        hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.size(1))])
-        return hidden.index_select(0, place.where(is_known, hidden.size(0) - 1))
+            x = conv.convolve(x, part.incidence, root, scale).relu()  # type: ignore[operator]
+        # One more than there are rows, for who is in no hyperedge.
+        x = torch.cat([x, x.new_zeros(1, x.size(1))])
+        return x.index_select(0, part.place.where(part.is_member, x.size(0) - 1))
 
-    def _select(self, needed: Tensor) -> tuple[Tensor, Tensor, Tensor | None, int, Tensor]:
-        r"""The hypergraph of some slots alone, and by how much their nodes move."""
+    def _whole(self, needed: Tensor, rank: Tensor, place: Tensor, is_member: Tensor) -> _Part:
+        r"""The hypergraphs of some slots."""
         start = self.pointers[:, needed]
         count = self.pointers[:, needed + 1] - start
         move = count.cumsum(1) - count - start
@@ -154,32 +216,53 @@ class SlotHypergraphConv(torch.nn.Module):
             for number, shift in zip(count, move, strict=True)
         )
         incidence = self.incidence[:, incidences] + move[::2].repeat_interleave(count[1], dim=1)
-        weight = self.hyperedge_weight
-        weight = None if weight is None else weight[hyperedges]
         shift = move.new_zeros(self.slot.numel()).index_copy(0, needed, move[0])
-        return self.key[nodes], incidence, weight, hyperedges.numel(), shift
+        return _Part(
+            self.key[nodes] % self.num_nodes,
+            incidence,
+            self.weight[hyperedges],
+            self.degree[nodes],
+            place + shift[rank],
+            is_member,
+        )
+
+    def _drawn(self, asked: Tensor, place: Tensor, is_member: Tensor) -> _Part:
+        r"""The hypergraph of what is asked for and of drawn neighbors."""
+        width = (asked.numel(), self.num_neighbors)
+        hyperedge = self.hyperedge_of_member[
+            _draw(self.member_pointer, asked.expand(width[::-1]).t())
+        ]
+        member = self.incidence[0, _draw(self.hyperedge_pointer, hyperedge)]
+        row = torch.cat([asked, member.flatten()]).unique()
+        # All incidences of the rows.
+        start = self.member_pointer[row]
+        count = self.member_pointer[row + 1] - start
+        shift = count.cumsum(0) - count - start
+        column = torch.arange(int(count.sum()), device=row.device) - shift.repeat_interleave(count)
+        hyperedge, number = self.hyperedge_of_member[column].unique(return_inverse=True)
+        local = torch.arange(row.numel(), device=row.device).repeat_interleave(count)
+        return _Part(
+            self.key[row] % self.num_nodes,
+            torch.stack([local, number]),
+            self.weight[hyperedge],
+            self.degree[row],
+            torch.searchsorted(row, place).clamp(max=row.numel() - 1),
+            is_member,
+        )
 
     def __repr__(self) -> str:
-        weighted = ', weighted' if self.hyperedge_weight is not None else ''
+        weighted = ', weighted' if self.is_weighted else ''
         return (
             f'{self.__class__.__name__}({self.channels}, num_layers={len(self.convs)}, '
             f'num_nodes={self.num_nodes}, num_slots={self.slot.numel()}{weighted})'
         )
 
 
-def _check_slot(hyperedge_slot: Tensor) -> None:
-    if not isinstance(hyperedge_slot, Tensor) or hyperedge_slot.dim() != 1:
-        is_tensor = isinstance(hyperedge_slot, Tensor)
-        got = list(hyperedge_slot.shape) if is_tensor else type(hyperedge_slot).__name__
-        raise ValueError(
-            f"SlotHypergraphConv expects 'hyperedge_slot' of shape [num_hyperedges], but got {got}."
-        )
-    if hyperedge_slot.dtype != torch.long:
-        raise TypeError(
-            f"SlotHypergraphConv expects 'hyperedge_slot' of dtype int64, but got "
-            f'{hyperedge_slot.dtype}.'
-        )
-    if hyperedge_slot.numel() > 0 and hyperedge_slot.min() < 0:
-        raise ValueError(
-            f"'hyperedge_slot' must be 0 or more, but got {int(hyperedge_slot.min())}."
-        )
+def _draw(pointer: Tensor, owner: Tensor) -> Tensor:
+    r"""For each owner, one of the places between its pointer and the next, all with the same
+    chance."""
+    start = pointer[owner]
+    count = pointer[owner + 1] - start
+    chance = torch.rand(owner.shape, dtype=torch.float64, device=owner.device)
+    # A product may round up to the count itself.
+    return start + (chance * count).long().minimum(count - 1)

@@ -158,18 +158,25 @@ def test_what_does_not_exist_raises() -> None:
         with pytest.raises(IndexError, match=f"found {name} of 'hyperedge_index' from 0 to 99"):
             build(**{**graph, 'hyperedge_index': other})
     for name, value, error, message in (
-        ('hyperedge_slot', graph['hyperedge_slot'].view(2, 9), ValueError, r'but got \[2, 9\]'),
+        (
+            'hyperedge_slot',
+            graph['hyperedge_slot'].view(2, 9),
+            ValueError,
+            r'but got shape \[2, 9\]',
+        ),
         ('hyperedge_slot', graph['hyperedge_slot'].float(), TypeError, 'but got torch.float32'),
-        ('hyperedge_index', graph['hyperedge_index'][0], ValueError, r'but got \[54\]'),
+        ('hyperedge_index', graph['hyperedge_index'][0], ValueError, r'but got shape \[54\]'),
         ('hyperedge_index', graph['hyperedge_index'].int(), TypeError, 'but got torch.int32'),
         ('hyperedge_weight', graph['hyperedge_weight'][:3], ValueError, r'shape \[3\]'),
         ('hyperedge_weight', -graph['hyperedge_weight'], ValueError, 'of 0 or more'),
     ):
         with pytest.raises(error, match=message):
             build(**{**graph, name: value})
-    with pytest.raises(ValueError, match="'hyperedge_slot' must be 0 or more, but got -1"):
+    with pytest.raises(
+        ValueError, match="'hyperedge_slot' of 0 or more, but .* such as -1 in row 0"
+    ):
         build(**{**graph, 'hyperedge_slot': graph['hyperedge_slot'] - 1})
-    with pytest.raises(ValueError, match='of shape .num_hyperedges., but got list'):
+    with pytest.raises(TypeError, match='of shape .num_hyperedges., but got list'):
         build(**{**graph, 'hyperedge_slot': [0] * 18})
     conv, x = build(), torch.randn(NUM_NODES, 5, dtype=torch.double)
     # Where it cannot be looked at, a node that does not exist is none of another slot.
@@ -178,7 +185,134 @@ def test_what_does_not_exist_raises() -> None:
         assert (compiled(x, torch.tensor([node]), torch.tensor([slot])) == 0).all()
     with pytest.raises(IndexError, match='nodes from -1 to -1, but expected them from 0 to 11'):
         conv(x, torch.tensor([-1]), torch.tensor([0]))
-    with pytest.raises(ValueError, match=r'a slot for each node, .* shape \[2\] and .* \[1\]'):
+    with pytest.raises(ValueError, match=r"'slot' of shape \[2\], but got shape \[1\]"):
         conv(x, torch.tensor([1, 2]), torch.tensor([0]))
-    with pytest.raises(ValueError, match=r'features of 12 nodes, but got shape \[11, 5\]'):
+    with pytest.raises(ValueError, match=r"'x' of shape \[12, 5\], but got shape \[11, 5\]"):
         conv(x[1:], torch.tensor([1]), torch.tensor([0]))
+    with pytest.raises(TypeError, match="'slot' of dtype int64, but got torch.float32"):
+        conv(x, torch.tensor([1]), torch.tensor([0.0]))
+    with pytest.raises(TypeError, match="'num_neighbors' must be an integer, but got 1.5"):
+        SlotHypergraphConv(5, 1, NUM_NODES, **graph, num_neighbors=1.5)
+    with pytest.raises(ValueError, match="'num_neighbors' must be at least 1, but got 0"):
+        SlotHypergraphConv(5, 1, NUM_NODES, **graph, num_neighbors=0)
+
+
+def crowd(num_neighbors: int | None, num_layers: int = 2) -> SlotHypergraphConv:
+    r"""Two slots of 400 nodes, in hyperedges of four, each node in three of them."""
+    generator = torch.Generator().manual_seed(0)
+    members = [torch.randperm(400, generator=generator) for _ in range(6)]
+    hyperedge = torch.arange(600).repeat_interleave(4)
+    torch.manual_seed(0)
+    return SlotHypergraphConv(
+        5,
+        num_layers,
+        400,
+        torch.stack([torch.cat(members), hyperedge]),
+        torch.tensor([3, 7]).repeat_interleave(300),
+        torch.rand(600, generator=generator) + 0.5,
+        num_neighbors=num_neighbors,
+    )
+
+
+def test_training_convolves_what_is_asked_for_and_neighbors_of_it() -> None:
+    conv = crowd(num_neighbors=3)
+    node, slot = torch.tensor([5, 9, 5, 17, 30]), torch.tensor([3, 3, 7, 7, 4])
+    torch.manual_seed(1)
+    part = conv.select(node, slot)
+    assert part.is_member.tolist() == [True, True, True, True, False]
+    assert part.node[part.place[:4]].tolist() == [5, 9, 5, 17]
+    # Four nodes are asked for in a slot that there is, with three neighbors at most.
+    assert 4 < part.node.numel() <= 16
+    # All hyperedges of the drawn, each of those of its members that are drawn.
+    rank = torch.zeros_like(part.node)
+    for place, row in zip(part.place[:4], (0, 0, 1, 1)):
+        reached = conv.incidence[1, conv.key[conv.incidence[0]] == row * 400 + part.node[place]]
+        assert (part.incidence[0] == place).sum() == reached.numel() == 3
+        together = torch.isin(part.incidence[1], part.incidence[1, part.incidence[0] == place])
+        rank[part.incidence[0, together]] = row
+    incidence = torch.zeros(part.node.numel(), part.weight.numel())
+    incidence[tuple(part.incidence)] = 1
+    whole = torch.zeros(conv.key.numel(), conv.num_hyperedges)
+    whole[tuple(conv.incidence)] = 1
+    rows = torch.searchsorted(conv.key, rank * 400 + part.node)
+    within = whole[rows]
+    within = within[:, within.sum(0) > 0]
+    assert torch.equal(incidence, within)
+    # A hyperedge gives the mean of its members among the drawn, by their degrees in the slot.
+    degree = (whole @ conv.weight)[rows]
+    weight = conv.weight[whole[rows].sum(0) > 0]
+    x = torch.randn(400, 5)
+    hidden = x[part.node]
+    for layer in conv.convs:
+        hidden = layer.lin(hidden) / degree.sqrt()[:, None]
+        hidden = incidence @ ((weight / incidence.sum(0))[:, None] * (incidence.t() @ hidden))
+        hidden = (hidden / degree.sqrt()[:, None]).relu()
+    torch.manual_seed(1)
+    out = conv(x, node, slot)
+    torch.testing.assert_close(out[:4], hidden[part.place[:4]])
+    assert (out[4] == 0).all() and (out[:4].abs().sum(1) > 0).all()
+
+
+def test_drawn_neighbors_are_other_ones_each_time_and_all_in_turn() -> None:
+    conv = crowd(num_neighbors=3)
+    node, slot = torch.tensor([5]), torch.tensor([7])
+    own = conv.incidence[1, conv.key[conv.incidence[0]] == 400 + 5]
+    among = conv.key[conv.incidence[0, torch.isin(conv.incidence[1], own)]].unique() - 400
+    # Two of its hyperedges share another node, too.
+    assert among.numel() == 9
+    torch.manual_seed(0)
+    parts = [conv.select(node, slot).node for _ in range(300)]
+    found = torch.cat(parts).bincount(minlength=400)
+    assert found.nonzero().view(-1).tolist() == among.tolist()
+    # Of each of three draws, a member of one of its hyperedges has the chance of 1 in 12.
+    others = (found[among[among != 5]] / 300).sort().values
+    once, twice = 1 - (11 / 12) ** 3, 1 - (10 / 12) ** 3
+    torch.testing.assert_close(others[:7].mean().item(), once, atol=0.02, rtol=0)
+    torch.testing.assert_close(others[7].item(), twice, atol=0.08, rtol=0)
+    torch.manual_seed(0)
+    assert torch.equal(conv.select(node, slot).node, parts[0])
+
+
+def test_evaluation_and_small_slots_are_whole() -> None:
+    whole, conv = crowd(None), crowd(num_neighbors=3)
+    conv.load_state_dict(whole.state_dict())
+    x, node, slot = torch.randn(400, 5), torch.arange(90), torch.full((90,), 3)
+    expected = whole(x, node, slot)
+    torch.manual_seed(0)
+    assert not torch.allclose(conv(x, node, slot), expected)
+    assert torch.equal(conv.eval()(x, node, slot), expected)
+    # With 100 nodes and three neighbors each there is nothing to leave out.
+    node = torch.arange(100)
+    out = conv.train()(x, node, torch.full((100,), 3))
+    assert torch.equal(out[:90], expected)
+    compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(x, node[:90], slot), expected)
+
+
+def test_neighbors_tell_what_the_whole_slot_does() -> None:
+    r"""Of one layer all, once every neighbor is drawn."""
+    whole, x = crowd(None, num_layers=1), torch.rand(400, 5)
+    node, slot = torch.tensor([5, 200]), torch.tensor([7, 3])
+    with torch.no_grad():
+        for layer in whole.convs:
+            layer.lin.weight.copy_(torch.eye(5))
+    expected = whole(x, node, slot)
+    errors = []
+    for num_neighbors in (3, 60):
+        conv = crowd(num_neighbors, num_layers=1)
+        conv.load_state_dict(whole.state_dict())
+        torch.manual_seed(0)
+        outs = torch.stack([conv(x, node, slot) for _ in range(200)])
+        errors.append(((outs - expected).square().mean().sqrt() / expected.mean()).item())
+    assert errors[1] < 0.02 < errors[0] < 0.4
+
+
+def test_gradients_of_drawn_neighbors_are_finite() -> None:
+    conv = crowd(num_neighbors=2)
+    x = torch.randn(400, 5, requires_grad=True)
+    node, slot = torch.arange(8), torch.tensor([3, 7]).repeat(4)
+    conv(x, node, slot).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    reached = (x.grad.abs().sum(1) > 0).sum()
+    assert 8 <= reached <= 24
+    assert all(parameter.grad.abs().sum() > 0 for parameter in conv.parameters())
