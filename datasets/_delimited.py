@@ -1,5 +1,5 @@
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from mag.datasets._read_errors import (
     check_repeated,
     first_line,
     missing_columns,
-    shorten,
+    show,
 )
 from mag.datasets._sql import FLAG, one_file, quote, quote_name
 
@@ -179,9 +179,7 @@ def _check_underscores(
     """).fetchall()[0]
     name, value = next((n, v) for n, v in zip(numbers, found) if v is not None and '_' in v)
     expected = f'{EXPECTED.get(scan.columns[name], "a number")} without underscores'
-    raise ValueError(
-        bad_value(f'{scan.path}, line {_line_of(scan, row)}', name, shorten(value), expected)
-    )
+    raise bad_value(f'{scan.path}, line {_line_of(scan, row)}', repr(name), show(value), expected)
 
 
 def _line_of(scan: DelimitedScan, row: int) -> int:
@@ -198,7 +196,7 @@ def _count_blank_lines(path: str) -> int:
         return sum(1 for _ in takewhile(lambda line: not line.strip('\r\n'), file))
 
 
-def read_header(path: str, wanted: tuple[str, ...]) -> tuple[str, list[str]]:
+def read_header(path: str, wanted: Collection[str]) -> tuple[str, list[str]]:
     r"""Returns the delimiter of a CSV file and the names in its first line.
 
     The delimiter is the one under which all of :obj:`wanted` are there.
@@ -232,6 +230,16 @@ def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[l
             raise ValueError(
                 f'{path} must be a CSV file, but cannot be read: {end_sentence(str(error))}'
             ) from error
+
+
+def place_of_row(path: str, columns: Collection[str], row: int) -> str:
+    r"""The file, and the line of a CSV file or the row of a Parquet file,
+    where row number :obj:`row` stands, from 0, that :obj:`columns` were read of.
+    """
+    if path.endswith(('.parquet', '.pq')):
+        return f'{path}, row {row + 1}'
+    delimiter, _ = read_header(path, columns)
+    return f'{path}, line {line_of_row(path, row, delimiter)}'
 
 
 def line_of_row(path: str, row: int, delimiter: str) -> int:

@@ -15,20 +15,18 @@ from mag.datasets._delimited import (
     DelimitedScan,
     check_rows,
     execute_scan,
-    line_of_row,
+    place_of_row,
     read_header,
     read_rows,
     scan_csv,
 )
 from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
-from mag.datasets._read_errors import missing_columns
 from mag.datasets._sql import (
     INTEGERS,
     LONG_NUMBERS,
     NUMBERS,
     TIMES,
     TIMESTAMPS,
-    base_kind,
     column_kinds,
     quote_name,
 )
@@ -75,16 +73,17 @@ class EventFiles:
             if role in ('user', 'item') and (not is_parquet or kind.startswith(LONG_NUMBERS)):
                 _read_numbers(connection, role, kind)
 
-    def locate(self, row: int, num_rows: list[int]) -> str:
+    def locate(self, num_rows: list[int], row: int) -> str:
         r"""Where row number :obj:`row` of the table stands, of files of so many rows each."""
         ends = list(accumulate(num_rows))
         position = bisect_right(ends, row)
-        path = self.paths[position]
         row -= ends[position] - num_rows[position]
-        if path.endswith(PARQUET):
-            return f'{path}, row {row + 1}'
-        delimiter, _ = read_header(path, tuple(self.columns.values()))
-        return f'{path}, line {line_of_row(path, row, delimiter)}'
+        return place_of_row(self.paths[position], self.columns.values(), row)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        r"""What a message calls the column of each role."""
+        return {role: f'{name!r} ({role})' for role, name in self.columns.items()}
 
     def _read_csv(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
         contents = []
@@ -127,12 +126,14 @@ class EventFiles:
         first: dict[str, str] = {}
         values: dict[str, str] = {}
         for path in self.paths:
-            columns = parquet_columns(connection, path, tuple(self.columns.values()))
-            missing = [name for name in self.columns.values() if name not in columns]
-            if missing:
-                raise missing_columns(path, missing, list(columns))
+            columns = parquet_columns(
+                connection,
+                path,
+                {name: _KINDS[role] for role, name in self.columns.items()},
+                self.columns.values(),
+                {name: self.titles[role] for role, name in self.columns.items()},
+            )
             kinds = {role: columns[name] for role, name in self.columns.items()}
-            self._check_kinds(path, kinds)
             first = first or kinds
             # Labels and weights are made DOUBLE in any case.
             for role in kinds:
@@ -156,15 +157,6 @@ class EventFiles:
             num_rows.append(count)
         return num_rows
 
-    def _check_kinds(self, path: str, kinds: dict[str, str]) -> None:
-        for role, kind in kinds.items():
-            allowed, expected = _KINDS[role]
-            if base_kind(kind) not in allowed:
-                raise ValueError(
-                    f'{path}: column {self.columns[role]!r} ({role}) must hold {expected}, but got '
-                    f'{kind}.'
-                )
-
     def _select(self, values: Mapping[str, str], scan: str) -> str:
         values = {role: quote_name(name) for role, name in self.columns.items()} | dict(values)
         values['label'] = f'{values["label"]}::DOUBLE' if 'label' in values else '1::TINYINT'
@@ -180,30 +172,24 @@ def find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         raise TypeError(f"'path' must be a file, a pattern or a list of files, but got {path!r}.")
     files: list[str] = []
     for pattern in (osp.expanduser(os.fspath(p)) for p in paths):
-        if osp.isdir(pattern):
-            raise ValueError(
-                f"'path' must name files, but {pattern!r} is a directory: pass its files, for "
-                f'example as {osp.join(pattern, "*.parquet")!r}.'
-            )
         found = [pattern] if osp.exists(pattern) else sorted(glob(pattern, recursive=True))
         if not found:
             raise FileNotFoundError(f"'path' must name files, but there is no file {pattern!r}.")
         files += [osp.abspath(file) for file in found]
-    if not files:
-        raise ValueError("'path' must name at least one file, but got an empty list.")
-    for file in files:
-        if not file.endswith((*_CSV, *PARQUET)):
-            raise ValueError(
-                f'{file!r} must be CSV ({", ".join(_CSV)}) or Parquet ({", ".join(PARQUET)}) by '
-                f'its name, but is neither CSV nor Parquet.'
-            )
-        if file.endswith(PARQUET) != files[0].endswith(PARQUET):
-            raise ValueError(
-                f"'path' must name CSV files only or Parquet files only, but {files[0]!r} and "
-                f'{file!r} are of two kinds.'
-            )
-        if files.count(file) > 1:
-            raise ValueError(f"'path' must name a file once, but {file!r} is listed twice.")
+    bad = [file for file in files if osp.isdir(file) or not file.endswith((*_CSV, *PARQUET))]
+    if bad or not files:
+        raise ValueError(
+            f"'path' must name files that end in {', '.join((*_CSV, *PARQUET))}, such as "
+            f"'logs/*.parquet', but got {repr(bad[0]) if bad else 'an empty list'}"
+            f'{", a directory" if bad and osp.isdir(bad[0]) else ""}.'
+        )
+    kinds = {file.endswith(PARQUET): file for file in files}
+    if len(kinds) > 1 or len(set(files)) < len(files):
+        twice = next((file for file in files if files.count(file) > 1), None)
+        raise ValueError(
+            f"'path' must name each file once, and CSV files only or Parquet files only, but got "
+            f'{" and ".join(map(repr, kinds.values() if twice is None else (twice, twice)))}.'
+        )
     return files
 
 

@@ -1,18 +1,21 @@
 import os.path as osp
+from functools import partial
 
 import duckdb
 
-from mag.datasets._delimited import create_table, read_header, scan_csv
+from mag.datasets._delimited import create_table, place_of_row, read_header, scan_csv
 from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
-from mag.datasets._read_errors import bad_value, missing_columns
-from mag.datasets._sql import FLAG, quote
-from mag.datasets._values import check_table
+from mag.datasets._sql import FLAG, INTEGERS, quote
+from mag.datasets._values import Rule, check_table
 
 _REQUIRED = ('user', 'item')
 _COLUMNS = {'user': 'BIGINT', 'item': 'BIGINT', 'time': 'BIGINT', 'label': FLAG, 'split': 'VARCHAR'}
-_INTEGERS = ('TINYINT', 'SMALLINT', 'INTEGER', 'BIGINT')
+_WHOLE = ((*INTEGERS, 'UBIGINT'), 'whole numbers')
 _PARQUET_KINDS: dict[str, tuple[tuple[str, ...], str]] = {
-    'label': ((*_INTEGERS, 'BOOLEAN', 'FLOAT', 'DOUBLE'), '0 or 1'),
+    'user': _WHOLE,
+    'item': _WHOLE,
+    'time': _WHOLE,
+    'label': ((*INTEGERS, 'UBIGINT', 'BOOLEAN', 'FLOAT', 'DOUBLE'), '0 or 1'),
     'split': (('VARCHAR',), 'words'),
 }
 #: The splits, and how files call them.
@@ -46,18 +49,23 @@ def read_interactions(
     read_file = _read_parquet if path.endswith('.parquet') else _read_csv
     columns = read_file(connection, path)
     words = [word for words in SPLITS.values() for word in words]
-    checks = {
-        'user': ('user IS NOT NULL', 'a whole number'),
-        'item': (
+    rules = [
+        Rule('user', 'user IS NOT NULL', 'a whole number'),
+        Rule(
+            'item',
             f'item BETWEEN 0 AND {num_rows - 1}',
             f'an item from 0 to {num_rows - 1}, a row of {osp.basename(features)}',
         ),
-        'time': ('time IS NOT NULL', 'a whole number'),
-        'label': ('label IN (0, 1)', '0 or 1'),
-        'split': (f'split IN ({", ".join(map(quote, words))})', f'one of {", ".join(words)}'),
-    }
-    quoted = {name: (checks[name][0], quote(checks[name][1])) for name in columns}
-    check_table(connection, 'interaction', path, dict.fromkeys(columns, ''), quoted)
+        Rule('time', 'time IS NOT NULL', 'a whole number'),
+        Rule('label', 'label IN (0, 1)', '0 or 1'),
+        Rule('split', f'split IN ({", ".join(map(quote, words))})', f'one of {", ".join(words)}'),
+    ]
+    check_table(
+        connection,
+        'interaction',
+        [rule for rule in rules if rule.column in columns],
+        partial(place_of_row, path, columns),
+    )
     if 'split' in columns:
         cases = ' '.join(
             f'WHEN {quote(word)} THEN {code}'
@@ -79,15 +87,8 @@ def _read_csv(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]:
 
 
 def _read_parquet(connection: duckdb.DuckDBPyConnection, path: str) -> list[str]:
-    kinds = parquet_columns(connection, path, tuple(_COLUMNS))
-    missing = [name for name in _REQUIRED if name not in kinds]
-    if missing:
-        raise missing_columns(path, missing, list(kinds))
+    kinds = parquet_columns(connection, path, _PARQUET_KINDS, _REQUIRED)
     columns = [name for name in _COLUMNS if name in kinds]
-    for name in columns:
-        kinds_allowed, expected = _PARQUET_KINDS.get(name, (_INTEGERS, 'whole numbers'))
-        if kinds[name].removeprefix('U') not in kinds_allowed:
-            raise ValueError(bad_value(path, name, kinds[name], expected))
     casts = ', '.join(
         f'{name}::{"DOUBLE" if name == "label" else _COLUMNS[name]} AS {name}' for name in columns
     )

@@ -3,9 +3,11 @@ r"""What must be true of the table of any log."""
 import duckdb
 
 from mag.datasets._sql import TIMES, base_kind, column_kinds, count_rows
+from mag.datasets._values import Rule, check_table
 from mag.datasets.log_table import LogTable
 
 _REQUIRED = ('user', 'item', 'time', 'label')
+_TIMES = ('time', 'click_time', 'settled')
 
 
 def check_log(
@@ -35,27 +37,21 @@ def check_log(
             f'{" and ".join(map(repr, missing))}, but its columns are '
             f'{", ".join(map(repr, kinds)) or "none"}.'
         )
-    times = [name for name in ('time', 'click_time', 'settled') if name in kinds]
-    for name in times:
-        if base_kind(kinds[name]) not in TIMES:
+    for name in _TIMES:
+        if name in kinds and base_kind(kinds[name]) not in TIMES:
             raise TypeError(
                 f'{reader}.read must fill the column {name!r} with numbers or timestamps, but got '
                 f'{kinds[name]}.'
             )
-    filled = [*_REQUIRED, *table.flags, *table.features, *times[1:]]
-    filled += ['weight'] if 'weight' in kinds else []
-    # Of a column, what holds where its value is bad, and what it must be.
-    bad = [(name, f'log.{name} IS NULL', 'a value') for name in filled]
-    bad += [(name, f'log.{name} NOT IN (0, 1)', '0 or 1') for name in ('label', *table.flags)]
-    if 'click_time' in kinds:
-        bad.append(('click_time', 'label = 1 AND click_time < time', "no time before 'time'"))
-    if 'settled' in kinds:
-        bad.append(('settled', 'settled < time', "no time before 'time'"))
-    counts = ', '.join(f'count(*) FILTER ({is_bad})' for _, is_bad, _ in bad)
-    found = connection.execute(f'SELECT {counts} FROM log').fetchall()[0]
-    for (column, _, expected), count in zip(bad, found):
-        if count:
-            raise ValueError(
-                f'{source}: column {column!r} of the log must hold {expected}, but got another in '
-                f'{count:,} {"row" if count == 1 else "rows"}.'
-            )
+    rules = [rule for rule in _rules(table) if rule.column in kinds]
+    check_table(connection, 'log', rules, lambda row: f'{source}, row {row + 1} of the log')
+
+
+def _rules(table: LogTable) -> list[Rule]:
+    filled = ('user', 'item', 'weight', *table.features, *_TIMES)
+    return [
+        *(Rule(name, f'log.{name} IS NOT NULL', 'a value') for name in filled),
+        *(Rule(name, f'log.{name} IN (0, 1)', '0 or 1') for name in ('label', *table.flags)),
+        Rule('click_time', 'label = 0 OR click_time >= time', "no time before 'time', {time}"),
+        Rule('settled', 'settled >= time', "no time before 'time', {time}"),
+    ]

@@ -16,13 +16,10 @@ def name_modalities(paths: list[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for path in paths:
         name = osp.basename(path).removesuffix('.npy').removesuffix('_feat')
-        if not name:
+        if not name or name in files:
             raise ValueError(
-                f'{path} must name a modality, as <modality>_feat.npy, but names none.'
-            )
-        if name in files:
-            raise ValueError(
-                f'One file must hold the modality {name!r}, but got {files[name]} and {path}.'
+                f'{path} must name a modality of its own, as <modality>_feat.npy, but names '
+                f'{f"{name!r}, as {files[name]} does" if name else "none"}.'
             )
         files[name] = path
     return dict(sorted(files.items()))
@@ -34,15 +31,11 @@ def count_rows(paths: list[str]) -> int:
     Raises:
         ValueError: If a file is none, or they differ.
     """
-    first, *others = paths
-    num_rows = len(_open(first))
-    for path in others:
-        if len(_open(path)) != num_rows:
-            raise ValueError(
-                f'{path} must have {num_rows:,} rows, one an item, as {first} has, but got '
-                f'{len(_open(path)):,}.'
-            )
-    return num_rows
+    num_rows = {path: len(_open(path)) for path in paths}
+    if len(set(num_rows.values())) > 1:
+        found = ', '.join(f'{number:,} in {path}' for path, number in num_rows.items())
+        raise ValueError(f'Files of features must all have a row an item, but got {found}.')
+    return num_rows[paths[0]]
 
 
 def read_features(path: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -80,11 +73,11 @@ def _open(path: str) -> np.ndarray:
             f'{path} must be a NumPy file of numbers, but cannot be read: '
             f'{end_sentence(str(error))}'
         ) from error
-    if not isinstance(features, np.ndarray):
-        raise ValueError(f'{path} must be one array, as np.save writes, but got an archive.')
-    if features.ndim != 2 or features.dtype.kind not in 'fiu' or features.shape[1] == 0:
+    is_array = isinstance(features, np.ndarray)
+    is_good = is_array and features.ndim == 2 and features.dtype.kind in 'fiu'
+    if not is_good or features.shape[1] == 0:
+        found = f'{features.dtype} of shape {list(features.shape)}' if is_array else 'an archive'
         raise ValueError(
-            f'{path} must hold numbers of shape [num_items, D], but got {features.dtype} of shape '
-            f'{list(features.shape)}.'
+            f'{path} must hold one array of numbers of shape [num_items, D], but got {found}.'
         )
     return features

@@ -1,13 +1,19 @@
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 
 import duckdb
 
 from mag.datasets._content import end_sentence
-from mag.datasets._read_errors import LONG, check_repeated, first_line
-from mag.datasets._sql import one_file, quote
+from mag.datasets._read_errors import (
+    LONG,
+    bad_value,
+    check_repeated,
+    first_line,
+    missing_columns,
+)
+from mag.datasets._sql import base_kind, one_file, quote
 
 
 @contextmanager
@@ -30,12 +36,23 @@ def scan_parquet(path: str) -> str:
 
 
 def parquet_columns(
-    connection: duckdb.DuckDBPyConnection, path: str, wanted: tuple[str, ...]
+    connection: duckdb.DuckDBPyConnection,
+    path: str,
+    kinds: Mapping[str, tuple[Collection[str], str]],
+    required: Collection[str],
+    titles: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    r"""Returns the DuckDB type of each column of a Parquet file.
+    r"""The DuckDB types of the columns of a Parquet file that are in :obj:`kinds`.
+
+    Args:
+        connection: Any connection.
+        path (str): The file.
+        kinds (dict): From a column to the types that it may have, and what they are in words.
+        required (list): Those that the file must have.
+        titles (dict, optional): What the message calls a column, where that is not its name.
 
     Raises:
-        ValueError: If it has more than one of a column in :obj:`wanted`.
+        ValueError: If one is missing, there twice or of another type.
     """
     with reading_parquet(path):
         schema = connection.execute(
@@ -50,5 +67,13 @@ def parquet_columns(
         if num_inside == 0:
             columns.append(name)
         num_inside += num_children - (num_inside > 0)
-    check_repeated(path, wanted, columns)
-    return {name: kind for name, kind, *_ in described}
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise missing_columns(path, missing, columns)
+    check_repeated(path, kinds, columns)
+    found = {name: kind for name, kind, *_ in described if name in kinds}
+    for name, kind in found.items():
+        allowed, expected = kinds[name]
+        if base_kind(kind) not in allowed:
+            raise bad_value(path, (titles or {}).get(name, repr(name)), kind, expected)
+    return found

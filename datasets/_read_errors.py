@@ -1,4 +1,6 @@
 import re
+from collections.abc import Collection
+from typing import Any
 
 import duckdb
 
@@ -25,7 +27,7 @@ def missing_columns(path: str, missing: list[str], columns: list[str]) -> ValueE
     )
 
 
-def check_repeated(path: str, wanted: tuple[str, ...], columns: list[str]) -> None:
+def check_repeated(path: str, wanted: Collection[str], columns: list[str]) -> None:
     r"""Raises if a file has more than one of a column."""
     for name in wanted:
         if columns.count(name) > 1:
@@ -68,14 +70,11 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     if column:
         value = re.search(r'Could not convert string "(.*?)" to \'', text, re.DOTALL)
         kind = re.search(r'is being converted as type (.*)$', text, re.MULTILINE)
-        found = shorten(value.group(1)) if value and value.group(1) else 'nothing'
-        return ValueError(
-            bad_value(
-                place,
-                column.group(1),
-                f'{found}{row}',
-                EXPECTED.get(kind.group(1) if kind else '', 'a number'),
-            )
+        return bad_value(
+            place,
+            repr(column.group(1)),
+            f'{show(value and value.group(1))}{row}',
+            EXPECTED.get(kind.group(1) if kind else '', 'a number'),
         )
     if 'Invalid unicode' in text:
         return ValueError(f'{place}: a row must be UTF-8, but got other bytes{row}.')
@@ -87,9 +86,25 @@ def explain_read_error(error: duckdb.Error) -> ValueError:
     return ValueError(end_sentence(f'{place}: {first_line(error)}{row}'))
 
 
-def bad_value(place: str, column: str, found: str, expected: str) -> str:
-    r"""What is said of a value that a column must not hold."""
-    return f'{place}: column {column!r} must hold {expected}, but got {found}.'
+def bad_value(place: str, title: str, found: str, expected: str, num_more: int = 0) -> ValueError:
+    r"""The error that says where a column holds what it must not.
+
+    Args:
+        place (str): The file, and the line or row in it.
+        title (str): What the column is called.
+        found (str): What it holds.
+        expected (str): What it must hold.
+        num_more (int, optional): In how many more rows it does not.
+    """
+    more = f' (and {num_more:,} more such rows)' if num_more else ''
+    return ValueError(f'{place}: column {title} must hold {expected}, but got {found}{more}.')
+
+
+def show(value: Any) -> str:
+    r"""Writes a value of a column, of a long text the start."""
+    if value is None or value == '':
+        return 'nothing'
+    return shorten(value) if isinstance(value, str) else str(value)
 
 
 def first_line(error: duckdb.Error) -> str:

@@ -1,9 +1,12 @@
 r"""The actions that trivago logs, and what their columns hold."""
 
+from functools import partial
+
 import duckdb
 
+from mag.datasets._delimited import create_table, place_of_row, scan_csv
 from mag.datasets._sql import quote
-from mag.datasets._values import bad_row, check_table
+from mag.datasets._values import Rule, check_table
 
 COLUMNS = {
     'user_id': 'VARCHAR',
@@ -40,49 +43,54 @@ _NUMBER = '[0-9]{1,18}'
 _NUMBERS = f'{_NUMBER}([|]{_NUMBER})*'
 
 
-def check_values(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    is_item_action = f'action_type IN ({", ".join(map(quote, ITEM_ACTIONS.values()))})'
-    is_clickout = f'action_type = {quote(CLICKOUT)}'
-    num_impressions, num_prices = (
-        f"len(string_split({column}, '|'))" for column in ('impressions', 'prices')
-    )
-    # What must hold in every row, and the SQL of what was expected.
-    checks = {
-        'user_id': ("user_id <> ''", quote('an id')),
-        'session_id': ("session_id <> ''", quote('an id')),
-        'action_type': (
-            f'action_type IN ({", ".join(map(quote, ACTIONS))})',
-            quote(f'one of {", ".join(map(repr, ACTIONS))}'),
-        ),
-        'reference': (
-            f"NOT {is_item_action} OR reference = 'unknown' "
-            f'OR regexp_full_match(reference, {quote(_NUMBER)})',
-            quote("the id of an item, or 'unknown'"),
-        ),
-        'impressions': (
-            f'NOT {is_clickout} OR regexp_full_match(impressions, {quote(_NUMBERS)})',
-            quote("ids of items with '|' between them"),
-        ),
-        'prices': (
-            f'NOT {is_clickout} OR regexp_full_match(prices, {quote(_NUMBERS)}) '
-            f'AND {num_prices} = {num_impressions}',
-            f"concat('a whole number for each of the ', {num_impressions}, ' impressions')",
-        ),
-    }
-    check_table(connection, 'action', path, COLUMNS, checks)
+# The rows of the file, with what their values are compared with.
+_ACTIONS_AND_STEPS = """(
+    SELECT rowid, *, len(string_split(impressions, '|')) AS num_impressions,
+           lag(step) OVER (PARTITION BY user_id, session_id ORDER BY rowid) AS previous
+    FROM action
+)"""
+_IS_ITEM_ACTION = f'action_type IN ({", ".join(map(quote, ITEM_ACTIONS.values()))})'
+_IS_CLICKOUT = f'action_type = {quote(CLICKOUT)}'
+_RULES = (
+    Rule('user_id', "user_id <> ''", 'an id'),
+    Rule('session_id', "session_id <> ''", 'an id'),
+    Rule(
+        'action_type',
+        f'action_type IN ({", ".join(map(quote, ACTIONS))})',
+        f'one of {", ".join(map(repr, ACTIONS))}',
+    ),
+    Rule(
+        'reference',
+        f"NOT {_IS_ITEM_ACTION} OR reference = 'unknown' "
+        f'OR regexp_full_match(reference, {quote(_NUMBER)})',
+        "the id of an item, or 'unknown'",
+    ),
+    Rule(
+        'impressions',
+        f'NOT {_IS_CLICKOUT} OR regexp_full_match(impressions, {quote(_NUMBERS)})',
+        "ids of items with '|' between them",
+    ),
+    Rule(
+        'prices',
+        f'NOT {_IS_CLICKOUT} OR regexp_full_match(prices, {quote(_NUMBERS)}) '
+        f"AND len(string_split(prices, '|')) = num_impressions",
+        'a whole number for each of the {num_impressions} impressions',
+    ),
+    Rule(
+        'step',
+        'previous IS NULL OR step > previous OR step = 1',
+        "more than {previous}, the session's step before, or 1 for another session",
+    ),
+)
 
 
-def check_steps(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    found = connection.execute("""
-        SELECT row, step, previous
-        FROM (
-            SELECT rowid AS row, step,
-                   lag(step) OVER (PARTITION BY user_id, session_id ORDER BY rowid) AS previous
-            FROM action
-        )
-        WHERE step <= previous AND step <> 1 ORDER BY row LIMIT 1
-    """).fetchall()
-    if found:
-        row, step, previous = found[0]
-        expected = f"more than {previous}, the session's step before, or 1 for another session"
-        raise bad_row(path, row, COLUMNS, 'step', step, expected)
+def read_actions(connection: duckdb.DuckDBPyConnection, path: str) -> None:
+    r"""Creates the table :obj:`action` with a row for each of the file.
+
+    Raises:
+        ValueError: If a column is missing, or holds a bad value; the message has the line.
+    """
+    required = ('user_id', 'session_id', 'timestamp', 'step', 'action_type')
+    scan = scan_csv(path, COLUMNS, required)
+    create_table(connection, 'action', f'SELECT {", ".join(COLUMNS)} FROM {scan}', scan)
+    check_table(connection, _ACTIONS_AND_STEPS, _RULES, partial(place_of_row, path, COLUMNS))

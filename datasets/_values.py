@@ -1,10 +1,25 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import duckdb
 
-from mag.datasets._delimited import DelimitedScan, create_table, line_of_row, read_header
-from mag.datasets._read_errors import bad_value
+from mag.datasets._delimited import DelimitedScan, create_table
+from mag.datasets._read_errors import bad_value, show
 from mag.datasets._sql import quote
+
+
+class Rule(NamedTuple):
+    r"""What a column must hold in every row.
+
+    Args:
+        column (str): The column of a table.
+        holds (str): The SQL that is true where it does; what is unknown is bad.
+        expected (str): What it must hold, with other columns of the row in braces.
+    """
+
+    column: str
+    holds: str
+    expected: str
 
 
 def create_attributes(
@@ -26,48 +41,40 @@ def create_attributes(
 def check_table(
     connection: duckdb.DuckDBPyConnection,
     table: str,
-    path: str,
-    columns: Mapping[str, str],
-    checks: Mapping[str, tuple[str, str]],
+    rules: Sequence[Rule],
+    locate: Callable[[int], str],
+    titles: Mapping[str, str] | None = None,
 ) -> None:
-    r"""Raises for the first bad value in a table that holds a CSV or Parquet
-    file in its order.
+    r"""Raises for the first row that breaks the first broken rule of a table.
 
     Args:
         connection: The connection of the table.
-        table (str): The table.
-        path (str): The file.
-        columns (dict): The columns that were read from it.
-        checks (dict): From the name of a column to the SQL of what must hold
-            in every row and the SQL of what was expected.
-    """
-    bad = ', '.join(f'min(rowid) FILTER (({holds}) IS NOT TRUE)' for holds, _ in checks.values())
-    rows = connection.execute(f'SELECT {bad} FROM {table}').fetchall()[0]
-    for (column, (_, expected)), row in zip(checks.items(), rows):
-        if row is not None:
-            value, expected = connection.execute(
-                f'SELECT {column}, {expected} FROM {table} WHERE rowid = {row}'
-            ).fetchall()[0]
-            raise bad_row(path, row, columns, column, value, expected)
+        table (str): The table, or SQL that gives its rows and their :obj:`rowid`.
+        rules (list): What must hold.
+        locate (callable): From the number of a row, from 0, to where it stands in the files.
+        titles (dict, optional): What the message calls a column, where that is not its name.
 
-
-def bad_row(
-    path: str,
-    row: int,
-    columns: Mapping[str, str],
-    column: str,
-    value: str | int | None,
-    expected: str,
-) -> ValueError:
-    r"""The error that says on which line of a CSV file, or in which row of a
-    Parquet file, a column holds what it must not.
+    Raises:
+        ValueError: If a rule is broken.
     """
-    place = f'row {row + 1}'
-    if not path.endswith('.parquet'):
-        delimiter, _ = read_header(path, tuple(columns))
-        place = f'line {line_of_row(path, row, delimiter)}'
-    found = 'nothing' if value in (None, '') else repr(value)
-    return ValueError(bad_value(f'{path}, {place}', column, found, expected))
+    bad = ', '.join(f'count(*) FILTER (({rule.holds}) IS NOT TRUE)' for rule in rules)
+    for rule, count in zip(rules, connection.execute(f'SELECT {bad} FROM {table}').fetchall()[0]):
+        if count:
+            broken = connection.execute(
+                f'SELECT rowid, * FROM {table} WHERE ({rule.holds}) IS NOT TRUE '
+                f'ORDER BY rowid LIMIT 1'
+            )
+            row = dict(zip((name for name, *_ in broken.description), broken.fetchall()[0]))
+            expected = rule.expected
+            for name, value in row.items():
+                expected = expected.replace(f'{{{name}}}', str(value))
+            raise bad_value(
+                locate(row['rowid']),
+                (titles or {}).get(rule.column, repr(rule.column)),
+                show(row[rule.column]),
+                expected,
+                count - 1,
+            )
 
 
 def checked(name: str, condition: str, expected: str, path: str, *keys: str) -> str:

@@ -144,6 +144,11 @@ class ClickDataset(InMemoryDataset):
         :obj:`names`.
         """
 
+    def report_duplicates(self, num_duplicates: int) -> None:
+        r"""Called when rows that repeat another have just been cached; by
+        default nothing is said of them.
+        """
+
     @property
     def processed_file_names(self) -> list[str]:
         return ['data.pt', 'user.parquet', 'item.parquet', 'cache.json']
@@ -195,11 +200,13 @@ class ClickDataset(InMemoryDataset):
     def process(self) -> None:
         try:
             with self._cache.writing() as folder:
-                self._write(folder)
+                num_duplicates = self._write(folder)
         except duckdb.Error as error:
             if 'No space left on device' not in str(error):
                 raise
             raise full_disk(self.root, self.processed_dir) from error
+        if num_duplicates:
+            self.report_duplicates(num_duplicates)
 
     def _download(self) -> None:
         self._cache.remove_leftovers()
@@ -245,7 +252,7 @@ class ClickDataset(InMemoryDataset):
         }
         return settings | json.loads(json.dumps(self.arguments))
 
-    def _write(self, folder: str) -> None:
+    def _write(self, folder: str) -> int:
         files = hash_files(self.source_files, self.root)
         if not files:
             raise FileNotFoundError(
@@ -291,6 +298,7 @@ class ClickDataset(InMemoryDataset):
             'num_duplicates': num_duplicates,
         }
         write_manifest(folder, facts)
+        return num_duplicates
 
     def _read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         try:

@@ -1,6 +1,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -9,8 +10,8 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_choice
 from mag.datasets._event_files import EventFiles, find_files
-from mag.datasets._read_errors import shorten
 from mag.datasets._sql import TIME_UNITS, TIMESTAMPS, column_kinds, in_seconds
+from mag.datasets._values import Rule, check_table
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_table import LogTable
 
@@ -121,83 +122,35 @@ class EventLog(ClickDataset):
     def source_files(self) -> list[str]:
         return self._event_files.paths
 
-    def process(self) -> None:
-        super().process()
-        num_duplicates = self._cache.read_manifest()['num_duplicates']
-        if num_duplicates:
-            warnings.warn(
-                f"{num_duplicates:,} rows repeat another row's user, item and time; they are kept",
-                stacklevel=2,
-            )
+    def report_duplicates(self, num_duplicates: int) -> None:
+        warnings.warn(
+            f"{num_duplicates:,} rows repeat another row's user, item and time, and are kept.",
+            stacklevel=2,
+        )
 
     def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         num_rows = self._event_files.read(connection)
-        self._check_rows(connection, num_rows)
+        check_table(
+            connection,
+            'log',
+            _rules(column_kinds(connection, 'log')),
+            partial(self._event_files.locate, num_rows),
+            self._event_files.titles,
+        )
         self._event_files.read_numbers(connection)
-        self._check_last_time(connection)
+        self._warn_of_late_times(connection)
         if 'category' in self.columns:
             _create_categories(connection)
         return LogTable(time_unit=self.time_unit)
 
-    def _check_rows(self, connection: duckdb.DuckDBPyConnection, num_rows: list[int]) -> None:
-        types = column_kinds(connection, 'log')
-        is_empty = {'VARCHAR': "{} = ''", 'FLOAT': 'isnan({})', 'DOUBLE': 'isnan({})'}
-        # Of a role, what holds where its value is bad, and what was expected.
-        bad = [
-            (
-                role,
-                f'{role} IS NULL OR {is_empty.get(types[role], "false").format(role)}',
-                'an id',
-            )
-            for role in ('user', 'item')
-        ]
-        bad += [
-            (role, f'contains({role}, chr(0))', 'an id without a NUL')
-            for role in ('user', 'item')
-            if types[role] == 'VARCHAR'
-        ]
-        is_bad = 'NOT isfinite(time)'
-        if types['time'] not in TIMESTAMPS:
-            is_bad = f'time NOT BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
-        bad.append(('time', f'time IS NULL OR {is_bad}', 'a finite time that fits 64 bits'))
-        if 'label' in self.columns:
-            bad.append(('label', 'label IS NULL OR label NOT IN (0, 1)', '0 or 1'))
-        if 'weight' in self.columns:
-            is_bad = f'NOT BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST_WEIGHT}'
-            bad.append(
-                (
-                    'weight',
-                    f'weight IS NULL OR weight <> 0 AND weight {is_bad}',
-                    '0 or a positive number that fits a float32',
-                )
-            )
-        counts = ', '.join(
-            f'min(rowid) FILTER ({condition}), count(*) FILTER ({condition})'
-            for _, condition, _ in bad
-        )
-        found = connection.execute(f'SELECT {counts} FROM log').fetchall()[0]
-        for (role, _, expected), row, count in zip(bad, found[::2], found[1::2]):
-            if count:
-                (value,) = connection.execute(
-                    f'SELECT {role} FROM log WHERE rowid = {row}'
-                ).fetchall()[0]
-                if isinstance(value, str) and value:
-                    value = shorten(value)
-                others = f' (and {count - 1:,} more such rows)' if count > 1 else ''
-                raise ValueError(
-                    f'{self._event_files.locate(row, num_rows)}: column {self.columns[role]!r} '
-                    f'({role}) must hold {expected}, but got '
-                    f'{"nothing" if value in (None, "") else value}{others}.'
-                )
-
-    def _check_last_time(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def _warn_of_late_times(self, connection: duckdb.DuckDBPyConnection) -> None:
         seconds = in_seconds('time', column_kinds(connection, 'log')['time'], self.time_unit)
         (last,) = connection.execute(f'SELECT max({seconds}) FROM log').fetchall()[0]
         if last is not None and last > _YEAR_5000:
             warnings.warn(
-                f'the last time, {last:,} seconds after 1970, is beyond the year 5000; if the '
+                f'The last time, {last:,} seconds after 1970, is beyond the year 5000: if the '
                 f'column {self.columns["time"]!r} is not in {self.time_unit!r}, pass another '
-                f"'time_unit'",
+                f"'time_unit'.",
                 stacklevel=2,
             )
 
@@ -239,34 +192,50 @@ def _create_categories(connection: duckdb.DuckDBPyConnection) -> None:
         )
     if found:
         warnings.warn(
-            f'{"; ".join(found)}; an item has the category of its first row in time',
+            f'{"; ".join(found)}: an item has the category of its first row in time.',
             stacklevel=2,
         )
 
 
+def _rules(kinds: Mapping[str, str]) -> list[Rule]:
+    r"""What the columns must hold, of a table with columns of these kinds."""
+    is_filled = {'VARCHAR': "{} <> ''", 'FLOAT': 'NOT isnan({})', 'DOUBLE': 'NOT isnan({})'}
+    ids = {role: kinds[role] for role in ('user', 'item')}
+    rules = [
+        Rule(role, is_filled.get(kind, '{} IS NOT NULL').format(role), 'an id')
+        for role, kind in ids.items()
+    ]
+    rules += [
+        Rule(role, f'NOT contains({role}, chr(0))', 'an id without a NUL')
+        for role, kind in ids.items()
+        if kind == 'VARCHAR'
+    ]
+    is_time = f'time BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
+    is_time = 'isfinite(time)' if kinds['time'] in TIMESTAMPS else is_time
+    rules.append(Rule('time', is_time, 'a finite time that fits 64 bits'))
+    rules.append(Rule('label', 'label IN (0, 1)', '0 or 1'))
+    if 'weight' in kinds:
+        is_weight = f'weight = 0 OR weight BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST_WEIGHT}'
+        rules.append(Rule('weight', is_weight, '0 or a positive number that fits a float32'))
+    return rules
+
+
 def _check_columns(columns: Mapping[str, str]) -> None:
-    known = ', '.join(map(repr, (*_REQUIRED, *_OPTIONAL)))
-    if not isinstance(columns, Mapping):
+    roles = ', '.join(map(repr, (*_REQUIRED, *_OPTIONAL)))
+    if not isinstance(columns, Mapping) or not all(isinstance(n, str) for n in columns.values()):
         raise TypeError(
-            f"'columns' must be a dictionary from {known} to names of columns, but got {columns!r}."
+            f"'columns' must be a dictionary from {roles} to names of columns, but got {columns!r}."
         )
-    for role, name in columns.items():
-        if role not in (*_REQUIRED, *_OPTIONAL):
-            raise ValueError(f"'columns' must have keys among {known}, but got {role!r}.")
-        if not isinstance(name, str):
-            raise TypeError(f"'columns' must name a column for {role!r}, but got {name!r}.")
-    missing = [role for role in _REQUIRED if role not in columns]
-    if missing:
+    if not {*_REQUIRED} <= {*columns} <= {*_REQUIRED, *_OPTIONAL}:
         raise ValueError(
-            f"'columns' must have the keys {', '.join(map(repr, missing))}, but got "
-            f'{", ".join(map(repr, columns)) or "nothing"}.'
+            f"'columns' must have the keys {', '.join(map(repr, _REQUIRED))} and may have "
+            f'{", ".join(map(repr, _OPTIONAL))}, but got {", ".join(map(repr, columns)) or "none"}.'
         )
-    roles: dict[str, str] = {}
+    # DuckDB's names are blind to case.
+    role_of = {name.lower(): role for role, name in reversed(columns.items())}
     for role, name in columns.items():
-        # DuckDB's names are blind to case.
-        other = roles.setdefault(name.lower(), role)
-        if other != role:
+        if role_of[name.lower()] != role:
             raise ValueError(
                 f"'columns' must name columns that differ in more than upper and lower case, but "
-                f'got {name!r} for both {other!r} and {role!r}.'
+                f'got {name!r} for both {role_of[name.lower()]!r} and {role!r}.'
             )

@@ -1,9 +1,12 @@
+from collections.abc import Iterable
+from functools import partial
+
 import duckdb
 
-from mag.datasets._delimited import create_table, read_header, scan_csv
+from mag.datasets._delimited import create_table, place_of_row, read_header, scan_csv
 from mag.datasets._named_release import NamedRelease, Release
 from mag.datasets._sql import FLAG, quote
-from mag.datasets._values import check_table, create_attributes
+from mag.datasets._values import Rule, check_table, create_attributes
 from mag.datasets.log_table import LogTable
 
 _FILES = ('rec_inter.csv', 'src_inter.csv', 'user_features.csv', 'item_features.csv')
@@ -151,8 +154,10 @@ def _read_recommendations(connection: duckdb.DuckDBPyConnection, path: str) -> N
     scan = scan_csv(path, _RECOMMENDATION, tuple(_RECOMMENDATION))
     select = f'SELECT {", ".join(_RECOMMENDATION)} FROM {scan}'
     create_table(connection, 'recommendation', select, scan)
-    checks = _check_numbers(_RECOMMENDATION) | {'click': ('click <= 1', quote('0 or 1'))}
-    check_table(connection, 'recommendation', path, _RECOMMENDATION, checks)
+    numbers = [name for name in _RECOMMENDATION if name != 'click']
+    rules = [*_of_numbers(numbers), Rule('click', 'click <= 1', '0 or 1')]
+    locate = partial(place_of_row, path, _RECOMMENDATION)
+    check_table(connection, 'recommendation', rules, locate)
 
 
 def _read_searches(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -160,19 +165,21 @@ def _read_searches(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     scan = scan_csv(path, _SEARCH, required)
     select = f"SELECT {', '.join(required)}, nullif(keyword, '') AS keyword FROM {scan}"
     create_table(connection, 'search', select, scan)
-    checks = _check_numbers(_SEARCH) | {
-        'click_cnt': ('click_cnt >= 0', quote('a number of clicks')),
-        'keyword': (
+    rules = [
+        *_of_numbers(required),
+        Rule('click_cnt', 'click_cnt >= 0', 'a number of clicks'),
+        Rule(
+            'keyword',
             f'keyword IS NULL OR regexp_full_match(keyword, {quote(_KEYWORDS)})',
-            quote('a list of whole numbers such as [20, 34, 3]'),
+            'a list of whole numbers such as [20, 34, 3]',
         ),
-    }
-    check_table(connection, 'search', path, _SEARCH, checks)
+    ]
+    check_table(connection, 'search', rules, partial(place_of_row, path, _SEARCH))
 
 
-def _check_numbers(columns: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _of_numbers(columns: Iterable[str]) -> list[Rule]:
     # DuckDB can take another column for the one that must not be empty, when it skips some.
-    return {name: (f'{name} IS NOT NULL', quote('a whole number')) for name in columns}
+    return [Rule(name, f'{name} IS NOT NULL', 'a whole number') for name in columns]
 
 
 def _read_users(connection: duckdb.DuckDBPyConnection, path: str) -> None:

@@ -156,10 +156,8 @@ class MicroVideo(ClickDataset):
         interactions = [name for name in names if name in _FILES]
         features = [name for name in names if name.endswith('.npy')]
         if len(interactions) > 1:
-            raise ValueError(
-                f'{self.raw_dir!r} must hold one file of interactions, but got both '
-                f'{" and ".join(interactions)}.'
-            )
+            both = ' and '.join(interactions)
+            raise ValueError(f'{self.raw_dir!r} must hold one of {both}, but got both.')
         found = interactions + features if interactions and features else []
         return [osp.join(self.raw_dir, name) for name in found]
 
@@ -180,19 +178,16 @@ class MicroVideo(ClickDataset):
         """
         clicks = self._data[CLICKS]
         if 'edge_label_split' not in clicks:
-            raise ValueError(
-                f"The interactions in {self.raw_dir!r} must have a column 'split', but have none."
-            )
+            raise ValueError(f"{self.raw_dir!r} must have rows of a column 'split', but has none.")
         split, time = clicks.edge_label_split, clicks.edge_label_time
-        counts = split.bincount(minlength=len(SPLITS))
-        if bool((counts == 0).any()):
+        sizes = split.bincount(minlength=len(SPLITS))
+        end = sizes.cumsum(0)[:-1]
+        is_cut = bool((sizes > 0).all() and (split.diff() >= 0).all())
+        if not is_cut or bool((time[end - 1] >= time[end]).any()):
             raise ValueError(
-                f'The splits {", ".join(SPLITS)} must have exposures each, but got '
-                f'{counts.tolist()}.'
+                f'The splits {", ".join(SPLITS)} must each have exposures and end before the next '
+                f'begins, but got {sizes.tolist()} exposures, or some that overlap in time.'
             )
-        end = counts.cumsum(0)[:-1]
-        if bool((split.diff() < 0).any() or (time[end - 1] >= time[end]).any()):
-            raise ValueError('A split must end before the next, but they overlap in time.')
         # A quarter of the way from the last row of a split to the next row, as quantiles go.
         val_start, test_start = ((end - 0.75) / (split.numel() - 1)).tolist()
         return {'val_start': val_start, 'test_start': test_start}

@@ -3,18 +3,15 @@ from typing import Any
 
 import duckdb
 
-from mag.datasets._delimited import create_table, scan_csv
 from mag.datasets._sql import quote
 from mag.datasets._trivago_actions import (
     BEHAVIORS,
     CLICKOUT,
-    COLUMNS,
     CONTEXTS,
     FILTERED,
     ITEM_ACTIONS,
     SEARCHES,
-    check_steps,
-    check_values,
+    read_actions,
 )
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_table import LogTable
@@ -176,11 +173,7 @@ class Trivago(ClickDataset):
 
     def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
         (path,) = self.source_files
-        required = ('user_id', 'session_id', 'timestamp', 'step', 'action_type')
-        scan = scan_csv(path, COLUMNS, required)
-        create_table(connection, 'action', f'SELECT {", ".join(COLUMNS)} FROM {scan}', scan)
-        check_values(connection, path)
-        check_steps(connection, path)
+        read_actions(connection, path)
         happened = ', '.join(
             f'{name} := bool_or(action_type = {quote(action)})'
             for name, action in ITEM_ACTIONS.items()
@@ -207,7 +200,7 @@ class Trivago(ClickDataset):
                        END AS filters
                 FROM action
             ),
-            known AS (
+            informed AS (
                 SELECT * EXCLUDE (city, place, filters),
                        last_value(city) OVER earlier AS city,
                        last_value(place IGNORE NULLS) OVER earlier AS place,
@@ -224,7 +217,7 @@ class Trivago(ClickDataset):
                            THEN [place.term] ELSE [] END,
                            coalesce(filters, [])
                        ) AS query
-                FROM known
+                FROM informed
             ),
             segmented AS (
                 SELECT row, timestamp, action_type, item, query,

@@ -113,15 +113,17 @@ def test_repeated_name_in_parquet(tmp_path):
         "SELECT {'uid': 1, 'x': [{'uid': 2}]} AS s, 3 AS uid, 4 AS uix, 5 AS iid"
     ).write_parquet(path)
     with duckdb.connect() as connection:
-        columns = parquet_columns(connection, path, ('uid', 'iid'))
-        assert list(columns) == ['s', 'uid', 'uix', 'iid'] and columns['uid'] == 'INTEGER'
+        kinds = dict.fromkeys(('uid', 'iid'), (('INTEGER',), 'a number'))
+        columns = parquet_columns(connection, path, kinds, kinds)
+        assert columns == {'uid': 'INTEGER', 'iid': 'INTEGER'}
         with open(path, 'rb') as file:
             content = file.read()
         with open(path, 'wb') as file:
             file.write(content.replace(b'uix', b'uid'))
         with pytest.raises(ValueError, match=r"log\.parquet must have one column 'uid', but got 2"):
-            parquet_columns(connection, path, ('uid', 'iid'))
-        parquet_columns(connection, path, ('iid',))
+            parquet_columns(connection, path, kinds, kinds)
+        del kinds['uid']
+        assert parquet_columns(connection, path, kinds, kinds) == {'iid': 'INTEGER'}
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def test_category_is_that_of_the_first_row_in_time(tmp_path, name):
         dataset = EventLog(tmp_path / 'root', path, columns, log=False)
     assert [str(warning.message) for warning in warned] == [
         "2 items have rows of several categories, such as 1; 1 items are 'unknown' as their first "
-        'row has no category and a later one has, such as 3; an item has the category of its '
-        'first row in time'
+        'row has no category and a later one has, such as 3: an item has the category of its '
+        'first row in time.'
     ]
     names = dataset.names['category']
     found = [names[code] for code in dataset[0]['item'].category]
@@ -672,16 +672,16 @@ ROW = 'uid,iid,ts,click\n1,1,1,1\n'
         pytest.param(
             ROW,
             {'user': 'uid', 'item': 'iid'},
-            ["must have the keys 'time'", "got 'user', 'item'"],
+            ["must have the keys 'user', 'item', 'time'", "got 'user', 'item'."],
             id='no time',
         ),
         pytest.param(
-            ROW, {}, ["must have the keys 'user', 'item', 'time'", 'nothing'], id='no columns'
+            ROW, {}, ["must have the keys 'user', 'item', 'time'", 'but got none'], id='no columns'
         ),
         pytest.param(
             ROW,
             COLUMNS | {'rating': 'click'},
-            ["got 'rating'", "keys among 'user', 'item', 'time', 'label', 'category', 'weight'"],
+            ["'rating'.", "'time' and may have 'label', 'category', 'weight', but got 'user'"],
             id='unknown key',
         ),
         pytest.param(
@@ -852,12 +852,16 @@ def test_parquet_files_of_two_types(tmp_path, role, one, other, kinds):
     [
         ('nothing.csv', FileNotFoundError, ['no file', 'nothing.csv']),
         ('*.pq', FileNotFoundError, ['no file', '*.pq']),
-        ('', ValueError, ['is a directory', '*.parquet']),
-        ('log.json', ValueError, ['neither CSV', 'nor Parquet']),
+        ('', ValueError, ['a directory', '*.parquet']),
+        ('log.json', ValueError, ['must name files that end in .csv,', "log.json'."]),
         ('broken.parquet', ValueError, ['broken.parquet']),
         ([], ValueError, ['empty list']),
-        (['log.csv', 'broken.parquet'], ValueError, ['two kinds']),
-        (['log.csv', 'log.csv'], ValueError, ['listed twice']),
+        (
+            ['log.csv', 'broken.parquet'],
+            ValueError,
+            ['CSV files only or Parquet files only', 'log.csv', 'broken.parquet'],
+        ),
+        (['log.csv', 'log.csv'], ValueError, ['must name each file once', "log.csv' and "]),
         (3, TypeError, ["'path' must be a file", 'got 3']),
         ([3], TypeError, ["'path' must be a file", 'got [3]']),
     ],
@@ -890,7 +894,7 @@ class Three(BaseTransform):
             "'time_unit' must be one of 's', 'ms', 'us', 'ns', but got 'h'",
         ),
         ({'columns': ['uid', 'iid']}, TypeError, "'columns' must be a dictionary"),
-        ({'columns': COLUMNS | {'user': 3}}, TypeError, "name a column for 'user', but got 3"),
+        ({'columns': COLUMNS | {'user': 3}}, TypeError, "to names of columns, but got .*'user': 3"),
         ({'root': 3}, TypeError, "'root' must be a path, but got 3"),
         ({'pre_transform': Three()}, TypeError, "'pre_transform' must return a HeteroData"),
     ],
