@@ -7,8 +7,8 @@ from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
 from mag.checks import check_integers, check_numbers
+from mag.datasets._market_outcomes import draw_outcomes
 from mag.datasets._market_world import (
-    CHUNK,
     DAY,
     MODALITIES,
     PERIOD,
@@ -16,11 +16,9 @@ from mag.datasets._market_world import (
     World,
     draw_exposures,
 )
-from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior, sigmoid
+from mag.datasets._micro_behavior import BEHAVIORS, MicroBehavior
 from mag.datasets._occasion import NUM_OCCASIONS, Occasion
 from mag.datasets._queries import DOMAINS
-
-_CLICK_RATE = 0.2
 
 
 class SyntheticMarket(InMemoryDataset):
@@ -177,50 +175,17 @@ def _to_data(
     from mag.metrics import bayes_optimal
 
     micro = MicroBehavior()
-    num_exposures = exposures.user.size
-    click_logit, conversion_logit = (np.empty(num_exposures, np.float32) for _ in range(2))
-    level = np.empty(num_exposures, np.int8)
-    for start in range(0, num_exposures, CHUNK):
-        rows = slice(start, start + CHUNK)
-        value = _value(world, exposures, rows)
-        click_logit[rows] = _interest(world, exposures, rows) + strengths['selection_bias'] * value
-        if occasion is not None:
-            price = world.price_level[exposures.item[rows]]
-            fit = occasion.fit(exposures.user[rows], price, rows)
-            click_logit[rows] += strengths['occasion_strength'] * fit
-        conversion_logit[rows] = value + world.need[exposures.user[rows]]
-        level[rows] = micro.level(0.8 * value + 0.6 * world.diligence[exposures.user[rows]])
-        bar.update(value.size)
-    click_logit += _intercept(click_logit)
-    conversion_logit -= 3.0
-
-    click_probability, conversion_probability = (np.empty(num_exposures) for _ in range(2))
-    clicked, converted = (np.zeros(num_exposures, bool) for _ in range(2))
-    behavior = torch.zeros(num_exposures, len(BEHAVIORS))
-    states = torch.from_numpy(micro.states).float()
-    for start in range(0, num_exposures, CHUNK):
-        rows = slice(start, start + CHUNK)
-        now = level[rows].astype(np.int64)
-        click_probability[rows] = sigmoid(click_logit[rows].astype(np.float64))
-        conversion_probability[rows] = micro.conversion_probability(now, conversion_logit[rows])
-        clicked[rows] = rng.random(now.size) < click_probability[rows]
-        which = clicked[rows].nonzero()[0]
-        state = micro.draw(now[which], rng)
-        behavior[start + torch.from_numpy(which)] = states[torch.from_numpy(state)]
-        chance = sigmoid(conversion_logit[rows][which] + micro.lift[state])
-        converted[start + which] = rng.random(which.size) < chance
-        bar.update(now.size)
-
+    outcomes = draw_outcomes(world, exposures, occasion, strengths, micro, rng, bar)
     data = HeteroData()
     _add_nodes(data, world)
-    _add_clicks(data, world, exposures, clicked)
+    _add_clicks(data, world, exposures, outcomes.clicked)
     clicks = data['user', 'clicks', 'item']
-    clicks.edge_label_behavior = behavior
-    clicks.edge_label_conversion = torch.from_numpy(converted).float()
+    clicks.edge_label_behavior = outcomes.behavior
+    clicks.edge_label_conversion = torch.from_numpy(outcomes.converted).float()
     if occasion is not None:
         clicks.num_query += NUM_OCCASIONS
-    click = torch.from_numpy(click_probability)
-    conversion = torch.from_numpy(conversion_probability)
+    click = torch.from_numpy(outcomes.click_probability)
+    conversion = torch.from_numpy(outcomes.conversion_probability)
     data.truth = {
         'click_probability': click,
         'conversion_probability': conversion,
@@ -242,40 +207,6 @@ def _to_data(
         data.truth['occasion'] = torch.from_numpy(occasion.drawn)
         data.truth['occasion_price'] = torch.from_numpy(occasion.price)
     return data
-
-
-def _value(world: World, exposures: Exposures, rows: slice) -> np.ndarray:
-    user, item = exposures.user[rows], exposures.item[rows]
-    fit = world.price_fit[world.gender[user], world.age_level[user], world.price_level[item]]
-    return world.quality[item] + fit
-
-
-def _interest(world: World, exposures: Exposures, rows: slice) -> np.ndarray:
-    r"""What draws a click on any occasion and says nothing about a conversion."""
-    user, item, progress = (
-        column[rows] for column in (exposures.user, exposures.item, exposures.progress)
-    )
-    tastes = np.einsum('nkd,nd->nk', world.user_taste[user], world.item_taste[item])
-    angle = progress * (math.pi / 2)
-    affinity = np.cos(angle) * tastes[:, 0] + np.sin(angle) * tastes[:, 1]
-    modality = world.preferred_modality[user]
-    style = np.einsum('nd,nd->n', world.style_taste[user], world.style[modality, item])
-    is_match = exposures.intent[rows] == world.category[item]
-    match = np.where(exposures.domain[rows] == 1, np.where(is_match, 1.0, -1.0), 0.0)
-    return (2 * affinity + style + match).astype(np.float32)
-
-
-def _intercept(logit: np.ndarray) -> float:
-    r"""What to add to the logits for one click in five, by bisection on some of them."""
-    logit = logit[:: max(1, logit.size // 100_000)].astype(np.float64)
-    high = max(100.0, 2 * float(np.abs(logit).max()))
-    low = -high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (
-            (low, middle) if sigmoid(logit + middle).mean() > _CLICK_RATE else (middle, high)
-        )
-    return low
 
 
 def _add_nodes(data: HeteroData, world: World) -> None:
