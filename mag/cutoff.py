@@ -1,6 +1,7 @@
 r"""The guards against the future: what was fitted or read before a cutoff, and what comes after
 it."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_ids, check_tensor
-from mag.schema import CLICKS, _checked_cutoff, windows
+from mag.schema import CLICKS, cutoffs, windows
 
 
 def history_clock(data: HeteroData) -> Tensor:
@@ -77,7 +78,7 @@ def first_cutoff(data: HeteroData, reader: str) -> Cutoff:
     """
     clicks = data[CLICKS]
     if 'cutoff' in clicks:
-        return Cutoff(_clock_name(data), _checked_cutoff(reader, clicks.cutoff).min().item())
+        return Cutoff(_clock_name(data), cutoffs(data, reader).min().item())
     time = clicks.get('time')
     is_known = isinstance(time, Tensor) and time.numel() > 0
     return Cutoff('time', int(time.max()) + 1 if is_known else torch.inf)
@@ -107,6 +108,77 @@ def require_not_earlier(data: HeteroData, reader: str, fitted: Cutoff) -> None:
         f'{reader} was fitted as of {fitted}, but the first cutoff of this data is {given}, and '
         f'{reason}: fit it on the training part of the same split.'
     )
+
+
+def require_exposures_after_clicks(data: HeteroData, reader: str) -> None:
+    r"""Raises a :class:`ValueError` unless all exposures come after the clicks that their macro
+    rows count. Warns where no times tell.
+
+    Args:
+        data: A part, whose exposures were checked.
+        reader: The name of the caller, for the message.
+    """
+    clicks, (cutoff, num_windows, window) = data[CLICKS], windows(data, reader)
+    if window is None and num_windows > 1:
+        raise ValueError(
+            f"{reader} found {num_windows} cutoffs but no 'edge_label_window' that tells which "
+            f'of them belongs to each exposure.'
+        )
+    clock_name = 'position' if 'edge_label_position' in clicks else 'time'
+    clock, history = clicks.get(f'edge_label_{clock_name}'), clicks.get(clock_name)
+    has_clicks = clicks.edge_index.size(1) > 0
+    if not has_clicks and (cutoff is None or clock is None):
+        return
+    if clock is None or (cutoff is None and history is None):
+        missing = 'edge_label_time' if clock is None else clock_name
+        warnings.warn(
+            f'{reader} cannot check that no exposure reads its own future, as the clicks have no '
+            f"'{missing}': keep the times that the dataset wrote, or make sure that the macro rows "
+            f'were counted before the first exposure.',
+            stacklevel=4,
+        )
+        return
+    if cutoff is None:
+        if history.max() >= clock.min():
+            raise ValueError(
+                f'{reader} found exposures from {clock.min().item()} on and clicks up to '
+                f'{history.max().item()}: the exposures would see their own future. Use the parts '
+                f'that TemporalSplit returns; to serve requests from a whole log, delete its '
+                f"'edge_label_index'."
+            )
+        return
+    early = clock < (cutoff if window is None else cutoff[window])
+    if bool(early.any()):
+        row = int(early.nonzero()[0])
+        raise ValueError(
+            f'{reader} found {int(early.sum())} exposures before the cutoff of the macro rows '
+            f'they would read, such as row {row} at {clock[row].item()}: they would see their own '
+            f'future. Use the parts that TemporalSplit returns.'
+        )
+
+
+def require_history(data: HeteroData, reader: str, history: HeteroData) -> None:
+    r"""Raises a :class:`ValueError` unless exposures of :obj:`data` can be compared by time with
+    clicks of :obj:`history`.
+
+    Args:
+        data: The part whose exposures are loaded.
+        reader: The name of the caller, for the message.
+        history: The clicks that are read.
+    """
+    for node_type in ('user', 'item'):
+        there, here = history[node_type].num_nodes, data[node_type].num_nodes
+        if there != here:
+            raise ValueError(
+                f"{reader} expects 'history' of the same log, but it has {there} {node_type}s "
+                f'where the data has {here}.'
+            )
+    if 'position' in history[CLICKS]:
+        raise ValueError(
+            f"{reader} compares times, but the data was split by each user's own log, which leaves "
+            f'clicks in the history that happened later: pass history= the whole log, or split '
+            f"with by='global'."
+        )
 
 
 def require_whole_log(data: HeteroData, reader: str, advice: str = '') -> None:

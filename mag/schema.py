@@ -196,6 +196,21 @@ def hops(data: HeteroData, node_type: str) -> list[EdgeType]:
     return [found[hop] for hop in sorted(found)]
 
 
+def cutoffs(data: HeteroData, reader: str) -> Tensor:
+    r"""When the history of each window of a part ends, shape :obj:`[num_windows]`.
+
+    Raises:
+        ValueError: If the cutoff has another shape.
+    """
+    cutoff = torch.as_tensor(data[CLICKS].cutoff)
+    if cutoff.dim() > 1 or cutoff.numel() == 0:
+        raise ValueError(
+            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
+            f'{list(cutoff.shape)}.'
+        )
+    return cutoff.view(-1)
+
+
 class Windows(NamedTuple):
     r"""The windows that the rows of a part roll over."""
 
@@ -226,18 +241,7 @@ def windows(data: HeteroData, reader: str) -> Windows:
                 f'begin: pass the parts that TemporalSplit returns.'
             )
         return Windows(None, 1, None)
-    cutoff = _checked_cutoff(reader, clicks.cutoff)
+    cutoff = cutoffs(data, reader)
     if bool((cutoff[1:] <= cutoff[:-1]).any()):
         raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
     return Windows(cutoff, cutoff.numel(), of_label)
-
-
-def _checked_cutoff(reader: str, cutoff: Any) -> Tensor:
-    r"""The cutoffs of a part, shape :obj:`[num_windows]`."""
-    cutoff = torch.as_tensor(cutoff)
-    if cutoff.dim() > 1 or cutoff.numel() == 0:
-        raise ValueError(
-            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
-            f'{list(cutoff.shape)}.'
-        )
-    return cutoff.view(-1)

@@ -102,6 +102,18 @@ def miscounted(weight: float) -> HeteroData:
     return data
 
 
+def reweighted(weight: torch.Tensor | None) -> HeteroData:
+    data = macro()
+    data['macro_item', 'hop1', 'user'].edge_weight = weight
+    return data
+
+
+def remembered(recent: object) -> HeteroData:
+    data = macro()
+    data['user'].recent = recent
+    return data
+
+
 def misplaced(row: int) -> HeteroData:
     data = macro()
     data['macro_item', 'hop1', 'user'].edge_index[row, 0] = 9
@@ -114,9 +126,10 @@ def misremembered() -> HeteroData:
     return data
 
 
-def counts(**arguments: object) -> MacroEdges:
+def counts(user_cluster: torch.Tensor | None = None, **arguments: object) -> MacroEdges:
     cluster = torch.tensor([0, 1, 0])
-    return MacroEdges(cluster, cluster, {'user': 2, 'item': 2}, **arguments)  # type: ignore[arg-type]
+    users = cluster if user_cluster is None else user_cluster
+    return MacroEdges(users, cluster, {'user': 2, 'item': 2}, **arguments)  # type: ignore[arg-type]
 
 
 def conv(macro_size: int = 3, target_size: int = 2, width: int = 4, **kwargs: object) -> tuple:
@@ -376,7 +389,7 @@ CASES: dict[str, Case] = {
     # Macro coarsening
     'coarsen groups': (lambda p: MacroCoarsen({'user': 2}), ValueError, "'user' and 'item'"),
     'coarsen group type': (
-        lambda p: MacroCoarsen({'user': 2.0, 'item': 3}), TypeError, "int or a str.*2.0"  # type: ignore[dict-item]
+        lambda p: MacroCoarsen({'user': 2.0, 'item': 3}), TypeError, "groups.'user'.*integer.*2.0"  # type: ignore[dict-item]
     ),
     'coarsen group size': (
         lambda p: MacroCoarsen({'user': 0, 'item': 3}), ValueError, "'user'.*at least 1"
@@ -534,7 +547,9 @@ CASES: dict[str, Case] = {
     'grouping unfitted': (
         lambda p: Grouping(2).assign(torch.rand(3, 2)), RuntimeError, "'fit' or 'load'"
     ),
-    'grouping width': (lambda p: fitted().assign(torch.rand(3, 5)), ValueError, 'width 2.*5'),
+    'grouping width': (
+        lambda p: fitted().assign(torch.rand(3, 5)), ValueError, r'num_nodes, 2., .*3, 5'
+    ),
     'grouping file': (lambda p: load_junk(p), ValueError, 'no file that mag wrote'),
     'projection': (
         lambda p: raw_behavior(None, 0, 0), ValueError, 'projection_dim'  # type: ignore[arg-type]
@@ -562,7 +577,9 @@ CASES: dict[str, Case] = {
         lambda p: counts().update(torch.zeros(3, 2).long()), ValueError, r'\[3, 2\]'
     ),
     'edges new user': (
-        lambda p: counts().update(torch.tensor([[3], [0]])), IndexError, "'user_cluster'"
+        lambda p: counts().update(torch.tensor([[3], [0]])),
+        IndexError,
+        'user ids from 3 to 3, but expected them from 0 to 2',
     ),
     'edges moved': (
         lambda p: counts().update(torch.tensor([[0], [0]]), user_cluster=torch.tensor([1, 1, 1])),
@@ -639,10 +656,10 @@ CASES: dict[str, Case] = {
         lambda p: PairLoader(MacroCoarsen(GROUPS)(log())), ValueError, 'own future.*TemporalSplit'
     ),
     'loader counts': (
-        lambda p: PairLoader(miscounted(-1.0)), ValueError, 'finite and at least 0'
+        lambda p: PairLoader(miscounted(-1.0)), ValueError, r'hop 1 of users.*inf\), but got -1'
     ),
     'loader infinite counts': (
-        lambda p: PairLoader(miscounted(torch.inf)), ValueError, 'finite and at least 0'
+        lambda p: PairLoader(miscounted(torch.inf)), ValueError, r'\[0, inf\), but got inf'
     ),
     'loader macro id': (
         lambda p: PairLoader(misplaced(0)), IndexError, 'macro nodes of hop 1 from .* to 9.*0 to 2'
@@ -913,7 +930,7 @@ CASES: dict[str, Case] = {
         lambda p: PathSampler(log(), replace='no'), TypeError, "'replace' must be True.*'no'"  # type: ignore[arg-type]
     ),
     'path sampler user': (
-        lambda p: draw_paths(torch.tensor([5])), IndexError, 'PathSampler.draw found user ids from 5 to 5'
+        lambda p: draw_paths(torch.tensor([5])), IndexError, 'draw found user ids from 5 to 5'
     ),
     'path sampler none': (
         lambda p: draw_paths(None), TypeError, r"draw expects 'user' to be a tensor of shape \[B\]"
@@ -1000,6 +1017,85 @@ CASES: dict[str, Case] = {
         ValueError,
         r"may tell \[\], but told \['time'\]",
     ),
+    'macro rows weights': (
+        lambda p: MacroRows(reweighted(torch.ones(2))),
+        ValueError,
+        r"'edge_weight of hop 1 of users' of shape \[5, 1\], but got shape \[2, 1\]",
+    ),
+    'macro rows complex': (
+        lambda p: MacroRows(reweighted(torch.ones(5) * 1j)), TypeError, 'of numbers, but got torch'
+    ),
+    'macro rows no weight': (
+        lambda p: MacroRows(reweighted(None)), TypeError, "'edge_weight of hop 1 .* but got None"
+    ),
+    'macro rows recent type': (
+        lambda p: MacroRows(remembered(torch.ones(5, 3))), TypeError, 'recent. of dtype int64'
+    ),
+    'macro rows recent list': (
+        lambda p: MacroRows(remembered([1])), TypeError, r'tensor of shape \[5, 1, num\], .*list'
+    ),
+    'macro rows nodes': (
+        lambda p: MacroRows(macro()).rows('item', torch.tensor([0.5])), TypeError, "'node' of dtype"
+    ),
+    'macro rows windows': (
+        lambda p: MacroRows(macro()).rows('item', torch.tensor([1]), torch.tensor([0, 0])),
+        ValueError,
+        r"'window' of shape \[1\]",
+    ),
+    'join shuffle': (
+        lambda p: JoinedLoader([loader()], shuffle=2), TypeError, "'shuffle' must be True.*got 2"  # type: ignore[arg-type]
+    ),
+    'join outcomes': (
+        lambda p: JoinedLoader([HistoryLoader(bought(edge_label_conversion=torch.ones(40)))]),
+        ValueError,
+        "'edge_label_conversion' in 20 exposures without a click, such as row 1",
+    ),
+    'rows late outcomes': (
+        lambda p: Exposures(bought(edge_label_conversion=[1]), outcomes=False).conversion,
+        TypeError,
+        r"'edge_label_conversion' to be a tensor of shape \[40\], but got list",
+    ),
+    'rows request time': (
+        lambda p: Exposures(log()).request(0, torch.tensor([1]), reads=('time',)),
+        TypeError,
+        "'time' must be int64 seconds, but got None",
+    ),
+    'paths fixed seed': (
+        lambda p: PathLoader(log(), seed=None, fixed=True), TypeError, "'seed' must be an integer"  # type: ignore[arg-type]
+    ),
+    'path sampler time': (
+        lambda p: draw_paths(torch.tensor([1]), torch.tensor([0.5])),
+        TypeError,
+        "draw expects 'time' of int64 seconds, but got torch.float32",
+    ),
+    'path sampler two users': (
+        lambda p: draw_paths(torch.tensor([1, 2])), ValueError, r"'item' of shape \[2\].*\[1\]"
+    ),
+    'path sampler deep': (
+        lambda p: PathSampler(log(), {'user': [2], 'item': [1, 1]}), ValueError, 'equally deep'
+    ),
+    'path sampler widths': (
+        lambda p: PathSampler(log(), [2]), TypeError, r"dictionary of 'user' and 'item'.*\[2\]"  # type: ignore[arg-type]
+    ),
+    'path sampler attribute': (
+        lambda p: PathSampler(log(), attribute='tag'), ValueError, "filters by .*'item'.*tag.*None"
+    ),
+    'clusters keys': (
+        lambda p: MacroClusters({'user': 2}), ValueError, "a dictionary of 'user' and 'item'"
+    ),
+    'clusters behavior': (
+        lambda p: MacroClusters(GROUPS, ['raw']), ValueError, r"'macro', 'raw', but got \['raw'\]"  # type: ignore[arg-type]
+    ),
+    'edges lonely': (
+        lambda p: counts(torch.tensor([0, -1, 0])).update(torch.tensor([[1], [0]])),
+        ValueError,
+        "'user ids' of nodes with a cluster, but 1 of 1 is not, such as 1 in row 0",
+    ),
+    'edges cluster id': (
+        lambda p: MacroEdges(torch.tensor([5]), torch.tensor([0]), {'user': 2, 'item': 2}),
+        IndexError,
+        "clusters in 'user_cluster' from 5 to 5",
+    ),
     'macro rows none': (
         lambda p: MacroRows(log()), ValueError, "MacroRows found no macro edges of 'user'"
     ),
@@ -1019,7 +1115,7 @@ CASES: dict[str, Case] = {
         IndexError,
         'MacroRows found windows from 1 to 1, but expected them from 0 to 0',
     ),
-    'clusters groups': (lambda p: MacroClusters([2, 3]), ValueError, r"'groups' must.*\[2, 3\]"),  # type: ignore[arg-type]
+    'clusters groups': (lambda p: MacroClusters([2, 3]), TypeError, r"'groups' must.*\[2, 3\]"),  # type: ignore[arg-type]
     'clusters projection': (
         lambda p: MacroClusters(GROUPS, projection_dim=1.5), TypeError, "'projection_dim'.*1.5"  # type: ignore[arg-type]
     ),
@@ -1036,7 +1132,7 @@ CASES: dict[str, Case] = {
     'edges sizes': (
         lambda p: MacroEdges(torch.tensor([0]), torch.tensor([0]), {'user': 2}),
         ValueError,
-        "positive number for 'user' and 'item'.*{'user': 2}",
+        "must be a dictionary of 'user' and 'item', but got {'user': 2}",
     ),
     'edges bytes': (lambda p: counts(max_bytes=0), ValueError, "'max_bytes' must be at least 1"),
     'index size': (
@@ -1250,8 +1346,8 @@ def placed() -> HistoryLoader:
     return HistoryLoader(data)
 
 
-def draw_paths(user: object) -> object:
-    item, time = torch.tensor([1]), torch.tensor([9])
+def draw_paths(user: object, time: torch.Tensor = torch.tensor([9])) -> object:  # noqa: B008
+    item = torch.tensor([1])
     return PathSampler(log()).draw(user, item, time, torch.Generator())  # type: ignore[arg-type]
 
 

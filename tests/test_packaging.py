@@ -215,7 +215,7 @@ ROOMS: dict[str, set[str]] = {
     'nn': {'checks', 'schema'},
     'losses': {'checks'},
     'metrics': {'checks'},
-    'loader': {'checks', 'click_index', 'macro_graph', 'schema'},
+    'loader': {'checks', 'click_index', 'cutoff', 'macro_graph', 'schema'},
     'training': {'checks', 'files', 'fingerprint', 'logits', 'metrics', 'schema'},
     'transforms': {
         'checks', 'click_index', 'cutoff', 'loader', 'losses', 'macro_graph', 'modality', 'nn',

@@ -6,7 +6,7 @@ from torch_geometric.data import HeteroData
 from mag.loader.exposure_batch import ExposureBatch
 from mag.loader.exposure_features import ExposureFeatures
 from mag.loader.exposures import Exposures
-from mag.loader.row_loader import RowLoader, RowReader, check_batches
+from mag.loader.row_loader import RowLoader, RowReader
 from mag.schema import label_attributes, require
 
 
@@ -48,7 +48,6 @@ class ExposureLoader(RowLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_batches(batch_size, shuffle, seed)
         super().__init__(_FeatureReader(data), batch_size, shuffle, seed, **kwargs)
 
     @property

@@ -6,9 +6,10 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_integers
 from mag.click_index import ClickIndex, take
+from mag.cutoff import require_history
 from mag.loader.exposures import Exposures
 from mag.loader.history_batch import HistoryBatch
-from mag.loader.row_loader import RowLoader, RowReader, check_batches, check_history
+from mag.loader.row_loader import RowLoader, RowReader
 from mag.schema import CLICKS, require, require_cpu
 
 # What a batch holds of an exposure besides user, item and label, if the log does.
@@ -66,7 +67,6 @@ class HistoryLoader(RowLoader):
         history: HeteroData | None = None,
         **kwargs: Any,
     ) -> None:
-        check_batches(batch_size, shuffle, seed)
         histories = _HistoryReader(data, data if history is None else history, length)
         super().__init__(histories, batch_size, shuffle, seed, **kwargs)
 
@@ -102,7 +102,7 @@ class _HistoryReader(RowReader):
         require(history, 'HistoryLoader', 'edge_index', 'time')
         require_cpu(history, 'HistoryLoader')
         check_integers(1, length=length)
-        check_history('HistoryLoader', data, history)
+        require_history(data, 'HistoryLoader', history)
         super().__init__(
             Exposures(data, 'HistoryLoader', needs=('edge_label_time',), outcomes=False)
         )

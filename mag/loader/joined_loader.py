@@ -11,7 +11,7 @@ from mag.loader.history_loader import HistoryLoader
 from mag.loader.joined_batch import JoinedBatch
 from mag.loader.pair_loader import PairLoader
 from mag.loader.path_loader import PathLoader
-from mag.loader.row_loader import RowLoader, RowReader, check_batches
+from mag.loader.row_loader import RowLoader, RowReader
 
 # The attribute of a batch that holds what each loader reads.
 _PARTS = {
@@ -58,7 +58,6 @@ class JoinedLoader(RowLoader):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_batches(batch_size, shuffle, seed)
         self._request_of = _by_part(loaders)
         readers = {part: loader.dataset for part, loader in self._request_of.items()}
         super().__init__(_JoinedReader(readers), batch_size, shuffle, seed, **kwargs)

@@ -1,14 +1,14 @@
-import warnings
 from typing import Any
 
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.cutoff import require_exposures_after_clicks
 from mag.loader.exposures import Exposures
 from mag.loader.pair_batch import PairBatch
-from mag.loader.row_loader import RowLoader, RowReader, check_batches
+from mag.loader.row_loader import RowLoader, RowReader
 from mag.macro_graph.macro_rows import MacroRows
-from mag.schema import CLICKS, require, windows
+from mag.schema import require
 
 
 class PairLoader(RowLoader):
@@ -58,7 +58,6 @@ class PairLoader(RowLoader):
         **kwargs: Any,
     ) -> None:
         require(data, 'PairLoader', 'edge_index')
-        check_batches(batch_size, shuffle, seed)
         super().__init__(_PairReader(data, max_bytes), batch_size, shuffle, seed, **kwargs)
 
     def request(self, user: int | Tensor, items: Tensor) -> PairBatch:
@@ -83,7 +82,7 @@ class _PairReader(RowReader):
         self.macro_rows = MacroRows(data, max_bytes, reader='PairLoader')
         super().__init__(Exposures(data, 'PairLoader', needs=('edge_label',), outcomes=False))
         if len(self) > 0:
-            _check_cutoff(self.exposures, data)
+            require_exposures_after_clicks(data, 'PairLoader')
 
     def arguments(self) -> set[str]:
         return set()
@@ -94,45 +93,4 @@ class _PairReader(RowReader):
         item_hops, item_recent = self.macro_rows.gather('item', item, window)
         return PairBatch(
             user, item, user_hops, item_hops, user_recent, item_recent, exposures.label
-        )
-
-
-def _check_cutoff(exposures: Exposures, data: HeteroData) -> None:
-    r"""Raises unless all exposures come after the clicks that their macro rows count."""
-    clicks, (cutoff, num_windows, _) = data[CLICKS], windows(data, 'PairLoader')
-    if exposures.window is None and num_windows > 1:
-        raise ValueError(
-            f"PairLoader found {num_windows} cutoffs but no 'edge_label_window' that tells which "
-            f'of them belongs to each exposure.'
-        )
-    clock_name = 'position' if 'edge_label_position' in clicks else 'time'
-    clock, history = clicks.get(f'edge_label_{clock_name}'), clicks.get(clock_name)
-    has_clicks = clicks.edge_index.size(1) > 0
-    if not has_clicks and (cutoff is None or clock is None):
-        return
-    if clock is None or (cutoff is None and history is None):
-        missing = 'edge_label_time' if clock is None else clock_name
-        warnings.warn(
-            f'PairLoader cannot check that no exposure reads its own future, as the clicks have no '
-            f"'{missing}': keep the times that the dataset wrote, or make sure that the macro rows "
-            f'were counted before the first exposure.',
-            stacklevel=4,
-        )
-        return
-    if cutoff is None:
-        if history.max() >= clock.min():
-            raise ValueError(
-                f'PairLoader found exposures from {clock.min().item()} on and clicks up to '
-                f'{history.max().item()}: the exposures would see their own future. Use the parts '
-                f'that TemporalSplit returns; to serve requests from a whole log, delete its '
-                f"'edge_label_index'."
-            )
-        return
-    early = clock < (cutoff if exposures.window is None else cutoff[exposures.window])
-    if bool(early.any()):
-        row = int(early.nonzero()[0])
-        raise ValueError(
-            f'PairLoader found {int(early.sum())} exposures before the cutoff of the macro rows '
-            f'they would read, such as row {row} at {clock[row].item()}: they would see their own '
-            f'future. Use the parts that TemporalSplit returns.'
         )

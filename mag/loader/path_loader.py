@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from mag.checks import check_booleans, described
 from mag.click_index import take
+from mag.cutoff import require_history
 from mag.loader.exposures import Exposures
 from mag.loader.path_sampler import PathSampler
-from mag.loader.row_loader import RowLoader, RowReader, check_batches, check_history
+from mag.loader.row_loader import RowLoader, RowReader
 from mag.schema import (
     CLICKS,
     OTHER,
@@ -107,15 +108,14 @@ class PathLoader(RowLoader):
         batch_attributes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_batches(batch_size, shuffle, seed)
         check_booleans(replace=replace, fixed=fixed)
         paths = _PathReader(data, data if history is None else history, seed)
         if batch_attributes is not None:
             paths.keep(batch_attributes)
         paths.sampler = PathSampler(paths.history, widths, attribute, replace)
+        super().__init__(paths, batch_size, shuffle, seed, **kwargs)
         if fixed:
             paths.draw_all()
-        super().__init__(paths, batch_size, shuffle, seed, **kwargs)
 
     def request(
         self, user: int | Tensor, items: Tensor, time: int | Tensor, **contexts: int | Tensor
@@ -152,7 +152,7 @@ class _PathReader(RowReader):
     def __init__(self, data: HeteroData, history: HeteroData, seed: int) -> None:
         require(data, 'PathLoader', 'edge_label_index', 'edge_label_time')
         require(history, 'PathLoader', 'edge_index', 'time')
-        check_history('PathLoader', data, history)
+        require_history(data, 'PathLoader', history)
         super().__init__(Exposures(data, 'PathLoader', needs=('edge_label_time',), outcomes=False))
         self.data, self.history, self.seed = data, history, seed
         clicks = data[CLICKS]

@@ -1,12 +1,18 @@
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans, check_ids, check_integers, check_tensor, check_values
+from mag.checks import (
+    check_booleans,
+    check_ids,
+    check_keys,
+    check_sizes,
+    check_tensor,
+    check_values,
+)
 from mag.click_index import ClickIndex, take
 from mag.schema import CLICKS, OTHER, require, require_cpu
 
@@ -51,9 +57,15 @@ class PathSampler:
         require(data, 'PathSampler', 'edge_index', 'time')
         require_cpu(data, 'PathSampler')
         check_booleans(replace=replace)
-        self.widths = _checked_widths(
-            {'user': [25, 1, 10], 'item': [1, 25, 1]} if widths is None else widths
-        )
+        widths = {'user': [25, 1, 10], 'item': [1, 25, 1]} if widths is None else widths
+        check_keys(('user', 'item'), widths=widths)
+        check_sizes(**{f'widths[{root!r}]': numbers for root, numbers in widths.items()})
+        self.widths = {root: list(numbers) for root, numbers in widths.items()}
+        if not 0 < len(self.widths['user']) == len(self.widths['item']):
+            raise ValueError(
+                f"The paths of 'user' and 'item' must be equally deep, but got the widths "
+                f'{self.widths}.'
+            )
         self.num_nodes = {name: data[name].num_nodes for name in ('user', 'item')}
         self.attribute = attribute
         self.replace = replace
@@ -181,27 +193,6 @@ def draw_offsets(count: Tensor, width: int, replace: bool, generator: torch.Gene
         taken = (drawn[..., :column] == number.unsqueeze(-1)).any(-1)
         drawn[..., column] = torch.where(taken, last, number).where(last >= 0, -1)
     return drawn
-
-
-def _checked_widths(widths: Any) -> dict[str, list[int]]:
-    if not isinstance(widths, Mapping) or set(widths) != {'user', 'item'}:
-        raise TypeError(
-            f"'widths' must tell for 'user' and 'item' how many clicks go from a node at each "
-            f"depth, such as {{'user': [25, 1, 10], 'item': [1, 25, 1]}}, but got {widths!r}."
-        )
-    for node_type, numbers in widths.items():
-        if isinstance(numbers, str) or not isinstance(numbers, Sequence):
-            raise TypeError(
-                f"'widths' must hold a sequence of numbers for {node_type!r}, but got {numbers!r}."
-            )
-        for depth, number in enumerate(numbers, start=1):
-            check_integers(1, **{f'widths[{node_type!r}] at depth {depth}': number})
-    if len(widths['user']) != len(widths['item']) or len(widths['user']) == 0:
-        raise ValueError(
-            f"The paths of 'user' and 'item' must be equally deep, but 'widths' has "
-            f'{len(widths["user"])} and {len(widths["item"])} numbers.'
-        )
-    return {node_type: list(numbers) for node_type, numbers in widths.items()}
 
 
 def _category(data: HeteroData, attribute: str | None) -> Tensor:

@@ -2,11 +2,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch_geometric.data import HeteroData
 
 from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.exposures import Exposures
-from mag.schema import CLICKS
 
 
 class RowReader(Dataset):
@@ -71,29 +69,6 @@ class RowLoader(DataLoader):
             reader=f'{type(self).__name__}.request',
         )
         return self.dataset.batch(candidates)
-
-
-def check_batches(batch_size: int, shuffle: bool, seed: int) -> None:
-    r"""Raises what :class:`BatchIndexSampler` would, before a loader has worked for long."""
-    BatchIndexSampler(0, batch_size, shuffle, seed)
-
-
-def check_history(reader: str, data: HeteroData, history: HeteroData) -> None:
-    r"""Raises a :class:`ValueError` unless exposures of :obj:`data` can be compared by time with
-    clicks of :obj:`history`."""
-    for node_type in ('user', 'item'):
-        there, here = history[node_type].num_nodes, data[node_type].num_nodes
-        if there != here:
-            raise ValueError(
-                f"{reader} expects 'history' of the same log, but it has {there} {node_type}s "
-                f'where the data has {here}.'
-            )
-    if 'position' in history[CLICKS]:
-        raise ValueError(
-            f"{reader} compares times, but the data was split by each user's own log, which leaves "
-            f'clicks in the history that happened later: pass history= the whole log, or split '
-            f"with by='global'."
-        )
 
 
 def _keep_batch(batch: Any) -> Any:

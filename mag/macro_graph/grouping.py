@@ -1,5 +1,4 @@
 import os
-from typing import Any
 
 import numpy as np
 import scipy
@@ -62,7 +61,7 @@ class Grouping:
         Raises:
             ValueError: If there are fewer rows than clusters, or a value is not finite.
         """
-        rows = self._check(x)
+        rows = _as_rows(x)
         if len(rows) < self.num_clusters:
             raise ValueError(
                 f'Grouping into {self.num_clusters} clusters needs at least as many nodes with '
@@ -97,19 +96,13 @@ class Grouping:
             RuntimeError: If the grouping has not been fitted.
             ValueError: If :obj:`x` has another width than the rows it was fitted on.
         """
-        if self.centroids is None:
-            raise RuntimeError(f"{self!r} has not been fitted: call 'fit' or 'load' first.")
-        rows = self._check(x)
-        if rows.shape[1] != self.centroids.size(1):
-            raise ValueError(
-                f'Grouping was fitted on embeddings of width {self.centroids.size(1)}, but got '
-                f'shape {list(x.shape)}.'
-            )
+        centroids = self._fitted()
+        rows = _as_rows(x, centroids.size(1))
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
         import faiss
 
-        _, cluster = faiss.knn(rows, self.centroids.numpy(), 1)
+        _, cluster = faiss.knn(rows, centroids.numpy(), 1)
         return torch.from_numpy(cluster[:, 0].astype(np.int64))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -121,9 +114,7 @@ class Grouping:
         Raises:
             RuntimeError: If the grouping has not been fitted.
         """
-        if self.centroids is None:
-            raise RuntimeError(f'{self!r} has not been fitted: there is nothing to save.')
-        write_tensors({**self._arguments(), 'centroids': self.centroids}, path)
+        write_tensors({**self._arguments(), 'centroids': self._fitted()}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Grouping':
@@ -143,7 +134,10 @@ class Grouping:
         try:
             centroids = state.pop('centroids')
             grouping = cls(**state)
-            grouping.centroids = grouping._checked_centroids(centroids)
+            shape = (grouping.num_clusters, 'D')
+            check_tensor('Grouping', 'centroids', centroids, shape, torch.float32)
+            _as_rows(centroids)
+            grouping.centroids = centroids
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{os.fspath(path)!r} is not a saved Grouping: {error} Fit the grouping again, and '
@@ -151,12 +145,10 @@ class Grouping:
             ) from error
         return grouping
 
-    def _checked_centroids(self, centroids: Any) -> Tensor:
-        shape = (self.num_clusters, 'D')
-        check_tensor('Grouping', 'centroids', centroids, shape, torch.float32)
-        if centroids.size(1) == 0 or not bool(centroids.isfinite().all()):
-            raise ValueError('its centroids must be finite, and of one column or more.')
-        return centroids
+    def _fitted(self) -> Tensor:
+        if self.centroids is None:
+            raise RuntimeError(f"{self!r} has not been fitted: call 'fit' or 'load' first.")
+        return self.centroids
 
     def _arguments(self) -> dict[str, int | bool]:
         return {
@@ -166,21 +158,21 @@ class Grouping:
             'seed': self.seed,
         }
 
-    @staticmethod
-    def _check(x: Tensor) -> np.ndarray:
-        check_tensor('Grouping', 'x', x, ('num_nodes', 'D'), 'numbers')
-        if x.size(1) == 0:
-            raise ValueError('Grouping expects embeddings of width 1 or more, but got width 0.')
-        rows = x.detach().float().cpu().contiguous()
-        # FAISS ends the process where a squared distance is not finite.
-        squares = rows.square().sum(dim=1)
-        expected = 'rows with squares that float32 can sum'
-        check_values('Grouping', 'x', squares, squares.isfinite(), expected)
-        return rows.numpy()
-
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
         return f'{self.__class__.__name__}({arguments})'
+
+
+def _as_rows(x: Tensor, width: int | str = 'D') -> np.ndarray:
+    r"""Embeddings as FAISS takes them."""
+    check_tensor('Grouping', 'x', x, ('num_nodes', width), 'numbers')
+    check_integers(1, **{'x.size(1)': x.size(1)})
+    rows = x.detach().float().cpu().contiguous()
+    # FAISS ends the process where a squared distance is not finite.
+    squares = rows.square().sum(dim=1)
+    expected = 'rows with squares that float32 can sum'
+    check_values('Grouping', 'x', squares, squares.isfinite(), expected)
+    return rows.numpy()
 
 
 def macro_behavior(counts: Tensor) -> Tensor:

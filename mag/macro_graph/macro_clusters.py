@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.checks import (
+    check_booleans,
+    check_choice,
+    check_ids,
+    check_integers,
+    check_keys,
+    check_tensor,
+)
 from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
 from mag.schema import CLICKS, OTHER, categoricals
 
@@ -51,18 +58,9 @@ class MacroClusters:
         projection_dim: int = 256,
         seed: int = 0,
     ) -> None:
-        if not isinstance(groups, dict) or set(groups) != {'user', 'item'}:
-            raise ValueError(
-                f"'groups' must tell for 'user' and 'item' a number of clusters or the name of an "
-                f"attribute, such as {{'user': 20, 'item': 'category'}}, but got {groups!r}."
-            )
-        for node_type, group in groups.items():
-            if isinstance(group, bool) or not isinstance(group, (int, str)):
-                raise TypeError(
-                    f"'groups' must hold an int or a str for '{node_type}', but got {group!r}."
-                )
-            if isinstance(group, int):
-                check_integers(1, **{f'groups[{node_type!r}]': group})
+        check_keys(('user', 'item'), groups=groups)
+        numbers = {name: group for name, group in groups.items() if not isinstance(group, str)}
+        check_integers(1, **{f'groups[{name!r}]': number for name, number in numbers.items()})
         check_integers(1, projection_dim=projection_dim)
         check_integers(0, below=2**31, seed=seed)
         check_booleans(binary=binary, spherical=spherical)
@@ -103,8 +101,8 @@ class MacroClusters:
         self._columns = {'user': item, 'item': user}
         cluster = self._start(data)
         for node_type in self._order():
-            embedding, known = self._embed(data, node_type, first, cluster[OTHER[node_type]])
-            cluster[node_type][known] = self.groupings[node_type].fit(embedding[known])
+            embedding, is_clicked = self._embed(data, node_type, first, cluster[OTHER[node_type]])
+            cluster[node_type][is_clicked] = self.groupings[node_type].fit(embedding[is_clicked])
         self.cluster = cluster
         self.cluster = self.assign(data, window)
         return self
@@ -131,11 +129,11 @@ class MacroClusters:
                 first = window.new_full((data[node_type].num_nodes,), torch.iinfo(torch.long).max)
                 first.scatter_reduce_(0, node, window, 'amin')
                 new &= window == first[node]
-            embedding, known = self._embed(
+            embedding, is_clicked = self._embed(
                 data, node_type, edge_index[:, new], cluster[OTHER[node_type]]
             )
             cluster[node_type] = cluster[node_type].clone()
-            cluster[node_type][known] = self.groupings[node_type].assign(embedding[known])
+            cluster[node_type][is_clicked] = self.groupings[node_type].assign(embedding[is_clicked])
         return cluster
 
     def num_clusters(self, data: HeteroData, node_type: str) -> int:
@@ -157,15 +155,14 @@ class MacroClusters:
             if isinstance(group, str):
                 cluster[node_type] = self._attribute(data, node_type, group)
                 continue
-            known = self.cluster.get(node_type, torch.empty(0, dtype=torch.long))
-            if known.numel() > num_nodes:
+            fitted = self.cluster.get(node_type, torch.empty(0, dtype=torch.long))
+            grown = num_nodes - fitted.numel()
+            if grown < 0:
                 raise ValueError(
-                    f'MacroCoarsen was fitted on {known.numel()} {node_type}s, but this data has '
+                    f'MacroCoarsen was fitted on {fitted.numel()} {node_type}s, but this data has '
                     f'only {num_nodes}: parts of one log share their nodes.'
                 )
-            cluster[node_type] = torch.nn.functional.pad(
-                known, (0, num_nodes - known.numel()), value=-1
-            )
+            cluster[node_type] = torch.nn.functional.pad(fitted, (0, grown), value=-1)
         return cluster
 
     def _attribute(self, data: HeteroData, node_type: str, group: str) -> Tensor:
@@ -193,15 +190,15 @@ class MacroClusters:
         )
         if self.binary:
             clicks.data[:] = 1
-        known = torch.from_numpy(np.diff(clicks.indptr) > 0)
+        is_clicked = torch.from_numpy(np.diff(clicks.indptr) > 0)
         if self.behaviors[node_type] == 'raw':
             columns = self._columns[node_type]
-            return raw_behavior(clicks, self.projection_dim, self.seed, columns), known
+            return raw_behavior(clicks, self.projection_dim, self.seed, columns), is_clicked
         counts = scipy.sparse.csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
             shape=(num_nodes, self.num_clusters(data, other)),
         )
-        return macro_behavior(torch.from_numpy(counts.toarray())), known
+        return macro_behavior(torch.from_numpy(counts.toarray())), is_clicked
 
 
 def resolve_behavior(groups: dict[str, int | str], behavior: Any) -> dict[str, str]:
@@ -209,13 +206,8 @@ def resolve_behavior(groups: dict[str, int | str], behavior: Any) -> dict[str, s
     :obj:`"macro"` where the neighbors are grouped by an attribute, else :obj:`"raw"`."""
     learned = [node_type for node_type, group in groups.items() if isinstance(group, int)]
     given = behavior if isinstance(behavior, dict) else {}
-    if isinstance(behavior, str):
+    if behavior is not None and not isinstance(behavior, dict):
         given = dict.fromkeys(learned or OTHER, behavior)
-    elif behavior is not None and not isinstance(behavior, dict):
-        raise TypeError(
-            f"'behavior' must be 'macro', 'raw' or a dict such as {{'user': 'macro'}}, but got "
-            f'{behavior!r}.'
-        )
     if not given.keys() <= set(learned):
         raise ValueError(
             f"'behavior' is {behavior!r}, but with 'groups' {groups} clusters are learned for "

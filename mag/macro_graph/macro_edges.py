@@ -2,16 +2,13 @@ import numpy as np
 import scipy
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.checks import check_booleans, check_choice, check_integers
+from mag.macro_graph.clustered_clicks import ClusteredClicks
 from mag.schema import OTHER
 
-BYTES_PER_PAIR = 12
-CHUNK_PAIRS = 2**26
 
-
-class MacroEdges:
+class MacroEdges(ClusteredClicks):
     r"""The macro edges of every node: how often its :math:`k`-hop neighborhood reaches each
     macro node, from the `"Macro Graph Neural Networks for Online Billion-Scale Recommender
     Systems" <https://doi.org/10.1145/3589334.3645517>`_ paper (eq. 5)
@@ -61,29 +58,12 @@ class MacroEdges:
         binary: bool = True,
         max_bytes: int = 8 * 2**30,
     ) -> None:
-        check_integers(1, num_hops=num_hops, max_bytes=max_bytes)
+        check_integers(1, num_hops=num_hops)
         check_booleans(binary=binary)
         check_choice(('set', 'walk'), mode=mode)
-        if not isinstance(num_clusters, dict) or set(num_clusters) != {'user', 'item'}:
-            raise ValueError(
-                f"'num_clusters' must tell a positive number for 'user' and 'item', but got "
-                f'{num_clusters!r}.'
-            )
-        check_integers(1, **{f'num_clusters[{name!r}]': num for name, num in num_clusters.items()})
-        self.num_clusters = num_clusters
+        super().__init__(user_cluster, item_cluster, num_clusters, binary, max_bytes)
         self.num_hops = num_hops
         self.mode = mode
-        self.binary = binary
-        self.max_bytes = max_bytes
-        self.cluster = {
-            'user': self._check_cluster('user', user_cluster),
-            'item': self._check_cluster('item', item_cluster),
-        }
-        num_users, num_items = len(user_cluster), len(item_cluster)
-        self.clicks = {
-            'user': scipy.sparse.csr_matrix((num_users, num_items), dtype=np.float64),
-            'item': scipy.sparse.csr_matrix((num_items, num_users), dtype=np.float64),
-        }
         self.counts = {
             node: [
                 np.zeros((len(self.cluster[node]), num_clusters[self.reached(node, hop)]))
@@ -91,11 +71,6 @@ class MacroEdges:
             ]
             for node in ('user', 'item')
         }
-
-    @staticmethod
-    def reached(node: str, hop: int) -> str:
-        r"""The node type that :obj:`hop` steps from :obj:`node` arrive at."""
-        return node if hop % 2 == 0 else OTHER[node]
 
     def update(
         self,
@@ -123,9 +98,13 @@ class MacroEdges:
         """
         before = self.cluster.copy(), self.clicks.copy(), self.counts.copy()
         try:
-            self._extend('user', user_cluster)
-            self._extend('item', item_cluster)
-            self._add(self._new_clicks(edge_index))
+            for node, cluster in (('user', user_cluster), ('item', item_cluster)):
+                grown = self.extend(node, cluster)
+                self.counts[node] = [
+                    np.pad(table, ((0, grown), (0, 0))) if grown > 0 else table
+                    for table in self.counts[node]
+                ]
+            self._add(self.matrices(edge_index))
         except (TypeError, ValueError, IndexError):
             # What is refused leaves no trace.
             self.cluster, self.clicks, self.counts = before
@@ -149,7 +128,7 @@ class MacroEdges:
             for node in ('user', 'item')
         }
         change = {
-            node: (new[node] @ self._one_hot(OTHER[node])).toarray() for node in ('user', 'item')
+            node: (new[node] @ self.one_hot(OTHER[node])).toarray() for node in ('user', 'item')
         }
         for hop in range(1, additive_hops + 1):
             following = {}
@@ -167,7 +146,7 @@ class MacroEdges:
     def coarse(self) -> np.ndarray:
         r"""The clicks between every user cluster and every item cluster, shape
         :obj:`[num_user_clusters, num_item_clusters]`."""
-        return self._one_hot('user').T @ self.counts['user'][0]
+        return self.one_hot('user').T @ self.counts['user'][0]
 
     def tensors(self, node: str, hop: int) -> Tensor:
         r"""The full macro edges :math:`\mathbf{E}^{(k)}_v[p, q]` of eq. 5 for all nodes of a type.
@@ -186,15 +165,15 @@ class MacroEdges:
         check_integers(1, below=self.num_hops + 1, hop=hop)
         rows, columns = (self.num_clusters[self.reached(node, step)] for step in (hop - 1, hop))
         num_nodes = len(self.cluster[node])
-        self._refuse(
-            float(np.minimum(self._num_walks(node, hop), rows * columns).sum()) * 28,
+        self.refuse(
+            float(np.minimum(self.num_walks(node, hop), rows * columns).sum()) * 28,
             f'The full macro edges of hop {hop} of {num_nodes:,} {node}s over {rows} x {columns} '
             f'clusters',
         )
         if self.mode == 'set' and hop > 1:
-            edges = self._over_sets(node, hop, self._own_edges(self.reached(node, hop - 1)))
+            edges = self.over_sets(node, hop, self.own_edges(self.reached(node, hop - 1)))
         else:
-            edges = self._own_edges(self.reached(node, hop - 1))
+            edges = self.own_edges(self.reached(node, hop - 1))
             for step in range(hop - 2, -1, -1):
                 edges = self.clicks[self.reached(node, step)] @ edges
         edges = edges.tocoo()
@@ -205,68 +184,6 @@ class MacroEdges:
             (num_nodes, rows, columns),
             check_invariants=True,
         ).coalesce()
-
-    def _check_cluster(self, node: str, cluster: Tensor) -> np.ndarray:
-        check_tensor('MacroEdges', f'{node}_cluster', cluster, (f'num_{node}s',), 'integers')
-        number = self.num_clusters[node]
-        check_ids('MacroEdges', f"clusters in '{node}_cluster'", cluster, number, first=-1)
-        return cluster.numpy().astype(np.int64)
-
-    def _extend(self, node: str, cluster: Tensor | None) -> None:
-        if cluster is None:
-            return
-        values, old = self._check_cluster(node, cluster), self.cluster[node]
-        if len(values) < len(old) or ((old >= 0) & (values[: len(old)] != old)).any():
-            raise ValueError(
-                f"'{node}_cluster' must keep the clusters of the {len(old)} {node}s that are "
-                f'already counted: count anew with a new MacroEdges to change them.'
-            )
-        self.cluster[node] = values
-        grown = len(values) - len(old)
-        if grown > 0:
-            self.counts[node] = [np.pad(table, ((0, grown), (0, 0))) for table in self.counts[node]]
-            shape = (len(values), len(self.cluster[OTHER[node]]))
-            own, other = self.clicks[node], self.clicks[OTHER[node]]
-            ends = np.pad(own.indptr, (0, grown), mode='edge')
-            self.clicks[node] = scipy.sparse.csr_matrix((own.data, own.indices, ends), shape)
-            self.clicks[OTHER[node]] = scipy.sparse.csr_matrix(
-                (other.data, other.indices, other.indptr), shape[::-1]
-            )
-
-    def _new_clicks(self, edge_index: Tensor) -> dict[str, 'scipy.sparse.csr_matrix']:
-        check_tensor('MacroEdges', 'edge_index', edge_index, (2, 'E'), 'integers')
-        user, item = edge_index.numpy()
-        for node, index in (('user', user), ('item', item)):
-            if len(index) == 0:
-                continue
-            if index.min() < 0 or index.max() >= len(self.cluster[node]):
-                raise IndexError(
-                    f'MacroEdges found {node} ids from {index.min()} to {index.max()} in the '
-                    f'clicks, but has the clusters of {len(self.cluster[node])} {node}s: pass '
-                    f"'{node}_cluster' to 'update' along with new {node}s."
-                )
-            lonely = self.cluster[node][index] < 0
-            if lonely.any():
-                raise ValueError(
-                    f'MacroEdges found {lonely.sum()} clicks of {node}s without a cluster, such as '
-                    f"{node} {index[lonely.argmax()]}: fill in '{node}_cluster'."
-                )
-        shape = (len(self.cluster['user']), len(self.cluster['item']))
-        new = scipy.sparse.csr_matrix((np.ones(len(user)), (user, item)), shape=shape)
-        if self.binary:
-            new.data[:] = 1
-            if self.clicks['user'].nnz > 0:
-                new = new - new.multiply(self.clicks['user'])
-                new.eliminate_zeros()
-        return {'user': new, 'item': new.T.tocsr()}
-
-    def _one_hot(self, node: str) -> 'scipy.sparse.csr_matrix':
-        cluster = self.cluster[node]
-        known = cluster >= 0
-        return scipy.sparse.csr_matrix(
-            (np.ones(known.sum()), cluster[known], np.concatenate([[0], known.cumsum()])),
-            shape=(len(cluster), self.num_clusters[node]),
-        )
 
     def _carry(self, node: str, change: np.ndarray) -> np.ndarray:
         other = OTHER[node]
@@ -279,62 +196,11 @@ class MacroEdges:
             return self.clicks[node] @ change
         return self.clicks[other].T @ change
 
-    def _own_edges(self, node: str) -> 'scipy.sparse.csr_matrix':
-        r"""Hop-1 macro edges, in which only the row of the node's own cluster is filled, shape
-        :obj:`[num_nodes, M_0 * M_1]`."""
-        first = scipy.sparse.csr_matrix(self.clicks[node] @ self._one_hot(OTHER[node]))
-        width = self.num_clusters[OTHER[node]]
-        owner = np.repeat(self.cluster[node], np.diff(first.indptr))
-        return scipy.sparse.csr_matrix(
-            (first.data, owner * width + first.indices, first.indptr),
-            shape=(first.shape[0], self.num_clusters[node] * width),
-        )
-
-    def _num_walks(self, node: str, hop: int) -> np.ndarray:
-        walks = np.ones(len(self.cluster[self.reached(node, hop)]))
-        for step in range(hop - 1, -1, -1):
-            walks = self.clicks[self.reached(node, step)] @ walks
-        return walks
-
     def _count_sets(self, node: str, hop: int) -> np.ndarray:
         start = self.reached(node, hop - 1)
-        return self._over_sets(
-            node, hop, scipy.sparse.csr_matrix(self.clicks[start] @ self._one_hot(OTHER[start]))
+        return self.over_sets(
+            node, hop, scipy.sparse.csr_matrix(self.clicks[start] @ self.one_hot(OTHER[start]))
         ).toarray()
-
-    def _over_sets(
-        self, node: str, hop: int, table: 'scipy.sparse.csr_matrix'
-    ) -> 'scipy.sparse.csr_matrix':
-        r"""Sums the rows of :obj:`table` over :math:`\mathcal{N}^{(k-1)}_v`, which is eq. 5 because
-        every neighbor of a node in :math:`\mathcal{N}^{(k-1)}_v` is in
-        :math:`\mathcal{N}^{(k)}_v`."""
-        pairs = np.minimum(self._num_walks(node, hop - 1), table.shape[0])
-        self._refuse(
-            float(pairs.sum()) * BYTES_PER_PAIR,
-            f'The neighborhood sets N^({hop - 1}) of {len(pairs):,} {node}s',
-        )
-        chunk = (pairs.cumsum() // CHUNK_PAIRS).astype(np.int64)
-        bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=chunk[-1:] + 1))
-        parts = [scipy.sparse.csr_matrix((0, table.shape[1]))]
-        pieces = list(zip(bounds[:-1], bounds[1:], strict=True))
-        for start, end in tqdm(pieces, f'Counting hop {hop}', leave=False, delay=3):
-            reach = self.clicks[node][start:end]
-            for step in range(1, hop - 1):
-                reach = reach @ self.clicks[self.reached(node, step)]
-                reach.data[:] = 1
-            if not self.binary:
-                reach = reach.copy()
-                reach.data[:] = 1
-            parts.append(reach @ table)
-        return scipy.sparse.vstack(parts, format='csr')
-
-    def _refuse(self, num_bytes: float, what: str) -> None:
-        if num_bytes > self.max_bytes:
-            raise ValueError(
-                f'{what} would take up to {num_bytes / 2**20:,.0f} MiB, more than the '
-                f"{self.max_bytes / 2**20:,.0f} MiB of 'max_bytes'. Use mode='walk', whose cost is "
-                f'linear in the clicks, or fewer hops or clusters.'
-            )
 
     def __repr__(self) -> str:
         return (

@@ -1,12 +1,12 @@
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_choice, check_ids, check_integers, check_tensor
+from mag.checks import check_choice, check_ids, check_integers, check_numbers, check_tensor
 from mag.schema import OTHER, hops, require, windows
 
 # Edges whose counts are copied at once.
@@ -112,35 +112,35 @@ class MacroRows(Dataset):
         r"""The macro edges of each hop."""
         found = []
         for hop, edge_type in enumerate(hops(data, node_type), start=1):
-            macro, node = data[edge_type].edge_index
-            weight = data[edge_type].edge_weight
+            what = f'of hop {hop} of {node_type}s'
+            edge_index = data[edge_type].get('edge_index')
+            check_tensor(reader, f'edge_index {what}', edge_index, (2, 'E'), torch.long)
+            macro, node = edge_index
             # Not view(..., -1): without any edge, nothing would tell how many windows there are.
-            weight = weight.unsqueeze(1) if weight.dim() == 1 else weight
-            if weight.size(1) != self.num_windows:
-                raise ValueError(
-                    f'{reader} expects one weight for each of {self.num_windows} windows on '
-                    f'{edge_type}, but got shape {list(data[edge_type].edge_weight.shape)}.'
-                )
+            weight = self._by_window(data[edge_type].get('edge_weight'), 2)
+            shape = macro.numel(), self.num_windows
+            check_tensor(reader, f'edge_weight {what}', weight, shape, 'numbers')
             num_nodes, num_macro = self.num_nodes[node_type], data[edge_type[0]].num_nodes
             check_ids(reader, f'macro nodes of hop {hop}', macro, num_macro)
             check_ids(reader, f'{node_type}s of hop {hop}', node, num_nodes)
             low, high = (
                 (bound.item() for bound in weight.aminmax()) if weight.numel() > 0 else (0, 0)
             )
-            # NaN is neither.
-            if not (low >= 0 and high < math.inf):
-                raise ValueError(
-                    f'{reader} expects counts that are finite and at least 0, but {edge_type} has '
-                    f'others.'
-                )
-            shape = num_nodes, self.num_windows, num_macro
-            found.append(_Counts(macro, node, weight, shape, _smallest_type(weight, high)))
+            for bound in (low, high):
+                check_numbers('[0, inf)', **{f'edge_weight {what}': bound})
+            size = num_nodes, self.num_windows, num_macro
+            found.append(_Counts(macro, node, weight, size, _smallest_type(weight, high)))
         if not found:
             raise ValueError(
                 f"{reader} found no macro edges of '{node_type}' in the data: apply MacroCoarsen "
                 f'first.'
             )
         return found
+
+    def _by_window(self, value: Any, dim: int) -> Any:
+        r"""What need not say its window, where there is one."""
+        is_short = isinstance(value, Tensor) and value.dim() == dim - 1
+        return value.unsqueeze(1) if is_short and self.num_windows == 1 else value
 
     def _refuse_too_large(
         self, counts: dict[str, list['_Counts']], max_bytes: int, reader: str
@@ -159,14 +159,10 @@ class MacroRows(Dataset):
         recent = data[node_type].get('recent')
         if recent is None:
             return torch.empty(num_nodes * self.num_windows, 0, dtype=torch.long)
-        lead = (num_nodes, self.num_windows) if self.num_windows > 1 else (num_nodes,)
-        if recent.shape[:-1] not in (lead, (num_nodes, self.num_windows)):
-            raise ValueError(
-                f"{reader} expects data['{node_type}'].recent of shape {[*lead, 'num']}, but got "
-                f'{list(recent.shape)}: apply RecentNeighbors to the part, not before the split.'
-            )
-        what = f"{other}s in data['{node_type}'].recent"
-        check_ids(reader, what, recent, self.num_nodes[other], first=-1)
+        recent = self._by_window(recent, 3)
+        what, shape = f"data['{node_type}'].recent", (num_nodes, self.num_windows, 'num')
+        check_tensor(reader, what, recent, shape, torch.long)
+        check_ids(reader, f'{other}s in {what}', recent, self.num_nodes[other], first=-1)
         return recent.reshape(num_nodes * self.num_windows, -1)
 
 

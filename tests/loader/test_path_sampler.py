@@ -187,11 +187,11 @@ def test_the_paper_is_the_default() -> None:
 @pytest.mark.parametrize(
     ('arguments', 'error', 'message'),
     [
-        ({'widths': {'user': [3]}}, TypeError, "must tell for 'user' and 'item'"),
-        ({'widths': {'user': [3], 'item': 3}}, TypeError, "a sequence of numbers for 'item'"),
-        ({'widths': {'user': [3], 'item': [1, 1]}}, ValueError, 'equally deep.* 1 and 2 numbers'),
-        ({'widths': {'user': [], 'item': []}}, ValueError, '0 and 0 numbers'),
-        ({'widths': {'user': [0], 'item': [1]}}, ValueError, "widths.'user'. at depth 1' must be"),
+        ({'widths': {'user': [3]}}, ValueError, "'widths' must be .*'user' and 'item'"),
+        ({'widths': {'user': [3], 'item': 3}}, TypeError, "widths.'item'.' must be a sequence"),
+        ({'widths': {'user': [3], 'item': [1, 1]}}, ValueError, r'equally deep.*\[3\].*\[1, 1\]'),
+        ({'widths': {'user': [], 'item': []}}, ValueError, r'equally deep.*\[\].*\[\]'),
+        ({'widths': {'user': [0], 'item': [1]}}, ValueError, "widths.'user'..0.' must be"),
         ({'attribute': 'color'}, ValueError, r'item.\]\.color, but .* has .*category'),
     ],
 )
@@ -213,7 +213,7 @@ def test_targets_that_do_not_exist_raise() -> None:
         sampler.draw(one[0], one, one, generator)
     with pytest.raises(TypeError, match="draw expects 'time' of int64 seconds, .* torch.float32"):
         sampler.draw(one, one, torch.tensor([1.0]), generator)
-    with pytest.raises(TypeError, match='but got {}'):
+    with pytest.raises(ValueError, match='but got {}'):
         PathSampler(data, widths={})
 
 

@@ -256,7 +256,7 @@ def test_chunks_of_sets(monkeypatch):
     r"""Neighborhood sets made a few rows at a time are the same sets."""
     clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(2)
     whole = MacroEdges(user_cluster, item_cluster, num_clusters, 4).update(clicks)
-    monkeypatch.setattr('mag.macro_graph.macro_edges.CHUNK_PAIRS', 50)
+    monkeypatch.setattr('mag.macro_graph.clustered_clicks.CHUNK_PAIRS', 50)
     assert_equal(MacroEdges(user_cluster, item_cluster, num_clusters, 4).update(clicks), whole)
 
 
@@ -346,14 +346,18 @@ def test_bad_arguments(make, error, match):
         ((torch.tensor([0, 1]),), ValueError, r'shape \[2, E\], but got shape \[2\]'),
         ((torch.zeros(2, 3),), TypeError, 'integers.*float32'),
         (([[0], [0]],), TypeError, 'got list'),
-        ((torch.tensor([[2], [0]]),), IndexError, "user ids from 2 to 2.*'user_cluster'"),
+        (
+            (torch.tensor([[2], [0]]),),
+            IndexError,
+            'user ids from 2 to 2, but expected them from 0 to 1',
+        ),
         ((torch.tensor([[0], [-1]]),), IndexError, 'item ids from -1 to -1'),
         ((torch.tensor([[0], [0]]), torch.tensor([1, 1])), ValueError, 'keep the clusters'),
         ((torch.tensor([[0], [0]]), torch.tensor([0])), ValueError, 'of the 2 users'),
         (
             (torch.tensor([[2], [0]]), torch.tensor([0, 1, -1])),
             ValueError,
-            '1 clicks of users without a cluster, such as user 2',
+            "'user ids' of nodes with a cluster, but 1 of 1 is not, such as 2 in row 0",
         ),
     ],
 )

@@ -106,5 +106,7 @@ def test_data_that_has_none(click_log: HeteroData) -> None:
         MacroRows(data, 1.5)  # type: ignore[arg-type]
     other = copy.copy(data)
     other[CLICKS].cutoff = data[CLICKS].cutoff[:4]
-    with pytest.raises(ValueError, match='MacroRows expects one weight for each of 4 windows'):
+    with pytest.raises(
+        ValueError, match=r"MacroRows expects 'edge_weight of hop 1 of users' .*, 4\], but"
+    ):
         MacroRows(other)

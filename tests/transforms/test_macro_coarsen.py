@@ -538,11 +538,15 @@ def test_ordinary_gnn_trains():
 @pytest.mark.parametrize(
     ('arguments', 'error', 'match'),
     [
-        ({'groups': {'user': 3}}, ValueError, "'groups' must tell.*such as.*got {'user': 3}"),
-        ({'groups': [3, 4]}, ValueError, r'got \[3, 4\]'),
+        (
+            {'groups': {'user': 3}},
+            ValueError,
+            "'groups' must be .*'user' and 'item', but got {'user': 3}",
+        ),
+        ({'groups': [3, 4]}, TypeError, r'got \[3, 4\]'),
         ({'groups': {'user': 0, 'item': 2}}, ValueError, "groups.'user'.*at least 1, but got 0"),
         ({'groups': {'user': -2, 'item': 2}}, ValueError, "'user'.*, but got -2"),
-        ({'groups': {'user': 2.0, 'item': 2}}, TypeError, "int or a str for 'user'.*2.0"),
+        ({'groups': {'user': 2.0, 'item': 2}}, TypeError, "groups.'user'.*must be an integer.*2.0"),
         ({'groups': {'user': True, 'item': 2}}, TypeError, 'got True'),
         ({'groups': GROUPS, 'num_hops': 0}, ValueError, "'num_hops'.*got 0"),
         ({'groups': GROUPS, 'mode': 'shell'}, ValueError, "'mode'.*'shell'"),
@@ -559,7 +563,7 @@ def test_ordinary_gnn_trains():
             "'behavior' is 'raw', but.*are learned for none",
         ),
         ({'groups': GROUPS, 'behavior': 'deep'}, ValueError, "'macro', 'raw', but got 'deep'"),
-        ({'groups': GROUPS, 'behavior': 3}, TypeError, "'behavior' must be.*got 3"),
+        ({'groups': GROUPS, 'behavior': 3}, ValueError, "'macro', 'raw', but got 3"),
         ({'groups': GROUPS, 'behavior': {'users': 'raw'}}, ValueError, "is {'users': 'raw'}, but"),
         (
             {'groups': GROUPS, 'behavior': {'item': 'raw'}},
