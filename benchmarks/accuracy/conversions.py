@@ -28,6 +28,7 @@ from accuracy.harness import (
     describe_rows,
     difference_to,
     fit_run,
+    rows_of,
     run_missing,
     sections,
     spread,
@@ -199,12 +200,11 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
         + (' (of seed 0).' if 'optimum' in runs[0] else '.')
     )
     yield ''
-    rows = []
-    for name, model in MODELS.items():
-        found = select(runs, model=name)
-        if found:
-            cells = [spread([run['test'][metric] for run in found]) for metric in columns]
-            rows.append([model.title, *cells, f'{len(found)}'])
+    rows = rows_of(
+        runs,
+        MODELS,
+        lambda name, found: [spread([run['test'][metric] for run in found]) for metric in columns],
+    )
     if 'optimum' in runs[0]:
         found = select(runs, model=runs[0]['model'])
         cells = [

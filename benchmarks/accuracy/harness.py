@@ -2,7 +2,7 @@ r"""What the benchmarks of accuracy share: how they run models, compare them and
 
 import argparse
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -118,6 +118,19 @@ def difference_to(
         return ''
     ours, theirs = (list(column) for column in zip(*pairs))
     return f'{mean(ours) - mean(theirs):+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})'
+
+
+def rows_of(
+    runs: list[Record], models: Mapping[str, Any], cells: Callable[[str, list[Record]], list[str]]
+) -> list[list[str]]:
+    r"""The rows of a table: of each model that was run its title, the cells of its name and its
+    runs, and how many seeds there are."""
+    found = {name: select(runs, model=name) for name in models}
+    return [
+        [models[name].title, *cells(name, of_model), f'{len(of_model)}']
+        for name, of_model in found.items()
+        if of_model
+    ]
 
 
 def sections(

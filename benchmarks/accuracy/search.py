@@ -31,6 +31,7 @@ from accuracy.harness import (
     describe_rows,
     difference_to,
     fit_run,
+    rows_of,
     run_missing,
     sections,
     spread,
@@ -220,21 +221,18 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     for domain in ('search', 'recommendation'):
         header += [f'{domain} AUC', 'over DNN', 'against SRJGraph']
     header += ['search logloss', 'recommendation logloss', 'seeds']
-    rows = []
-    for name, model in MODELS.items():
-        found = select(runs, model=name)
-        if not found:
-            continue
-        cells = []
+
+    def cells(name: str, found: list[Record]) -> list[str]:
+        row = []
         for domain in ('search', 'recommendation'):
-            cells += [
+            row += [
                 values(found, domain, 'auc'),
                 over_dnn(runs, name, domain),
                 difference_to('srjgraph', runs, name, partial(auc_of, domain)),
             ]
-        cells += [values(found, domain, 'logloss') for domain in ('search', 'recommendation')]
-        rows.append([model.title, *cells, f'{len(found)}'])
-    yield from table(header, rows)
+        return row + [values(found, domain, 'logloss') for domain in ('search', 'recommendation')]
+
+    yield from table(header, rows_of(runs, MODELS, cells))
 
 
 def values(runs: list[Record], domain: str, metric: str) -> str:

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from lightning import seed_everything
-from records import Record, make_parser, select, table
+from records import Record, make_parser, table
 from torch import nn
 from torch_geometric.data import HeteroData
 
@@ -36,6 +36,7 @@ from accuracy.harness import (
     describe_rows,
     difference_to,
     fit_run,
+    rows_of,
     run_missing,
     sections,
     spread,
@@ -222,23 +223,18 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     yield from ('', f'## {DATASETS[dataset].title}', '')
     yield f'{describe_rows(runs[0])}.'
     yield ''
-    rows = []
-    for name, model in MODELS.items():
-        found = select(runs, model=name)
-        if not found:
-            continue
-        cells = []
+
+    def cells(name: str, found: list[Record]) -> list[str]:
+        row = []
         for metric in METRICS:
             value = partial(value_of, metric)
-            cells += [
-                spread([value(run) for run in found]),
-                difference_to('hyperctr', runs, name, value),
-            ]
-        rows.append([model.title, *cells, f'{len(found)}'])
+            row += [spread(list(map(value, found))), difference_to('hyperctr', runs, name, value)]
+        return row
+
     header = ['model']
     for title in ('AUC', 'GAUC', 'logloss'):
         header += [title, 'against HyperCTR']
-    yield from table([*header, 'seeds'], rows)
+    yield from table([*header, 'seeds'], rows_of(runs, MODELS, cells))
 
 
 def main(arguments: Sequence[str]) -> None:
