@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from filelock import FileLock
 
-from mag.files import checksum, read_tensors, replacing
+from mag.files import checksum, read_tensors, replacing, write_tensors
 
 _MANIFEST = 'cache.json'
 _T = TypeVar('_T')
@@ -178,6 +179,29 @@ class Cache:
             f'The cache in {self.folder!r} is damaged, its {name} cannot be read: {reason}. '
             f'Pass force_reload=True to make it again.'
         )
+
+
+def write_graph(graph: dict[str, Any], path: str, pre_transform: str) -> None:
+    r"""Writes what :meth:`Cache.read_graph` reads.
+
+    Args:
+        graph (dict): Tensors, by node type and edge type.
+        path (str): The file.
+        pre_transform (str): What has changed the graph, for the message.
+
+    Raises:
+        ValueError: If the graph holds what could not be read again.
+    """
+    # `InMemoryDataset.save` holds two more copies of the data in memory.
+    write_tensors(graph, path)
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(
+            f"'pre_transform' must put tensors, numbers, words, lists and dictionaries into the "
+            f'data, as a cache holds nothing else, but {pre_transform} puts objects of other '
+            f'classes there.'
+        ) from error
 
 
 def write_manifest(folder: str, facts: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from glob import escape
 
 import duckdb
+import numpy as np
 
 from mag.datasets._content import end_sentence
 from mag.datasets._read_errors import (
@@ -33,6 +34,18 @@ def reading_parquet(path: str) -> Iterator[None]:
 def scan_parquet(path: str) -> str:
     r"""Writes the SQL that reads a Parquet file."""
     return f'read_parquet({one_file(path)})'
+
+
+def read_columns(path: str) -> dict[str, np.ndarray]:
+    r"""Reads all columns of a Parquet file, with :obj:`None` where a value is missing."""
+    with duckdb.connect() as connection:
+        columns = connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
+    return {
+        name: np.where(np.ma.getmaskarray(column), np.array(None), np.ma.getdata(column))
+        if np.ma.is_masked(column)
+        else np.ma.getdata(column)
+        for name, column in columns.items()
+    }
 
 
 def parquet_columns(

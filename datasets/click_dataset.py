@@ -7,19 +7,18 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import torch
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._cache import Cache, write_manifest
+from mag.datasets._cache import Cache, write_graph, write_manifest
 from mag.datasets._fingerprint import compare_files, hash_files
 from mag.datasets._log_checks import check_log
 from mag.datasets._log_to_graph import LogToGraph
-from mag.datasets._parquet import scan_parquet
+from mag.datasets._parquet import read_columns
 from mag.datasets._read_errors import explain_read_error
 from mag.datasets._sql import drop_tables, quote
 from mag.datasets.log_table import LogTable
-from mag.files import full_disk, require_local, write_tensors
+from mag.files import full_disk, require_local
 
 
 class ClickDataset(InMemoryDataset):
@@ -182,20 +181,11 @@ class ClickDataset(InMemoryDataset):
         r"""Returns the raw :obj:`id` and the words there are about every node
         of one type, in node order.
         """
-        columns = self._cache.read_whole(lambda: self._read_nodes(node))
-        return {
-            name: np.where(np.ma.getmaskarray(column), np.array(None), np.ma.getdata(column))
-            if np.ma.is_masked(column)
-            else np.ma.getdata(column)
-            for name, column in columns.items()
-        }
+        return self._cache.read_whole(lambda: self._read_nodes(node))
 
     def _read_nodes(self, node: str) -> dict[str, np.ndarray]:
-        with (
-            self._cache.opening(self._manifest, f'{node}.parquet') as path,
-            duckdb.connect() as connection,
-        ):
-            return connection.execute(f'SELECT * FROM {scan_parquet(path)}').fetchnumpy()
+        with self._cache.opening(self._manifest, f'{node}.parquet') as path:
+            return read_columns(path)
 
     def process(self) -> None:
         try:
@@ -291,7 +281,11 @@ class ClickDataset(InMemoryDataset):
             connection.close()
             steps.close()
         shutil.rmtree(osp.join(folder, 'spilled'), ignore_errors=True)
-        self._write_data(data, osp.join(folder, 'data.pt'))
+        write_graph(
+            self._transformed(data).to_dict(),
+            osp.join(folder, 'data.pt'),
+            repr(self.pre_transform),
+        )
         facts = {
             'fingerprint': self._settings() | {'files': files},
             'names': graph.names,
@@ -315,21 +309,13 @@ class ClickDataset(InMemoryDataset):
         check_log(connection, table, type(self).__name__, ', '.join(self.source_files))
         return table
 
-    def _write_data(self, data: HeteroData, path: str) -> None:
-        if self.pre_transform is not None:
-            data = self.pre_transform(data)
-            if not isinstance(data, HeteroData):
-                raise TypeError(
-                    f"'pre_transform' must return a HeteroData, but got {type(data).__name__} from "
-                    f'{self.pre_transform!r}.'
-                )
-        # `InMemoryDataset.save` holds two more copies of the data in memory.
-        write_tensors(data.to_dict(), path)
-        try:
-            torch.load(path, weights_only=True, mmap=True)
-        except Exception as error:
-            raise ValueError(
-                f"'pre_transform' must put tensors, numbers, words, lists and dictionaries into "
-                f'the data, as a cache holds nothing else, but {self.pre_transform!r} puts objects '
-                f'of other classes there.'
-            ) from error
+    def _transformed(self, data: HeteroData) -> HeteroData:
+        if self.pre_transform is None:
+            return data
+        data = self.pre_transform(data)
+        if not isinstance(data, HeteroData):
+            raise TypeError(
+                f"'pre_transform' must return a HeteroData, but got {type(data).__name__} from "
+                f'{self.pre_transform!r}.'
+            )
+        return data
