@@ -96,7 +96,8 @@ def bad_value(place: str, title: str, found: str, expected: str, num_more: int =
         expected (str): What it must hold.
         num_more (int, optional): In how many more rows it does not.
     """
-    more = f' (and {num_more:,} more such rows)' if num_more else ''
+    rows = 'row' if num_more == 1 else 'rows'
+    more = f' (and {num_more:,} more such {rows})' if num_more else ''
     return ValueError(f'{place}: column {title} must hold {expected}, but got {found}{more}.')
 
 

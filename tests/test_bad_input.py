@@ -3,6 +3,7 @@ r"""Bad input to public classes raises early, with the sentence that helps."""
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch_geometric.data import HeteroData
 
 from mag.click_index import ClickIndex
 from mag.datasets import (
+    ClickDataset,
     EventLog,
     KuaiRand,
     KuaiSAR,
@@ -188,6 +190,57 @@ def csv_log(folder: Path, text: str, **columns: str) -> EventLog:
     return EventLog(folder / 'root', folder / 'log.csv', names, log=False)
 
 
+ROLES = {'user': 'u', 'item': 'i', 'time': 't'}
+ROW = '1::1::5::978300760\n'
+
+
+def raw(folder: Path, name: str, text: str) -> Path:
+    r"""A root with one raw file."""
+    (folder / 'raw').mkdir(exist_ok=True)
+    (folder / 'raw' / name).write_text(text)
+    return folder
+
+
+def rated(folder: Path, ratings: str, movies: str = '1::Heat (1995)::Crime\n') -> Path:
+    r"""A root with the files of MovieLens-1M."""
+    raw(folder, 'ratings.dat', ratings)
+    raw(folder, 'users.dat', '1::F::25::2::0\n')
+    return raw(folder, 'movies.dat', movies)
+
+
+def videos(folder: Path, features: np.ndarray) -> Path:
+    r"""A root with two interactions and the features of one modality."""
+    raw(folder, 'interactions.csv', 'user,item\n1,0\n2,1\n')
+    np.save(folder / 'raw' / 'text.npy', features)
+    return folder
+
+
+def wrote(folder: Path) -> Path:
+    r"""A file of a log."""
+    (folder / 'log.csv').write_text('u,i,t\n1,2,3\n')
+    return folder / 'log.csv'
+
+
+class Shop(ClickDataset):
+    r"""A log of one row, which is made up."""
+
+    raw_file_names = ['log.csv']
+    arguments = {}
+    table: LogTable | None = None
+    columns: dict[str, object] = {}
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
+        values = {'user': 1, 'item': 2, 'time': 3, 'label': 1} | self.columns
+        columns = ', '.join(f'{value} AS {name}' for name, value in values.items())
+        connection.execute(f'CREATE TABLE log AS SELECT {columns}')
+        return self.table  # type: ignore[return-value]
+
+    @classmethod
+    def reading(cls, folder: Path, table: LogTable | None, **columns: object) -> ClickDataset:
+        cls.table, cls.columns = table, columns
+        return cls(raw(folder, 'log.csv', 'read by nobody'), log=False)
+
+
 def rows(preds: list, target: list, group: list) -> tuple[torch.Tensor, ...]:
     return torch.tensor(preds), torch.tensor(target), torch.tensor(group)
 
@@ -275,6 +328,131 @@ CASES: dict[str, Case] = {
     ),
     'table name': (
         lambda p: LogTable(features=('a b',)), ValueError, "name such as 'device', but got 'a b'"
+    ),
+    'movielens missing': (
+        lambda p: MovieLens(raw(p, 'u.data', ROW), log=False),
+        FileNotFoundError,
+        'has u.data, but not u.item and u.user: put the missing beside it',
+    ),
+    'movielens rating': (
+        lambda p: MovieLens(rated(p, '1::1::6::978300760'), '1m', log=False),
+        ValueError,
+        r"ratings\.dat: column 'rating' must hold a number from 0 to 5, but got 6.* where user 1",
+    ),
+    'movielens movie twice': (
+        lambda p: MovieLens(rated(p, ROW, '1::Heat (1995)::Crime\n' * 2), '1m', log=False),
+        ValueError,
+        r'movies\.dat must have one row for the item 1, but got 2',
+    ),
+    'kuairand root': (lambda p: KuaiRand(None), TypeError, "'root' must be a path, but got None"),  # type: ignore[arg-type]
+    'kuairand name type': (
+        lambda p: KuaiRand(p, 1), ValueError, "'name' must be one of 'pure', '1k', but got 1"  # type: ignore[arg-type]
+    ),
+    'kuaisar root': (lambda p: KuaiSAR(3), TypeError, "'root' must be a path, but got 3"),  # type: ignore[arg-type]
+    'trivago root': (
+        lambda p: Trivago(raw(p, 'train.csv', ROW) / 'raw' / 'train.csv'),
+        ValueError,
+        r"'root' must be a directory, but .*train\.csv' is a file",
+    ),
+    'trivago columns': (
+        lambda p: Trivago(raw(p, 'train.csv', 'user_id,step\na,1\n'), log=False),
+        ValueError,
+        r"train\.csv must have a column 'session_id', .* but its columns are 'user_id', 'step'",
+    ),
+    'trivago empty': (
+        lambda p: Trivago(raw(p, 'train.csv', ''), log=False), ValueError, 'must have .* is empty'
+    ),
+    'micro video negatives': (
+        lambda p: MicroVideo(p, num_negatives=True),
+        TypeError,
+        "'num_negatives' must be an integer, but got True",
+    ),
+    'micro video features': (
+        lambda p: MicroVideo(videos(p, np.ones(3)), log=False),
+        ValueError,
+        r'text\.npy must hold one array of numbers of shape .*, but got float64 of shape \[3\]',
+    ),
+    'micro video nan': (
+        lambda p: MicroVideo(videos(p, np.array([[1.0, 2.0], [1.0, np.nan]])), log=False),
+        ValueError,
+        'numbers that are finite as a float32, .* but got nan in row 1, column 1',
+    ),
+    'micro video item': (
+        lambda p: MicroVideo(videos(p, np.ones((1, 2))), log=False),
+        ValueError,
+        r"interactions\.csv, line 3: column 'item' must hold an item from 0 to 0, .*but got 1",
+    ),
+    'market exposures': (
+        lambda p: SyntheticMarket(9, 9, 1), ValueError, "'num_exposures' must be at least 2.*got 1"
+    ),
+    'market bias': (
+        lambda p: SyntheticMarket(9, 9, 9, selection_bias='strong'),  # type: ignore[arg-type]
+        TypeError,
+        r"'selection_bias' must be a number in \[0, inf\), but got 'strong'",
+    ),
+    'table flags': (
+        lambda p: LogTable(merge_duplicates='no'), TypeError, "'merge_duplicates' must be.*'no'"  # type: ignore[arg-type]
+    ),
+    'table query': (
+        lambda p: LogTable(query=['terms']), ValueError, r"such as 'device', but got \['terms'\]"  # type: ignore[arg-type]
+    ),
+    'log path': (
+        lambda p: EventLog(p, 3, ROLES), TypeError, "'path' must be a file, .* but got 3"  # type: ignore[arg-type]
+    ),
+    'log no path': (
+        lambda p: EventLog(p, [], ROLES), ValueError, "'path' must name .* but got an empty list"
+    ),
+    'log folder': (
+        lambda p: EventLog(p / 'root', p, ROLES), ValueError, "'path' must name .* a directory"
+    ),
+    'log twice': (
+        lambda p: EventLog(p / 'root', [wrote(p), wrote(p)], ROLES),
+        ValueError,
+        r"'path' must name each file once, .*log\.csv' and .*log\.csv'",
+    ),
+    'log columns type': (
+        lambda p: EventLog(p, wrote(p), ['u', 'i', 't']),  # type: ignore[arg-type]
+        TypeError,
+        r"'columns' must be a dictionary from 'user', .*, but got \['u', 'i', 't'\]",
+    ),
+    'log columns missing': (
+        lambda p: EventLog(p, wrote(p), {'user': 'u'}),
+        ValueError,
+        "'columns' must have the keys 'user', 'item', 'time' and .*, but got 'user'",
+    ),
+    'log column name': (
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n', user=3), TypeError, "names of col.*'user': 3"  # type: ignore[arg-type]
+    ),
+    'log id': (
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n,2,3,1\n,2,4,1\n'),
+        ValueError,
+        r"line 3: column 'u' \(user\) must hold an id, but got nothing \(and 1 more such row\)",
+    ),
+    'own table none': (
+        lambda p: Shop.reading(p, None), TypeError, 'Shop.read must return a LogTable, but got None'
+    ),
+    'own table column': (
+        lambda p: Shop.reading(p, LogTable(contexts=('city',))),
+        ValueError,
+        "must fill the table 'log' with a column 'city', but its columns are 'user', 'item'",
+    ),
+    'own table label': (
+        lambda p: Shop.reading(p, LogTable(), label=2),
+        ValueError,
+        "row 1 of the log: column 'label' must hold 0 or 1, but got 2",
+    ),
+    'own table time': (
+        lambda p: Shop.reading(p, LogTable(), time="'noon'"),
+        TypeError,
+        "must fill the column 'time' with numbers or timestamps, but got VARCHAR",
+    ),
+    'own table click time': (
+        lambda p: Shop.reading(p, LogTable(), click_time=2),
+        ValueError,
+        "column 'click_time' must hold no time before 'time', 3, but got 2",
+    ),
+    'own file missing': (
+        lambda p: Shop(p, log=False), FileNotFoundError, 'Shop needs log.csv in .* did not find all'
     ),
     # Temporal split
     'split order': (
@@ -485,7 +663,7 @@ CASES: dict[str, Case] = {
         lambda p: TextFeatures(['Heat', 'Alien'], rows_of(2))('log'), TypeError, 'got str'  # type: ignore[arg-type]
     ),
     'behaviors missing': (
-        lambda p: BehaviorGraph()(log()), ValueError, r"to have \['edge_label_behavior'\], but it has"
+        lambda p: BehaviorGraph()(log()), ValueError, r"have \['edge_label_behavior'\], but it has"
     ),
     'behaviors shape': (
         lambda p: BehaviorGraph()(bought(edge_label_behavior=torch.ones(40))),
