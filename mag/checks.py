@@ -105,7 +105,7 @@ def check_keys(keys: Collection[str], **values: Any) -> None:
 
 
 def check_tensor(
-    reader: Any, name: str, value: Any, shape: Sequence[int | str], kind: str | torch.dtype
+    caller: Any, name: str, value: Any, shape: Sequence[int | str], kind: str | torch.dtype
 ) -> None:
     r"""Raises unless :obj:`value` is a tensor of a shape and a type.
 
@@ -114,7 +114,7 @@ def check_tensor(
     ValueError: PathLoader expects 'edge_index' of shape [2, E], but got shape [3].
 
     Args:
-        reader: Who asks, or its name.
+        caller: Who checks, or its name.
         name: The argument.
         value: What was given.
         shape: A size for each dimension, or what it counts, where any will do; :obj:`"*"` first
@@ -124,7 +124,7 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{reader} expects '{name}' to be a tensor of shape {_listed(shape)}, but got "
+            f"{caller} expects '{name}' to be a tensor of shape {_listed(shape)}, but got "
             f'{described(value)}.'
         )
     sizes = list(value.shape)
@@ -135,24 +135,24 @@ def check_tensor(
         isinstance(want, int) and size != want for size, want in zip(tail, wanted)
     ):
         raise ValueError(
-            f"{reader} expects '{name}' of shape {_listed(shape)}, but got shape {sizes}."
+            f"{caller} expects '{name}' of shape {_listed(shape)}, but got shape {sizes}."
         )
     is_kind = value.dtype == kind if isinstance(kind, torch.dtype) else _KINDS[kind](value.dtype)
     if not is_kind:
         of_kind = f'dtype {str(kind).removeprefix("torch.")}'
         raise TypeError(
-            f"{reader} expects '{name}' of {kind if isinstance(kind, str) else of_kind}, but got "
+            f"{caller} expects '{name}' of {kind if isinstance(kind, str) else of_kind}, but got "
             f'{value.dtype}.'
         )
 
 
 def check_ids(
-    reader: Any, what: str, ids: Tensor, number: int, first: int = 0, wait: bool = False
+    caller: Any, what: str, ids: Tensor, number: int, first: int = 0, wait: bool = False
 ) -> None:
     r"""Raises unless all :obj:`ids` lie from :obj:`first` to :obj:`number - 1`.
 
     Args:
-        reader: Who asks, or its name.
+        caller: Who checks, or its name.
         what: What the ids are of.
         ids: Integers of any shape.
         number: How many there are.
@@ -164,13 +164,13 @@ def check_ids(
     low, high = (int(bound) for bound in ids.aminmax())
     if low < first or high >= number:
         raise IndexError(
-            f'{reader} found {what} from {low} to {high}, but expected them from {first} to '
+            f'{caller} found {what} from {low} to {high}, but expected them from {first} to '
             f'{number - 1}.'
         )
 
 
 def check_values(
-    reader: Any, name: str, value: Tensor, good: Tensor, expected: str, wait: bool = False
+    caller: Any, name: str, value: Tensor, good: Tensor, expected: str, wait: bool = False
 ) -> None:
     r"""Raises unless all entries of a tensor are :obj:`good`.
 
@@ -180,7 +180,7 @@ def check_values(
     ValueError: fit expects 'edge_label' of 0 or 1, but 1 of 3 is not, such as 5.0 in row 2.
 
     Args:
-        reader: Who asks, or its name.
+        caller: Who checks, or its name.
         name: The argument.
         value: Its values.
         good: Which of them are as expected, of the same shape.
@@ -194,7 +194,7 @@ def check_values(
         num_bad = int((~good).sum())
         column = f', column {place[1]}' if len(place) > 1 else ''
         raise ValueError(
-            f"{reader} expects '{name}' of {expected}, but {num_bad} of {good.numel()} "
+            f"{caller} expects '{name}' of {expected}, but {num_bad} of {good.numel()} "
             f'{"is" if num_bad == 1 else "are"} not, such as {value[place].item()} in row '
             f'{place[0]}{column}.'
         )

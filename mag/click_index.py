@@ -18,7 +18,7 @@ class ClickIndex:
             int64.
         time (torch.Tensor): Its time, int64 seconds, shape :obj:`[E]`.
         num_owners (int): The number of owners.
-        reader (str, optional): Who asks, for messages. (default: :obj:`"ClickIndex"`)
+        caller (str, optional): Whose name messages begin with. (default: :obj:`"ClickIndex"`)
         owners (str, optional): What the owners are, for messages. By default their number.
 
     Attributes:
@@ -35,7 +35,7 @@ class ClickIndex:
         time: Tensor,
         num_owners: int,
         *,
-        reader: str = 'ClickIndex',
+        caller: str = 'ClickIndex',
         owners: str | None = None,
     ) -> None:
         # Most logs are in the order of time, where no sort is needed.
@@ -46,7 +46,7 @@ class ClickIndex:
         self._num_ranks = self.moments.numel() + 1
         if num_owners * self._num_ranks >= 2**63:
             raise ValueError(
-                f'{reader} numbers the combinations of {owners or f"{num_owners} owners"} and '
+                f'{caller} numbers the combinations of {owners or f"{num_owners} owners"} and '
                 f'{self.moments.numel()} moments, which are too many for int64.'
             )
         key, click = (owner * self._num_ranks + moment).sort(stable=True)

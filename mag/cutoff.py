@@ -18,7 +18,7 @@ def history_clock(data: HeteroData) -> Tensor:
     return data[CLICKS][_clock_name(data)]
 
 
-def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
+def window_of_click(data: HeteroData, caller: str) -> tuple[Tensor | None, int]:
     r"""The first window whose history holds each click.
 
     Returns:
@@ -30,21 +30,21 @@ def window_of_click(data: HeteroData, reader: str) -> tuple[Tensor | None, int]:
         ValueError: If a click lies at or after the last cutoff, or the cutoffs do not ascend.
     """
     clicks = data[CLICKS]
-    cutoff, num_windows, of_label = windows(data, reader)
+    cutoff, num_windows, of_label = windows(data, caller)
     if cutoff is None:
         return None, 1
     if _clock_name(data) not in clicks:
         raise ValueError(
-            f"{reader} found a 'cutoff' but no 'time' to compare with it in "
+            f"{caller} found a 'cutoff' but no 'time' to compare with it in "
             f'data{list(CLICKS)}, which has {list(clicks.keys())}.'
         )
     clock = history_clock(data)
-    check_tensor(reader, _clock_name(data), clock, (clicks.edge_index.size(1),), 'numbers')
+    check_tensor(caller, _clock_name(data), clock, (clicks.edge_index.size(1),), 'numbers')
     if of_label is not None:
-        check_ids(reader, "windows of 'edge_label_window'", of_label, num_windows)
+        check_ids(caller, "windows of 'edge_label_window'", of_label, num_windows)
     if clock.numel() > 0 and bool(clock.max() >= cutoff.max()):
         raise ValueError(
-            f'{reader} found clicks up to {clock.max().item()}, but the cutoff of this data is '
+            f'{caller} found clicks up to {clock.max().item()}, but the cutoff of this data is '
             f'{cutoff.max().item()}: the history must lie strictly before it. Was the data edited '
             f'after TemporalSplit?'
         )
@@ -65,37 +65,37 @@ class Cutoff(NamedTuple):
         return 'an unknown time' if self.moment == torch.inf else f'{self.clock} {self.moment}'
 
 
-def first_cutoff(data: HeteroData, reader: str) -> Cutoff:
+def first_cutoff(data: HeteroData, caller: str) -> Cutoff:
     r"""The moment as of which something is fitted on :obj:`data`: the first cutoff of a part. Of a
     log without one everything was seen, until after its last click.
 
     Args:
         data: What it is fitted on.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
 
     Raises:
         ValueError: If the cutoff has a wrong shape.
     """
     clicks = data[CLICKS]
     if 'cutoff' in clicks:
-        return Cutoff(_clock_name(data), cutoffs(data, reader).min().item())
+        return Cutoff(_clock_name(data), cutoffs(data, caller).min().item())
     time = clicks.get('time')
     is_known = isinstance(time, Tensor) and time.numel() > 0
     return Cutoff('time', int(time.max()) + 1 if is_known else torch.inf)
 
 
-def require_not_earlier(data: HeteroData, reader: str, fitted: Cutoff) -> None:
+def require_not_earlier(data: HeteroData, caller: str, fitted: Cutoff) -> None:
     r"""Raises a :class:`ValueError` if what was fitted on one part is used on an earlier one, whose
     future it knows. Data without a cutoff, such as a log to serve, is of any time.
 
     Args:
         data: What the caller was given.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
         fitted: The :func:`first_cutoff` of what it was fitted on.
     """
     if 'cutoff' not in data[CLICKS]:
         return
-    given = first_cutoff(data, reader)
+    given = first_cutoff(data, caller)
     # So that NaN is refused, too.
     if given.clock == fitted.clock and given.moment >= fitted.moment:
         return
@@ -105,23 +105,23 @@ def require_not_earlier(data: HeteroData, reader: str, fitted: Cutoff) -> None:
         else "a time and a position in a user's own log cannot be compared"
     )
     raise ValueError(
-        f'{reader} was fitted as of {fitted}, but the first cutoff of this data is {given}, and '
+        f'{caller} was fitted as of {fitted}, but the first cutoff of this data is {given}, and '
         f'{reason}: fit it on the training part of the same split.'
     )
 
 
-def require_exposures_after_clicks(data: HeteroData, reader: str) -> None:
+def require_exposures_after_clicks(data: HeteroData, caller: str) -> None:
     r"""Raises a :class:`ValueError` unless all exposures come after the clicks that their macro
     rows count. Warns where no times tell.
 
     Args:
         data: A part, whose exposures were checked.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
     """
-    clicks, (cutoff, num_windows, window) = data[CLICKS], windows(data, reader)
+    clicks, (cutoff, num_windows, window) = data[CLICKS], windows(data, caller)
     if window is None and num_windows > 1:
         raise ValueError(
-            f"{reader} found {num_windows} cutoffs but no 'edge_label_window' that tells which "
+            f"{caller} found {num_windows} cutoffs but no 'edge_label_window' that tells which "
             f'of them belongs to each exposure.'
         )
     clock_name = 'position' if 'edge_label_position' in clicks else 'time'
@@ -132,7 +132,7 @@ def require_exposures_after_clicks(data: HeteroData, reader: str) -> None:
     if clock is None or (cutoff is None and history is None):
         missing = 'edge_label_time' if clock is None else clock_name
         warnings.warn(
-            f'{reader} cannot check that no exposure reads its own future, as the clicks have no '
+            f'{caller} cannot check that no exposure reads its own future, as the clicks have no '
             f"'{missing}': keep the times that the dataset wrote, or make sure that the macro rows "
             f'were counted before the first exposure.',
             stacklevel=4,
@@ -141,7 +141,7 @@ def require_exposures_after_clicks(data: HeteroData, reader: str) -> None:
     if cutoff is None:
         if history.max() >= clock.min():
             raise ValueError(
-                f'{reader} found exposures from {clock.min().item()} on and clicks up to '
+                f'{caller} found exposures from {clock.min().item()} on and clicks up to '
                 f'{history.max().item()}: the exposures would see their own future. Use the parts '
                 f'that TemporalSplit returns; to serve requests from a whole log, delete its '
                 f"'edge_label_index'."
@@ -151,47 +151,47 @@ def require_exposures_after_clicks(data: HeteroData, reader: str) -> None:
     if bool(early.any()):
         row = int(early.nonzero()[0])
         raise ValueError(
-            f'{reader} found {int(early.sum())} exposures before the cutoff of the macro rows '
+            f'{caller} found {int(early.sum())} exposures before the cutoff of the macro rows '
             f'they would read, such as row {row} at {clock[row].item()}: they would see their own '
             f'future. Use the parts that TemporalSplit returns.'
         )
 
 
-def require_history(data: HeteroData, reader: str, history: HeteroData) -> None:
+def require_history(data: HeteroData, caller: str, history: HeteroData) -> None:
     r"""Raises a :class:`ValueError` unless exposures of :obj:`data` can be compared by time with
     clicks of :obj:`history`.
 
     Args:
         data: The part whose exposures are loaded.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
         history: The clicks that are read.
     """
     for node_type in ('user', 'item'):
         there, here = history[node_type].num_nodes, data[node_type].num_nodes
         if there != here:
             raise ValueError(
-                f"{reader} expects 'history' of the same log, but it has {there} {node_type}s "
+                f"{caller} expects 'history' of the same log, but it has {there} {node_type}s "
                 f'where the data has {here}.'
             )
     if 'position' in history[CLICKS]:
         raise ValueError(
-            f"{reader} compares times, but the data was split by each user's own log, which leaves "
+            f"{caller} compares times, but the data was split by each user's own log, which leaves "
             f'clicks in the history that happened later: pass history= the whole log, or split '
             f"with by='global'."
         )
 
 
-def require_whole_log(data: HeteroData, reader: str, advice: str = '') -> None:
+def require_whole_log(data: HeteroData, caller: str, advice: str = '') -> None:
     r"""Raises a :class:`ValueError` if :obj:`data` is a part of a log.
 
     Args:
         data: What the caller was given.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
         advice: What to do instead. (default: :obj:`''`)
     """
     if 'cutoff' in data[CLICKS]:
         raise ValueError(
-            f'{reader} expects a whole log, but this data has the cutoff '
+            f'{caller} expects a whole log, but this data has the cutoff '
             f'{data[CLICKS].cutoff.tolist()}: it is a part already.'
             f'{advice and f" {advice}."}'
         )

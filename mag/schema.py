@@ -1,6 +1,5 @@
 r"""The data contract: names that datasets write and that transforms, loaders and models read."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,8 @@ from mag.checks import check_ids, check_tensor, check_values
 
 CLICKS = ('user', 'clicks', 'item')
 REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
-OTHER = {'user': 'item', 'item': 'user'}
+# By the type of a node, that of the nodes it shares clicks with.
+NEIGHBOR_TYPE = {'user': 'item', 'item': 'user'}
 MACRO = {'user': 'macro_user', 'item': 'macro_item'}
 # By the type of the child: the edges by which PathLoader joins it to its precursor.
 TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
@@ -20,12 +20,12 @@ TO_PRECURSOR = {'user': CLICKS, 'item': REVERSE_CLICKS}
 OUTCOMES = ('behavior', 'conversion')
 
 
-def require(data: Any, reader: str, *attributes: str) -> None:
+def require(data: Any, caller: str, *attributes: str) -> None:
     r"""Raises unless :obj:`data` is a micro graph whose clicks carry all :obj:`attributes`.
 
     Args:
         data: What the caller was given.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
         *attributes: Attribute names of :obj:`data['user', 'clicks', 'item']`.
 
     Raises:
@@ -36,29 +36,29 @@ def require(data: Any, reader: str, *attributes: str) -> None:
     """
     if not isinstance(data, HeteroData):
         raise TypeError(
-            f'{reader} expects a HeteroData with the edge type {CLICKS}, '
+            f'{caller} expects a HeteroData with the edge type {CLICKS}, '
             f'but got {type(data).__name__}.'
         )
     if CLICKS not in data.edge_types:
         raise ValueError(
-            f'{reader} expects the edge type {CLICKS}, but the data has '
+            f'{caller} expects the edge type {CLICKS}, but the data has '
             f'{data.edge_types or "none"}.'
         )
     clicks = data[CLICKS]
     missing = [name for name in attributes if name not in clicks]
     if missing:
         raise ValueError(
-            f'{reader} needs data{list(CLICKS)} to have {missing}, but it has '
+            f'{caller} needs data{list(CLICKS)} to have {missing}, but it has '
             f'{list(clicks.keys())}.'
         )
-    for node_type in OTHER:
+    for node_type in NEIGHBOR_TYPE:
         if node_type not in data.node_types or 'num_nodes' not in data[node_type]:
-            raise ValueError(f"{reader} needs data['{node_type}'].num_nodes to be set.")
+            raise ValueError(f"{caller} needs data['{node_type}'].num_nodes to be set.")
     for name in ('edge_index', 'edge_label_index'):
         if name in attributes:
-            check_tensor(reader, name, clicks[name], (2, 'num_edges'), torch.long)
-            for node_type, ids in zip(OTHER, clicks[name], strict=True):
-                check_ids(reader, f"{node_type} ids of '{name}'", ids, data[node_type].num_nodes)
+            check_tensor(caller, name, clicks[name], (2, 'num_edges'), torch.long)
+            for node_type, ids in zip(NEIGHBOR_TYPE, clicks[name], strict=True):
+                check_ids(caller, f"{node_type} ids of '{name}'", ids, data[node_type].num_nodes)
     for name, index, kind in (
         # A float cannot hold unix seconds exactly.
         ('time', 'edge_index', 'int64 seconds'),
@@ -67,11 +67,11 @@ def require(data: Any, reader: str, *attributes: str) -> None:
         ('edge_label', 'edge_label_index', 'numbers'),
     ):
         if name in attributes and index in attributes:
-            check_tensor(reader, name, clicks[name], (clicks[index].size(1),), kind)
+            check_tensor(caller, name, clicks[name], (clicks[index].size(1),), kind)
     if {'edge_label', 'edge_label_index'} <= set(attributes):
         label = clicks.edge_label
         is_good = (label == 0) | (label == 1)
-        check_values(reader, 'edge_label', label, is_good, '1 for a click and 0 for none')
+        check_values(caller, 'edge_label', label, is_good, '1 for a click and 0 for none')
 
 
 def require_positive_integers(**values: Any) -> None:
@@ -82,48 +82,12 @@ def require_positive_integers(**values: Any) -> None:
             raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
 
 
-def require_sizes(**values: Any) -> None:
-    r"""Raises unless all :obj:`values` are sequences of positive integers.
-
-    Raises:
-        TypeError: Names the argument that is no sequence.
-        ValueError: Names the argument that holds something else.
-    """
-    for name, value in values.items():
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(
-                f"'{name}' must be a sequence of sizes such as (64, 32), but got {value!r}."
-            )
-        require_positive_integers(**{f'{name}[{i}]': size for i, size in enumerate(value)})
-
-
-def require_range(reader: Any, what: str, ids: Tensor, number: int, first: int = 0) -> None:
-    r"""Raises an :class:`IndexError` unless all :obj:`ids` lie from :obj:`first` to
-    :obj:`number - 1`.
-
-    Args:
-        reader: The caller, or its name, for the message.
-        what: What the ids are of, for the message.
-        ids: Integers of any shape.
-        number: How many there are.
-        first: The least id. (default: :obj:`0`)
-    """
-    if ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in ids.aminmax())
-    if low < first or high >= number:
-        raise IndexError(
-            f'{reader} found {what} from {low} to {high}, but expected them from {first} to '
-            f'{number - 1}.'
-        )
-
-
-def require_cpu(data: HeteroData, reader: str) -> None:
+def require_cpu(data: HeteroData, caller: str) -> None:
     r"""Raises a :class:`ValueError` if the clicks of :obj:`data` are not in main memory."""
     device = data[CLICKS].edge_index.device
     if device.type != 'cpu':
         raise ValueError(
-            f"{reader} works in main memory, but the clicks are on '{device}': apply it before "
+            f"{caller} works in main memory, but the clicks are on '{device}': apply it before "
             f"data.to('{device}')."
         )
 
@@ -183,7 +147,7 @@ def contents(store: Any) -> dict[str, str]:
 def hop_type(node_type: str, hop: int) -> EdgeType:
     r"""The type of the macro edges that reach a node type in so many hops, such as
     :obj:`('macro_item', 'hop1', 'user')`."""
-    return MACRO[node_type if hop % 2 == 0 else OTHER[node_type]], f'hop{hop}', node_type
+    return MACRO[node_type if hop % 2 == 0 else NEIGHBOR_TYPE[node_type]], f'hop{hop}', node_type
 
 
 def hops(data: HeteroData, node_type: str) -> list[EdgeType]:
@@ -196,7 +160,7 @@ def hops(data: HeteroData, node_type: str) -> list[EdgeType]:
     return [found[hop] for hop in sorted(found)]
 
 
-def cutoffs(data: HeteroData, reader: str) -> Tensor:
+def cutoffs(data: HeteroData, caller: str) -> Tensor:
     r"""When the history of each window of a part ends, shape :obj:`[num_windows]`.
 
     Raises:
@@ -205,7 +169,7 @@ def cutoffs(data: HeteroData, reader: str) -> Tensor:
     cutoff = torch.as_tensor(data[CLICKS].cutoff)
     if cutoff.dim() > 1 or cutoff.numel() == 0:
         raise ValueError(
-            f"{reader} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
+            f"{caller} expects 'cutoff' to be a scalar or of shape [num_windows], but got shape "
             f'{list(cutoff.shape)}.'
         )
     return cutoff.view(-1)
@@ -221,12 +185,12 @@ class Windows(NamedTuple):
     of_label: Tensor | None
 
 
-def windows(data: HeteroData, reader: str) -> Windows:
+def windows(data: HeteroData, caller: str) -> Windows:
     r"""The windows of a part.
 
     Args:
         data: The part.
-        reader: The name of the caller, for the message.
+        caller: Whose name the message begins with.
 
     Raises:
         ValueError: If there are windows without cutoffs, or the cutoffs have a wrong shape or do
@@ -237,11 +201,11 @@ def windows(data: HeteroData, reader: str) -> Windows:
     if 'cutoff' not in clicks:
         if of_label is not None:
             raise ValueError(
-                f"{reader} found 'edge_label_window' but no 'cutoff' that tells when the windows "
+                f"{caller} found 'edge_label_window' but no 'cutoff' that tells when the windows "
                 f'begin: pass the parts that TemporalSplit returns.'
             )
         return Windows(None, 1, None)
-    cutoff = cutoffs(data, reader)
+    cutoff = cutoffs(data, caller)
     if bool((cutoff[1:] <= cutoff[:-1]).any()):
-        raise ValueError(f'{reader} expects ascending cutoffs, but got {cutoff.tolist()}.')
+        raise ValueError(f'{caller} expects ascending cutoffs, but got {cutoff.tolist()}.')
     return Windows(cutoff, cutoff.numel(), of_label)

@@ -8,7 +8,7 @@ from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
 from mag.nn import DomainHeads, IntentionConv, QueryEmbedding
-from mag.schema import CLICKS, OTHER, REVERSE_CLICKS, TO_PRECURSOR, categoricals, require
+from mag.schema import CLICKS, NEIGHBOR_TYPE, REVERSE_CLICKS, TO_PRECURSOR, categoricals, require
 
 
 class SRJGraph(torch.nn.Module):
@@ -226,7 +226,7 @@ class SRJGraph(torch.nn.Module):
         hidden = {name: blocks[name][depth] for name in ('user', 'item')}
         for level in reversed(range(depth)):
             following, attention = {}, {}
-            for center, child in OTHER.items():
+            for center, child in NEIGHBOR_TYPE.items():
                 edges = slice(edge[child][level], edge[child][level + 1])
                 edge_index = batch[TO_PRECURSOR[child]].edge_index[:, edges]
                 start = torch.tensor(
@@ -275,7 +275,10 @@ class SRJGraph(torch.nn.Module):
         reached = self._queries(store, 'query', store.edge_index.size(1))
         if not self.query:
             reached = torch.zeros_like(reached)
-        pair = {name: node[name], OTHER[name]: node[OTHER[name]].index_select(0, precursor)}
+        pair = {
+            name: node[name],
+            NEIGHBOR_TYPE[name]: node[NEIGHBOR_TYPE[name]].index_select(0, precursor),
+        }
         return torch.cat([pair['user'], torch.cat([query, reached]), pair['item']], dim=1)
 
     def _own(self, name: str, like: Tensor) -> Tensor:

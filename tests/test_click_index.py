@@ -52,6 +52,6 @@ def test_too_many_owners() -> None:
     owner = time = torch.tensor([0, 1])
     ClickIndex(owner, time, 2**61)
     with pytest.raises(ValueError, match='Reader numbers the combinations of 9 cats and 2 moments'):
-        ClickIndex(owner, time, 2**62, reader='Reader', owners='9 cats')
+        ClickIndex(owner, time, 2**62, caller='Reader', owners='9 cats')
     with pytest.raises(ValueError, match='ClickIndex numbers .* 4611686018427387904 owners and 2'):
         ClickIndex(owner, time, 2**62)

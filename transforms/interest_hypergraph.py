@@ -6,7 +6,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_integers, check_numbers, check_tensor, check_values
-from mag.schema import CLICKS, OTHER, require, require_cpu
+from mag.schema import CLICKS, NEIGHBOR_TYPE, require, require_cpu
 
 
 @functional_transform('interest_hypergraph')
@@ -100,7 +100,7 @@ class InterestHypergraph(BaseTransform):
         rank = slot.unique_consecutive(return_inverse=True)[1]
         share = interest[node['user'], modality]
         num_modalities = interest.size(1)
-        for number, (node_type, other) in enumerate(OTHER.items()):
+        for number, (node_type, other) in enumerate(NEIGHBOR_TYPE.items()):
             shared = (rank * data[other].num_nodes + node[other]) * num_modalities + modality
             # Rows are in the order of slots, so that those of later slots change no draw.
             draw = np.random.default_rng([self.seed, number]).random(slot.numel())

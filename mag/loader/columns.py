@@ -8,37 +8,37 @@ from torch import Tensor
 from mag.checks import check_tensor, check_values
 
 
-def ids(reader: str, name: str, value: Any, length: int) -> Tensor:
+def ids(caller: str, name: str, value: Any, length: int) -> Tensor:
     r"""A column of ids, or several, which is checked."""
     is_table = isinstance(value, Tensor) and value.dim() == 2
-    check_tensor(reader, name, value, (length, 'F') if is_table else (length,), 'integers')
+    check_tensor(caller, name, value, (length, 'F') if is_table else (length,), 'integers')
     return value
 
 
-def dense(reader: str, name: str, value: Any, length: int) -> Tensor:
+def dense(caller: str, name: str, value: Any, length: int) -> Tensor:
     r"""Dense features as a table of float32, which is checked, shape :obj:`[length, F]`; of none,
     :obj:`[length, 0]`."""
     if value is None:
         return torch.empty(length, 0)
     is_table = isinstance(value, Tensor) and value.dim() == 2
-    check_tensor(reader, name, value, (length, 'F') if is_table else (length,), 'floats')
+    check_tensor(caller, name, value, (length, 'F') if is_table else (length,), 'floats')
     # Models read float32, of which some doubles are beyond.
     table = value.float() if is_table else value.float().unsqueeze(1)
-    check_values(reader, name, table, table.isfinite(), 'finite float32')
+    check_values(caller, name, table, table.isfinite(), 'finite float32')
     return table
 
 
-def outcome(reader: str, name: str, value: Any, label: Tensor) -> Tensor:
+def outcome(caller: str, name: str, value: Any, label: Tensor) -> Tensor:
     r"""What followed an exposure, 0 or 1, as float32: its conversion, shape :obj:`[L]`, or its
     behaviors, shape :obj:`[L, N]`; 0 without a click."""
     what, size = f'edge_label_{name}', label.numel()
-    check_tensor(reader, what, value, (size, 'N') if name == 'behavior' else (size,), 'numbers')
+    check_tensor(caller, what, value, (size, 'N') if name == 'behavior' else (size,), 'numbers')
     happened = value != 0
-    check_values(reader, what, value, ~happened | (value == 1), '0 and 1')
+    check_values(caller, what, value, ~happened | (value == 1), '0 and 1')
     early = (happened if value.dim() == 1 else happened.any(1)) & (label == 0)
     if bool(early.any()):
         raise ValueError(
-            f"{reader} found '{what}' in {int(early.sum())} exposures without a click, such as "
+            f"{caller} found '{what}' in {int(early.sum())} exposures without a click, such as "
             f'row {int(early.nonzero()[0])}: it tells what followed a click.'
         )
     return value.float()

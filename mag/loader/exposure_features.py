@@ -9,7 +9,7 @@ from mag.schema import CLICKS, categoricals, contents, require
 
 
 class ExposureFeatures(Dataset):
-    r"""What is known of an exposure when it is shown, as ids of categorical fields and as dense
+    r"""The features of an exposure at the time it is shown: ids of categorical fields, and dense
     features.
 
     The fields are the ids of user and item, every categorical attribute of the two (a :obj:`name`
@@ -20,7 +20,7 @@ class ExposureFeatures(Dataset):
 
     Args:
         data (HeteroData): A part of a log.
-        reader (str, optional): Who asks, for messages. (default: :obj:`"ExposureFeatures"`)
+        caller (str, optional): Whose name messages begin with. (default: :obj:`"ExposureFeatures"`)
 
     Attributes:
         exposures (Exposures): Those of the log.
@@ -34,9 +34,9 @@ class ExposureFeatures(Dataset):
             infinite.
     """
 
-    def __init__(self, data: HeteroData, *, reader: str = 'ExposureFeatures') -> None:
-        require(data, reader, 'edge_index')
-        self.exposures = Exposures(data, reader, outcomes=False)
+    def __init__(self, data: HeteroData, *, caller: str = 'ExposureFeatures') -> None:
+        require(data, caller, 'edge_index')
+        self.exposures = Exposures(data, caller, outcomes=False)
         self.sparse, self.dense = {}, {}
         fields = []
         for node_type, num_nodes in self.exposures.num_nodes.items():
@@ -44,7 +44,7 @@ class ExposureFeatures(Dataset):
             columns = [torch.arange(num_nodes).unsqueeze(1)]
             fields.append(node_type)
             for name in sorted(categoricals(store)):
-                column = _as_table(ids(reader, f'{place}.{name}', store[name], num_nodes))
+                column = _as_table(ids(caller, f'{place}.{name}', store[name], num_nodes))
                 columns.append(column)
                 fields += [f'{node_type}_{name}'] * column.size(1)
             self.sparse[node_type] = torch.cat(columns, dim=1)
@@ -52,7 +52,7 @@ class ExposureFeatures(Dataset):
                 [
                     torch.empty(num_nodes, 0),
                     *(
-                        dense(reader, f'{place}.{name}', store[name], num_nodes)
+                        dense(caller, f'{place}.{name}', store[name], num_nodes)
                         for name in sorted(contents(store).values())
                     ),
                 ],

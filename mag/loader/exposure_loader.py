@@ -90,7 +90,7 @@ class _FeatureReader(RowReader):
     r"""Reads features and what followed."""
 
     def __init__(self, data: HeteroData) -> None:
-        self.features = ExposureFeatures(data, reader='ExposureLoader')
+        self.features = ExposureFeatures(data, caller='ExposureLoader')
         if label_attributes(data):
             require(data, 'ExposureLoader', 'edge_label_index')
         super().__init__(self.features.exposures)

@@ -9,13 +9,13 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_ids, check_tensor
 from mag.loader.columns import dense, ids, outcome
-from mag.loader.requests import one_for_each, row_for_each, to_tensor
+from mag.loader.requests import dense_for_each, one_for_each, pairs, row_for_each, to_tensor
 from mag.schema import CLICKS, categoricals, require, windows
 
 
 class Exposures(Dataset):
-    r"""The labelled rows of a log: who was shown what and when, and what is known of it. They are
-    checked here, once, and what reads them trusts them.
+    r"""The labelled rows of a log: who was shown what, when, with which features, and what
+    followed. They are checked here, once, and what reads them trusts them.
 
     .. code-block:: python
 
@@ -30,7 +30,7 @@ class Exposures(Dataset):
     Args:
         data (HeteroData): A part of a log. Without :obj:`edge_label_index` there are no rows, and
             requests alone are served.
-        reader (str, optional): Who asks, for messages. (default: :obj:`"Exposures"`)
+        caller (str, optional): Whose name messages begin with. (default: :obj:`"Exposures"`)
         needs (Collection[str], optional): Which of :obj:`edge_label` and :obj:`edge_label_time`
             have to be there. (default: :obj:`()`)
         outcomes (bool, optional): If set to :obj:`False`, conversions and behaviors, whose check
@@ -51,16 +51,16 @@ class Exposures(Dataset):
     def __init__(
         self,
         data: HeteroData,
-        reader: str = 'Exposures',
+        caller: str = 'Exposures',
         *,
         needs: Collection[str] = (),
         outcomes: bool = True,
     ) -> None:
-        require(data, reader)
+        require(data, caller)
         clicks = data[CLICKS]
-        self.reader = reader
+        self.caller = caller
         self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
-        self.num_windows = windows(data, reader).num
+        self.num_windows = windows(data, caller).num
         self._rows: Tensor | None = None
         none = torch.empty(0, dtype=torch.long)
         self._columns: dict[str, Any] = {'user': none, 'item': none}
@@ -79,10 +79,10 @@ class Exposures(Dataset):
         x = None
         if 'edge_label_index' in clicks:
             there = {'edge_label', 'edge_label_time'}.intersection(clicks.keys())
-            require(data, reader, 'edge_label_index', *sorted(there.union(needs)))
+            require(data, caller, 'edge_label_index', *sorted(there.union(needs)))
             self._read(clicks)
             x = clicks.get('edge_label_x')
-        self._columns['x'] = dense(reader, 'edge_label_x', x, len(self))
+        self._columns['x'] = dense(caller, 'edge_label_x', x, len(self))
         if outcomes:
             self.check_outcomes()
 
@@ -110,7 +110,8 @@ class Exposures(Dataset):
 
     @property
     def time(self) -> Any:
-        r"""When they were shown, int64 seconds, shape :obj:`[B]`; :obj:`None` if nothing tells."""
+        r"""When they were shown, int64 seconds, shape :obj:`[B]`; :obj:`None` of a log
+        without times."""
         return self._take(self._columns.get('time'))
 
     @property
@@ -175,7 +176,7 @@ class Exposures(Dataset):
         contexts: Mapping[str, Any] | None = None,
         *,
         reads: Collection[str] | None = None,
-        reader: str = 'Exposures.request',
+        caller: str = 'Exposures.request',
     ) -> 'Exposures':
         r"""The rows of one request: one user and its candidate items.
 
@@ -185,12 +186,13 @@ class Exposures(Dataset):
             time (int or torch.Tensor, optional): When, int64 seconds, or a time for each item.
             x (torch.Tensor, optional): The dense features, shape :obj:`[B, F]` or :obj:`[F]`.
             contexts (dict[str, int or torch.Tensor], optional): Every context that is read, one for
-                the request or one for each item. The slot need not be told where
+                the request or one for each item. The slot may be left out where
                 :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
             reads (Collection[str], optional): The contexts that are read, :obj:`"x"` if dense
                 features are, and :obj:`"time"` if the request has to have one. By default all
                 contexts and dense features.
-            reader (str, optional): Who asks, for messages. (default: :obj:`"Exposures.request"`)
+            caller (str, optional): Whose name messages begin with.
+                (default: :obj:`"Exposures.request"`)
 
         Raises:
             IndexError: If the user, an item or the value of a context does not exist; :obj:`-1`,
@@ -215,14 +217,14 @@ class Exposures(Dataset):
             )
         for name, value in given.items():
             first, number = self.ranges[name]
-            check_ids(reader, f"values of '{name}'", value, number, first)
-        user, items = self._pairs(user, items, reader)
+            check_ids(caller, f"values of '{name}'", value, number, first)
+        user, items = pairs(caller, user, items, self.num_nodes)
         size = items.numel()
         columns: dict[str, Any] = {'user': user, 'item': items}
         if when is not None:
             columns['time'] = one_for_each('time', when, size)
         if reads is None or 'x' in reads:
-            columns['x'] = self._dense_of_request(x, size)
+            columns['x'] = dense_for_each(x, size, self._columns['x'].size(1))
         for name, value in given.items():
             column = self._contexts[name]
             given[name] = (
@@ -257,25 +259,6 @@ class Exposures(Dataset):
         other.__dict__ = {**self.__dict__, **attributes}
         return other
 
-    def _pairs(self, user: Any, items: Any, reader: str) -> tuple[Tensor, Tensor]:
-        r"""A user and an item for each candidate."""
-        user = to_tensor('user', user, 'hold integer ids')
-        items = to_tensor('items', items, 'hold integer ids')
-        if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
-            raise ValueError(
-                f'A request takes items of shape [B], and one user or a user for each item, but '
-                f'got items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
-            )
-        for node_type, node in (('user', user), ('item', items)):
-            check_ids(reader, f'{node_type} ids', node, self.num_nodes[node_type])
-        return user.long().expand(items.shape), items.long()
-
-    def _dense_of_request(self, x: Any, size: int) -> Tensor:
-        given = torch.empty(size, 0) if x is None else to_tensor('x', x, 'hold numbers').float()
-        if not bool(given.isfinite().all()):
-            raise ValueError(f"'x' must be finite, but got {given[~given.isfinite()][0].item()}.")
-        return row_for_each('x', given, size, self._columns['x'].size(1))
-
     def _take(self, column: Tensor | None) -> Any:
         if column is None or self._rows is None:
             return column
@@ -286,9 +269,9 @@ class Exposures(Dataset):
         self._columns['time'] = clicks.get('edge_label_time')
         self._columns['window'] = window = clicks.get('edge_label_window')
         if window is not None:
-            check_tensor(self.reader, 'edge_label_window', window, (len(self),), torch.long)
+            check_tensor(self.caller, 'edge_label_window', window, (len(self),), torch.long)
             what = "windows of 'edge_label_window'"
-            check_ids(self.reader, what, window, self.num_windows)
+            check_ids(self.caller, what, window, self.num_windows)
         # Without clicks, what followed them says nothing.
         if 'edge_label' in clicks:
             self._columns['label'] = clicks.edge_label.float()
@@ -301,11 +284,11 @@ class Exposures(Dataset):
         others = [name for name in ('slot', 'domain') if f'edge_label_{name}' in clicks]
         for name in sorted({*categoricals(clicks, 'edge_label_'), *others}):
             what = f'edge_label_{name}'
-            self._contexts[name] = ids(self.reader, what, clicks[what], len(self))
+            self._contexts[name] = ids(self.caller, what, clicks[what], len(self))
 
     def _outcome(self, name: str) -> Any:
         r"""What followed the clicks, of all rows; it is checked when it is first read."""
         if name in self._outcomes and name not in self._columns:
             value, label = self._outcomes[name], self._columns['label']
-            self._columns[name] = outcome(self.reader, name, value, label)
+            self._columns[name] = outcome(self.caller, name, value, label)
         return self._columns.get(name)

@@ -81,8 +81,8 @@ class HistoryLoader(RowLoader):
             time (int or torch.Tensor): When, int64 seconds, or a time for each item, shape
                 :obj:`[B]`.
             **contexts (int or torch.Tensor): :obj:`slot` and :obj:`domain`, where the exposures of
-                the log have them, one for the request or one for each item. The slot need not be
-                told where :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
+                the log have them, one for the request or one for each item. The slot may be
+                left out where :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
 
         Raises:
             IndexError: If the user, an item or a domain does not exist, or a slot comes after that
@@ -112,7 +112,7 @@ class _HistoryReader(RowReader):
             user,
             history[CLICKS].time,
             num_users,
-            reader='HistoryLoader',
+            caller='HistoryLoader',
             owners=f'{num_users} users',
         )
         # In front of the clicks stands what is found where there is none.

@@ -35,7 +35,7 @@ class JoinedLoader(RowLoader):
 
     Args:
         loaders (Sequence[RowLoader]): At most one of each kind, all of the same exposures. What
-            they were told of the size of batches and of shuffling does not count here.
+            their own :obj:`batch_size`, :obj:`shuffle` and :obj:`seed` are does not count here.
         batch_size (int, optional): Exposures a batch. (default: :obj:`1024`)
         shuffle (bool, optional): If set to :obj:`True`, exposures are shuffled anew each epoch.
             (default: :obj:`False`)
@@ -62,22 +62,22 @@ class JoinedLoader(RowLoader):
         readers = {part: loader.dataset for part, loader in self._request_of.items()}
         super().__init__(_JoinedReader(readers), batch_size, shuffle, seed, **kwargs)
 
-    def request(self, user: int | Tensor, items: Tensor, **told: Any) -> JoinedBatch:
+    def request(self, user: int | Tensor, items: Tensor, **arguments: Any) -> JoinedBatch:
         r"""Makes the batch of one request: one user and its candidate items.
 
         Args:
             user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
             items (torch.Tensor): The candidates, shape :obj:`[B]`.
-            **told (optional): What requests of the loaders take besides, each of which is given
-                what it reads, such as :obj:`time` and :obj:`query`.
+            **arguments (optional): What requests of the loaders take besides, such as :obj:`time`
+                and :obj:`query`. Each loader is given those that it reads.
 
         Raises:
-            ValueError: If no loader reads what is told.
+            ValueError: If no loader reads an argument.
 
         And whatever a request of one of the loaders raises.
         """
         takes = {part: reader.arguments() for part, reader in self.dataset.readers.items()}
-        unknown = set(told).difference(*takes.values())
+        unknown = set(arguments).difference(*takes.values())
         if unknown:
             raise ValueError(
                 f'A request of these loaders may tell {sorted(set().union(*takes.values()))}, but '
@@ -85,12 +85,14 @@ class JoinedLoader(RowLoader):
             )
         batches = {
             part: loader.request(
-                user, items, **{name: told[name] for name in told if name in takes[part]}
+                user,
+                items,
+                **{name: arguments[name] for name in takes[part].intersection(arguments)},
             )
             for part, loader in self._request_of.items()
         }
         first = next(reader for reader in self.dataset.readers.values())
-        pairs = first.exposures.request(user, items, reads=(), reader='JoinedLoader.request')
+        pairs = first.exposures.request(user, items, reads=(), caller='JoinedLoader.request')
         return JoinedBatch(pairs.user, pairs.item, **batches)
 
 

@@ -79,7 +79,7 @@ class _PairReader(RowReader):
     r"""Reads macro rows."""
 
     def __init__(self, data: HeteroData, max_bytes: int) -> None:
-        self.macro_rows = MacroRows(data, max_bytes, reader='PairLoader')
+        self.macro_rows = MacroRows(data, max_bytes, caller='PairLoader')
         super().__init__(Exposures(data, 'PairLoader', needs=('edge_label',), outcomes=False))
         if len(self) > 0:
             require_exposures_after_clicks(data, 'PairLoader')

@@ -8,15 +8,15 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 from tqdm import tqdm
 
-from mag.checks import check_booleans, described
-from mag.click_index import take
+from mag.checks import check_booleans, check_choice, described
 from mag.cutoff import require_history
 from mag.loader.exposures import Exposures
 from mag.loader.path_sampler import PathSampler
+from mag.loader.path_tree import PathTree
 from mag.loader.row_loader import RowLoader, RowReader
 from mag.schema import (
     CLICKS,
-    OTHER,
+    NEIGHBOR_TYPE,
     TO_PRECURSOR,
     click_attributes,
     label_attributes,
@@ -53,10 +53,10 @@ class PathLoader(RowLoader):
       :obj:`edge_label`, :obj:`edge_label_time` and all other attributes of exposures, and
       :obj:`input_id`, their rows, in :obj:`batch['user', 'clicks', 'item']`.
 
-    The paths of a batch depend on :obj:`seed` and the rows in it alone, so that they are the same
-    for any number of workers, and others in another epoch of a shuffled loader, whose batches have
-    other rows (but for those of a single row). An epoch begins with
-    :obj:`loader.sampler.set_epoch(epoch)`, which Lightning calls.
+    The paths of a batch depend on :obj:`seed` and on its rows alone. So any number of workers draws
+    the same paths. A shuffled loader draws others in each epoch, because its batches hold other
+    rows then; a batch of a single row is the exception. An epoch begins with
+    :obj:`loader.sampler.set_epoch(epoch)`, which :func:`~mag.training.fit` and Lightning call.
 
     Args:
         data (HeteroData): The part whose exposures are loaded.
@@ -72,13 +72,14 @@ class PathLoader(RowLoader):
             exposure is served all clicks before itself. By default those of :obj:`data`, which end
             at the last cutoff. (default: :obj:`None`)
         fixed (bool, optional): If set to :obj:`True`, paths are drawn once, here, as the authors
-            did, and are the same in every epoch and whatever rows come after. They take 4 bytes a
-            place of a path, 1.4 kB an exposure with the default widths. (default: :obj:`False`)
-        batch_attributes (Sequence[str], optional): Which attributes of nodes and clicks batches
-            hold, such as :obj:`["category", "time", "query"]`: copying them, above all wide ones,
-            takes up to half of the time of a batch. Those of exposures, and what there is not one
-            of for each node, such as :obj:`num_category`, are there in any case. By default all, as
-            in batches of PyG's loaders. (default: :obj:`None`)
+            did. They are then the same in every epoch, and do not depend on the rows that come
+            after. They take 4 bytes a place of a path, 1.4 kB an exposure with the default widths.
+            (default: :obj:`False`)
+        batch_attributes (Sequence[str], optional): The attributes of nodes and clicks that batches
+            hold, such as :obj:`["category", "time", "query"]`. Copying all, above all wide ones,
+            takes up to half of the time of a batch. Attributes of exposures are always there, and
+            so are those without an entry for each node, such as :obj:`num_category`. By default
+            all, as in batches of PyG's loaders. (default: :obj:`None`)
         **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
             :obj:`num_workers`.
 
@@ -184,8 +185,8 @@ class _PathReader(RowReader):
     def batch(self, exposures: Exposures) -> HeteroData:
         rows = exposures.rows
         if rows is None:
-            told = torch.stack([exposures.user, exposures.item, exposures.time])
-            paths = self._draw(exposures, self._seed_of(told))
+            candidates = torch.stack([exposures.user, exposures.item, exposures.time])
+            paths = self._draw(exposures, self._seed_of(candidates))
         elif self.paths is None:
             paths = self._draw(exposures, self._seed_of(rows))
         else:
@@ -204,12 +205,8 @@ class _PathReader(RowReader):
             )
         groups = (*self.node_attributes.values(), self.click_attributes)
         existing = {name for group in groups for name in group}
-        unknown = [name for name in names if name not in existing]
-        if unknown:
-            raise ValueError(
-                f"'batch_attributes' names {unknown}, but the nodes and clicks of the data have "
-                f'{sorted(existing)}.'
-            )
+        for name in names:
+            check_choice(sorted(existing), batch_attributes=name)
         for group in groups:
             group[:] = [name for name in group if name in names]
 
@@ -250,7 +247,7 @@ class _PathReader(RowReader):
     def _to_batch(self, exposures: Exposures, paths: dict[str, list[Tensor]]) -> HeteroData:
         targets = {'user': exposures.user, 'item': exposures.item}
         size = targets['user'].numel()
-        tree = _Tree(size)
+        tree = PathTree(size)
         for depth in range(self.sampler.depth):
             for root, levels in paths.items():
                 tree.add(root, levels[depth])
@@ -258,7 +255,7 @@ class _PathReader(RowReader):
         batch = HeteroData()
         for child, edge_type in TO_PRECURSOR.items():
             e_id = torch.cat(tree.click[child])
-            reached = self.sampler.neighbor[OTHER[child]].index_select(0, e_id)
+            reached = self.sampler.neighbor[NEIGHBOR_TYPE[child]].index_select(0, e_id)
             nodes, edges = batch[child], batch[edge_type]
             self._copy_nodes(nodes, child, torch.cat([targets[child], reached]))
             nodes.batch = torch.cat(tree.target[child])
@@ -294,32 +291,3 @@ class _PathReader(RowReader):
         for name in self.click_attributes:
             store[name] = source[name].index_select(0, e_id)
         store.e_id = e_id
-
-
-class _Tree:
-    r"""Numbers the drawn nodes of a batch, depth by depth: after the targets' own, each child has
-    the number of its edge."""
-
-    def __init__(self, num_targets: int) -> None:
-        rows = torch.arange(num_targets)
-        self.target = {'user': [rows], 'item': [rows]}
-        # By the type of the child.
-        self.click: dict[str, list[Tensor]] = {'user': [], 'item': []}
-        self.precursor: dict[str, list[Tensor]] = {'user': [], 'item': []}
-        self.size = {'user': num_targets, 'item': num_targets}
-        # The last level of each root's tree: its type, its clicks, and the number of the first.
-        self.last = {root: (root, rows, 0) for root in ('user', 'item')}
-
-    def add(self, root: str, click: Tensor) -> None:
-        parent_type, parent_click, first = self.last[root]
-        child_type, width = OTHER[parent_type], click.size(-1)
-        # Where no click was drawn, this is a number that no child asks for.
-        parent = (parent_click.view(-1, 1) >= 0).cumsum(0) + (first - 1)
-        target = self.target[root][0].view(-1, 1).expand_as(click.flatten(1))
-        # Places of the drawn clicks; several times faster than a mask, which is counted each time.
-        place = (click.view(-1) >= 0).nonzero().view(-1)
-        self.last[root] = child_type, click, self.size[child_type]
-        self.size[child_type] += place.numel()
-        self.click[child_type].append(take(click, place))
-        self.precursor[child_type].append(take(parent.expand(-1, width), place))
-        self.target[child_type].append(take(target, place))

@@ -14,7 +14,7 @@ from mag.checks import (
     check_values,
 )
 from mag.click_index import ClickIndex, take
-from mag.schema import CLICKS, OTHER, require, require_cpu
+from mag.schema import CLICKS, NEIGHBOR_TYPE, require, require_cpu
 
 
 class PathSampler:
@@ -79,14 +79,14 @@ class PathSampler:
                 user * self._num_categories + self.category[item],
                 data[CLICKS].time,
                 num_users * self._num_categories,
-                reader='PathSampler',
+                caller='PathSampler',
                 owners=f'{num_users} users, {self._num_categories} values of {attribute!r}',
             ),
             'item': ClickIndex(
                 item,
                 data[CLICKS].time,
                 num_items,
-                reader='PathSampler',
+                caller='PathSampler',
                 owners=f'{num_items} items',
             ),
         }
@@ -129,7 +129,7 @@ class PathSampler:
             levels: list[Tensor] = []
             for width in self.widths[root]:
                 if levels:
-                    node, node_type = self._follow(node_type, levels[-1]), OTHER[node_type]
+                    node, node_type = self._follow(node_type, levels[-1]), NEIGHBOR_TYPE[node_type]
                 lead = [-1] + [1] * (node.dim() - 1)
                 levels.append(
                     self._draw_clicks(

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mag.checks import check_ids
+
 # What an argument must do, and which types do.
 _DUTIES = {
     'hold integer ids': lambda dtype: (
@@ -41,6 +43,26 @@ def to_tensor(name: str, value: Any, duty: str) -> Tensor:
     raise TypeError(f"'{name}' must {duty}, but {found}.")
 
 
+def pairs(caller: str, user: Any, items: Any, num_nodes: dict[str, int]) -> tuple[Tensor, Tensor]:
+    r"""A user and an item for each candidate, shape :obj:`[size]` each.
+
+    Raises:
+        IndexError: If a user or an item does not exist.
+        TypeError: If an id is no integer.
+        ValueError: If there is not one user, or one for each item.
+    """
+    user = to_tensor('user', user, 'hold integer ids')
+    items = to_tensor('items', items, 'hold integer ids')
+    if items.dim() != 1 or tuple(user.shape) not in {(), (1,), tuple(items.shape)}:
+        raise ValueError(
+            f'A request takes items of shape [B], and one user or a user for each item, but got '
+            f'items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
+        )
+    check_ids(caller, 'user ids', user, num_nodes['user'])
+    check_ids(caller, 'item ids', items, num_nodes['item'])
+    return user.long().expand(items.shape), items.long()
+
+
 def one_for_each(name: str, value: Tensor, size: int) -> Tensor:
     r"""What is given once, or for each candidate, as one for each, shape :obj:`[size]`.
 
@@ -69,3 +91,16 @@ def row_for_each(name: str, value: Tensor, size: int, width: int) -> Tensor:
             f'but got {list(value.shape)}.'
         )
     return table.expand(size, width)
+
+
+def dense_for_each(x: Any, size: int, width: int) -> Tensor:
+    r"""Dense features, given once or for each candidate, as float32, shape :obj:`[size, width]`.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If one is NaN or infinite, or they have another shape.
+    """
+    given = torch.empty(size, 0) if x is None else to_tensor('x', x, 'hold numbers').float()
+    if not bool(given.isfinite().all()):
+        raise ValueError(f"'x' must be finite, but got {given[~given.isfinite()][0].item()}.")
+    return row_for_each('x', given, size, width)

@@ -66,7 +66,7 @@ class RowLoader(DataLoader):
             items,
             **arguments,
             reads=self.dataset.arguments(),
-            reader=f'{type(self).__name__}.request',
+            caller=f'{type(self).__name__}.request',
         )
         return self.dataset.batch(candidates)
 

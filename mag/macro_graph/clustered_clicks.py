@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mag.checks import check_ids, check_integers, check_keys, check_tensor, check_values
-from mag.schema import OTHER
+from mag.schema import NEIGHBOR_TYPE
 
 BYTES_PER_PAIR = 12
 CHUNK_PAIRS = 2**26
@@ -56,7 +56,7 @@ class ClusteredClicks:
     @staticmethod
     def reached(node: str, hop: int) -> str:
         r"""The node type that :obj:`hop` steps from :obj:`node` arrive at."""
-        return node if hop % 2 == 0 else OTHER[node]
+        return node if hop % 2 == 0 else NEIGHBOR_TYPE[node]
 
     def extend(self, node: str, cluster: Tensor | None) -> int:
         r"""Takes clusters with new nodes, and returns how many nodes are new.
@@ -75,11 +75,11 @@ class ClusteredClicks:
         self.cluster[node] = values
         grown = len(values) - len(old)
         if grown > 0:
-            shape = (len(values), len(self.cluster[OTHER[node]]))
-            own, other = self.clicks[node], self.clicks[OTHER[node]]
+            shape = (len(values), len(self.cluster[NEIGHBOR_TYPE[node]]))
+            own, other = self.clicks[node], self.clicks[NEIGHBOR_TYPE[node]]
             ends = np.pad(own.indptr, (0, grown), mode='edge')
             self.clicks[node] = scipy.sparse.csr_matrix((own.data, own.indices, ends), shape)
-            self.clicks[OTHER[node]] = scipy.sparse.csr_matrix(
+            self.clicks[NEIGHBOR_TYPE[node]] = scipy.sparse.csr_matrix(
                 (other.data, other.indices, other.indptr), shape[::-1]
             )
         return grown
@@ -119,8 +119,8 @@ class ClusteredClicks:
     def own_edges(self, node: str) -> 'scipy.sparse.csr_matrix':
         r"""Hop-1 macro edges, in which only the row of the node's own cluster is filled, shape
         :obj:`[num_nodes, M_0 * M_1]`."""
-        first = scipy.sparse.csr_matrix(self.clicks[node] @ self.one_hot(OTHER[node]))
-        width = self.num_clusters[OTHER[node]]
+        first = scipy.sparse.csr_matrix(self.clicks[node] @ self.one_hot(NEIGHBOR_TYPE[node]))
+        width = self.num_clusters[NEIGHBOR_TYPE[node]]
         owner = np.repeat(self.cluster[node], np.diff(first.indptr))
         return scipy.sparse.csr_matrix(
             (first.data, owner * width + first.indices, first.indptr),

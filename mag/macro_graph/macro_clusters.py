@@ -15,7 +15,7 @@ from mag.checks import (
     check_tensor,
 )
 from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
-from mag.schema import CLICKS, OTHER, categoricals
+from mag.schema import CLICKS, NEIGHBOR_TYPE, categoricals
 
 
 class MacroClusters:
@@ -101,7 +101,9 @@ class MacroClusters:
         self._columns = {'user': item, 'item': user}
         cluster = self._start(data)
         for node_type in self._order():
-            embedding, is_clicked = self._embed(data, node_type, first, cluster[OTHER[node_type]])
+            embedding, is_clicked = self._embed(
+                data, node_type, first, cluster[NEIGHBOR_TYPE[node_type]]
+            )
             cluster[node_type][is_clicked] = self.groupings[node_type].fit(embedding[is_clicked])
         self.cluster = cluster
         self.cluster = self.assign(data, window)
@@ -130,7 +132,7 @@ class MacroClusters:
                 first.scatter_reduce_(0, node, window, 'amin')
                 new &= window == first[node]
             embedding, is_clicked = self._embed(
-                data, node_type, edge_index[:, new], cluster[OTHER[node_type]]
+                data, node_type, edge_index[:, new], cluster[NEIGHBOR_TYPE[node_type]]
             )
             cluster[node_type] = cluster[node_type].clone()
             cluster[node_type][is_clicked] = self.groupings[node_type].assign(embedding[is_clicked])
@@ -181,7 +183,7 @@ class MacroClusters:
         self, data: HeteroData, node_type: str, edge_index: Tensor, other_cluster: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""Behavior embeddings from :obj:`edge_index`, and which nodes have any click in it."""
-        other = OTHER[node_type]
+        other = NEIGHBOR_TYPE[node_type]
         row, column = edge_index if node_type == 'user' else edge_index.flip(0)
         num_nodes = data[node_type].num_nodes
         clicks = scipy.sparse.csr_matrix(
@@ -207,14 +209,14 @@ def resolve_behavior(groups: dict[str, int | str], behavior: Any) -> dict[str, s
     learned = [node_type for node_type, group in groups.items() if isinstance(group, int)]
     given = behavior if isinstance(behavior, dict) else {}
     if behavior is not None and not isinstance(behavior, dict):
-        given = dict.fromkeys(learned or OTHER, behavior)
+        given = dict.fromkeys(learned or NEIGHBOR_TYPE, behavior)
     if not given.keys() <= set(learned):
         raise ValueError(
             f"'behavior' is {behavior!r}, but with 'groups' {groups} clusters are learned for "
             f'{learned or "none"} only.'
         )
     behaviors = {
-        name: given.get(name, 'macro' if isinstance(groups[OTHER[name]], str) else 'raw')
+        name: given.get(name, 'macro' if isinstance(groups[NEIGHBOR_TYPE[name]], str) else 'raw')
         for name in learned
     }
     for node_type, value in behaviors.items():

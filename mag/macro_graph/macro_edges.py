@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mag.checks import check_booleans, check_choice, check_integers
 from mag.macro_graph.clustered_clicks import ClusteredClicks
-from mag.schema import OTHER
+from mag.schema import NEIGHBOR_TYPE
 
 
 class MacroEdges(ClusteredClicks):
@@ -128,15 +128,16 @@ class MacroEdges(ClusteredClicks):
             for node in ('user', 'item')
         }
         change = {
-            node: (new[node] @ self.one_hot(OTHER[node])).toarray() for node in ('user', 'item')
+            node: (new[node] @ self.one_hot(NEIGHBOR_TYPE[node])).toarray()
+            for node in ('user', 'item')
         }
         for hop in range(1, additive_hops + 1):
             following = {}
             for node in ('user', 'item'):
                 if hop < additive_hops:
-                    following[node] = self._carry(node, change[OTHER[node]])
+                    following[node] = self._carry(node, change[NEIGHBOR_TYPE[node]])
                     if not first:
-                        following[node] += new[node] @ self.counts[OTHER[node]][hop - 1]
+                        following[node] += new[node] @ self.counts[NEIGHBOR_TYPE[node]][hop - 1]
             for node in ('user', 'item'):
                 self.counts[node][hop - 1] += change[node]
             change = following
@@ -161,7 +162,7 @@ class MacroEdges(ClusteredClicks):
         Raises:
             ValueError: If it would not fit in :obj:`max_bytes`.
         """
-        check_choice(OTHER, node=node)
+        check_choice(NEIGHBOR_TYPE, node=node)
         check_integers(1, below=self.num_hops + 1, hop=hop)
         rows, columns = (self.num_clusters[self.reached(node, step)] for step in (hop - 1, hop))
         num_nodes = len(self.cluster[node])
@@ -186,7 +187,7 @@ class MacroEdges(ClusteredClicks):
         ).coalesce()
 
     def _carry(self, node: str, change: np.ndarray) -> np.ndarray:
-        other = OTHER[node]
+        other = NEIGHBOR_TYPE[node]
         changed = np.flatnonzero(change.any(axis=1))
         clicks_changed = np.diff(self.clicks[other].indptr)[changed].sum()
         if clicks_changed < self.clicks[other].nnz / 4:
@@ -199,7 +200,9 @@ class MacroEdges(ClusteredClicks):
     def _count_sets(self, node: str, hop: int) -> np.ndarray:
         start = self.reached(node, hop - 1)
         return self.over_sets(
-            node, hop, scipy.sparse.csr_matrix(self.clicks[start] @ self.one_hot(OTHER[start]))
+            node,
+            hop,
+            scipy.sparse.csr_matrix(self.clicks[start] @ self.one_hot(NEIGHBOR_TYPE[start])),
         ).toarray()
 
     def __repr__(self) -> str:

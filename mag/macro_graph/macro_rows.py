@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_choice, check_ids, check_integers, check_numbers, check_tensor
-from mag.schema import OTHER, hops, require, windows
+from mag.schema import NEIGHBOR_TYPE, hops, require, windows
 
 # Edges whose counts are copied at once.
 _CHUNK = 2**20
@@ -46,7 +46,7 @@ class MacroRows(Dataset):
             :class:`~mag.transforms.RecentNeighbors` (without, the recent lists are empty).
         max_bytes (int, optional): What the rows may take in memory before they are refused.
             (default: 8 GiB)
-        reader (str, optional): Who asks, for messages. (default: :obj:`"MacroRows"`)
+        caller (str, optional): Whose name messages begin with. (default: :obj:`"MacroRows"`)
 
     Attributes:
         num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
@@ -64,16 +64,16 @@ class MacroRows(Dataset):
     """
 
     def __init__(
-        self, data: HeteroData, max_bytes: int = 8 * 2**30, *, reader: str = 'MacroRows'
+        self, data: HeteroData, max_bytes: int = 8 * 2**30, *, caller: str = 'MacroRows'
     ) -> None:
-        require(data, reader)
+        require(data, caller)
         check_integers(1, max_bytes=max_bytes)
         self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
-        self.num_windows = windows(data, reader).num
-        counts = {name: self._counts(data, name, reader) for name in self.num_nodes}
-        self._refuse_too_large(counts, max_bytes, reader)
+        self.num_windows = windows(data, caller).num
+        counts = {name: self._counts(data, name, caller) for name in self.num_nodes}
+        self._refuse_too_large(counts, max_bytes, caller)
         self.hops = {name: tuple(hop.dense() for hop in found) for name, found in counts.items()}
-        self.recent = {name: self._recent(data, name, reader) for name in self.num_nodes}
+        self.recent = {name: self._recent(data, name, caller) for name in self.num_nodes}
 
     def rows(self, node_type: str, node: Tensor, window: Tensor | None = None) -> MacroRow:
         r"""The macro rows of some nodes as of some windows.
@@ -89,7 +89,7 @@ class MacroRows(Dataset):
             TypeError: If one is no integer.
             ValueError: If there is not one window for each node, or no such node type.
         """
-        check_choice(OTHER, node_type=node_type)
+        check_choice(NEIGHBOR_TYPE, node_type=node_type)
         check_tensor('MacroRows', 'node', node, ('B',), torch.long)
         check_ids('MacroRows', f'{node_type} ids', node, self.num_nodes[node_type])
         if window is not None:
@@ -108,21 +108,21 @@ class MacroRows(Dataset):
             self.recent[node_type].index_select(0, row),
         )
 
-    def _counts(self, data: HeteroData, node_type: str, reader: str) -> list['_Counts']:
+    def _counts(self, data: HeteroData, node_type: str, caller: str) -> list['_Counts']:
         r"""The macro edges of each hop."""
         found = []
         for hop, edge_type in enumerate(hops(data, node_type), start=1):
             what = f'of hop {hop} of {node_type}s'
             edge_index = data[edge_type].get('edge_index')
-            check_tensor(reader, f'edge_index {what}', edge_index, (2, 'E'), torch.long)
+            check_tensor(caller, f'edge_index {what}', edge_index, (2, 'E'), torch.long)
             macro, node = edge_index
             # Not view(..., -1): without any edge, nothing would tell how many windows there are.
             weight = self._by_window(data[edge_type].get('edge_weight'), 2)
             shape = macro.numel(), self.num_windows
-            check_tensor(reader, f'edge_weight {what}', weight, shape, 'numbers')
+            check_tensor(caller, f'edge_weight {what}', weight, shape, 'numbers')
             num_nodes, num_macro = self.num_nodes[node_type], data[edge_type[0]].num_nodes
-            check_ids(reader, f'macro nodes of hop {hop}', macro, num_macro)
-            check_ids(reader, f'{node_type}s of hop {hop}', node, num_nodes)
+            check_ids(caller, f'macro nodes of hop {hop}', macro, num_macro)
+            check_ids(caller, f'{node_type}s of hop {hop}', node, num_nodes)
             low, high = (
                 (bound.item() for bound in weight.aminmax()) if weight.numel() > 0 else (0, 0)
             )
@@ -132,7 +132,7 @@ class MacroRows(Dataset):
             found.append(_Counts(macro, node, weight, size, _smallest_type(weight, high)))
         if not found:
             raise ValueError(
-                f"{reader} found no macro edges of '{node_type}' in the data: apply MacroCoarsen "
+                f"{caller} found no macro edges of '{node_type}' in the data: apply MacroCoarsen "
                 f'first.'
             )
         return found
@@ -143,26 +143,26 @@ class MacroRows(Dataset):
         return value.unsqueeze(1) if is_short and self.num_windows == 1 else value
 
     def _refuse_too_large(
-        self, counts: dict[str, list['_Counts']], max_bytes: int, reader: str
+        self, counts: dict[str, list['_Counts']], max_bytes: int, caller: str
     ) -> None:
         num_bytes = sum(hop.num_bytes() for found in counts.values() for hop in found)
         if num_bytes > max_bytes:
             raise ValueError(
-                f'{reader} would hold the counts of {self.num_nodes["user"]:,} users and '
+                f'{caller} would hold the counts of {self.num_nodes["user"]:,} users and '
                 f'{self.num_nodes["item"]:,} items over {self.num_windows} windows in '
                 f'{num_bytes / 2**20:,.0f} MiB, more than the {max_bytes / 2**20:,.0f} MiB of '
                 f"'max_bytes': take fewer windows or clusters, or a larger 'max_bytes'."
             )
 
-    def _recent(self, data: HeteroData, node_type: str, reader: str) -> Tensor:
-        num_nodes, other = self.num_nodes[node_type], OTHER[node_type]
+    def _recent(self, data: HeteroData, node_type: str, caller: str) -> Tensor:
+        num_nodes, other = self.num_nodes[node_type], NEIGHBOR_TYPE[node_type]
         recent = data[node_type].get('recent')
         if recent is None:
             return torch.empty(num_nodes * self.num_windows, 0, dtype=torch.long)
         recent = self._by_window(recent, 3)
         what, shape = f"data['{node_type}'].recent", (num_nodes, self.num_windows, 'num')
-        check_tensor(reader, what, recent, shape, torch.long)
-        check_ids(reader, f'{other}s in {what}', recent, self.num_nodes[other], first=-1)
+        check_tensor(caller, what, recent, shape, torch.long)
+        check_ids(caller, f'{other}s in {what}', recent, self.num_nodes[other], first=-1)
         return recent.reshape(num_nodes * self.num_windows, -1)
 
 

@@ -29,7 +29,7 @@ from mag.transforms import (
 )
 
 CLICKS = ('user', 'clicks', 'item')
-OTHER = {'user': 'item', 'item': 'user'}
+NEIGHBOR_TYPE = {'user': 'item', 'item': 'user'}
 NUM_USERS, NUM_ITEMS = 4, 5
 USER, ITEM = st.integers(0, NUM_USERS - 1), st.integers(0, NUM_ITEMS - 1)
 TIME = st.integers(0, 9)
@@ -64,12 +64,12 @@ def count_edges(
     neighbor and cluster of the neighbor's neighbor."""
     repeated = Counter(clicks)
     neighbors: dict[str, dict[int, dict[int, int]]] = {
-        node_type: defaultdict(dict) for node_type in OTHER
+        node_type: defaultdict(dict) for node_type in NEIGHBOR_TYPE
     }
     for (user, item), number in repeated.items():
         neighbors['user'][user][item] = neighbors['item'][item][user] = 1 if binary else number
     edges = {}
-    for node_type in OTHER:
+    for node_type in NEIGHBOR_TYPE:
         reached = {node: Counter([node]) for node in range(len(cluster[node_type]))}
         at = node_type
         for hop in range(1, num_hops + 1):
@@ -80,11 +80,11 @@ def count_edges(
                     for far, number in neighbors[at][near].items():
                         # A set holds each neighbor once, however many walks end there.
                         number *= walks if mode == 'walk' else 1
-                        counts[node, cluster[at][near], cluster[OTHER[at]][far]] += number
+                        counts[node, cluster[at][near], cluster[NEIGHBOR_TYPE[at]][far]] += number
                         following[far] += number
                 reached[node] = following
             edges[node_type, hop] = dict(counts)
-            at = OTHER[at]
+            at = NEIGHBOR_TYPE[at]
     return edges
 
 
@@ -104,7 +104,7 @@ def check_macro_edges(
     for piece in pieces:
         so_far += piece
         known = {}
-        for row, node_type in enumerate(OTHER):
+        for row, node_type in enumerate(NEIGHBOR_TYPE):
             clicked = {click[row] for click in so_far}
             last = max(clicked, default=-1) + 1
             known[node_type] = torch.tensor(
@@ -179,7 +179,7 @@ def check_windows(
         if 'at least as many nodes' in str(error):
             reject()
         raise
-    cluster = {node_type: data[node_type].cluster.tolist() for node_type in OTHER}
+    cluster = {node_type: data[node_type].cluster.tolist() for node_type in NEIGHBOR_TYPE}
     loader = PairLoader(data)
     batch = loader.dataset[torch.arange(len(loader.dataset))]
     row = 0
@@ -277,7 +277,7 @@ def check_paths(
         ]
         levels.append((nodes, second.view(-1, second.size(-1))))
         drawn = defaultdict(set)
-        for node_type, (centers, found) in zip((root, OTHER[root]), levels, strict=True):
+        for node_type, (centers, found) in zip((root, NEIGHBOR_TYPE[root]), levels, strict=True):
             allowed = {center: candidates(node_type, center) for center in {*centers}}
             table = found.reshape(-1, found.size(-1)).tolist()
             for place, row in enumerate(table):
@@ -399,7 +399,7 @@ def check_interest_hypergraph(
         for user, row in enumerate(interest)
     }
     data = transform(data)
-    for node_type in OTHER:
+    for node_type in NEIGHBOR_TYPE:
         members = defaultdict(set)
         for user, item, time in clicks:
             for modality in cares[user]:
@@ -502,9 +502,7 @@ def test_slot_hypergraph_conv(attack: Any) -> None:
 # Other layers.
 
 
-def check_intention_conv(
-    children: list[int], num_positions: int, form: str, seed: int
-) -> None:
+def check_intention_conv(children: list[int], num_positions: int, form: str, seed: int) -> None:
     r"""Edges in any order of centers against a fixed fan-out, and one center alone against both."""
     torch.manual_seed(seed)
     conv = IntentionConv(4, 3, num_positions, form).double()

@@ -12,7 +12,7 @@ from mag.loader import PathLoader, PathSampler
 from mag.loader.path_sampler import draw_offsets
 
 CLICKS = ('user', 'clicks', 'item')
-OTHER = {'user': 'item', 'item': 'user'}
+NEIGHBOR_TYPE = {'user': 'item', 'item': 'user'}
 
 
 def random_clicks(seed: int, num_clicks: int = 300) -> HeteroData:
@@ -107,7 +107,7 @@ def test_draws_are_candidates_newest_first(attribute: str | None, replace: bool,
                         )
                         for child, click in enumerate(clicks.tolist())
                     ]
-                frontier, node_type = following, OTHER[node_type]
+                frontier, node_type = following, NEIGHBOR_TYPE[node_type]
     assert num_checked > 300
 
 

@@ -15,7 +15,7 @@ from mag.transforms import TemporalSplit
 CLICKS = ('user', 'clicks', 'item')
 REVERSE = ('item', 'rev_clicks', 'user')
 EDGES = {'user': CLICKS, 'item': REVERSE}
-OTHER = {'user': 'item', 'item': 'user'}
+NEIGHBOR_TYPE = {'user': 'item', 'item': 'user'}
 WIDTHS = {'user': [3, 1, 2], 'item': [1, 3, 1]}
 
 
@@ -73,7 +73,7 @@ def triple(model: SRJGraph, batch: HeteroData, name: str, node: int) -> Tensor:
         query = query if model.query else torch.zeros_like(query)
     pair = {
         name: embed(model, batch, name, node),
-        OTHER[name]: embed(model, batch, OTHER[name], precursor),
+        NEIGHBOR_TYPE[name]: embed(model, batch, NEIGHBOR_TYPE[name], precursor),
     }
     return torch.cat([pair['user'], query, pair['item']])
 
@@ -85,10 +85,11 @@ def aggregate(
     own = triple(model, batch, name, node)
     if depth == 0:
         return own
-    store = batch[EDGES[OTHER[name]]]
+    store = batch[EDGES[NEIGHBOR_TYPE[name]]]
     children = store.edge_index[0, store.edge_index[1] == node].tolist()
     learned = [
-        aggregate(model, batch, OTHER[name], child, depth - 1, intention) for child in children
+        aggregate(model, batch, NEIGHBOR_TYPE[name], child, depth - 1, intention)
+        for child in children
     ]
     if not model.upstream:
         kept = torch.zeros_like(own)
