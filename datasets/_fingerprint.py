@@ -15,34 +15,34 @@ def describe_files(paths: list[str], root: str) -> list[dict[str, Any]]:
 
 
 def hash_files(paths: list[str], root: str) -> list[dict[str, Any]]:
-    r"""What :func:`describe_files` tells, and the hash of each file."""
+    r"""What :func:`describe_files` returns, and the hash of each file."""
     return [
         {**file, 'hash': hash_file(_path_of(file, root))} for file in describe_files(paths, root)
     ]
 
 
 def compare_files(before: list[dict[str, Any]], paths: list[str], root: str) -> list[str]:
-    r"""How the raw files differ from what :func:`hash_files` told of them before.
+    r"""How the raw files differ from what :func:`hash_files` returned before.
 
     Where path, size and time are those of before, no file is read.
     """
     differences = []
-    known = {file['name']: file for file in before}
+    cached = {file['name']: file for file in before}
     now = {file['name']: file for file in describe_files(paths, root)}
     if now:
-        differences += [f'{name} is gone' for name in sorted(known.keys() - now.keys())]
-        differences += [f'{name} is new' for name in sorted(now.keys() - known.keys())]
+        differences += [f'{name} is gone' for name in sorted(cached.keys() - now.keys())]
+        differences += [f'{name} is new' for name in sorted(now.keys() - cached.keys())]
     else:
         # A finished cache outlives its raw files, but not a change of what is left of them.
         now = {
             name: _describe_file(_path_of(file, root), name, root)
-            for name, file in known.items()
+            for name, file in cached.items()
             if osp.exists(_path_of(file, root))
         }
-    for name in sorted(known.keys() & now.keys()):
-        differences += _compare_file(known[name], now[name], root)
-    if known.keys() == now.keys() and list(known) != list(now):
-        differences.append(f'the files were {", ".join(known)}, are now {", ".join(now)}')
+    for name in sorted(cached.keys() & now.keys()):
+        differences += _compare_file(cached[name], now[name], root)
+    if cached.keys() == now.keys() and list(cached) != list(now):
+        differences.append(f'the files were {", ".join(cached)}, are now {", ".join(now)}')
     return differences
 
 

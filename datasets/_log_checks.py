@@ -11,14 +11,14 @@ _TIMES = ('time', 'click_time', 'settled')
 
 
 def check_log(
-    connection: duckdb.DuckDBPyConnection, table: LogTable, reader: str, source: str
+    connection: duckdb.DuckDBPyConnection, table: LogTable, dataset: str, source: str
 ) -> None:
     r"""Raises unless the table :obj:`log` holds what :obj:`table` says, in every row.
 
     Args:
         connection: The connection of the table.
         table (LogTable): What it holds.
-        reader (str): The class that has filled it.
+        dataset (str): The class that has filled it.
         source (str): The files that it was read from.
 
     Raises:
@@ -26,21 +26,21 @@ def check_log(
         ValueError: If a column is missing, there are no rows, or one holds a bad value.
     """
     if not isinstance(table, LogTable):
-        raise TypeError(f'{reader}.read must return a LogTable, but got {table!r}.')
+        raise TypeError(f'{dataset}.read must return a LogTable, but got {table!r}.')
     kinds = column_kinds(connection, 'log')
     if kinds and count_rows(connection, 'log') == 0:
         raise ValueError(f'{source} must hold rows of a log, but got none.')
     missing = [name for name in (*_REQUIRED, *table.columns) if name not in kinds]
     if missing:
         raise ValueError(
-            f"{reader}.read must fill the table 'log' with a column "
+            f"{dataset}.read must fill the table 'log' with a column "
             f'{" and ".join(map(repr, missing))}, but its columns are '
             f'{", ".join(map(repr, kinds)) or "none"}.'
         )
     for name in _TIMES:
         if name in kinds and base_kind(kinds[name]) not in TIMES:
             raise TypeError(
-                f'{reader}.read must fill the column {name!r} with numbers or timestamps, but got '
+                f'{dataset}.read must fill the column {name!r} with numbers or timestamps, but got '
                 f'{kinds[name]}.'
             )
     rules = [rule for rule in _rules(table) if rule.column in kinds]

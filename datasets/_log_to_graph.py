@@ -138,10 +138,10 @@ class LogToGraph:
             store.edge_label_x = torch.stack([columns.pop(name) for name in table.features], dim=1)
             self.names['feature'] = list(table.features)
         for name in table.contexts:
-            known = self.connection.execute(
+            values = self.connection.execute(
                 f'SELECT DISTINCT code, name FROM {name}_name ORDER BY code'
             ).fetchall()
-            self.names[name] = ['unknown' if value is None else str(value) for _, value in known]
+            self.names[name] = ['unknown' if value is None else str(value) for _, value in values]
             store[f'edge_label_{name}'] = columns[name]
             store[f'num_{name}'] = len(self.names[name])
         if table.query is not None:

@@ -17,11 +17,10 @@ def draw_negatives(
     stage of the click nor before, each uniformly from the items that anybody
     clicked.
 
-    What is clicked at a later stage is not left out: else that an item was
-    drawn would tell that it is not clicked later.
-    Nor does it change what is drawn, as long as it is of no other items: each
-    draw is a hash of the click itself, and of how many times it was listed
-    before.
+    An item that is clicked at a later stage may be drawn. If it could not, a
+    drawn item would tell that it is not clicked later.
+    A draw is a hash of its click, and of how often that was listed before. So
+    later clicks change no draw, unless they bring new items.
 
     Args:
         user (numpy.ndarray): The user of each click, any int64, shape
@@ -51,7 +50,7 @@ def draw_negatives(
     # Each pair at its first stage.
     pairs, first = np.unique(user * items.size + item, return_index=True)
     first_stage = stage[first]
-    # Those of a user in the order of stages: what is known at one is an interval.
+    # Those of a user in the order of stages: what is taken at one is an interval.
     moment = user * stages.size + stage
     order = first[moment[first].argsort(kind='stable')]
     start = np.searchsorted(moment[order], user * stages.size)
@@ -66,12 +65,12 @@ def draw_negatives(
     drawn = (chance % np.uint64(items.size)).astype(np.int64)
     wanted = user[:, None] * items.size + drawn
     pair = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    is_known = (pairs[pair] == wanted) & (first_stage[pair] <= stage[:, None])
+    is_taken = (pairs[pair] == wanted) & (first_stage[pair] <= stage[:, None])
     # Drawn once more, but among what is left, which costs more: trying again and again would cost
     # most for who clicked nearly everything.
-    click = is_known.nonzero()[0]
-    rank = mix(chance[is_known]) % num_left[click].astype(np.uint64)
-    drawn[is_known] = _find_missing(
+    click = is_taken.nonzero()[0]
+    rank = mix(chance[is_taken]) % num_left[click].astype(np.uint64)
+    drawn[is_taken] = _find_missing(
         item[order], start[click], end[click], rank.astype(np.int64), items.size
     )
     negatives = np.empty_like(drawn)
@@ -80,9 +79,9 @@ def draw_negatives(
 
 
 def _find_missing(
-    known: np.ndarray, start: np.ndarray, end: np.ndarray, rank: np.ndarray, num_items: int
+    taken: np.ndarray, start: np.ndarray, end: np.ndarray, rank: np.ndarray, num_items: int
 ) -> np.ndarray:
-    r"""Of the items that are not among :obj:`known[start:end]`, that before
+    r"""Of the items that are not among :obj:`taken[start:end]`, that before
     which :obj:`rank` others are, for each of many intervals.
 
     An item is found bit by bit, from the highest, as in a `wavelet matrix
@@ -90,7 +89,7 @@ def _find_missing(
     bits, whether a user clicked few of them or all but one.
 
     Args:
-        known (numpy.ndarray): Items, no two the same in an interval.
+        taken (numpy.ndarray): Items, no two the same in an interval.
         start (numpy.ndarray): Where the intervals begin, shape :obj:`[Q]`.
         end (numpy.ndarray): Where they end, likewise.
         rank (numpy.ndarray): Less than what is missing, likewise.
@@ -101,7 +100,7 @@ def _find_missing(
     """
     found = np.zeros_like(rank)
     for bit in reversed(range(num_items.bit_length())):
-        is_one = known >> bit & 1 == 1
+        is_one = taken >> bit & 1 == 1
         num_zeros = np.concatenate([[0], (~is_one).cumsum()])
         starts, ends = num_zeros[start], num_zeros[end]
         # Items from `found` on without the bit, those that there are and that are missing.
@@ -111,5 +110,5 @@ def _find_missing(
         found += is_above.astype(np.int64) << bit
         start = np.where(is_above, num_zeros[-1] + start - starts, starts)
         end = np.where(is_above, num_zeros[-1] + end - ends, ends)
-        known = np.concatenate([known[~is_one], known[is_one]])
+        taken = np.concatenate([taken[~is_one], taken[is_one]])
     return found

@@ -42,16 +42,16 @@ def fetch_queries(
         f'SELECT raw IS NOT NULL AS is_search FROM {column}_name ORDER BY code'
     ).fetchnumpy()['is_search']
     found = connection.execute(f"""
-        SELECT query.code AS query, position, known.code AS term
+        SELECT query.code AS query, position, term_code.code AS term
         FROM (
             SELECT code, unnest(terms) AS term, generate_subscripts(terms, 1) - 1 AS position
             FROM {column}_name
         ) AS query
-        JOIN {column}_term AS known ON query.term IS NOT DISTINCT FROM known.term
+        JOIN {column}_term AS term_code ON query.term IS NOT DISTINCT FROM term_code.term
     """).fetchnumpy()
     terms = np.full((is_search.size, found['position'].max(initial=0) + 1), -1)
     terms[~is_search, 0] = 0
     terms[found['query'], found['position']] = found['term']
-    known = connection.execute(f'SELECT term::VARCHAR FROM {column}_term ORDER BY code').fetchall()
-    names = ['', *('unknown' if term is None else term for (term,) in known)]
+    rows = connection.execute(f'SELECT term::VARCHAR FROM {column}_term ORDER BY code').fetchall()
+    names = ['', *('unknown' if term is None else term for (term,) in rows)]
     return torch.from_numpy(terms), torch.from_numpy(is_search).long(), names

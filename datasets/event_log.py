@@ -55,9 +55,9 @@ class EventLog(ClickDataset):
     first row (:obj:`'unknown'` if it has none there); with a :obj:`weight`
     column :obj:`edge_weight` (clicks) and :obj:`edge_label_weight`
     (exposures).
-    No later row decides the category of an item, as it would tell earlier rows
-    of their future; a warning counts the items whose rows have several, and
-    those that have one in later rows alone.
+    A later row does not decide the category of an item: earlier rows would read
+    their future. A warning says how many items have rows of several categories,
+    and how many have one in later rows alone.
 
     Args:
         root (str): Directory of the cache.

@@ -48,19 +48,19 @@ class MicroVideo(ClickDataset):
     at its time without one, of items drawn uniformly, with replacement, from
     all those its user has not interacted with up to then. "Up to then" is in
     its own or an earlier split, or if there are times, at or before its time.
-    What a user interacts with later may thus be a negative now, as in a log;
-    leaving it out would tell of the test part while training.
-    Draws depend on the interaction itself, so that rows of later splits or
-    times, if they are of no other items, change none.
+    What a user interacts with later may thus be a negative now, as in a log.
+    If it were left out, training would read the test part.
+    A draw is a hash of its interaction. So rows of later splits or times
+    change no draw, unless they bring new items.
 
-    **Time is made up** where there is no :obj:`time`, as a clock on which
-    only the order counts and rows of one time are not ordered: training rows
-    are dealt at random, whatever other splits hold, into :obj:`num_slots`
-    slots of equal size, give or take an interaction, the times 0 to
-    :obj:`num_slots - 1`; validation has the time :obj:`num_slots` and
-    test :obj:`num_slots + 1`. What reads clicks strictly before an exposure
-    then reads none of its own slot, in validation all of training, and in
-    test all of both. Without a :obj:`split` all rows are training rows.
+    **Time is made up** where there is no :obj:`time`. On that clock only the
+    order matters, and rows of one time have none. Training rows are dealt at
+    random into :obj:`num_slots` slots, the times 0 to :obj:`num_slots - 1`.
+    The slots are of equal size, give or take an interaction, and do not depend
+    on other splits. Validation has the time :obj:`num_slots` and test
+    :obj:`num_slots + 1`. So what reads clicks strictly before an exposure reads
+    none of its own slot, in validation all of training, and in test all of
+    both. Without a :obj:`split` all rows are training rows.
 
     The splits of the files are had by
 
