@@ -74,14 +74,6 @@ def require(data: Any, caller: str, *attributes: str) -> None:
         check_values(caller, 'edge_label', label, is_good, '1 for a click and 0 for none')
 
 
-def require_positive_integers(**values: Any) -> None:
-    r"""Raises a :class:`ValueError` that names the argument unless all :obj:`values` are positive
-    integers."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"'{name}' must be a positive integer, but got {value!r}.")
-
-
 def require_cpu(data: HeteroData, caller: str) -> None:
     r"""Raises a :class:`ValueError` if the clicks of :obj:`data` are not in main memory."""
     device = data[CLICKS].edge_index.device

@@ -28,25 +28,28 @@ def count_by_window(
         the counts as :obj:`edge_weight`, float32, of shape :obj:`[num_edges]`, or
         :obj:`[num_edges, S]` with windows.
     """
+    # Counts only grow, so the edges as of the last cutoff are all there ever were.
     every = copy.deepcopy(edges).update(clicks)
     counted = {}
     for edge_type, table in _tables(every).items():
-        target, source = torch.from_numpy(table).nonzero(as_tuple=True)
+        counts = torch.from_numpy(table)
+        target, source = counts.nonzero(as_tuple=True)
         if window is None:
-            weight = torch.from_numpy(table)[target, source].float()
+            weight = counts[target, source].float()
         else:
             weight = torch.empty(source.numel(), num_windows)
         counted[edge_type] = torch.stack([source, target]), weight
     if window is None:
         return every, counted
-    # Counts only grow, so the edges as of the last cutoff are all there ever were.
+    # Window by window come as many tables again, the last of which are those of all clicks.
+    del every, table, counts
     edges = copy.deepcopy(edges)
     for step in tqdm(range(num_windows), 'Counting by window', leave=False, delay=3):
         edges.update(clicks[:, window == step])
         for edge_type, table in _tables(edges).items():
             (source, target), weight = counted[edge_type]
             weight[:, step] = torch.from_numpy(table)[target, source]
-    return every, counted
+    return edges, counted
 
 
 def _tables(edges: MacroEdges) -> dict[EdgeType, np.ndarray]:

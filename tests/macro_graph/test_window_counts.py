@@ -18,9 +18,9 @@ def test_every_window_counts_the_clicks_up_to_it(mode: str) -> None:
         *(f'hop{h}' for h in '112233'),
     ]
     for step in range(4):
-        known = clicks[:, window <= step]
+        earlier = clicks[:, window <= step]
         alone = MacroEdges(user_cluster, item_cluster, {'user': 3, 'item': 2}, 3, mode)
-        last, expected = count_by_window(alone, known)
+        last, expected = count_by_window(alone, earlier)
         for edge_type, (edge_index, weight) in counted.items():
             size = edge_index.amax(1) + 1
             table = torch.zeros(*size.tolist()).index_put_(tuple(edge_index), weight[:, step])
@@ -30,3 +30,6 @@ def test_every_window_counts_the_clicks_up_to_it(mode: str) -> None:
     for node_type in ('user', 'item'):
         for table, expected_table in zip(every.counts[node_type], last.counts[node_type]):
             assert (table == expected_table).all()
+        for hop in (1, 2, 3):
+            tensor, expected_tensor = (e.tensors(node_type, hop) for e in (every, last))
+            assert torch.equal(tensor.to_dense(), expected_tensor.to_dense())
