@@ -20,23 +20,6 @@ def clicks() -> ModuleType:
     return clicks
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    r"""A log in MovieLens-1M's layout, of 40 users who like every other movie."""
-    folder = tmp_path / 'data' / 'raw' / 'ml-1m'
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    user, item = generator.integers(40, size=4000), generator.integers(30, size=4000)
-    rating = np.where((user + item) % 2 == 0, 5, 1)
-    lines = [f'{u + 1}::{i + 1}::{r}::{t}\n' for t, (u, i, r) in enumerate(zip(user, item, rating))]
-    (folder / 'ratings.dat').write_text(''.join(lines))
-    (folder / 'movies.dat').write_text(
-        ''.join(f'{i + 1}::Film {i} (1990)::{"Drama" if i % 3 else "War"}\n' for i in range(30))
-    )
-    (folder / 'users.dat').write_text(''.join(f'{u + 1}::F::25::3::0\n' for u in range(40)))
-    return tmp_path / 'data'
-
-
 def arguments(root: Path, **others: object) -> argparse.Namespace:
     return argparse.Namespace(
         **{
