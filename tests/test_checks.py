@@ -6,6 +6,7 @@ from mag.checks import (
     check_choice,
     check_ids,
     check_integers,
+    check_keys,
     check_numbers,
     check_sizes,
     check_tensor,
@@ -25,6 +26,7 @@ def test_what_is_as_expected_passes() -> None:
     check_numbers('[0, 1]', a=0, b=1, c=0.5)
     check_numbers('(0, inf)', a=1e30)
     check_choice(('mean', 'sum', None), a='sum', b=None)
+    check_keys(('user', 'item'), a={'item': 1, 'user': 'x'})
     check_tensor('Reader', 'x', torch.ones(3, 4), (3, 'F'), 'floats')
     check_tensor('Reader', 'x', torch.ones(3, 4), ('*', 4), torch.float32)
     check_tensor('Reader', 'x', torch.ones(4), ('*', 4), 'floats')
@@ -60,6 +62,16 @@ def test_what_is_as_expected_passes() -> None:
         ),
         (lambda: check_sizes(a=(4, 0)), ValueError, "'a[1]' must be at least 1, but got 0."),
         (lambda: check_sizes(a=(4.0,)), TypeError, "'a[0]' must be an integer, but got 4.0."),
+        (
+            lambda: check_keys(('user', 'item'), a=[1, 2]),
+            TypeError,
+            "'a' must be a dictionary of 'user' and 'item', but got [1, 2].",
+        ),
+        (
+            lambda: check_keys(('user', 'item'), a={'user': 1, 'tag': 2}),
+            ValueError,
+            "'a' must be a dictionary of 'user' and 'item', but got {'user': 1, 'tag': 2}.",
+        ),
         (lambda: check_booleans(a='no'), TypeError, "'a' must be True or False, but got 'no'."),
         (lambda: check_booleans(a=1), TypeError, "'a' must be True or False, but got 1."),
         (

@@ -212,7 +212,7 @@ ROOMS: dict[str, set[str]] = {
     'schema': {'checks'},
     'modality': {'checks', 'schema'},
     'macro_graph': {'checks', 'click_index', 'files', 'schema'},
-    'nn': {'checks', 'schema'},
+    'nn': {'checks'},
     'losses': {'checks'},
     'metrics': {'checks'},
     'loader': {'checks', 'click_index', 'cutoff', 'macro_graph', 'schema'},
