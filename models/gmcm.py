@@ -7,7 +7,15 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
-from mag.checks import check_choice, check_integers
+from mag.checks import (
+    check_choice,
+    check_ids,
+    check_integers,
+    check_numbers,
+    check_sizes,
+    check_tensor,
+    check_values,
+)
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.logits import Logits
 from mag.losses import (
@@ -15,14 +23,13 @@ from mag.losses import (
     click_and_conversion_loss,
     conversion_loss,
     doubly_robust_loss,
-    log_complement,
+    logit_of_quotient,
     propensity_weights,
 )
-from mag.nn import BehaviorGraphConv, HashEmbedding
-from mag.schema import CLICKS, require, require_positive_integers, require_sizes
+from mag.nn import BehaviorMerge, HashEmbedding
+from mag.schema import CLICKS, require
 
 MERGES = ('graph', 'concat', 'gru', 'none')
-OUTPUTS = ('mean', 'sum', 'concat')
 # How each loss weights the labels that only clicks have.
 LOSSES = {
     'ipw': 'self_normalized',
@@ -82,7 +89,8 @@ class GMCM(torch.nn.Module):
             :obj:`"concat"`, :obj:`"gru"`, or :obj:`"none"`, without behaviors.
             (default: :obj:`"graph"`)
         loss (str, optional): :obj:`"ipw"`, :obj:`"ipw_mean"`, :obj:`"naive"`,
-            :obj:`"doubly_robust"`, :obj:`"esmm"` or :obj:`"division"`, see :meth:`loss`. (default: :obj:`"ipw"`)
+            :obj:`"doubly_robust"`, :obj:`"esmm"` or :obj:`"division"`, see :meth:`loss`.
+            (default: :obj:`"ipw"`)
         output (str, optional): How the graph is pooled (:math:`f_{output}` of eq. 17):
             :obj:`"mean"`, :obj:`"sum"` or :obj:`"concat"`. (default: :obj:`"mean"`)
         num_buckets (int, optional): Rows of the embedding table. (default: :obj:`100_000`)
@@ -129,37 +137,23 @@ class GMCM(torch.nn.Module):
         form: str = 'paper',
     ) -> None:
         super().__init__()
+        check_choice(MERGES, merge=merge)
+        check_choice(LOSSES, loss=loss)
         check_choice(('paper', 'literal'), form=form)
-        require_positive_integers(hidden_channels=hidden_channels, num_layers=num_layers)
-        for name, value, choices in (
-            ('merge', merge, MERGES), ('loss', loss, tuple(LOSSES)), ('output', output, OUTPUTS)
-        ):  # fmt: skip
-            if value not in choices:
-                raise ValueError(f"'{name}' must be one of {choices}, but got {value!r}.")
-        require_sizes(tower_channels=tower_channels)
+        check_sizes(tower_channels=tower_channels)
         if len(tower_channels) < 2:
-            raise ValueError(
-                f"'tower_channels' must hold two sizes or more, such as (512, 256, 128, 64), but "
-                f'got {tower_channels!r}.'
-            )
-        if not 0 < floor <= 1:
-            raise ValueError(f"'floor' must be a probability above 0, but got {floor!r}.")
+            raise ValueError(f"'tower_channels' must hold two sizes, but got {tower_channels!r}.")
+        check_numbers('(0, 1]', floor=floor)
         check_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
         if merge != 'none' and num_behaviors < 1:
             raise ValueError(
                 f'GMCM with merge={merge!r} needs the micro-behaviors after a click, but '
                 f"num_behaviors is {num_behaviors}; without them, take merge='none'."
             )
-        if merge == 'graph' and (edge_index is None or edge_weight is None):
-            raise ValueError(
-                "GMCM with merge='graph' needs 'edge_index' and 'edge_weight' of the graph of "
-                'behaviors, see BehaviorGraph.'
-            )
-        if merge == 'graph' and edge_weight is not None:
-            _check_weight(edge_weight)
+        if merge == 'graph':
+            _check_graph(edge_index, edge_weight, num_behaviors)
         self.merge = merge
         self.objective = loss
-        self.output = output
         self.floor = floor
         self.form = form
         self.num_behaviors = num_behaviors if merge != 'none' else 0
@@ -182,19 +176,11 @@ class GMCM(torch.nn.Module):
                 torch.empty(num_behaviors, tower_channels[-2], hidden_channels)
             )
             self.behavior_head = torch.nn.Parameter(torch.empty(num_behaviors, hidden_channels))
-            is_wide = merge == 'concat' or (merge == 'graph' and output == 'concat')
-            width = num_behaviors * hidden_channels if is_wide else hidden_channels
-            self.conversion_head = torch.nn.Linear(width, 1, bias=False)
-        if merge == 'gru':
-            self.gru = torch.nn.GRU(hidden_channels, hidden_channels, batch_first=True)
-        convs = [
-            BehaviorGraphConv(hidden_channels, hidden_channels, num_behaviors, form)
-            for _ in range(num_layers if merge == 'graph' else 0)
-        ]
-        for conv in convs[1:]:
-            # There is one graph, and so one bias of its edges.
-            conv.edge_bias = convs[0].edge_bias
-        self.convs = torch.nn.ModuleList(convs)
+            behaviors = BehaviorMerge(
+                hidden_channels, num_behaviors, merge, output, num_layers, form
+            )
+            self.conversion_head = torch.nn.Linear(behaviors.out_channels, 1, bias=False)
+            self.behaviors = behaviors
         self.reset_parameters()
 
     @classmethod
@@ -210,13 +196,8 @@ class GMCM(torch.nn.Module):
             ValueError: If the data has no conversions, or no behaviors or graph where these are
                 asked for.
         """
-        require(data, 'GMCM.from_data', 'edge_index', 'edge_label_index')
+        require(data, 'GMCM.from_data', 'edge_index', 'edge_label_index', 'edge_label_conversion')
         clicks = data[CLICKS]
-        if 'edge_label_conversion' not in clicks:
-            raise ValueError(
-                "GMCM.from_data needs 'edge_label_conversion', whether each click converted, but "
-                f'the data has {list(clicks.keys())}.'
-            )
         if kwargs.get('merge', 'graph') == 'graph':
             if 'behavior' not in data.node_types:
                 raise ValueError(
@@ -227,11 +208,8 @@ class GMCM(torch.nn.Module):
             kwargs |= {'edge_index': follows.edge_index, 'edge_weight': follows.edge_weight}
         features = ExposureFeatures(data)
         behavior = clicks.get('edge_label_behavior')
-        if behavior is not None and behavior.dim() != 2:
-            raise ValueError(
-                f"GMCM.from_data expects 'edge_label_behavior' of shape [num_exposures, N], but "
-                f'got {list(behavior.shape)}.'
-            )
+        if behavior is not None:
+            check_tensor('GMCM.from_data', 'edge_label_behavior', behavior, ('L', 'N'), 'numbers')
         num_behaviors = 0 if behavior is None else behavior.size(1)
         model = cls(features.fields, features.num_dense, num_behaviors, **kwargs)
         mean, deviation = features.moments()
@@ -240,10 +218,8 @@ class GMCM(torch.nn.Module):
         return model
 
     def reset_parameters(self) -> None:
-        modules: list[Any] = [*self.children(), *self.convs]
-        for module in modules:
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+        for module in self.children():
+            module.reset_parameters()  # type: ignore[operator]
         if self.merge != 'none':
             # Each slice is a layer of its own.
             for weight in self.behavior_weight:
@@ -263,11 +239,7 @@ class GMCM(torch.nn.Module):
         Raises:
             ValueError: If the batch has another number of features.
         """
-        if batch.dense.size(1) != self.mean.numel():
-            raise ValueError(
-                f'GMCM was built for {self.mean.numel()} dense features, but the batch has '
-                f'{batch.dense.size(1)}.'
-            )
+        check_tensor('GMCM', 'dense', batch.dense, ('B', self.mean.numel()), 'floats')
         x = torch.cat(
             [(batch.dense - self.mean) / self.deviation, self.embedding(batch.sparse)], dim=1
         )
@@ -281,10 +253,10 @@ class GMCM(torch.nn.Module):
         else:
             hidden = self.behavior_embedding(x)
             behavior = (hidden * self.behavior_head).sum(-1)
-            conversion = self.conversion_head(self._pool(hidden)).squeeze(-1)
+            conversion = self.conversion_head(self.behaviors.pool(hidden)).squeeze(-1)
         if self.objective != 'division':
             return Logits(click, conversion, behavior, imputation=imputation)
-        return Logits(click, _divide(conversion, click), behavior, both=conversion)
+        return Logits(click, logit_of_quotient(conversion, click), behavior, both=conversion)
 
     def behavior_embedding(self, x: Tensor) -> Tensor:
         r"""The embeddings of the behaviors (eq. 13 to 15), shape :obj:`[B, N, hidden_channels]`.
@@ -294,19 +266,7 @@ class GMCM(torch.nn.Module):
                 embeddings of the others, shape :obj:`[B, F]`.
         """
         hidden = torch.einsum('bc,nch->bnh', self.trunk(x), self.behavior_weight)
-        hidden = F.leaky_relu(hidden, _SLOPE)
-        for conv in self.convs:
-            hidden = F.leaky_relu(conv(hidden, self.edge_index, self.edge_weight), _SLOPE)
-        if self.merge == 'gru':
-            hidden, _ = self.gru(hidden)
-        return hidden
-
-    def _pool(self, hidden: Tensor) -> Tensor:
-        if self.merge == 'gru':
-            return hidden[:, -1]
-        if self.merge == 'concat' or self.output == 'concat':
-            return hidden.flatten(1)
-        return hidden.mean(1) if self.output == 'mean' else hidden.sum(1)
+        return self.behaviors(F.leaky_relu(hidden, _SLOPE), self.edge_index, self.edge_weight)
 
     def loss(self, logits: Logits, batch: ExposureBatch) -> Tensor:
         r"""The loss of the click (eq. 12) plus that of conversion and behaviors (eq. 18).
@@ -369,28 +329,19 @@ class GMCM(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f'merge={self.merge!r}, loss={self.objective!r}, output={self.output!r}, '
-            f'floor={self.floor}, form={self.form!r}'
+            f'merge={self.merge!r}, loss={self.objective!r}, floor={self.floor}, form={self.form!r}'
         )
 
 
-def _check_weight(edge_weight: Tensor) -> None:
-    bad = ~((edge_weight >= 0) & (edge_weight <= 1))
-    if bool(bad.any()):
-        raise ValueError(
-            f"'edge_weight' must hold probabilities of co-occurrence, from 0 to 1, but got "
-            f'{edge_weight[bad][0].item():g}.'
-        )
+def _check_graph(edge_index: Any, edge_weight: Any, num_behaviors: int) -> None:
+    check_tensor('GMCM', 'edge_index', edge_index, (2, 'E'), torch.long)
+    check_ids('GMCM', "behaviors of 'edge_index'", edge_index, num_behaviors)
+    check_tensor('GMCM', 'edge_weight', edge_weight, (edge_index.size(1),), 'numbers')
+    good = (edge_weight >= 0) & (edge_weight <= 1)
+    check_values('GMCM', 'edge_weight', edge_weight, good, 'probabilities, from 0 to 1', wait=True)
 
 
 def _tower(channels: list[int], plain_last: bool) -> MLP:
     return MLP(
         channels, act='leaky_relu', act_kwargs={'negative_slope': _SLOPE}, plain_last=plain_last
     )
-
-
-def _divide(both: Tensor, click: Tensor) -> Tensor:
-    r"""The logit of :math:`\sigma(both) / \sigma(click)`, at most 1."""
-    log_quotient = F.logsigmoid(both.float()) - F.logsigmoid(click.float())
-    log_quotient = log_quotient.clamp(max=-1e-6)
-    return log_quotient - log_complement(log_quotient)

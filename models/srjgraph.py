@@ -59,8 +59,9 @@ class SRJGraph(torch.nn.Module):
             ("w/o upstream"). (default: :obj:`True`)
         form (str, optional): :obj:`"paper"`; :obj:`"released"`, where queries are embedded as in
             the released code: paddings have an embedding, which is added for each, and the empty
-            query is one of paddings alone; or :obj:`"literal"`, where :class:`~mag.nn.IntentionConv`
-            is the transformer that the paper cites. (default: :obj:`"paper"`)
+            query is one of paddings alone; or :obj:`"literal"`, where the transformer of
+            :class:`~mag.nn.IntentionConv` is the one that the paper cites.
+            (default: :obj:`"paper"`)
 
     Raises:
         ValueError: If a size is not positive, or that of a node type is missing.
@@ -156,7 +157,7 @@ class SRJGraph(torch.nn.Module):
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
                 torch.nn.init.xavier_uniform_(module.weight)
         for module in (*self.convs.values(), self.heads):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
 
     def forward(
         self, batch: HeteroData, return_attention_weights: bool = False

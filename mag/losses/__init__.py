@@ -8,7 +8,7 @@ from mag.losses.conversion_loss import (
     propensity_weights,
 )
 from mag.losses.interest_loss import interest_loss
-from mag.losses.log_probability import log_complement
+from mag.losses.log_probability import log_complement, logit_of_quotient
 
 __all__ = [
     'behavior_loss',
@@ -17,5 +17,6 @@ __all__ = [
     'doubly_robust_loss',
     'interest_loss',
     'log_complement',
+    'logit_of_quotient',
     'propensity_weights',
 ]

@@ -3,6 +3,8 @@ import torch
 from scipy.special import entr
 from torch import Tensor
 
+from mag.checks import check_tensor, check_values
+
 
 def bayes_optimal(probability: Tensor, weight: Tensor | None = None) -> tuple[float, float]:
     r"""The AUC and the log loss of whoever knows the probability of every label: no model can
@@ -21,22 +23,16 @@ def bayes_optimal(probability: Tensor, weight: Tensor | None = None) -> tuple[fl
             that of a click for conversions on clicks, shape :obj:`[N]`. (default: :obj:`None`)
 
     Raises:
+        TypeError: If an argument holds no floats.
         ValueError: If the shapes differ, a value is outside :math:`[0, 1]`, or both classes are
             never there.
     """
+    check_tensor('bayes_optimal', 'probability', probability, ('N',), 'floats')
     weight = torch.ones_like(probability) if weight is None else weight
-    if probability.dim() != 1 or probability.shape != weight.shape:
-        raise ValueError(
-            f'probability and weight must have one shape [N], but got {list(probability.shape)} '
-            f'and {list(weight.shape)}.'
-        )
+    check_tensor('bayes_optimal', 'weight', weight, (probability.numel(),), 'floats')
     for name, value in (('probability', probability), ('weight', weight)):
-        if not bool(((value >= 0) & (value <= 1)).all()):
-            bad = value[~((value >= 0) & (value <= 1))]
-            raise ValueError(
-                f'{name} must lie between 0 and 1, but {bad.numel()} of {value.numel()} values '
-                f'do not, such as {bad[0].item()}.'
-            )
+        good = (value >= 0) & (value <= 1)
+        check_values('bayes_optimal', name, value, good, 'numbers from 0 to 1', wait=True)
     # NumPy sums in the same order on any number of threads, and so to the same bits.
     order = probability.cpu().double().argsort()
     p, w = probability.cpu().double()[order].numpy(), weight.cpu().double()[order].numpy()

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from mag.checks import check_choice, check_tensor, check_values
+
 WEIGHTINGS = ('impressions', 'positives', 'none')
 
 
@@ -46,28 +48,19 @@ def group_auroc(
             neither 0 nor 1, a group is negative, :obj:`weighting` is unknown or no group has both
             a click and a row without one.
     """
-    _check_weighting(weighting)
-    _check_rows(preds, target, group)
+    check_choice(WEIGHTINGS, weighting=weighting)
+    _check_rows('group_auroc', preds, target, group)
     if preds.numel() == 0:
         raise ValueError(
             'There is nothing to evaluate: group_auroc needs at least one row, but got none.'
         )
-    if bool(preds.isnan().any()):
-        raise ValueError(
-            f'group_auroc found {int(preds.isnan().sum())} NaN among {preds.numel()} predictions, '
-            f'the first in row {int(preds.isnan().nonzero()[0])}.'
-        )
     clicked = target == 1
-    if not bool((clicked | (target == 0)).all()):
-        bad = target[~(clicked | (target == 0))]
-        raise ValueError(
-            f'group_auroc expects targets of 0 and 1, but got {bad[0].item()} '
-            f'({bad.numel()} of {target.numel()} rows are neither).'
-        )
-    if bool(group.min() < 0):
-        raise ValueError(
-            f'group_auroc expects groups of at least 0, but the smallest is {group.min().item()}.'
-        )
+    for name, value, good, expected in (
+        ('preds', preds, ~preds.isnan(), 'numbers'),
+        ('target', target, clicked | (target == 0), '0 and 1'),
+        ('group', group, group >= 0, 'ids of at least 0'),
+    ):
+        check_values('group_auroc', name, value, good, expected, wait=True)
 
     positives, negatives, pairs = _count_pairs(preds, clicked, group)
     kept = (positives > 0) & (negatives > 0)
@@ -139,25 +132,10 @@ def _differences(values: Tensor) -> Tensor:
     return values - _previous(values)
 
 
-def _check_weighting(weighting: str) -> None:
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"'weighting' must be one of {WEIGHTINGS}, but got {weighting!r}.")
-
-
-def _check_rows(preds: Tensor, target: Tensor, group: Tensor) -> None:
-    rows = {'preds': preds, 'target': target, 'group': group}
-    for name, value in rows.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"'{name}' must be a tensor, but got {type(value).__name__}.")
-    if preds.dim() != 1 or not preds.shape == target.shape == group.shape:
-        shapes = ', '.join(f'{name} {list(value.shape)}' for name, value in rows.items())
-        raise ValueError(
-            f"'preds', 'target' and 'group' must have one shape [N], but got {shapes}."
-        )
-    if not preds.is_floating_point():
-        raise TypeError(f"'preds' must be floating point, but got {preds.dtype}.")
-    if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
-        raise TypeError(f"'group' must be integers, one id a row, but got {group.dtype}.")
+def _check_rows(reader: str, preds: Tensor, target: Tensor, group: Tensor) -> None:
+    check_tensor(reader, 'preds', preds, ('N',), 'floats')
+    check_tensor(reader, 'target', target, (preds.numel(),), 'numbers')
+    check_tensor(reader, 'group', group, (preds.numel(),), 'integers')
 
 
 class GroupAUROC(Metric):
@@ -192,7 +170,7 @@ class GroupAUROC(Metric):
 
     def __init__(self, weighting: str = 'impressions', **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        _check_weighting(weighting)
+        check_choice(WEIGHTINGS, weighting=weighting)
         self.weighting = weighting
         self.num_dropped: int | None = None
         for name in ('preds', 'target', 'group'):
@@ -206,7 +184,7 @@ class GroupAUROC(Metric):
             target (torch.Tensor): Clicks, 0 or 1, shape :obj:`[N]`.
             group (torch.Tensor): The group of each row, shape :obj:`[N]`.
         """
-        _check_rows(preds, target, group)
+        _check_rows('GroupAUROC', preds, target, group)
         # All processes must hold the same types to gather each other's rows.
         self.preds.append(preds.detach().double())
         self.target.append(target.detach().float())

@@ -1,6 +1,7 @@
 r"""Layers, each in the idiom of :mod:`torch_geometric.nn`."""
 
 from mag.nn.behavior_graph_conv import BehaviorGraphConv
+from mag.nn.behavior_merge import BehaviorMerge
 from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
 from mag.nn.hash_embedding import HashEmbedding
@@ -15,6 +16,7 @@ from mag.nn.tensor_fusion import TensorFusion
 
 __all__ = [
     'BehaviorGraphConv',
+    'BehaviorMerge',
     'Dice',
     'DomainHeads',
     'HashEmbedding',

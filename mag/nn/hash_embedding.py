@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mag.schema import require_positive_integers
+from mag.checks import check_integers, check_tensor
 
 _PRIME = 2**31 - 1
 
@@ -36,8 +36,9 @@ class HashEmbedding(torch.nn.Module):
         - **output:** :math:`(B, F \cdot d_e)`
 
     Raises:
-        TypeError: If :obj:`fields` is no sequence of names, or ids are no integers.
-        ValueError: If a size is no positive integer or the number of columns differs.
+        TypeError: If :obj:`fields` is no sequence, or a size or an id no integer.
+        ValueError: If :obj:`fields` holds something else than names, a size is out of range, or the
+            number of columns differs.
 
     .. code-block:: pycon
 
@@ -50,14 +51,12 @@ class HashEmbedding(torch.nn.Module):
 
     def __init__(self, fields: Sequence[str], num_buckets: int, embedding_dim: int) -> None:
         super().__init__()
-        require_positive_integers(num_buckets=num_buckets, embedding_dim=embedding_dim)
-        if isinstance(fields, str) or not all(isinstance(name, str) for name in fields):
+        if isinstance(fields, str) or not isinstance(fields, Sequence):
             raise TypeError(f"'fields' must be a sequence of names, but got {fields!r}.")
-        if len(fields) == 0 or num_buckets > _PRIME:
-            raise ValueError(
-                f'HashEmbedding needs at least one field and at most {_PRIME:,} buckets, but got '
-                f'{len(fields)} and {num_buckets:,}.'
-            )
+        if not fields or not all(isinstance(name, str) for name in fields):
+            raise ValueError(f"'fields' must hold one name or more, but got {fields!r}.")
+        check_integers(1, _PRIME + 1, num_buckets=num_buckets)
+        check_integers(1, embedding_dim=embedding_dim)
         self.fields = tuple(fields)
         self.num_buckets = num_buckets
         self.embedding_dim = embedding_dim
@@ -81,13 +80,7 @@ class HashEmbedding(torch.nn.Module):
         return (hashed * ids + constant) % _PRIME % self.num_buckets
 
     def forward(self, ids: Tensor) -> Tensor:
-        if ids.dim() != 2 or ids.size(1) != len(self.fields):
-            raise ValueError(
-                f'HashEmbedding expects ids of shape [B, {len(self.fields)}], a column for each of '
-                f'{list(dict.fromkeys(self.fields))}, but got {list(ids.shape)}.'
-            )
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise TypeError(f'HashEmbedding expects integer ids, but got {ids.dtype}.')
+        check_tensor(self, 'ids', ids, ('B', len(self.fields)), 'integers')
         rows = self.weight.index_select(0, self.buckets(ids).reshape(-1))
         return rows.view(ids.size(0), len(self.fields) * self.embedding_dim)
 

@@ -1,10 +1,9 @@
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mag.schema import require_positive_integers
+from mag.checks import check_integers, check_sizes, check_tensor
 
 
 class TensorFusion(torch.nn.Module):
@@ -44,12 +43,11 @@ class TensorFusion(torch.nn.Module):
         self, in_channels: tuple[int, int], out_channels: int, rank: int | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(in_channels, Sequence) or len(in_channels) != 2:
+        check_sizes(in_channels=in_channels)
+        if len(in_channels) != 2:
             raise ValueError(f"'in_channels' must be two sizes, but got {in_channels!r}.")
+        check_integers(1, out_channels=out_channels, **({} if rank is None else {'rank': rank}))
         first, second = in_channels
-        require_positive_integers(
-            **{'in_channels[0]': first, 'in_channels[1]': second}, out_channels=out_channels
-        )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.rank = rank
@@ -57,7 +55,6 @@ class TensorFusion(torch.nn.Module):
         if rank is None:
             shapes = [((first + 1) * (second + 1), out_channels)]
         else:
-            require_positive_integers(rank=rank)
             shapes = [(size + 1, rank, out_channels) for size in in_channels]
         self.weights = torch.nn.ParameterList(torch.nn.Parameter(torch.empty(s)) for s in shapes)
         self.reset_parameters()
@@ -77,14 +74,11 @@ class TensorFusion(torch.nn.Module):
             y (torch.Tensor): Shape :obj:`[B, in_channels[1]]`.
 
         Raises:
+            TypeError: If an input holds no floats.
             ValueError: If a shape is another.
         """
-        expected = [(x.size(0), size) for size in self.in_channels]
-        if [tuple(x.shape), tuple(y.shape)] != expected:
-            raise ValueError(
-                f'{self!r} expects inputs of shapes [B, {self.in_channels[0]}] and '
-                f'[B, {self.in_channels[1]}], but got {list(x.shape)} and {list(y.shape)}.'
-            )
+        check_tensor(self, 'x', x, ('B', self.in_channels[0]), 'floats')
+        check_tensor(self, 'y', y, (x.size(0), self.in_channels[1]), 'floats')
         x, y = (torch.nn.functional.pad(value, (0, 1), value=1.0) for value in (x, y))
         if self.rank is None:
             return (x.unsqueeze(2) * y.unsqueeze(1)).flatten(1) @ self.weights[0]

@@ -35,10 +35,23 @@ def test_bayes_optimal_of_certainty_and_of_chance() -> None:
 @pytest.mark.parametrize(
     ('probability', 'weight', 'message'),
     [
-        (torch.tensor([0.5, 1.5]), None, r'probability must lie between 0 and 1, but 1 of 2'),
-        (torch.tensor([0.5, math.nan]), None, r'probability must lie .* such as nan'),
-        (torch.tensor([0.5, 0.5]), torch.tensor([-1.0, 1.0]), r'weight must lie .* such as -1'),
-        (torch.tensor([0.5]), torch.ones(2), r'one shape \[N\], but got \[1\] and \[2\]'),
+        (
+            torch.tensor([0.5, 1.5]),
+            None,
+            r"'probability' of numbers from 0 to 1, but 1 of 2 is not, such as 1.5",
+        ),
+        (
+            torch.tensor([0.5, math.nan]),
+            None,
+            r"'probability' of numbers from 0 to 1.* such as nan",
+        ),
+        (
+            torch.tensor([0.5, 0.5]),
+            torch.tensor([-1.0, 1.0]),
+            r"'weight' of numbers from 0 to 1.* such as -1",
+        ),
+        (torch.tensor([[0.5]]), None, r"'probability' of shape \[N\], but got shape \[1, 1\]"),
+        (torch.tensor([0.5]), torch.ones(2), r"'weight' of shape \[1\], but got shape \[2\]"),
         (torch.ones(3), None, r'nothing to rank: 3 rows, of which 3 are expected to be 1 and 0'),
         (torch.tensor([0.3]), None, r'nothing to rank: 1 rows'),
     ],

@@ -196,22 +196,44 @@ ones = torch.ones(3)
 @pytest.mark.parametrize(
     ('arguments', 'error', 'sentence'),
     [
-        ((ones, torch.ones(4), GROUP[:3]), ValueError, r'preds \[3\], target \[4\], group \[3\]'),
-        ((ones, ones, GROUP[:2]), ValueError, r'preds \[3\], target \[3\], group \[2\]'),
-        ((ones[None], ones[None], GROUP[None, :3]), ValueError, r'one shape \[N\].*preds \[1, 3\]'),
-        ((ones.long(), ones, GROUP[:3]), TypeError, "'preds' must be floating point.*int64"),
-        ((ones.tolist(), ones, GROUP[:3]), TypeError, "'preds' must be a tensor, but got list"),
-        ((ones, ones, ones), TypeError, "'group' must be integers.*float32"),
-        ((ones, ones, ones.bool()), TypeError, "'group' must be integers.*bool"),
+        (
+            (ones, torch.ones(4), GROUP[:3]),
+            ValueError,
+            r"'target' of shape \[3\], but got shape \[4\]",
+        ),
+        ((ones, ones, GROUP[:2]), ValueError, r"'group' of shape \[3\], but got shape \[2\]"),
+        (
+            (ones[None], ones[None], GROUP[None, :3]),
+            ValueError,
+            r"'preds' of shape \[N\].*\[1, 3\]",
+        ),
+        ((ones.long(), ones, GROUP[:3]), TypeError, "'preds' of floats, but got torch.int64"),
+        ((ones.tolist(), ones, GROUP[:3]), TypeError, "'preds' to be a tensor .*, but got list"),
+        ((ones, ones, ones), TypeError, "'group' of integers, but got torch.float32"),
+        ((ones, ones, ones.bool()), TypeError, "'group' of integers, but got torch.bool"),
         ((ones[:0], ones[:0], GROUP[:0]), ValueError, 'at least one row'),
         (
             (torch.tensor([0.1, float('nan'), 0.2]), ones, GROUP[:3]),
             ValueError,
-            '1 NaN among 3 predictions, the first in row 1',
+            "'preds' of numbers, but 1 of 3 is not, such as nan in row 1",
         ),
-        ((ones, torch.tensor([0.0, 0.5, 2.0]), GROUP[:3]), ValueError, r'got 0.5 \(2 of 3 rows'),
-        ((ones, torch.tensor([-1, 1, 1]), GROUP[:3]), ValueError, r'got -1 \(1 of 3 rows'),
-        ((ones, ones, torch.tensor([0, -2, 1])), ValueError, 'at least 0.*smallest is -2'),
+        (
+            (ones, torch.tensor([0.0, 0.5, 2.0]), GROUP[:3]),
+            ValueError,
+            '2 of 3 are not, such as 0.5 in row 1',
+        ),
+        (
+            (ones, torch.tensor([-1, 1, 1]), GROUP[:3]),
+            ValueError,
+            '1 of 3 is not, such as -1 in row 0',
+        ),
+        (
+            (ones, ones, torch.tensor([0, -2, 1])),
+            ValueError,
+            'at least 0, but 1 of 3 is not, such as -2 in row 1',
+        ),
+        ((ones, None, GROUP[:3]), TypeError, "'target' to be a tensor .*, but got None"),
+        ((ones, ones * 1j, GROUP[:3]), TypeError, "'target' of numbers, but got torch.complex64"),
         ((ones, ones, GROUP[:3]), ValueError, '1 groups over 3 rows, of which 3 are clicks'),
         (
             (ones, torch.tensor([1, 0, 1]), torch.tensor([0, 1, 2])),
@@ -230,7 +252,9 @@ def test_bad_input_to_metrics() -> None:
     with pytest.raises(ValueError, match="but got 'clicks'"):
         GroupAUROC('clicks')
     metric = GroupAUROC()
-    with pytest.raises(ValueError, match=r'target \[2\]'):
+    with pytest.raises(
+        ValueError, match=r"GroupAUROC expects 'target' of shape \[3\], but got shape \[2\]"
+    ):
         metric.update(ones, ones[:2], GROUP[:3])
 
 

@@ -18,9 +18,9 @@ def test_relative_improvement() -> None:
 
 def test_bad_input() -> None:
     for auc, base, sentence in (
-        (0.6, 0.5, 'better than chance, an AUC above 0.5, but got 0.5'),
-        (1.2, 0.6, 'auc must be an AUC between 0 and 1, but got 1.2'),
-        (0.6, float('nan'), 'base must be an AUC between 0 and 1, but got nan'),
+        (0.6, 0.5, r"'base' must be a number in \(0.5, 1\], but got 0.5"),
+        (1.2, 0.6, r"'auc' must be a number in \[0, 1\], but got 1.2"),
+        (0.6, float('nan'), r"'base' must be a number in \(0.5, 1\], but got nan"),
     ):
         with pytest.raises(ValueError, match=sentence):
             relative_improvement(auc, base)

@@ -15,8 +15,8 @@ from torch_geometric.data import HeteroData
 from mag.datasets import SyntheticMarket
 from mag.loader import ExposureBatch, ExposureLoader
 from mag.logits import Logits
+from mag.losses import logit_of_quotient
 from mag.models import GMCM
-from mag.models.gmcm import _divide
 from mag.training import ClickTask
 from mag.transforms import BehaviorGraph
 
@@ -204,7 +204,7 @@ def tower(mlp: torch.nn.Module, x: Sequence[float], plain_last: bool) -> list[fl
 def adjacency(model: GMCM) -> list[list[float]]:
     r"""Eq. 15's matrix, symmetric and without negative entries, pair by pair."""
     size = model.num_behaviors
-    table = model.convs[0].edge_bias.tolist()
+    table = model.behaviors.convs[0].edge_bias.tolist()
     for source, target, weight in zip(*model.edge_index.tolist(), model.edge_weight.tolist()):
         table[target][source] += weight
     table = [
@@ -232,7 +232,7 @@ def by_hand(model: GMCM, sparse: list[int], dense: list[float]) -> tuple[float, 
         columns = range(len(theta[0]))
         hidden.append(leaky([sum(h * theta[c][k] for c, h in enumerate(trunk)) for k in columns]))
     matrix = adjacency(model)
-    for conv in model.convs:
+    for conv in model.behaviors.convs:
         lifted = [dense_layer(conv.lin, h) for h in hidden]
         hidden = [
             leaky([
@@ -252,7 +252,7 @@ def by_hand(model: GMCM, sparse: list[int], dense: list[float]) -> tuple[float, 
 def test_forward_step_by_step(market: HeteroData) -> None:
     model = trained(market).double()
     # Not only the pairs that were seen, and not only upwards.
-    assert bool((model.convs[0].edge_bias != 0).all())
+    assert bool((model.behaviors.convs[0].edge_bias != 0).all())
     batch = some_rows(market, 12)
     logits = model(batch)
     assert logits.both is None and logits.imputation is None
@@ -281,8 +281,8 @@ def test_graph_is_convolved_and_pooled(market: HeteroData, output: str, num_laye
     batch = some_rows(market)
     logits = model(batch)
     x, hidden = first_embedding(model, batch)
-    assert len(model.convs) == num_layers
-    for conv in model.convs:
+    assert len(model.behaviors.convs) == num_layers
+    for conv in model.behaviors.convs:
         matrix = conv.normalized_adjacency(model.edge_index, model.edge_weight)
         hidden = F.leaky_relu(matrix @ hidden @ conv.lin.weight.t(), 0.01)
     torch.testing.assert_close(model.behavior_embedding(x), hidden, atol=1e-5, rtol=1e-4)
@@ -314,7 +314,9 @@ def test_concat_has_no_graph(market: HeteroData) -> None:
     _, hidden = first_embedding(model, batch)
     expected = torch.cat(hidden.unbind(1), dim=1) @ model.conversion_head.weight[0]
     torch.testing.assert_close(model(batch).conversion, expected, atol=1e-5, rtol=1e-4)
-    assert len(model.convs) == 0 and model.edge_index is None and model.edge_weight is None
+    assert (
+        len(model.behaviors.convs) == 0 and model.edge_index is None and model.edge_weight is None
+    )
 
 
 def test_gru_reads_the_behaviors_in_their_order(market: HeteroData) -> None:
@@ -323,7 +325,10 @@ def test_gru_reads_the_behaviors_in_their_order(market: HeteroData) -> None:
     _, hidden = first_embedding(model, batch)
     cell = torch.nn.GRUCell(6, 6)
     cell.load_state_dict(
-        {name.removesuffix('_l0'): value for name, value in model.gru.state_dict().items()}
+        {
+            name.removesuffix('_l0'): value
+            for name, value in model.behaviors.gru.state_dict().items()
+        }
     )
     state = torch.zeros(200, 6)
     behavior = []
@@ -390,11 +395,11 @@ def test_division_divides_probabilities(market: HeteroData) -> None:
 def test_division_of_extreme_logits_is_finite() -> None:
     logit = torch.tensor([-300.0, -20.0, 0.0, 20.0, 300.0])
     click, both = (side.clone().requires_grad_() for side in torch.cartesian_prod(logit, logit).t())
-    quotient = _divide(both, click)
+    quotient = logit_of_quotient(both, click)
     quotient.sum().backward()
     for value in (quotient, click.grad, both.grad):
         assert bool(value.isfinite().all())
-    assert _divide(torch.tensor(-300.0), torch.tensor(0.0)).item() == pytest.approx(
+    assert logit_of_quotient(torch.tensor(-300.0), torch.tensor(0.0)).item() == pytest.approx(
         -300 + math.log(2), abs=1e-4
     )
 
@@ -524,14 +529,16 @@ def test_every_parameter_gets_a_gradient(market: HeteroData, kwargs: dict[str, A
 def test_layers_share_the_bias_of_the_graph(market: HeteroData) -> None:
     model = build(market, num_layers=3).train()
     biases = [name for name, _ in model.named_parameters() if name.endswith('edge_bias')]
-    assert biases == ['convs.0.edge_bias']
-    assert all(conv.edge_bias is model.convs[0].edge_bias for conv in model.convs)
+    assert biases == ['behaviors.convs.0.edge_bias']
+    assert all(
+        conv.edge_bias is model.behaviors.convs[0].edge_bias for conv in model.behaviors.convs
+    )
     batch = some_rows(market, 500)
     model.loss(model(batch), batch).backward()
-    assert bool((model.convs[2].edge_bias.grad != 0).all())
+    assert bool((model.behaviors.convs[2].edge_bias.grad != 0).all())
     # And still do when copied, pickled and moved.
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double()):
-        assert twin.convs[2].edge_bias is twin.convs[0].edge_bias
+        assert twin.behaviors.convs[2].edge_bias is twin.behaviors.convs[0].edge_bias
 
 
 @pytest.mark.parametrize('loss', LOSSES)
@@ -721,7 +728,7 @@ def test_sizes_of_the_paper() -> None:
     assert sizes == [[width, 512, 256, 128, 64], [width, 512, 256]]
     assert model.behavior_weight.shape == (10, 128, 64)
     assert model.behavior_head.shape == (10, 64)
-    assert [conv.lin.weight.shape for conv in model.convs] == [(64, 64)] * 2
+    assert [conv.lin.weight.shape for conv in model.behaviors.convs] == [(64, 64)] * 2
     assert model.conversion_head.weight.shape == (1, 64) and model.conversion_head.bias is None
     assert model.embedding.weight.shape == (100_000, 16)
     for kwargs in ({'output': 'concat', **graph}, {'merge': 'concat'}):
@@ -809,7 +816,8 @@ def test_cuda_agrees_with_cpu(market: HeteroData, kwargs: dict[str, Any]) -> Non
 def test_repr_tells_the_arguments_apart(market: HeteroData) -> None:
     # A run that is resumed is compared by it.
     text = repr(build(market, loss='naive', output='sum', floor=0.05))
-    assert "merge='graph', loss='naive', output='sum', floor=0.05" in text
+    assert "merge='graph', loss='naive', floor=0.05, form='paper'" in text
+    assert "merge='graph', output='sum'" in text
     assert "BehaviorGraphConv(6, 6, num_behaviors=10, form='paper')" in text
     assert len({repr(build(market, **kwargs)) for kwargs in VARIANTS}) == len(VARIANTS)
 
@@ -824,34 +832,38 @@ GRAPH: dict[str, Any] = {
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        ({'merge': 'mean'}, r"'merge' must be one of \('graph', .*, but got 'mean'"),
-        ({'loss': 'bce'}, r"'loss' must be one of \('ipw', .*, but got 'bce'"),
-        ({'output': 'max'}, r"'output' must be one of \('mean', .*, but got 'max'"),
+        ({'merge': 'mean'}, "'merge' must be one of 'graph', .*, but got 'mean'"),
+        ({'loss': 'bce'}, "'loss' must be one of 'ipw', .*, but got 'bce'"),
+        ({'output': 'max'}, "'output' must be one of 'mean', .*, but got 'max'"),
         ({'tower_channels': (64,)}, r"'tower_channels' must hold two sizes .* got \(64,\)"),
         ({'tower_channels': 64}, "'tower_channels' must be a sequence of sizes .* got 64"),
         (
             {'tower_channels': (64, 0)},
-            r"'tower_channels\[1\]' must be a positive integer, .* got 0",
+            r"'tower_channels\[1\]' must be at least 1, .* got 0",
         ),
-        ({'tower_channels': (64, 2.5)}, r"'tower_channels\[1\]' must be a .* got 2.5"),
+        ({'tower_channels': (64, 2.5)}, r"'tower_channels\[1\]' must be an integer.* got 2.5"),
         ({'tower_channels': '64'}, "'tower_channels' must be a sequence of sizes .* got '64'"),
-        ({'hidden_channels': 0}, "'hidden_channels' must be a positive integer, but got 0"),
-        ({'num_layers': 0}, "'num_layers' must be a positive integer, but got 0"),
-        ({'num_buckets': -1}, "'num_buckets' must be a positive integer, but got -1"),
-        ({'embedding_dim': 1.5}, "'embedding_dim' must be a positive integer, but got 1.5"),
-        ({'floor': 0.0}, "'floor' must be a probability above 0, but got 0.0"),
-        ({'floor': math.nan}, "'floor' must be a probability above 0, but got nan"),
+        ({'hidden_channels': 0}, "'channels' must be at least 1, but got 0"),
+        ({'num_layers': 0}, "'num_layers' must be at least 1, but got 0"),
+        ({'num_buckets': -1}, "'num_buckets' must be at least 1, but got -1"),
+        ({'embedding_dim': 1.5}, "'embedding_dim' must be an integer, but got 1.5"),
+        ({'floor': 0.0}, r"'floor' must be a number in \(0, 1\], but got 0.0"),
+        ({'floor': math.nan}, r"'floor' must be a number in \(0, 1\], but got nan"),
         ({'num_dense': -1}, "'num_dense' must be at least 0, but got -1"),
         ({'num_dense': True}, "'num_dense' must be an integer, but got True"),
         ({'num_behaviors': 2.5}, "'num_behaviors' must be an integer, but got 2.5"),
         ({'num_behaviors': 0}, "merge='graph' needs .* num_behaviors is 0.*take merge='none'"),
         ({'num_behaviors': 0, 'merge': 'gru'}, "merge='gru' needs .* num_behaviors is 0"),
-        ({'edge_index': None}, "needs 'edge_index' and 'edge_weight'.*see BehaviorGraph"),
-        ({'edge_weight': None}, "needs 'edge_index' and 'edge_weight'.*see BehaviorGraph"),
+        ({'edge_index': None}, "'edge_index' to be a tensor .*, but got None"),
+        ({'edge_weight': None}, "'edge_weight' to be a tensor .*, but got None"),
+        ({'edge_weight': torch.ones(3)}, r"'edge_weight' of shape \[2\], but got shape \[3\]"),
+        ({'edge_index': torch.tensor([[0, 2], [1, 0]])}, 'behaviors .* from 0 to 2.* from 0 to 1'),
+        ({'edge_index': torch.ones(2, 2)}, "'edge_index' of dtype int64, but got torch.float32"),
+        ({'form': 'released'}, "'form' must be one of 'paper', 'literal', but got 'released'"),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
         GMCM(['user'], **{**SMALL, **GRAPH, **kwargs})
 
 
@@ -865,9 +877,9 @@ def test_wrong_fields() -> None:
 def test_wrong_batches(market: HeteroData) -> None:
     model = build(market)
     batch = some_rows(market, 20)
-    with pytest.raises(ValueError, match='built for 48 dense features, but the batch has 47'):
+    with pytest.raises(ValueError, match=r"'dense' of shape \[B, 48\], but got shape \[20, 47\]"):
         model(batch._replace(dense=batch.dense[:, 1:]))
-    with pytest.raises(ValueError, match=r'ids of shape \[B, 13\].*but got \[20, 12\]'):
+    with pytest.raises(ValueError, match=r"'ids' of shape \[B, 13\].*but got shape \[20, 12\]"):
         model(batch._replace(sparse=batch.sparse[:, 1:]))
     logits = model(batch)
     for name in ('label', 'conversion', 'behavior'):
@@ -886,7 +898,7 @@ def test_wrong_data(market: HeteroData) -> None:
     assert GMCM.from_data(raw, merge='concat', **SMALL).num_behaviors == 10
     data = copy.copy(market)
     del data[CLICKS]['edge_label_conversion']
-    with pytest.raises(ValueError, match="needs 'edge_label_conversion', whether each click"):
+    with pytest.raises(ValueError, match=r"needs data.* to have \['edge_label_conversion'\]"):
         GMCM.from_data(data)
     data = copy.copy(raw)
     del data[CLICKS]['edge_label_behavior']

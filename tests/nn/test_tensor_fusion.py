@@ -47,11 +47,23 @@ def test_factors_are_those_of_a_whole_weight(rank: int) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"'in_channels\[1\]' must be a positive integer"):
-        TensorFusion((3, 0), 4)
-    with pytest.raises(ValueError, match="'rank' must be a positive integer, but got 0"):
-        TensorFusion((3, 2), 4, rank=0)
+    for arguments, error, message in (
+        (((3, 0), 4), ValueError, r"'in_channels\[1\]' must be at least 1, but got 0"),
+        (((3, 2, 1), 4), ValueError, r"'in_channels' must be two sizes, but got \(3, 2, 1\)"),
+        ((3, 4), TypeError, "'in_channels' must be a sequence of sizes .*, but got 3"),
+        (((3, 2), 4.0), TypeError, "'out_channels' must be an integer, but got 4.0"),
+        (((3, 2), 4, 0), ValueError, "'rank' must be at least 1, but got 0"),
+    ):
+        with pytest.raises(error, match=message):
+            TensorFusion(*arguments)
     fusion = TensorFusion((3, 2), 4)
-    with pytest.raises(ValueError, match=r'\[B, 3\] and \[B, 2\], but got \[5, 2\] and \[5, 3\]'):
-        fusion(torch.zeros(5, 2), torch.zeros(5, 3))
+    for x, y, error, message in (
+        (torch.zeros(5, 2), torch.zeros(5, 3), ValueError, r"'x' of shape \[B, 3\].*\[5, 2\]"),
+        (torch.zeros(5, 3), torch.zeros(5, 3), ValueError, r"'y' of shape \[5, 2\].*\[5, 3\]"),
+        (torch.zeros(5, 3), torch.zeros(4, 2), ValueError, r"'y' of shape \[5, 2\].*\[4, 2\]"),
+        (torch.zeros(5, 3).long(), torch.zeros(5, 2), TypeError, "'x' of floats"),
+        (torch.zeros(5, 3), None, TypeError, "'y' to be a tensor .*, but got None"),
+    ):
+        with pytest.raises(error, match=message):
+            fusion(x, y)
     assert repr(fusion) == 'TensorFusion((3, 2), 4, rank=None)'
