@@ -834,16 +834,16 @@ CASES: dict[str, Case] = {
         lambda p: PairLoader(MacroCoarsen(GROUPS)(log())), ValueError, 'own future.*TemporalSplit'
     ),
     'loader counts': (
-        lambda p: PairLoader(miscounted(-1.0)), ValueError, r'hop 1 of users.*inf\), but got -1'
+        lambda p: PairLoader(miscounted(-1.0)), ValueError, r'hop1 of users.*inf\), but got -1'
     ),
     'loader infinite counts': (
         lambda p: PairLoader(miscounted(torch.inf)), ValueError, r'\[0, inf\), but got inf'
     ),
     'loader macro id': (
-        lambda p: PairLoader(misplaced(0)), IndexError, 'macro nodes of hop 1 from .* to 9.*0 to 2'
+        lambda p: PairLoader(misplaced(0)), IndexError, 'macro nodes of hop1 .* to 9.*0 to 2'
     ),
     'loader node id': (
-        lambda p: PairLoader(misplaced(1)), IndexError, 'users of hop 1 from .* to 9.*0 to 4'
+        lambda p: PairLoader(misplaced(1)), IndexError, 'user ids of hop1 from .* to 9.*0 to 4'
     ),
     'loader recent id': (
         lambda p: PairLoader(misremembered()),
@@ -1198,13 +1198,13 @@ CASES: dict[str, Case] = {
     'macro rows weights': (
         lambda p: MacroRows(reweighted(torch.ones(2))),
         ValueError,
-        r"'edge_weight of hop 1 of users' of shape \[5, 1\], but got shape \[2, 1\]",
+        r"'edge_weight of hop1 of users' of shape \[5, 1\], but got shape \[2, 1\]",
     ),
     'macro rows complex': (
         lambda p: MacroRows(reweighted(torch.ones(5) * 1j)), TypeError, 'of numbers, but got torch'
     ),
     'macro rows no weight': (
-        lambda p: MacroRows(reweighted(None)), TypeError, "'edge_weight of hop 1 .* but got None"
+        lambda p: MacroRows(reweighted(None)), TypeError, "'edge_weight of hop1 .* but got None"
     ),
     'macro rows recent type': (
         lambda p: MacroRows(remembered(torch.ones(5, 3))), TypeError, 'recent. of dtype int64'

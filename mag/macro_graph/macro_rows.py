@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
+from torch_geometric.typing import EdgeType
 
 from mag.checks import check_choice, check_ids, check_integers, check_numbers, check_tensor
 from mag.schema import NEIGHBOR_TYPE, hops, require, windows
@@ -110,35 +111,34 @@ class MacroRows(Dataset):
 
     def _counts(self, data: HeteroData, node_type: str, caller: str) -> list['_Counts']:
         r"""The macro edges of each hop."""
-        found = []
-        for hop, edge_type in enumerate(hops(data, node_type), start=1):
-            what = f'of hop {hop} of {node_type}s'
-            edge_index = data[edge_type].get('edge_index')
-            check_tensor(caller, f'edge_index {what}', edge_index, (2, 'E'), torch.long)
-            macro, node = edge_index
-            # Not view(..., -1): without any edge, nothing would tell how many windows there are.
-            weight = self._by_window(data[edge_type].get('edge_weight'), 2)
-            shape = macro.numel(), self.num_windows
-            check_tensor(caller, f'edge_weight {what}', weight, shape, 'numbers')
-            num_nodes, num_macro = self.num_nodes[node_type], data[edge_type[0]].num_nodes
-            check_ids(caller, f'macro nodes of hop {hop}', macro, num_macro)
-            check_ids(caller, f'{node_type}s of hop {hop}', node, num_nodes)
-            low, high = (
-                (bound.item() for bound in weight.aminmax()) if weight.numel() > 0 else (0, 0)
-            )
-            for bound in (low, high):
-                check_numbers('[0, inf)', **{f'edge_weight {what}': bound})
-            size = num_nodes, self.num_windows, num_macro
-            found.append(_Counts(macro, node, weight, size, _smallest_type(weight, high)))
-        if not found:
+        edge_types = hops(data, node_type)
+        if not edge_types:
             raise ValueError(
                 f"{caller} found no macro edges of '{node_type}' in the data: apply MacroCoarsen "
                 f'first.'
             )
-        return found
+        return [self._count(data, edge_type, caller) for edge_type in edge_types]
+
+    def _count(self, data: HeteroData, edge_type: EdgeType, caller: str) -> '_Counts':
+        macro_type, hop, node_type = edge_type
+        num_nodes, num_macro = self.num_nodes[node_type], data[macro_type].num_nodes
+        edge_index, what = data[edge_type].get('edge_index'), f'of {hop} of {node_type}s'
+        check_tensor(caller, f'edge_index {what}', edge_index, (2, 'E'), torch.long)
+        macro, node = edge_index
+        check_ids(caller, f'macro nodes {what}', macro, num_macro)
+        check_ids(caller, f'{node_type} ids of {hop}', node, num_nodes)
+        # Not view(..., -1): without any edge, nothing would tell how many windows there are.
+        weight = self._by_window(data[edge_type].get('edge_weight'), 2)
+        shape = macro.numel(), self.num_windows
+        check_tensor(caller, f'edge_weight {what}', weight, shape, 'numbers')
+        bounds = [bound.item() for bound in weight.aminmax()] if weight.numel() > 0 else [0, 0]
+        for bound in bounds:
+            check_numbers('[0, inf)', **{f'edge_weight {what}': bound})
+        size = num_nodes, self.num_windows, num_macro
+        return _Counts(macro, node, weight, size, _smallest_type(weight, bounds[1]))
 
     def _by_window(self, value: Any, dim: int) -> Any:
-        r"""What need not say its window, where there is one."""
+        r"""A value with a dimension of windows, which may be missing where there is one window."""
         is_short = isinstance(value, Tensor) and value.dim() == dim - 1
         return value.unsqueeze(1) if is_short and self.num_windows == 1 else value
 

@@ -357,7 +357,7 @@ def test_wrong_data(click_log: HeteroData) -> None:
     with pytest.raises(ValueError, match='exposures before the cutoff.*see their own future'):
         PairLoader(broken(edge_label_time=clicks.edge_label_time - 1))
     with pytest.raises(
-        ValueError, match=r"PairLoader expects 'edge_weight of hop 1 of users' .*, 4\], but"
+        ValueError, match=r"PairLoader expects 'edge_weight of hop1 of users' .*, 4\], but"
     ):
         PairLoader(broken(cutoff=clicks.cutoff[:4]))
     data = broken()

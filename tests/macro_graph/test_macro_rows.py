@@ -107,6 +107,6 @@ def test_data_that_has_none(click_log: HeteroData) -> None:
     other = copy.copy(data)
     other[CLICKS].cutoff = data[CLICKS].cutoff[:4]
     with pytest.raises(
-        ValueError, match=r"MacroRows expects 'edge_weight of hop 1 of users' .*, 4\], but"
+        ValueError, match=r"MacroRows expects 'edge_weight of hop1 of users' .*, 4\], but"
     ):
         MacroRows(other)
