@@ -5,7 +5,7 @@ import duckdb
 
 from mag.datasets._delimited import DelimitedScan, create_table
 from mag.datasets._read_errors import bad_value, show
-from mag.datasets._sql import quote
+from mag.datasets._sql import count_rows, quote
 
 
 class Rule(NamedTuple):
@@ -57,14 +57,16 @@ def check_table(
     Raises:
         ValueError: If a rule is broken.
     """
-    bad = ', '.join(f'count(*) FILTER (({rule.holds}) IS NOT TRUE)' for rule in rules)
-    for rule, count in zip(rules, connection.execute(f'SELECT {bad} FROM {table}').fetchall()[0]):
-        if count:
-            broken = connection.execute(
-                f'SELECT rowid, * FROM {table} WHERE ({rule.holds}) IS NOT TRUE '
-                f'ORDER BY rowid LIMIT 1'
-            )
-            row = dict(zip((name for name, *_ in broken.description), broken.fetchall()[0]))
+    holds = ' AND '.join(f'({rule.holds})' for rule in rules)
+    # One question for all, which is asked again of each rule where the answer is bad.
+    if not count_rows(connection, f'{table} WHERE ({holds}) IS NOT TRUE'):
+        return
+    for rule in rules:
+        broken = f'{table} WHERE ({rule.holds}) IS NOT TRUE'
+        num_broken = count_rows(connection, broken)
+        if num_broken:
+            first = connection.execute(f'SELECT rowid, * FROM {broken} ORDER BY rowid LIMIT 1')
+            row = dict(zip((name for name, *_ in first.description), first.fetchall()[0]))
             expected = rule.expected
             for name, value in row.items():
                 expected = expected.replace(f'{{{name}}}', str(value))
@@ -73,7 +75,7 @@ def check_table(
                 (titles or {}).get(rule.column, repr(rule.column)),
                 show(row[rule.column]),
                 expected,
-                count - 1,
+                num_broken - 1,
             )
 
 
