@@ -142,7 +142,9 @@ class GMCM(torch.nn.Module):
         check_choice(('paper', 'literal'), form=form)
         check_sizes(tower_channels=tower_channels)
         if len(tower_channels) < 2:
-            raise ValueError(f"'tower_channels' must hold two sizes, but got {tower_channels!r}.")
+            raise ValueError(
+                f"'tower_channels' must hold two sizes or more, but got {tower_channels!r}."
+            )
         check_numbers('(0, 1]', floor=floor)
         check_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
         if merge != 'none' and num_behaviors < 1:

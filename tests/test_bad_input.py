@@ -37,16 +37,20 @@ from mag.logits import as_logits
 from mag.losses import propensity_weights
 from mag.macro_graph import MacroClusters, MacroEdges, MacroRows, count_by_window
 from mag.macro_graph.grouping import Grouping, raw_behavior
-from mag.metrics import GroupAUROC, group_auroc, relative_improvement
+from mag.metrics import GroupAUROC, bayes_optimal, group_auroc, relative_improvement
 from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph
 from mag.nn import (
     MLP,
     BehaviorGraphConv,
+    BehaviorMerge,
     Dice,
+    DomainHeads,
     HashEmbedding,
     HypergraphConv,
     IntentionConv,
     MacroConv,
+    QueryEmbedding,
+    TensorFusion,
 )
 from mag.training import ClickTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
@@ -779,7 +783,7 @@ CASES: dict[str, Case] = {
     'mlp channels': (lambda p: MLP([3]), ValueError, 'two sizes or more'),
     'dice type': (lambda p: Dice(3)([1.0]), TypeError, "'x' to be a tensor.*got list"),
     'dice integers': (lambda p: Dice(2)(torch.ones(2, 2).long()), TypeError, "'x' of floats"),
-    'dice one row': (lambda p: Dice(2, 'released')(torch.ones(1, 2)), ValueError, 'two rows or more'),
+    'dice one row': (lambda p: Dice(2, 'released')(torch.ones(1, 2)), ValueError, 'two rows'),
     'mlp form': (lambda p: MLP([3, 1], 'relu'), ValueError, "'paper', 'released', but got 'relu'"),
     'conv size': (lambda p: MacroConv(0, 2), ValueError, "'in_channels'.* at least 1.* got 0"),
     'conv temperature': (lambda p: MacroConv(2, 2, 0.0), ValueError, 'temperature.*0.0'),
@@ -870,17 +874,17 @@ CASES: dict[str, Case] = {
     'hash fields': (
         lambda p: HashEmbedding('user', 10, 2), TypeError, "sequence of names, but got 'user'"
     ),
-    'hash no fields': (lambda p: HashEmbedding([], 10, 2), ValueError, 'at least one field'),
+    'hash no fields': (lambda p: HashEmbedding([], 10, 2), ValueError, 'one name or more'),
     'hash buckets': (
-        lambda p: HashEmbedding(['user'], 0, 2), ValueError, "'num_buckets'.*integer.*got 0"
+        lambda p: HashEmbedding(['user'], 0, 2), ValueError, "'num_buckets'.* at least 1, but got 0"
     ),
     'hash shape': (
         lambda p: HashEmbedding(['user'], 9, 2)(torch.zeros(4, 2).long()),
         ValueError,
-        r"\[B, 1\].*\['user'\], but got \[4, 2\]",
+        r"\['user'\].* 'ids' of shape \[B, 1\], but got shape \[4, 2\]",
     ),
     'hash floats': (
-        lambda p: HashEmbedding(['user'], 9, 2)(torch.rand(4, 1)), TypeError, 'integer ids.*float32'
+        lambda p: HashEmbedding(['user'], 9, 2)(torch.rand(4, 1)), TypeError, "'ids' of int.*float32"
     ),
     'weighting': (
         lambda p: propensity_weights(torch.ones(2), torch.ones(2), 'snips'),
@@ -949,7 +953,7 @@ CASES: dict[str, Case] = {
     'gmcm merge': (lambda p: gmcm(merge='max'), ValueError, "'merge'.*'graph'.*got 'max'"),
     'gmcm loss': (lambda p: gmcm(loss='bce'), ValueError, "'loss'.*'esmm'.*got 'bce'"),
     'gmcm output': (lambda p: gmcm(output='max'), ValueError, "'output'.*'concat'.*got 'max'"),
-    'gmcm floor': (lambda p: gmcm(floor=2), ValueError, "'floor'.*probability.*got 2"),
+    'gmcm floor': (lambda p: gmcm(floor=2), ValueError, r"'floor'.* in \(0, 1\].*got 2"),
     'gmcm tower': (
         lambda p: GMCM(['user'], merge='none', tower_channels=(8,)), ValueError, r'two.*\(8,\)'
     ),
@@ -960,10 +964,10 @@ CASES: dict[str, Case] = {
         lambda p: GMCM.from_data(bought()), ValueError, 'apply BehaviorGraph first'
     ),
     'gmcm no conversion': (
-        lambda p: GMCM.from_data(log()), ValueError, "needs 'edge_label_conversion'"
+        lambda p: GMCM.from_data(log()), ValueError, "to have .'edge_label_conversion'"
     ),
     'gmcm dense': (
-        lambda p: conversions(dense=torch.ones(40, 2)), ValueError, '0 dense features.*batch has 2'
+        lambda p: conversions(dense=torch.ones(40, 2)), ValueError, r"'dense' of shape \[B, 0\]"
     ),
     'gmcm no label': (
         lambda p: conversions(label=None, behavior=None),
@@ -1337,7 +1341,7 @@ CASES: dict[str, Case] = {
         lambda p: MacroConv(2, 2, renormalize='no'), TypeError, "'renormalize' must be.*'no'"  # type: ignore[arg-type]
     ),
     'behavior form': (
-        lambda p: BehaviorGraphConv(2, 2, 3, form='released'), ValueError, "'paper', 'literal'.*'rel"
+        lambda p: BehaviorGraphConv(2, 2, 3, form='released'), ValueError, "'paper', 'lit.*'rel"
     ),
     'behavior size': (lambda p: BehaviorGraphConv(2, 2, 0), ValueError, "'num_behaviors'.*got 0"),
     'behavior x': (
@@ -1413,12 +1417,105 @@ CASES: dict[str, Case] = {
     ),
     'gmcm old loss': (lambda p: gmcm(loss='ipw_literal'), ValueError, "'loss'.*'ipw_literal'"),
     'gmcm weight nan': (
-        lambda p: weighted_gmcm(torch.nan), ValueError, "'edge_weight'.*from 0 to 1, but got nan"
+        lambda p: weighted_gmcm(torch.nan), ValueError, "'edge_weight'.* 0 to 1.*such as nan"
     ),
-    'gmcm weight negative': (lambda p: weighted_gmcm(-0.5), ValueError, 'but got -0.5'),
-    'gmcm weight large': (lambda p: weighted_gmcm(1.5), ValueError, 'but got 1.5'),
+    'gmcm weight negative': (lambda p: weighted_gmcm(-0.5), ValueError, 'such as -0.5 in row 1'),
+    'gmcm weight large': (lambda p: weighted_gmcm(1.5), ValueError, 'such as 1.5 in row 1'),
+    'gmcm edge': (
+        lambda p: weighted_gmcm(0.5, torch.tensor([[0, 2], [1, 0]])), IndexError, 'behaviors.* to 2'
+    ),
+    'gmcm float edges': (
+        lambda p: weighted_gmcm(0.5, torch.rand(2, 2)), TypeError, "'edge_index' of dtype int64"
+    ),
+    'gmcm no edges': (lambda p: GMCM(['user'], 0, 2), TypeError, "'edge_index'.* but got None"),
+    'merge kind': (lambda p: BehaviorMerge(4, 3, 'none'), ValueError, "'gru', 'concat'.*'none'"),
+    'merge shape': (
+        lambda p: BehaviorMerge(4, 3, 'gru')(torch.rand(2, 3)), ValueError, r'\[B, 3, 4\].*\[2, 3\]'
+    ),
+    'merge no edges': (
+        lambda p: BehaviorMerge(4, 3)(torch.rand(2, 3, 4)), TypeError, "'edge_index'.*got None"
+    ),
+    'query terms': (lambda p: QueryEmbedding(0, 2), ValueError, "'num_terms' must be at least 1"),
+    'query form': (lambda p: QueryEmbedding(5, 2, 'literal'), ValueError, "'form'.*'literal'"),
+    'query term': (
+        lambda p: QueryEmbedding(5, 2)(torch.tensor([[5]])), IndexError, 'query terms.*from -1 to 4'
+    ),
+    'query shape': (
+        lambda p: QueryEmbedding(5, 2)(torch.tensor([1])), ValueError, r'\[B, Q\], but got shape'
+    ),
+    'query floats': (
+        lambda p: QueryEmbedding(5, 2)(torch.rand(2, 2)), TypeError, "'terms' of dtype int64"
+    ),
+    'heads number': (lambda p: DomainHeads(4, (2,), 0), ValueError, "'num_domains'.*got 0"),
+    'heads sizes': (lambda p: DomainHeads(4, 2, 1), TypeError, "'hidden_channels'.*got 2"),  # type: ignore[arg-type]
+    'heads domain': (
+        lambda p: DomainHeads(4, (2,), 2)(torch.rand(2, 4), torch.tensor([0, 2])),
+        IndexError,
+        'domains from 0 to 2, but expected them from 0 to 1',
+    ),
+    'heads domain shape': (
+        lambda p: DomainHeads(4, (2,), 2)(torch.rand(2, 4), torch.tensor([0])),
+        ValueError,
+        r"'domain' of shape \[2\], but got shape \[1\]",
+    ),
+    'heads features': (
+        lambda p: DomainHeads(4, (2,), 2)(torch.rand(2, 3), torch.tensor([0, 1])),
+        ValueError,
+        r"'x' of shape \[B, 4\], but got shape \[2, 3\]",
+    ),
+    'fusion sizes': (lambda p: TensorFusion((3, 2, 1), 4), ValueError, 'two sizes'),  # type: ignore[arg-type]
+    'fusion rank': (lambda p: TensorFusion((3, 2), 4, 0), ValueError, "'rank'.*got 0"),
+    'fusion rows': (
+        lambda p: TensorFusion((3, 2), 4)(torch.rand(5, 3), torch.rand(4, 2)),
+        ValueError,
+        r"'y' of shape \[5, 2\], but got shape \[4, 2\]",
+    ),
+    'srjgraph nodes': (
+        lambda p: SRJGraph({'user': 5, 'item': 0}), ValueError, "'num_nodes.'item'.'.*got 0"
+    ),
+    'srjgraph node types': (
+        lambda p: SRJGraph({'user': 5}), ValueError, "'num_nodes' must be of 'user' and 'item'"
+    ),
+    'srjgraph nodes type': (lambda p: SRJGraph(5), TypeError, "'num_nodes' must be a dict.*got 5"),  # type: ignore[arg-type]
+    'srjgraph attributes': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, {'item': ['brand']}),  # type: ignore[dict-item]
+        TypeError,
+        "'attributes.'item'.' must be a dictionary of sizes",
+    ),
+    'srjgraph terms': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, num_terms=0), ValueError, "'num_terms'.*got 0"
+    ),
+    'srjgraph domains': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, num_domains=0), ValueError, "'num_domains'.*0"
+    ),
+    'srjgraph hidden': (
+        lambda p: SRJGraph({'user': 5, 'item': 6}, hidden_channels=8),  # type: ignore[arg-type]
+        TypeError,
+        "'hidden_channels' must be a sequence",
+    ),
+    'srjgraph batch': (
+        lambda p: SRJGraph({'user': 5, 'item': 6})(log()), ValueError, 'batches of PathLoader.*n_id'
+    ),
+    'srjgraph batch type': (
+        lambda p: SRJGraph({'user': 5, 'item': 6})({}), TypeError, 'HeteroData, but got dict'
+    ),
+    'propensity floor': (
+        lambda p: propensity_weights(torch.ones(2), torch.ones(2), floor=0.0),
+        ValueError,
+        r"'floor' must be a number in \(0, 1\], but got 0.0",
+    ),
+    'propensity printed': (
+        lambda p: propensity_weights(torch.ones(2), torch.ones(2), 'literal'), ValueError, "'all'"
+    ),
+    'bayes shape': (
+        lambda p: bayes_optimal(torch.rand(2, 2)), ValueError, r"'probability' of shape \[N\]"
+    ),
+    'bayes range': (
+        lambda p: bayes_optimal(torch.tensor([0.5, 1.5])), ValueError, '0 to 1.*such as 1.5'
+    ),
+    'bayes type': (lambda p: bayes_optimal([0.5]), TypeError, "'probability'.*got list"),  # type: ignore[arg-type]
     'srjgraph form': (
-        lambda p: SRJGraph({'user': 5, 'item': 6}, form='standard'), ValueError, "'literal', but got"
+        lambda p: SRJGraph({'user': 5, 'item': 6}, form='standard'), ValueError, "'literal', but"
     ),
     'srjgraph switch': (
         lambda p: SRJGraph({'user': 5, 'item': 6}, upstream='no'),  # type: ignore[arg-type]
@@ -1438,13 +1535,21 @@ CASES: dict[str, Case] = {
     # Metrics
     'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
     'gauc shapes': (
-        lambda p: group_auroc(*rows([0.1, 0.2], [1], [0, 0])), ValueError, r'preds \[2\]'
+        lambda p: group_auroc(*rows([0.1, 0.2], [1], [0, 0])), ValueError, r"'target'.*\[2\].*\[1\]"
     ),
     'gauc target': (
-        lambda p: group_auroc(*rows([0.1, 0.2], [1, 3], [0, 0])), ValueError, 'got 3'
+        lambda p: group_auroc(*rows([0.1, 0.2], [1, 3], [0, 0])), ValueError, 'such as 3 in row 1'
     ),
     'gauc nan': (
         lambda p: group_auroc(*rows([0.1, float('nan')], [1, 0], [0, 0])), ValueError, 'row 1'
+    ),
+    'gauc group': (
+        lambda p: group_auroc(*rows([0.1, 0.2], [1, 0], [0, -1])), ValueError, 'such as -1 in row 1'
+    ),
+    'gauc list': (
+        lambda p: GroupAUROC().update([0.1], torch.ones(1), torch.zeros(1).long()),  # type: ignore[arg-type]
+        TypeError,
+        "GroupAUROC expects 'preds' to be a tensor.*got list",
     ),
     'gauc one class': (
         lambda p: group_auroc(*rows([0.1, 0.2], [1, 1], [0, 0])), ValueError, 'both classes'
@@ -1453,7 +1558,10 @@ CASES: dict[str, Case] = {
         lambda p: group_auroc(*rows([0.1, 0.2], [1, 0], [0.0, 0.0])), TypeError, 'integers'
     ),
     'improvement range': (lambda p: relative_improvement(1.5, 0.6), ValueError, '1.5'),
-    'improvement base': (lambda p: relative_improvement(0.7, 0.5), ValueError, 'chance'),
+    'improvement base': (
+        lambda p: relative_improvement(0.7, 0.5), ValueError, r"'base'.* in \(0.5, 1\], but got 0.5"
+    ),
+    'improvement type': (lambda p: relative_improvement('0.7', 0.6), TypeError, "'auc'.*'0.7'"),  # type: ignore[arg-type]
     # Training
     'module model': (lambda p: ClickTask('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
     'module rate': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
@@ -1529,8 +1637,8 @@ def draw_paths(user: object, time: torch.Tensor = torch.tensor([9])) -> object: 
     return PathSampler(log()).draw(user, item, time, torch.Generator())  # type: ignore[arg-type]
 
 
-def weighted_gmcm(weight: float) -> GMCM:
-    edges = torch.tensor([[0, 1], [1, 0]])
+def weighted_gmcm(weight: float, edges: torch.Tensor | None = None) -> GMCM:
+    edges = torch.tensor([[0, 1], [1, 0]]) if edges is None else edges
     return GMCM(['user'], 0, 2, edges, torch.tensor([0.5, weight]), tower_channels=(8, 4))
 
 
