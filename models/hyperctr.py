@@ -6,11 +6,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
-from mag.checks import check_booleans, check_integers
+from mag.checks import check_booleans, check_integers, check_sizes
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
-from mag.schema import require, require_positive_integers, require_sizes
+from mag.schema import require
 
 
 class HyperCTR(torch.nn.Module):
@@ -36,12 +36,22 @@ class HyperCTR(torch.nn.Module):
         \hat{y} = \mathrm{MLP} \left( \mathrm{TensorFusion}(\mathbf{t}_u, \mathbf{g}_u) \Vert
         (\mathbf{e}_i + \mathbf{a}_i + \mathbf{g}_i) \right)
 
-    (eq. 6 and 7). Whom the slot does not know has :math:`\mathbf{g} = \mathbf{0}`, and who has
-    clicked nothing :math:`\mathbf{t}_u = \mathbf{0}`; the fusion passes what there is. There is no
-    released code. Where the paper is silent this is the smallest consistent reading: a standard
-    transformer layer, the mean of the modalities where the paper sums, the item as it enters the
-    hypergraph, with its content, without which a new item would be nothing, and the last completed
-    slot, as a row's own would hold its own click.
+    (eq. 6 and 7). A user or an item that is in no hyperedge of the slot has
+    :math:`\mathbf{g} = \mathbf{0}`, and a user who has clicked nothing
+    :math:`\mathbf{t}_u = \mathbf{0}`; the fusion passes what there is.
+
+    There is no released code. Where the paper is silent this is the smallest consistent reading:
+
+    * The attention is in a standard transformer layer.
+    * Modalities are averaged. The paper sums them.
+    * The item is what enters the hypergraph, with its content. Without it a new item would be
+      nothing.
+    * The slot is the last that ended. A row's own slot holds its own click.
+
+    In training a step convolves the users and items of its rows with :obj:`num_neighbors` drawn for
+    each, where that is less than the slots hold, so that the time of an epoch grows with its rows
+    and not with the size of the slots, too. In evaluation slots are convolved whole, and the score
+    of a row is the same in any batch.
 
     Args:
         num_users (int): The number of users.
@@ -53,6 +63,9 @@ class HyperCTR(torch.nn.Module):
             :obj:`None` for no hypergraphs ("(-) hypergraph" of Table 4). (default: :obj:`None`)
         embedding_dim (int, optional): Size :math:`d` of embeddings. (default: :obj:`64`)
         num_layers (int, optional): Hypergraph convolutions one after another. (default: :obj:`3`)
+        num_neighbors (int, optional): How many neighbors are drawn in training for each user and
+            item of a row, see :class:`~mag.nn.SlotHypergraphConv`; the paper tries 15 to 25.
+            :obj:`None` for all. (default: :obj:`20`)
         num_heads (int, optional): Heads of the attention. (default: :obj:`2`)
         num_positions (int, optional): How many of the newest items have a position of their own;
             the paper gives none, so that its attention does not see the order.
@@ -76,25 +89,24 @@ class HyperCTR(torch.nn.Module):
         hypergraphs: Mapping[str, Mapping[str, Tensor]] | None = None,
         embedding_dim: int = 64,
         num_layers: int = 3,
+        num_neighbors: int | None = 20,
         num_heads: int = 2,
         num_positions: int = 0,
         fusion_rank: int | None = None,
         hidden_channels: Sequence[int] = (64, 32),
     ) -> None:
         super().__init__()
-        require_positive_integers(
-            num_users=num_users,
-            embedding_dim=embedding_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-        )
+        sizes = {'embedding_dim': embedding_dim, 'num_layers': num_layers, 'num_heads': num_heads}
+        if num_neighbors is not None:
+            sizes['num_neighbors'] = num_neighbors
+        check_integers(1, num_users=num_users, **sizes)
         if embedding_dim % num_heads != 0:
             raise ValueError(
                 f"'embedding_dim' must be a multiple of 'num_heads', but got {embedding_dim} and "
                 f'{num_heads}.'
             )
         check_integers(0, num_positions=num_positions)
-        require_sizes(hidden_channels=hidden_channels)
+        check_sizes(hidden_channels=hidden_channels)
         num_items = check_features(features, 'HyperCTR')
         if hypergraphs is not None and set(hypergraphs) != {'user', 'item'}:
             raise ValueError(
@@ -121,6 +133,7 @@ class HyperCTR(torch.nn.Module):
                     embedding_dim,
                     num_layers,
                     {'user': num_users, 'item': num_items}[name],
+                    num_neighbors=num_neighbors,
                     **hypergraph,
                 )
                 for name, hypergraph in (hypergraphs or {}).items()
@@ -208,40 +221,69 @@ class HyperCTR(torch.nn.Module):
         Raises:
             ValueError: If the slots of the rows are missing.
         """
-        user, item = self.user_embedding.weight, self.item_embedding.weight
-        item = item + self._content()
-        own = item.index_select(0, batch.item)
-        read = self._read_history(batch, item)
-        if len(self.convs) == 0:
-            group = torch.zeros_like(read)
-        else:
-            if batch.slot is None:
-                raise ValueError(
-                    'HyperCTR looks rows up in the hypergraph of the slot before their own, but '
-                    "the batch has no 'slot': apply TimeSlots to the log."
-                )
-            completed = batch.slot - 1
-            group = self.convs['user'](user, batch.user, completed)
-            own = own + self.convs['item'](item, batch.item, completed)
+        groups = self._select(batch)
+        asked = [batch.item, batch.history.clamp(min=0).view(-1)]
+        if groups:
+            asked.append(groups['item'].node)
+        # Items as they are read: each row of the batch, of the histories, of the hypergraphs.
+        own, history, *grouped = self._items(asked)
+        user = self.user_embedding(batch.user)
+        read = self._read_history(batch, user, history)
+        group = torch.zeros_like(read)
+        if groups:
+            grouped_users = self.user_embedding(groups['user'].node)
+            group = self.convs['user'].convolve(grouped_users, groups['user'])
+            own = own + self.convs['item'].convolve(grouped[0], groups['item'])
         return self.head(torch.cat([self.fusion(read, group), own], dim=1)).view(-1)
 
-    def _content(self) -> Tensor:
-        r"""The mean over the modalities that an item has, shape :obj:`[num_items, d]`."""
-        total = torch.zeros_like(self.item_embedding.weight)
-        for column, lin in enumerate(self.lin_modality):
-            projected = lin(getattr(self, f'x_{column}'))
-            total = total + projected * self.has_modality[:, column : column + 1]
-        return total / self.has_modality.sum(1, keepdim=True).clamp(min=1)
+    def _select(self, batch: HistoryBatch) -> dict[str, Any]:
+        r"""What is convolved of the hypergraphs, of which each row reads the slot before its
+        own."""
+        if len(self.convs) == 0:
+            return {}
+        if batch.slot is None:
+            raise ValueError(
+                "HyperCTR expects batches with a 'slot', but got one without: apply TimeSlots to "
+                'the log.'
+            )
+        nodes = {'user': batch.user, 'item': batch.item}
+        return {
+            name: conv.select(nodes[name], batch.slot - 1)  # type: ignore[operator]
+            for name, conv in self.convs.items()
+        }
 
-    def _read_history(self, batch: HistoryBatch, item: Tensor) -> Tensor:
+    def _items(self, asked: list[Tensor]) -> list[Tensor]:
+        r"""Embeddings and contents of items, shape :obj:`[n, d]` for each of some ids of shape
+        :obj:`[n]`."""
+        num_items = self.item_embedding.num_embeddings
+        sizes = [ids.numel() for ids in asked]
+        # A program's shapes cannot depend on which items are asked for.
+        if torch.compiler.is_compiling() or sum(sizes) >= num_items:
+            item = self.item_embedding.weight + self._content(slice(None))
+            places = asked
+        else:
+            ids, place = torch.cat(asked).unique(return_inverse=True)
+            item = self.item_embedding(ids) + self._content(ids)
+            places = list(place.split(sizes))
+        # Not item[...], whose gradient on several threads is another from run to run.
+        return [item.index_select(0, place) for place in places]
+
+    def _content(self, item: Tensor | slice) -> Tensor:
+        r"""The mean over the modalities that items have, shape :obj:`[n, d]`."""
+        has = self.has_modality[item]
+        total: Any = 0
+        for column, lin in enumerate(self.lin_modality):
+            projected = lin(getattr(self, f'x_{column}')[item])
+            total = total + projected * has[:, column : column + 1]
+        return total / has.sum(1, keepdim=True).clamp(min=1)
+
+    def _read_history(self, batch: HistoryBatch, user: Tensor, item: Tensor) -> Tensor:
         r"""The output of the attention at the newest item, zeros where there is none."""
         is_padding = batch.history < 0
         if is_padding.size(0) == 0:
             # A transformer layer cannot tell its shapes from no rows.
-            return item.new_zeros(0, item.size(1))
-        # Not item[...], whose gradient on several threads is another from run to run.
-        x = item.index_select(0, batch.history.clamp(min=0).view(-1))
-        x = x.view(*batch.history.shape, -1) + self.user_embedding(batch.user).unsqueeze(1)
+            return torch.zeros_like(user)
+        x = item.view(*batch.history.shape, -1) + user.unsqueeze(1)
         num_placed = min(self.position.size(0), x.size(1))
         if num_placed > 0:
             # The newest are last.

@@ -18,6 +18,9 @@ class _Part(NamedTuple):
     weight: Tensor
     #: The degree of each row in its slot, shape :obj:`[K]`.
     degree: Tensor
+    #: Of how many hyperedges in the slot each hyperedge of a row stands for one, shape
+    #: :obj:`[K, 1]`.
+    share: Tensor | None
     #: The row of each node that is asked for, shape :obj:`[B]`.
     place: Tensor
     #: Whether it is in a hyperedge at all, shape :obj:`[B]`.
@@ -37,13 +40,13 @@ class SlotHypergraphConv(torch.nn.Module):
     which a node is there once for every slot that it is in. Those that nobody asks for are left
     out, but for compiled and exported programs, whose shapes are fixed before.
 
-    In training, with :obj:`num_neighbors`, a step convolves the nodes that are asked for and
-    neighbors drawn for each, wherever these are fewer than the nodes of the slots: its cost then
-    goes with the number of nodes that are asked for, and not with the size of the slots.
-    :math:`\mathbf{H}` and :math:`\mathbf{D}_e` are then those of the drawn, so that a hyperedge
-    gives the mean of its members among them; :math:`\mathbf{D}_v` is that of the slot. Otherwise,
-    and always in evaluation, slots are convolved whole, so that what a node becomes does not depend
-    on what else is asked for.
+    In training, with :obj:`num_neighbors`, a step convolves the nodes that are asked for, neighbors
+    drawn for each, and the hyperedges by which they were drawn, wherever these are fewer than the
+    incidences of the slots. Its cost then goes with the number of nodes that are asked for, and not
+    with the size of the slots. A hyperedge gives the mean of its members among the drawn, and a
+    node takes the mean of its hyperedges among the drawn for that of all. Otherwise, and always in
+    evaluation, slots are convolved whole, so that what a node becomes does not depend on what else
+    is asked for.
 
     Args:
         channels (int): Size :math:`F` of features, in and out.
@@ -170,7 +173,7 @@ class SlotHypergraphConv(torch.nn.Module):
         check_tensor(self, 'slot', slot, (node.size(0),), torch.long)
         check_ids(self, 'nodes', node, self.num_nodes)
         if self.key.numel() == 0:
-            return _Part(self.key, self.incidence, self.weight, self.degree, node, node < 0)
+            return _Part(self.key, self.incidence, self.weight, self.degree, None, node, node < 0)
         rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)
         is_slot = self.slot[rank] == slot
         wanted = rank * self.num_nodes + node
@@ -180,13 +183,13 @@ class SlotHypergraphConv(torch.nn.Module):
         # A program's shapes cannot depend on which slots are asked for.
         if torch.compiler.is_compiling():
             node = self.key % self.num_nodes
-            return _Part(node, self.incidence, self.weight, self.degree, place, is_member)
+            return _Part(node, self.incidence, self.weight, self.degree, None, place, is_member)
         needed = rank[is_slot].unique()
         if self.training and self.num_neighbors is not None:
             asked = place[is_member].unique()
-            first = self.pointers[0]
-            num_rows = int((first[needed + 1] - first[needed]).sum())
-            if asked.numel() * (1 + self.num_neighbors) < num_rows:
+            first = self.pointers[1]
+            num_incidences = int((first[needed + 1] - first[needed]).sum())
+            if asked.numel() * (1 + self.num_neighbors) < num_incidences:
                 return self._drawn(asked, place, is_member)
         return self._whole(needed, rank, place, is_member)
 
@@ -201,7 +204,8 @@ class SlotHypergraphConv(torch.nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         root, scale = scales(part.incidence, part.weight.to(dtype), part.degree.to(dtype))
         for conv in self.convs:
-            x = conv.convolve(x, part.incidence, root, scale).relu()  # type: ignore[operator]
+            x = conv.convolve(x, part.incidence, root, scale)  # type: ignore[operator]
+            x = (x if part.share is None else part.share.to(x.dtype) * x).relu()
         # One more than there are rows, for who is in no hyperedge.
         x = torch.cat([x, x.new_zeros(1, x.size(1))])
         return x.index_select(0, part.place.where(part.is_member, x.size(0) - 1))
@@ -222,6 +226,7 @@ class SlotHypergraphConv(torch.nn.Module):
             incidence,
             self.weight[hyperedges],
             self.degree[nodes],
+            None,
             place + shift[rank],
             is_member,
         )
@@ -229,23 +234,28 @@ class SlotHypergraphConv(torch.nn.Module):
     def _drawn(self, asked: Tensor, place: Tensor, is_member: Tensor) -> _Part:
         r"""The hypergraph of what is asked for and of drawn neighbors."""
         width = (asked.numel(), self.num_neighbors)
-        hyperedge = self.hyperedge_of_member[
-            _draw(self.member_pointer, asked.expand(width[::-1]).t())
+        drawn = self.hyperedge_of_member[
+            _draw(self.member_pointer, asked.view(-1, 1).expand(width))
         ]
-        member = self.incidence[0, _draw(self.hyperedge_pointer, hyperedge)]
-        row = torch.cat([asked, member.flatten()]).unique()
-        # All incidences of the rows.
-        start = self.member_pointer[row]
-        count = self.member_pointer[row + 1] - start
-        shift = count.cumsum(0) - count - start
-        column = torch.arange(int(count.sum()), device=row.device) - shift.repeat_interleave(count)
-        hyperedge, number = self.hyperedge_of_member[column].unique(return_inverse=True)
-        local = torch.arange(row.numel(), device=row.device).repeat_interleave(count)
+        neighbor = self.incidence[0, _draw(self.hyperedge_pointer, drawn)]
+        row = torch.cat([asked, neighbor.flatten()]).unique()
+        hyperedge = drawn.unique()
+        # Which of their members are among the rows.
+        start = self.hyperedge_pointer[hyperedge]
+        count = self.hyperedge_pointer[hyperedge + 1] - start
+        shift = (count.cumsum(0) - count - start).repeat_interleave(count)
+        member = self.incidence[0, torch.arange(shift.numel(), device=row.device) - shift]
+        local = torch.searchsorted(row, member).clamp(max=row.numel() - 1)
+        is_row = row[local] == member
+        number = torch.arange(hyperedge.numel(), device=row.device).repeat_interleave(count)
+        local, number = local[is_row], number[is_row]
+        num_hyperedges = self.member_pointer[row + 1] - self.member_pointer[row]
         return _Part(
             self.key[row] % self.num_nodes,
             torch.stack([local, number]),
             self.weight[hyperedge],
             self.degree[row],
+            (num_hyperedges / local.bincount(minlength=row.numel())).unsqueeze(1),
             torch.searchsorted(row, place).clamp(max=row.numel() - 1),
             is_member,
         )

@@ -120,12 +120,57 @@ def test_forward_row_by_row(market: HeteroData, batch: HistoryBatch, arguments: 
         torch.testing.assert_close(model(batch), expected.detach())
 
 
-def test_rows_do_not_read_each_other(market: HeteroData, batch: HistoryBatch) -> None:
-    model = build(market)
+@pytest.mark.parametrize('arguments', [{}, {'hypergraph': False}])
+def test_rows_do_not_read_each_other(
+    market: HeteroData, batch: HistoryBatch, arguments: dict
+) -> None:
+    model = build(market, **arguments)
     whole = model(batch)
     for row in range(0, 30, 7):
         one = model(HistoryBatch(*(None if v is None else v[row : row + 1] for v in batch)))
         torch.testing.assert_close(one[0], whole[row])
+
+
+def test_only_items_that_are_asked_for_are_projected(market: HeteroData) -> None:
+    model = build(market, hypergraph=False)
+    sizes = []
+    for lin in model.lin_modality:
+        lin.register_forward_pre_hook(lambda _, args: sizes.append(args[0].size(0)))
+    rows = HistoryLoader(market, length=6).dataset[torch.tensor([5_000, 5_001])]
+    asked = torch.cat([rows.item, rows.history.flatten()]).unique()
+    assert asked[0] >= 0 and asked.numel() < 14
+    model(rows)
+    assert sizes == 3 * [asked.numel()]
+    # No more than there are.
+    model(HistoryLoader(market, length=6).dataset[torch.arange(5_000, 5_100)])
+    assert sizes[3:] == 3 * [40]
+
+
+def test_neighbors_are_drawn_in_training_alone(market: HeteroData, batch: HistoryBatch) -> None:
+    model, whole = build(market, num_neighbors=2), build(market, num_neighbors=None)
+    # Buffers of the hypergraphs are no part of it.
+    whole.load_state_dict(model.state_dict())
+    expected = whole(batch)
+    torch.testing.assert_close(model(batch), expected, rtol=0, atol=0)
+    model.train()
+    outs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outs.append(model(batch))
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    # On average they tell much of what the whole slots do.
+    torch.manual_seed(0)
+    mean = torch.stack([model(batch) for _ in range(50)]).mean(0)
+    without = build(market, hypergraph=False)
+    own = {n: v for n, v in model.state_dict().items() if 'convs' not in n}
+    without.load_state_dict(own)
+    error, distance = (
+        (mean - expected).square().mean(),
+        (without(batch) - expected).square().mean(),
+    )
+    assert error < 0.5 * distance
+    outs[2].sum().backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.numel())
 
 
 def test_no_slot_reads_its_own_or_a_later_one(market: HeteroData) -> None:
@@ -220,7 +265,8 @@ def test_factored_fusion_has_few_weights(market: HeteroData, batch: HistoryBatch
 def test_compiled_training_is_one_graph_with_the_same_gradients(
     market: HeteroData, batch: HistoryBatch, arguments: dict
 ) -> None:
-    model = build(market, **arguments).train()
+    # Drawn neighbors would be others.
+    model = build(market, num_neighbors=None, **arguments).train()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     outs = [run(batch) for run in (model, compiled)]
     parameters = [value for value in model.parameters() if value.numel() > 0]
@@ -292,8 +338,13 @@ def test_bad_input(market: HeteroData, batch: HistoryBatch) -> None:
     with pytest.raises(ValueError, match=r"\['visual', 'text'\], but .*interest has 3 columns"):
         HyperCTR.from_data(fewer, modalities=['text'])
     HyperCTR.from_data(fewer, modalities=['text'], hypergraph=False)
-    with pytest.raises(ValueError, match="'num_layers' must be a positive integer, but got 0"):
+    with pytest.raises(ValueError, match="'num_layers' must be at least 1, but got 0"):
         HyperCTR.from_data(market, hypergraph=False, num_layers=0)
+    for hypergraph in (False, True):
+        with pytest.raises(ValueError, match="'num_neighbors' must be at least 1, but got 0"):
+            HyperCTR.from_data(market, hypergraph=hypergraph, num_neighbors=0)
+    with pytest.raises(TypeError, match="'num_neighbors' must be an integer, but got 1.5"):
+        HyperCTR.from_data(market, num_neighbors=1.5)
     with pytest.raises(TypeError, match="'hidden_channels' must be a sequence of sizes"):
         HyperCTR.from_data(market, hidden_channels=64)
     with pytest.raises(ValueError, match=r"of 'user' and 'item', but got \['user'\]"):
@@ -308,5 +359,5 @@ def test_bad_input(market: HeteroData, batch: HistoryBatch) -> None:
         HyperCTR.from_data(market, embedding_dim=9)
     with pytest.raises(ValueError, match="'num_positions' must be at least 0, but got -1"):
         HyperCTR.from_data(market, num_positions=-1)
-    with pytest.raises(ValueError, match="the batch has no 'slot': apply TimeSlots"):
+    with pytest.raises(ValueError, match="batches with a 'slot', but got one without: apply TimeS"):
         build(market)(batch._replace(slot=None))

@@ -223,30 +223,31 @@ def test_training_convolves_what_is_asked_for_and_neighbors_of_it() -> None:
     assert part.node[part.place[:4]].tolist() == [5, 9, 5, 17]
     # Four nodes are asked for in a slot that there is, with three neighbors at most.
     assert 4 < part.node.numel() <= 16
-    # All hyperedges of the drawn, each of those of its members that are drawn.
-    rank = torch.zeros_like(part.node)
-    for place, row in zip(part.place[:4], (0, 0, 1, 1)):
-        reached = conv.incidence[1, conv.key[conv.incidence[0]] == row * 400 + part.node[place]]
-        assert (part.incidence[0] == place).sum() == reached.numel() == 3
-        together = torch.isin(part.incidence[1], part.incidence[1, part.incidence[0] == place])
-        rank[part.incidence[0, together]] = row
-    incidence = torch.zeros(part.node.numel(), part.weight.numel())
-    incidence[tuple(part.incidence)] = 1
+    rank = (torch.arange(part.node.numel())[:, None] == part.place[2:4]).any(1).long()
     whole = torch.zeros(conv.key.numel(), conv.num_hyperedges)
     whole[tuple(conv.incidence)] = 1
-    rows = torch.searchsorted(conv.key, rank * 400 + part.node)
-    within = whole[rows]
-    within = within[:, within.sum(0) > 0]
-    assert torch.equal(incidence, within)
-    # A hyperedge gives the mean of its members among the drawn, by their degrees in the slot.
-    degree = (whole @ conv.weight)[rows]
-    weight = conv.weight[whole[rows].sum(0) > 0]
+    incidence = torch.zeros(part.node.numel(), part.weight.numel())
+    incidence[tuple(part.incidence)] = 1
+    # A neighbor is of the slot of what it was drawn for, which it shares a hyperedge with.
+    for place in part.place[2:4]:
+        rank[(incidence[:, incidence[place] > 0] > 0).any(1)] = 1
+    # Of each hyperedge the members that are drawn.
+    rows = whole[torch.searchsorted(conv.key, rank * 400 + part.node)]
+    drawn = [
+        next(e for e in range(600) if torch.equal(rows[:, e], column) and conv.weight[e] == weight)
+        for column, weight in zip(incidence.t(), part.weight)
+    ]
+    assert len(set(drawn)) == len(drawn) <= 12
+    # A hyperedge gives the mean of its members, and a node takes that of its hyperedges for all.
+    degree = (rows @ conv.weight).sqrt()[:, None]
+    share = (rows.sum(1) / incidence.sum(1))[:, None]
+    assert (rows.sum(1) == 3).all() and (incidence.sum(1) >= 1).all()
+    mean = (part.weight / incidence.sum(0))[:, None]
     x = torch.randn(400, 5)
     hidden = x[part.node]
     for layer in conv.convs:
-        hidden = layer.lin(hidden) / degree.sqrt()[:, None]
-        hidden = incidence @ ((weight / incidence.sum(0))[:, None] * (incidence.t() @ hidden))
-        hidden = (hidden / degree.sqrt()[:, None]).relu()
+        hidden = incidence @ (mean * (incidence.t() @ (layer.lin(hidden) / degree)))
+        hidden = (share * hidden / degree).relu()
     torch.manual_seed(1)
     out = conv(x, node, slot)
     torch.testing.assert_close(out[:4], hidden[part.place[:4]])
@@ -281,9 +282,8 @@ def test_evaluation_and_small_slots_are_whole() -> None:
     torch.manual_seed(0)
     assert not torch.allclose(conv(x, node, slot), expected)
     assert torch.equal(conv.eval()(x, node, slot), expected)
-    # With 100 nodes and three neighbors each there is nothing to leave out.
-    node = torch.arange(100)
-    out = conv.train()(x, node, torch.full((100,), 3))
+    # With 300 nodes and three neighbors each there is nothing to leave out.
+    out = conv.train()(x, torch.arange(300), torch.full((300,), 3))
     assert torch.equal(out[:90], expected)
     compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x, node[:90], slot), expected)
