@@ -123,9 +123,10 @@ def draw_behaviors(data: HeteroData, model: GMCM, names: Sequence[str]) -> Figur
     edges = follows.edge_index, follows.edge_weight
     counted = BehaviorGraphConv(1, 1, len(names)).normalized_adjacency(*edges).detach()
     panels = [('Counted on training clicks', counted, 'Blues')]
-    conv = model.cpu().convs[0] if model.merge == 'graph' else None
-    if isinstance(conv, BehaviorGraphConv):
-        learned = conv.normalized_adjacency(*edges).detach()
+    # All convolutions of a model have the same bias.
+    convs = [module for module in model.cpu().modules() if isinstance(module, BehaviorGraphConv)]
+    if convs:
+        learned = convs[0].normalized_adjacency(*edges).detach()
         difference = 'Learned - counted', learned - counted, 'RdBu_r'
         panels += [('Learned', learned, 'Blues'), difference]
     figure = Figure(figsize=(5.5 * len(panels), 5), layout='constrained')

@@ -21,6 +21,7 @@ from timing import in_words, seconds_of, take_turns
 
 from mag.loader import ExposureBatch
 from mag.models import GMCM
+from mag.nn import BehaviorGraphConv
 from speed.training import Subject, make_training_parser
 
 PACKAGES = ('pyg-mag', 'torch')
@@ -61,8 +62,9 @@ def make_subject(name: str) -> Subject:
         torch.full((edge_index.size(1),), 1 / (NUM_BEHAVIORS - 1)),
         **SUBJECTS[name],
     )
-    for conv in model.convs:
-        setattr(conv, 'fuse', not name.endswith('messages'))  # noqa: B010  (to mypy it is a module)
+    for module in model.modules():
+        if isinstance(module, BehaviorGraphConv):
+            module.fuse = not name.endswith('messages')
     return Subject(model, learning_rate=1e-4)
 
 
