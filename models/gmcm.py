@@ -139,7 +139,9 @@ class GMCM(torch.nn.Module):
         super().__init__()
         check_choice(MERGES, merge=merge)
         check_choice(LOSSES, loss=loss)
+        check_choice(('mean', 'sum', 'concat'), output=output)
         check_choice(('paper', 'literal'), form=form)
+        check_integers(1, hidden_channels=hidden_channels, num_layers=num_layers)
         check_sizes(tower_channels=tower_channels)
         if len(tower_channels) < 2:
             raise ValueError(

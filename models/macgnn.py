@@ -133,24 +133,17 @@ class MacGNN(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If the data has no macro nodes, or fewer hops than asked for.
+            ValueError: If the data has no macro edges, or fewer hops or neighbors than asked for.
         """
         require(data, 'MacGNN.from_data')
-        missing = {*MACRO, *MACRO.values()} - set(data.node_types)
-        if missing:
-            raise ValueError(
-                f'MacGNN.from_data needs the node types {sorted(missing)}, but the data has '
-                f'{data.node_types}: apply MacroCoarsen first.'
-            )
-        num_hops = len(hops(data, 'user'))
-        kwargs.setdefault('num_hops', num_hops)
-        kwargs.setdefault('recent', 'recent' in data['user'])
+        num_hops, has_recent = len(hops(data, 'user')), 'recent' in data['user']
+        kwargs = {'num_hops': max(num_hops, 1), 'recent': has_recent, **kwargs}
         if kwargs['num_hops'] > num_hops:
             raise ValueError(
-                f'MacGNN.from_data was asked for {kwargs["num_hops"]} hops, but the data has '
+                f'MacGNN.from_data reads {kwargs["num_hops"]} hops, but the data has '
                 f'{num_hops}: apply MacroCoarsen with num_hops={kwargs["num_hops"]}.'
             )
-        if kwargs['recent'] and 'recent' not in data['user']:
+        if kwargs['recent'] and not has_recent:
             raise ValueError(
                 'MacGNN.from_data was asked for recent neighbors, but the data has none: apply '
                 'RecentNeighbors first.'

@@ -29,6 +29,7 @@ from mag.loader import (
     Exposures,
     HistoryLoader,
     JoinedLoader,
+    NegativeLoader,
     PairLoader,
     PathLoader,
     PathSampler,
@@ -48,6 +49,7 @@ from mag.nn import (
     HashEmbedding,
     HypergraphConv,
     IntentionConv,
+    InterestScore,
     MacroConv,
     QueryEmbedding,
     TensorFusion,
@@ -884,7 +886,7 @@ CASES: dict[str, Case] = {
         r"\['user'\].* 'ids' of shape \[B, 1\], but got shape \[4, 2\]",
     ),
     'hash floats': (
-        lambda p: HashEmbedding(['user'], 9, 2)(torch.rand(4, 1)), TypeError, "'ids' of int.*float32"
+        lambda p: HashEmbedding(['user'], 9, 2)(torch.rand(4, 1)), TypeError, "'ids' of int.*float"
     ),
     'weighting': (
         lambda p: propensity_weights(torch.ones(2), torch.ones(2), 'snips'),
@@ -1427,6 +1429,12 @@ CASES: dict[str, Case] = {
     'gmcm float edges': (
         lambda p: weighted_gmcm(0.5, torch.rand(2, 2)), TypeError, "'edge_index' of dtype int64"
     ),
+    'gmcm unread output': (
+        lambda p: GMCM(['user'], merge='none', output='max'), ValueError, "'output'.*got 'max'"
+    ),
+    'gmcm unread size': (
+        lambda p: GMCM(['user'], merge='none', hidden_channels=0), ValueError, "'hidden_channels'"
+    ),
     'gmcm no edges': (lambda p: GMCM(['user'], 0, 2), TypeError, "'edge_index'.* but got None"),
     'merge kind': (lambda p: BehaviorMerge(4, 3, 'none'), ValueError, "'gru', 'concat'.*'none'"),
     'merge shape': (
@@ -1526,6 +1534,43 @@ CASES: dict[str, Case] = {
         lambda p: HyperCTR.from_data(log(), hypergraph='no'),  # type: ignore[arg-type]
         TypeError,
         "'hypergraph' must be True or False, but got 'no'",
+    ),
+    'hyperctr neighbors': (
+        lambda p: HyperCTR(5, {'text': torch.ones(6, 2)}, num_neighbors=0),
+        ValueError,
+        "'num_neighbors' must be at least 1, but got 0",
+    ),
+    'interest fitted on others': (
+        lambda p: UserInterest(8, num_epochs=1).fit(with_text(), progress=False)(with_text(3)),
+        ValueError,
+        "fitted on {'users': 5, 'items': 6, 'x_text': 2}, but the data has {.*'x_text': 3}",
+    ),
+    'interest features': (
+        lambda p: UserInterest()(log()), ValueError, 'UserInterest needs the features of a modality'
+    ),
+    'interest rate': (
+        lambda p: UserInterest(learning_rate=0), ValueError, r"'learning_rate' must.*\(0, inf\).*0"
+    ),
+    'interest loop': (
+        lambda p: UserInterest().fit(with_text(), progress='no'), TypeError, "'progress' must.*'no'"
+    ),
+    'score sizes': (
+        lambda p: InterestScore(5, 6, [0]), ValueError, r"'in_channels\[0\]' must be at least 1"
+    ),
+    'score features': (
+        lambda p: InterestScore(5, 6, [2])(*torch.zeros(2, 1).long(), [torch.ones(1, 2)]),
+        ValueError,
+        r"'x\[0\]' of shape \[1, N, 2\], but got shape \[1, 2\]",
+    ),
+    'negatives order': (
+        lambda p: NegativeLoader(torch.tensor([[1, 0], [0, 0]]), 5, 6),
+        ValueError,
+        'each pair of user and item once, in ascending order',
+    ),
+    'negatives number': (
+        lambda p: NegativeLoader(torch.tensor([[0], [0]]), 5, 6, num_negatives=0),
+        ValueError,
+        "'num_negatives' must be at least 1, but got 0",
     ),
     'interest switch': (
         lambda p: UserInterest(logits='no'),  # type: ignore[arg-type]
@@ -1635,6 +1680,12 @@ def placed() -> HistoryLoader:
 def draw_paths(user: object, time: torch.Tensor = torch.tensor([9])) -> object:  # noqa: B008
     item = torch.tensor([1])
     return PathSampler(log()).draw(user, item, time, torch.Generator())  # type: ignore[arg-type]
+
+
+def with_text(width: int = 2) -> HeteroData:
+    data = log()
+    data['item'].x_text = torch.ones(6, width)
+    return data
 
 
 def weighted_gmcm(weight: float, edges: torch.Tensor | None = None) -> GMCM:

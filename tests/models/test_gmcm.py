@@ -843,7 +843,7 @@ GRAPH: dict[str, Any] = {
         ),
         ({'tower_channels': (64, 2.5)}, r"'tower_channels\[1\]' must be an integer.* got 2.5"),
         ({'tower_channels': '64'}, "'tower_channels' must be a sequence of sizes .* got '64'"),
-        ({'hidden_channels': 0}, "'channels' must be at least 1, but got 0"),
+        ({'hidden_channels': 0}, "'hidden_channels' must be at least 1, but got 0"),
         ({'num_layers': 0}, "'num_layers' must be at least 1, but got 0"),
         ({'num_buckets': -1}, "'num_buckets' must be at least 1, but got -1"),
         ({'embedding_dim': 1.5}, "'embedding_dim' must be an integer, but got 1.5"),
@@ -870,7 +870,7 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
 def test_wrong_fields() -> None:
     with pytest.raises(TypeError, match="'fields' must be a sequence of names, but got 'user'"):
         GMCM('user', **SMALL, **GRAPH)
-    with pytest.raises(ValueError, match='at least one field'):
+    with pytest.raises(ValueError, match='one name or more'):
         GMCM([], **SMALL, **GRAPH)
 
 
