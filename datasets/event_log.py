@@ -232,10 +232,11 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             f'{", ".join(map(repr, _OPTIONAL))}, but got {", ".join(map(repr, columns)) or "none"}.'
         )
     # DuckDB's names are blind to case.
-    role_of = {name.lower(): role for role, name in reversed(columns.items())}
+    role_of: dict[str, str] = {}
     for role, name in columns.items():
-        if role_of[name.lower()] != role:
+        other = role_of.setdefault(name.lower(), role)
+        if other != role:
             raise ValueError(
                 f"'columns' must name columns that differ in more than upper and lower case, but "
-                f'got {name!r} for both {role_of[name.lower()]!r} and {role!r}.'
+                f'got {name!r} for both {other!r} and {role!r}.'
             )
