@@ -231,9 +231,10 @@ class HyperCTR(torch.nn.Module):
         read = self._read_history(batch, user, history)
         group = torch.zeros_like(read)
         if groups:
+            convs: Any = self.convs
             grouped_users = self.user_embedding(groups['user'].node)
-            group = self.convs['user'].convolve(grouped_users, groups['user'])
-            own = own + self.convs['item'].convolve(grouped[0], groups['item'])
+            group = convs['user'].convolve(grouped_users, groups['user'])
+            own = own + convs['item'].convolve(grouped[0], groups['item'])
         return self.head(torch.cat([self.fusion(read, group), own], dim=1)).view(-1)
 
     def _select(self, batch: HistoryBatch) -> dict[str, Any]:

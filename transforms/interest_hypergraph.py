@@ -140,9 +140,9 @@ class InterestHypergraph(BaseTransform):
 
 def _checked(data: HeteroData) -> tuple[Tensor, Tensor]:
     r"""Slots of the clicks and interests of the users."""
-    reader, slot = 'InterestHypergraph', data[CLICKS].slot
-    check_tensor(reader, 'slot', slot, (data[CLICKS].edge_index.size(1),), torch.long)
-    check_values(reader, 'slot', slot, slot >= 0, '0 or more, as TimeSlots makes them')
+    caller, slot = 'InterestHypergraph', data[CLICKS].slot
+    check_tensor(caller, 'slot', slot, (data[CLICKS].edge_index.size(1),), torch.long)
+    check_values(caller, 'slot', slot, slot >= 0, '0 or more, as TimeSlots makes them')
     interest = data['user'].get('interest')
     if interest is None:
         raise ValueError(
@@ -150,8 +150,8 @@ def _checked(data: HeteroData) -> tuple[Tensor, Tensor]:
             f"data['user'] has {list(data['user'].keys())}."
         )
     name, shape = "data['user'].interest", (data['user'].num_nodes, 'num_modalities')
-    check_tensor(reader, name, interest, shape, 'floats')
-    check_values(reader, name, interest, (interest >= 0) & (interest <= 1), '0 to 1')
+    check_tensor(caller, name, interest, shape, 'floats')
+    check_values(caller, name, interest, (interest >= 0) & (interest <= 1), '0 to 1')
     if interest.size(1) == 0:
-        raise ValueError(f'{reader} needs the interest in a modality or more, but got none.')
+        raise ValueError(f'{caller} needs the interest in a modality or more, but got none.')
     return slot, interest

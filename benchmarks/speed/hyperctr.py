@@ -1,7 +1,8 @@
 r"""What HyperCTR's hypergraphs cost in training, and how it grows.
 
-Each row of the table changes one size of a simulated market: how many users there are, each with
-as many exposures, the most members of a hyperedge, or how many modalities the items have. What
+Each row of the table changes one size: how many users a simulated market has, each with as many
+exposures, the most members of a hyperedge, how many modalities the items have, or how many
+neighbors a step draws; with all of them it convolves the slots before those of its rows whole. What
 users care for is drawn and not learned, each modality with a chance of a half. A step of HyperCTR,
 which is forward, backward and Adam, fused, is compared with one of the same model without
 hypergraphs, on the same batches.
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle, islice
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from records import made_here, publish, table
@@ -42,6 +43,7 @@ class Size(NamedTuple):
     num_users: int = 2_000
     max_size: int = 100
     num_modalities: int = 3
+    num_neighbors: int | None = 20
 
 
 SIZES = {
@@ -53,6 +55,9 @@ SIZES = {
     'hyperedges of 30': Size(max_size=30),
     '1 modality': Size(num_modalities=1),
     '6 modalities': Size(num_modalities=6),
+    'all neighbors': Size(num_neighbors=None),
+    'a quarter of the users, all neighbors': Size(num_users=500, num_neighbors=None),
+    '4 times the users, all neighbors': Size(num_users=8_000, num_neighbors=None),
 }
 
 
@@ -89,9 +94,9 @@ def with_hypergraphs(data: HeteroData, size: Size) -> HeteroData:
     return InterestHypergraph(max_size=size.max_size)(data)
 
 
-def make_subject(data: HeteroData, hypergraph: bool) -> Subject:
+def make_subject(data: HeteroData, **arguments: Any) -> Subject:
     torch.manual_seed(0)
-    model = HyperCTR.from_data(data, embedding_dim=EMBEDDING_DIM, hypergraph=hypergraph)
+    model = HyperCTR.from_data(data, embedding_dim=EMBEDDING_DIM, **arguments)
     return Subject(model)
 
 
@@ -101,7 +106,7 @@ def make_bench(size: Size, batch_size: int, steps: int) -> Bench:
     data = with_hypergraphs(data, size)
     loader = HistoryLoader(train, batch_size, shuffle=True, history=data)
     return Bench(
-        make_subject(data, hypergraph=True),
+        make_subject(data, num_neighbors=size.num_neighbors),
         make_subject(data, hypergraph=False),
         loader,
         list(islice(loader, steps)),
@@ -127,10 +132,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         f'most {base.max_size} members and {base.num_modalities} modalities unless said otherwise. '
         f'Embeddings of {EMBEDDING_DIM}, 3 layers, histories of 20 clicks, batches of '
         f'{args.batch_size:,}, {in_words(threads)}; the median of '
-        f'{args.repeats} runs in turn, of {args.steps} steps each. A step convolves the slots '
-        f'before those of its rows, so nearly each step all that training reads. An epoch is '
-        f'loading and steps for the 30 % of all exposures that train; memory is the most that a '
-        f'step holds at once.'
+        f'{args.repeats} runs in turn, of {args.steps} steps each. A step convolves '
+        f'{base.num_neighbors} neighbors drawn for each user and item, or all of the slots before '
+        f'those of its rows, so nearly all that training reads. An epoch is loading and steps for '
+        f'the 30 % of all exposures that train; memory is the most that a step holds at once.'
     )
     yield ''
     yield from table(

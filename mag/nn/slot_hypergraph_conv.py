@@ -97,9 +97,9 @@ class SlotHypergraphConv(torch.nn.Module):
         check_integers(1, channels=channels, num_layers=num_layers, num_nodes=num_nodes)
         if num_neighbors is not None:
             check_integers(1, num_neighbors=num_neighbors)
-        reader, name = type(self).__name__, 'hyperedge_slot'
-        check_tensor(reader, name, hyperedge_slot, ('num_hyperedges',), torch.long)
-        check_values(reader, name, hyperedge_slot, hyperedge_slot >= 0, '0 or more')
+        caller, name = type(self).__name__, 'hyperedge_slot'
+        check_tensor(caller, name, hyperedge_slot, ('num_hyperedges',), torch.long)
+        check_values(caller, name, hyperedge_slot, hyperedge_slot >= 0, '0 or more')
         self.channels = channels
         self.num_nodes = num_nodes
         self.num_neighbors = num_neighbors
@@ -190,7 +190,7 @@ class SlotHypergraphConv(torch.nn.Module):
             first = self.pointers[1]
             num_incidences = int((first[needed + 1] - first[needed]).sum())
             if asked.numel() * (1 + self.num_neighbors) < num_incidences:
-                return self._drawn(asked, place, is_member)
+                return self._drawn(asked, self.num_neighbors, place, is_member)
         return self._whole(needed, rank, place, is_member)
 
     def convolve(self, x: Tensor, part: _Part) -> Tensor:
@@ -231,12 +231,10 @@ class SlotHypergraphConv(torch.nn.Module):
             is_member,
         )
 
-    def _drawn(self, asked: Tensor, place: Tensor, is_member: Tensor) -> _Part:
+    def _drawn(self, asked: Tensor, num_neighbors: int, place: Tensor, is_member: Tensor) -> _Part:
         r"""The hypergraph of what is asked for and of drawn neighbors."""
-        width = (asked.numel(), self.num_neighbors)
-        drawn = self.hyperedge_of_member[
-            _draw(self.member_pointer, asked.view(-1, 1).expand(width))
-        ]
+        owner = asked.unsqueeze(1).expand(-1, num_neighbors)
+        drawn = self.hyperedge_of_member[_draw(self.member_pointer, owner)]
         neighbor = self.incidence[0, _draw(self.hyperedge_pointer, drawn)]
         row = torch.cat([asked, neighbor.flatten()]).unique()
         hyperedge = drawn.unique()

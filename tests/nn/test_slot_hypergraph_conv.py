@@ -274,6 +274,16 @@ def test_drawn_neighbors_are_other_ones_each_time_and_all_in_turn() -> None:
     assert torch.equal(conv.select(node, slot).node, parts[0])
 
 
+def test_nobody_in_a_slot_draws_nobody() -> None:
+    graph = hypergraph()
+    graph['hyperedge_index'][0, graph['hyperedge_index'][0] == 7] = 8
+    torch.manual_seed(0)
+    conv = SlotHypergraphConv(5, 2, NUM_NODES, **graph, num_neighbors=1).double()
+    x = torch.randn(NUM_NODES, 5, dtype=torch.double)
+    out = conv(x, torch.tensor([7, 7]), torch.tensor([0, 3]))
+    assert torch.equal(out, torch.zeros(2, 5, dtype=torch.double))
+
+
 def test_evaluation_and_small_slots_are_whole() -> None:
     whole, conv = crowd(None), crowd(num_neighbors=3)
     conv.load_state_dict(whole.state_dict())
