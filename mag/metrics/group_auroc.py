@@ -132,10 +132,10 @@ def _differences(values: Tensor) -> Tensor:
     return values - _previous(values)
 
 
-def _check_rows(reader: str, preds: Tensor, target: Tensor, group: Tensor) -> None:
-    check_tensor(reader, 'preds', preds, ('N',), 'floats')
-    check_tensor(reader, 'target', target, (preds.numel(),), 'numbers')
-    check_tensor(reader, 'group', group, (preds.numel(),), 'integers')
+def _check_rows(caller: str, preds: Tensor, target: Tensor, group: Tensor) -> None:
+    check_tensor(caller, 'preds', preds, ('N',), 'floats')
+    check_tensor(caller, 'target', target, (preds.numel(),), 'numbers')
+    check_tensor(caller, 'group', group, (preds.numel(),), 'integers')
 
 
 class GroupAUROC(Metric):
