@@ -95,7 +95,8 @@ def predict(
             for batch in tqdm(loader, 'predict', disable=not progress)
         )
         if path is not None:
-            return _write(predicted, path)
+            _write(predicted, path)
+            return None
         batches = list(predicted)
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
