@@ -900,7 +900,7 @@ def test_bad_batches() -> None:
         (lambda: evaluate(task, DataLoader([])), 'nothing to evaluate: .* one row, but got none'),
         (
             lambda: evaluate(Scores(torch.tensor([0.0, math.nan])), labelled),
-            '1 NaN among 2 predictions',
+            '1 of 2 is not, such as nan in row',
         ),
         (
             lambda: evaluate(Scores(torch.tensor([math.inf, 1.0])), labelled),
