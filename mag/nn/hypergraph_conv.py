@@ -108,9 +108,11 @@ class HypergraphConv(MessagePassing):
         # Ones that are added up in half precision stop at 256 or 2048.
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight = x.new_ones(num_hyperedges) if hyperedge_weight is None else hyperedge_weight
-        degree = node_degree(hyperedge_index, weight.to(dtype), x.size(0))
-        root, scale = scales(hyperedge_index, weight.to(dtype), degree)
-        return self.convolve(x, hyperedge_index, root, scale)
+        weight = weight.to(dtype)
+        degree = node_degree(hyperedge_index, weight, x.size(0))
+        ones = torch.ones_like(hyperedge_index[1], dtype=dtype)
+        size = torch.zeros_like(weight).index_add(0, hyperedge_index[1], ones)
+        return self.convolve(x, hyperedge_index, degree, weight / size.clamp(min=1))
 
     def check(
         self,
@@ -134,11 +136,13 @@ class HypergraphConv(MessagePassing):
             if number is not None:
                 check_ids(self, f"{name} of 'hyperedge_index'", ids, number)
 
-    def convolve(self, x: Tensor, hyperedge_index: Tensor, root: Tensor, scale: Tensor) -> Tensor:
-        r"""What :meth:`forward` returns, for a hypergraph that was checked, with its
-        :func:`scales`, which layers one after another share."""
+    def convolve(self, x: Tensor, hyperedge_index: Tensor, degree: Tensor, scale: Tensor) -> Tensor:
+        r"""What :meth:`forward` returns, for a hypergraph that was checked, with the diagonals
+        :math:`\mathbf{D}_v`, shape :obj:`[N]`, and :math:`\mathbf{W} \mathbf{D}_e^{-1}`, shape
+        :obj:`[M]`, in the type to add up in."""
         x = self.lin(x)
         dtype = x.dtype
+        root, scale = _inverse_root(degree).unsqueeze(1), scale.unsqueeze(1)
         size = (x.size(0), scale.size(0))
         # propagate_type: (x: Tensor)
         out = self.propagate(hyperedge_index, x=root * x.to(root.dtype), size=size)
@@ -159,14 +163,8 @@ def node_degree(hyperedge_index: Tensor, hyperedge_weight: Tensor, num_nodes: in
     return hyperedge_weight.new_zeros(num_nodes).index_add(0, node, weight)
 
 
-def scales(
-    hyperedge_index: Tensor, hyperedge_weight: Tensor, degree: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""The diagonals :math:`\mathbf{D}_v^{-1/2}`, shape :obj:`[N, 1]`, and
-    :math:`\mathbf{W} \mathbf{D}_e^{-1}`, shape :obj:`[M, 1]`."""
-    ones = torch.ones_like(hyperedge_index[1], dtype=hyperedge_weight.dtype)
-    size = torch.zeros_like(hyperedge_weight).index_add(0, hyperedge_index[1], ones)
-    is_isolated = degree == 0
+def _inverse_root(degree: Tensor) -> Tensor:
+    r"""One over the root of each degree, and 0 for a degree of 0."""
+    is_zero = degree == 0
     # Twice: the gradient of the branch that is not taken would be NaN.
-    root = degree.masked_fill(is_isolated, 1).rsqrt().masked_fill(is_isolated, 0)
-    return root.unsqueeze(1), (hyperedge_weight / size.clamp(min=1)).unsqueeze(1)
+    return degree.masked_fill(is_zero, 1).rsqrt().masked_fill(is_zero, 0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_ids, check_integers, check_tensor, check_values
-from mag.nn.hypergraph_conv import HypergraphConv, node_degree, scales
+from mag.nn.hypergraph_conv import HypergraphConv, node_degree
 
 
 class _Part(NamedTuple):
@@ -14,12 +14,11 @@ class _Part(NamedTuple):
     node: Tensor
     #: Rows above hyperedges, shape :obj:`[2, nnz]`.
     incidence: Tensor
-    #: The weight of each hyperedge, shape :obj:`[M]`.
-    weight: Tensor
     #: The degree of each row in its slot, shape :obj:`[K]`.
     degree: Tensor
-    #: Of how many hyperedges in the slot each hyperedge of a row stands for one, shape
-    #: :obj:`[K, 1]`.
+    #: What a hyperedge gives of the sum of its members, shape :obj:`[M]`.
+    scale: Tensor
+    #: Of how many hyperedges in the slot each hyperedge of a row stands for one, shape :obj:`[K]`.
     share: Tensor | None
     #: The row of each node that is asked for, shape :obj:`[B]`.
     place: Tensor
@@ -43,10 +42,10 @@ class SlotHypergraphConv(torch.nn.Module):
     In training, with :obj:`num_neighbors`, a step convolves the nodes that are asked for, neighbors
     drawn for each, and the hyperedges by which they were drawn, wherever these are fewer than the
     incidences of the slots. Its cost then goes with the number of nodes that are asked for, and not
-    with the size of the slots. A hyperedge gives the mean of its members among the drawn, and a
-    node takes the mean of its hyperedges among the drawn for that of all. Otherwise, and always in
-    evaluation, slots are convolved whole, so that what a node becomes does not depend on what else
-    is asked for.
+    with the size of the slots. A node takes the mean of its hyperedges among the drawn for that of
+    all, and the mean of a hyperedge's other members among the drawn for that of all others.
+    Otherwise, and always in evaluation, slots are convolved whole, so that what a node becomes does
+    not depend on what else is asked for.
 
     Args:
         channels (int): Size :math:`F` of features, in and out.
@@ -78,10 +77,11 @@ class SlotHypergraphConv(torch.nn.Module):
     incidence: Tensor
     weight: Tensor
     degree: Tensor
+    size: Tensor
     pointers: Tensor
     member_pointer: Tensor
     hyperedge_pointer: Tensor
-    hyperedge_of_member: Tensor
+    by_member: Tensor
 
     def __init__(
         self,
@@ -132,13 +132,15 @@ class SlotHypergraphConv(torch.nn.Module):
         self.register_buffer('degree', degree, persistent=False)
         self.register_buffer('pointers', torch.stack(pointers), persistent=False)
         # Where the hyperedges of each member, and the members of each hyperedge, begin and end.
-        by_member = member.argsort(stable=True)
-        ends = {'member': member.bincount(minlength=key.numel()).cumsum(0)}
-        ends['hyperedge'] = hyperedge.bincount(minlength=self.num_hyperedges).cumsum(0)
-        for name, end in ends.items():
-            pointer = torch.cat([end.new_zeros(1), end])
+        size = hyperedge.bincount(minlength=self.num_hyperedges)
+        for name, count in (
+            ('member', member.bincount(minlength=key.numel())),
+            ('hyperedge', size),
+        ):
+            pointer = torch.cat([count.new_zeros(1), count.cumsum(0)])
             self.register_buffer(f'{name}_pointer', pointer, persistent=False)
-        self.register_buffer('hyperedge_of_member', hyperedge[by_member], persistent=False)
+        self.register_buffer('size', size.clamp(min=1), persistent=False)
+        self.register_buffer('by_member', member.argsort(stable=True), persistent=False)
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
@@ -173,7 +175,7 @@ class SlotHypergraphConv(torch.nn.Module):
         check_tensor(self, 'slot', slot, (node.size(0),), torch.long)
         check_ids(self, 'nodes', node, self.num_nodes)
         if self.key.numel() == 0:
-            return _Part(self.key, self.incidence, self.weight, self.degree, None, node, node < 0)
+            return _Part(self.key, self.incidence, self.degree, self.weight, None, node, node < 0)
         rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)
         is_slot = self.slot[rank] == slot
         wanted = rank * self.num_nodes + node
@@ -183,7 +185,8 @@ class SlotHypergraphConv(torch.nn.Module):
         # A program's shapes cannot depend on which slots are asked for.
         if torch.compiler.is_compiling():
             node = self.key % self.num_nodes
-            return _Part(node, self.incidence, self.weight, self.degree, None, place, is_member)
+            scale = self._weight() / self.size
+            return _Part(node, self.incidence, self.degree, scale, None, place, is_member)
         needed = rank[is_slot].unique()
         if self.training and self.num_neighbors is not None:
             asked = place[is_member].unique()
@@ -202,10 +205,11 @@ class SlotHypergraphConv(torch.nn.Module):
             return x.new_zeros(part.place.numel(), self.channels) + 0 * unused
         # Ones that are added up in half precision stop at 256 or 2048.
         dtype = torch.promote_types(x.dtype, torch.float32)
-        root, scale = scales(part.incidence, part.weight.to(dtype), part.degree.to(dtype))
+        degree, scale = part.degree.to(dtype), part.scale.to(dtype)
+        share = None if part.share is None else part.share.to(dtype).unsqueeze(1)
         for conv in self.convs:
-            x = conv.convolve(x, part.incidence, root, scale)  # type: ignore[operator]
-            x = (x if part.share is None else part.share.to(x.dtype) * x).relu()
+            x = conv.convolve(x, part.incidence, degree, scale)  # type: ignore[operator]
+            x = (x if share is None else (share * x).to(x.dtype)).relu()
         # One more than there are rows, for who is in no hyperedge.
         x = torch.cat([x, x.new_zeros(1, x.size(1))])
         return x.index_select(0, part.place.where(part.is_member, x.size(0) - 1))
@@ -224,8 +228,8 @@ class SlotHypergraphConv(torch.nn.Module):
         return _Part(
             self.key[nodes] % self.num_nodes,
             incidence,
-            self.weight[hyperedges],
             self.degree[nodes],
+            self._weight(hyperedges) / self.size[hyperedges],
             None,
             place + shift[rank],
             is_member,
@@ -234,29 +238,48 @@ class SlotHypergraphConv(torch.nn.Module):
     def _drawn(self, asked: Tensor, num_neighbors: int, place: Tensor, is_member: Tensor) -> _Part:
         r"""The hypergraph of what is asked for and of drawn neighbors."""
         owner = asked.unsqueeze(1).expand(-1, num_neighbors)
-        drawn = self.hyperedge_of_member[_draw(self.member_pointer, owner)]
-        neighbor = self.incidence[0, _draw(self.hyperedge_pointer, drawn)]
+        start = self.member_pointer[owner]
+        column = self.by_member[_draw(start, self.member_pointer[owner + 1] - start)]
+        drawn = self.incidence[1, column]
+        # Another member, where there is one: the last takes the place of the owner.
+        start = self.hyperedge_pointer[drawn]
+        last = self.hyperedge_pointer[drawn + 1] - 1
+        neighbor = _draw(start, (last - start).clamp(min=1))
+        neighbor = self.incidence[0, neighbor.where(neighbor != column, last)]
         row = torch.cat([asked, neighbor.flatten()]).unique()
         hyperedge = drawn.unique()
         # Which of their members are among the rows.
-        start = self.hyperedge_pointer[hyperedge]
-        count = self.hyperedge_pointer[hyperedge + 1] - start
-        shift = (count.cumsum(0) - count - start).repeat_interleave(count)
+        start, size = self.hyperedge_pointer[hyperedge], self.size[hyperedge]
+        shift = (size.cumsum(0) - size - start).repeat_interleave(size)
         member = self.incidence[0, torch.arange(shift.numel(), device=row.device) - shift]
         local = torch.searchsorted(row, member).clamp(max=row.numel() - 1)
         is_row = row[local] == member
-        number = torch.arange(hyperedge.numel(), device=row.device).repeat_interleave(count)
+        number = torch.arange(hyperedge.numel(), device=row.device).repeat_interleave(size)
         local, number = local[is_row], number[is_row]
+        # With s members, of which n are rows, one gives itself 1 / s, and the other rows share the
+        # rest. They give all rows alike, and each what then is missing, as a hyperedge of its own.
+        num_rows = number.bincount(minlength=hyperedge.numel())
+        weight = self._weight(hyperedge)
+        scale = weight * (size - 1) / (size * (num_rows - 1).clamp(min=1))
+        missing = (weight / size - scale)[number]
+        own = missing.new_zeros(row.numel()).index_add(0, local, missing)
+        alone = torch.arange(row.numel(), device=row.device)
+        single = torch.stack([alone, alone + hyperedge.numel()])
         num_hyperedges = self.member_pointer[row + 1] - self.member_pointer[row]
         return _Part(
             self.key[row] % self.num_nodes,
-            torch.stack([local, number]),
-            self.weight[hyperedge],
+            torch.cat([torch.stack([local, number]), single], dim=1),
             self.degree[row],
-            (num_hyperedges / local.bincount(minlength=row.numel())).unsqueeze(1),
+            torch.cat([scale, own]),
+            num_hyperedges / local.bincount(minlength=row.numel()),
             torch.searchsorted(row, place).clamp(max=row.numel() - 1),
             is_member,
         )
+
+    def _weight(self, hyperedge: Tensor | slice = slice(None)) -> Tensor:
+        # Half precision is not enough to divide it.
+        weight = self.weight[hyperedge]
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
     def __repr__(self) -> str:
         weighted = ', weighted' if self.is_weighted else ''
@@ -266,11 +289,8 @@ class SlotHypergraphConv(torch.nn.Module):
         )
 
 
-def _draw(pointer: Tensor, owner: Tensor) -> Tensor:
-    r"""For each owner, one of the places between its pointer and the next, all with the same
-    chance."""
-    start = pointer[owner]
-    count = pointer[owner + 1] - start
-    chance = torch.rand(owner.shape, dtype=torch.float64, device=owner.device)
+def _draw(start: Tensor, count: Tensor) -> Tensor:
+    r"""One of so many places from each start on, all with the same chance."""
+    chance = torch.rand(start.shape, dtype=torch.float64, device=start.device)
     # A product may round up to the count itself.
     return start + (chance * count).long().minimum(count - 1)

@@ -168,7 +168,7 @@ def test_neighbors_are_drawn_in_training_alone(market: HeteroData, batch: Histor
         (mean - expected).square().mean(),
         (without(batch) - expected).square().mean(),
     )
-    assert error < 0.5 * distance
+    assert error < 0.3 * distance
     outs[2].sum().backward()
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.numel())
 

@@ -223,31 +223,40 @@ def test_training_convolves_what_is_asked_for_and_neighbors_of_it() -> None:
     assert part.node[part.place[:4]].tolist() == [5, 9, 5, 17]
     # Four nodes are asked for in a slot that there is, with three neighbors at most.
     assert 4 < part.node.numel() <= 16
-    rank = (torch.arange(part.node.numel())[:, None] == part.place[2:4]).any(1).long()
-    whole = torch.zeros(conv.key.numel(), conv.num_hyperedges)
-    whole[tuple(conv.incidence)] = 1
-    incidence = torch.zeros(part.node.numel(), part.weight.numel())
+    # Behind the hyperedges, each row has one of its own.
+    num_rows, num_hyperedges = part.node.numel(), part.scale.numel() - part.node.numel()
+    incidence = torch.zeros(num_rows, part.scale.numel())
     incidence[tuple(part.incidence)] = 1
+    assert torch.equal(incidence[:, num_hyperedges:], torch.eye(num_rows))
+    incidence = incidence[:, :num_hyperedges]
     # A neighbor is of the slot of what it was drawn for, which it shares a hyperedge with.
+    rank = torch.zeros(num_rows, dtype=torch.long)
     for place in part.place[2:4]:
         rank[(incidence[:, incidence[place] > 0] > 0).any(1)] = 1
-    # Of each hyperedge the members that are drawn.
+    whole = torch.zeros(conv.key.numel(), conv.num_hyperedges)
+    whole[tuple(conv.incidence)] = 1
     rows = whole[torch.searchsorted(conv.key, rank * 400 + part.node)]
+    # Each has all members among the drawn, which no other set of its size has.
     drawn = [
-        next(e for e in range(600) if torch.equal(rows[:, e], column) and conv.weight[e] == weight)
-        for column, weight in zip(incidence.t(), part.weight)
+        next(e for e in range(600) if torch.equal(rows[:, e], members)) for members in incidence.t()
     ]
-    assert len(set(drawn)) == len(drawn) <= 12
-    # A hyperedge gives the mean of its members, and a node takes that of its hyperedges for all.
+    assert 4 <= len(set(drawn)) == len(drawn) <= 12
+    assert (incidence.sum(0) >= 2).all() and (incidence.sum(1) >= 1).all()
+    # Row by row: the mean of its hyperedges among the drawn, for three in the slot, each of which
+    # gives a fourth of the node itself and three fourths of the mean of the others.
     degree = (rows @ conv.weight).sqrt()[:, None]
-    share = (rows.sum(1) / incidence.sum(1))[:, None]
-    assert (rows.sum(1) == 3).all() and (incidence.sum(1) >= 1).all()
-    mean = (part.weight / incidence.sum(0))[:, None]
     x = torch.randn(400, 5)
     hidden = x[part.node]
     for layer in conv.convs:
-        hidden = incidence @ (mean * (incidence.t() @ (layer.lin(hidden) / degree)))
-        hidden = (share * hidden / degree).relu()
+        sent, received = layer.lin(hidden) / degree, []
+        for row in range(num_rows):
+            parts = []
+            for column in incidence[row].nonzero().view(-1).tolist():
+                others = [u for u in incidence[:, column].nonzero().view(-1).tolist() if u != row]
+                mean = sent[row] / 4 + 3 / 4 * sent[others].mean(0)
+                parts.append(conv.weight[drawn[column]] * mean)
+            received.append(3 * torch.stack(parts).mean(0))
+        hidden = (torch.stack(received) / degree).relu()
     torch.manual_seed(1)
     out = conv(x, node, slot)
     torch.testing.assert_close(out[:4], hidden[part.place[:4]])
@@ -265,9 +274,9 @@ def test_drawn_neighbors_are_other_ones_each_time_and_all_in_turn() -> None:
     parts = [conv.select(node, slot).node for _ in range(300)]
     found = torch.cat(parts).bincount(minlength=400)
     assert found.nonzero().view(-1).tolist() == among.tolist()
-    # Of each of three draws, a member of one of its hyperedges has the chance of 1 in 12.
+    # Of each of three draws, another member of one hyperedge has the chance of 1 in 9.
     others = (found[among[among != 5]] / 300).sort().values
-    once, twice = 1 - (11 / 12) ** 3, 1 - (10 / 12) ** 3
+    once, twice = 1 - (8 / 9) ** 3, 1 - (7 / 9) ** 3
     torch.testing.assert_close(others[:7].mean().item(), once, atol=0.02, rtol=0)
     torch.testing.assert_close(others[7].item(), twice, atol=0.08, rtol=0)
     torch.manual_seed(0)
@@ -300,21 +309,23 @@ def test_evaluation_and_small_slots_are_whole() -> None:
 
 
 def test_neighbors_tell_what_the_whole_slot_does() -> None:
-    r"""Of one layer all, once every neighbor is drawn."""
+    r"""Of one layer all, once every neighbor is drawn, and with a few the same on average."""
     whole, x = crowd(None, num_layers=1), torch.rand(400, 5)
     node, slot = torch.tensor([5, 200]), torch.tensor([7, 3])
     with torch.no_grad():
         for layer in whole.convs:
             layer.lin.weight.copy_(torch.eye(5))
     expected = whole(x, node, slot)
-    errors = []
+    means, errors = [], []
     for num_neighbors in (3, 60):
         conv = crowd(num_neighbors, num_layers=1)
         conv.load_state_dict(whole.state_dict())
         torch.manual_seed(0)
-        outs = torch.stack([conv(x, node, slot) for _ in range(200)])
+        outs = torch.stack([conv(x, node, slot) for _ in range(500)])
+        means.append(outs.mean(0))
         errors.append(((outs - expected).square().mean().sqrt() / expected.mean()).item())
-    assert errors[1] < 0.02 < errors[0] < 0.4
+    assert errors[1] < 0.02 < 0.2 < errors[0] < 0.4
+    torch.testing.assert_close(means[0], expected, rtol=0.06, atol=0)
 
 
 def test_gradients_of_drawn_neighbors_are_finite() -> None:
