@@ -265,8 +265,7 @@ def test_factored_fusion_has_few_weights(market: HeteroData, batch: HistoryBatch
 def test_compiled_training_is_one_graph_with_the_same_gradients(
     market: HeteroData, batch: HistoryBatch, arguments: dict
 ) -> None:
-    # Drawn neighbors would be others.
-    model = build(market, num_neighbors=None, **arguments).train()
+    model = build(market, **arguments).train()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     outs = [run(batch) for run in (model, compiled)]
     parameters = [value for value in model.parameters() if value.numel() > 0]
