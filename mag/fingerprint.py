@@ -94,7 +94,10 @@ def describe_loader(loader: DataLoader) -> dict[str, Any]:
     r"""What :func:`check_same_config` compares of a loader: the number and the order of its rows,
     and of each attribute of its dataset a checksum of the tensors and arrays in it."""
     dataset: Any = loader.dataset
-    checksums = {name: _checksum(part) for name, part in _parts(dataset, '', set())}
+    checksums: dict[str, int] = {}
+    for name, part in _parts(dataset, '', set()):
+        # Hidden attributes may hold parts of one name.
+        checksums[name] = _checksum(part, checksums.get(name, 0))
     return {
         'rows': len(dataset),
         'batch size': str(getattr(loader.sampler, 'batch_size', loader.batch_size)),

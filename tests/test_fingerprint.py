@@ -129,6 +129,18 @@ def test_description_of_a_loader_holds_its_tensors(
     assert names_that_differ(change) == names
 
 
+def test_hidden_parts_of_one_name_are_all_compared() -> None:
+    def described(query: int, number: int) -> dict[str, Any]:
+        rows = Rows()
+        rows._contexts, rows._sizes = {'query': torch.tensor([query])}, {'query': number}
+        rows._more = {'query': torch.tensor([number])}
+        return describe_loader(DataLoader(rows))
+
+    base = described(1, 5)
+    assert base == described(1, 5)
+    assert base['query'] != described(2, 5)['query'] and base['query'] != described(1, 6)['query']
+
+
 def test_description_of_a_loader_holds_order_and_number_of_rows() -> None:
     rows = list(torch.arange(6.0))
     described = describe_loader(DataLoader(rows, batch_size=4))
