@@ -57,4 +57,4 @@ def test_the_table_has_what_is_measured(root: Path, monkeypatch: pytest.MonkeyPa
         ours, theirs = (float(cell.replace(',', '')) for cell in rows[name][:2])
         ahead = theirs / ours if name.startswith('latency') else ours / theirs
         assert float(rows[name][2].split()[0]) == pytest.approx(ahead, abs=0.1 + 0.02 * ahead)
-    assert lines[-1].startswith('Made by `python benchmarks ')
+    assert lines[-1].startswith('Made by `python benchmarks')
