@@ -85,7 +85,14 @@ class ClickTask(Task):
         return click_metrics(scores, device)
 
     def predict(self, batch: Any) -> dict[str, Tensor]:
-        return probabilities(as_logits(type(self.model).__name__, self.model(batch)))
+        name = type(self.model).__name__
+        logits = as_logits(name, self.model(batch))
+        if logits.click.dim() != 1:
+            raise ValueError(
+                f'{name} must return one logit of the click a row, shape [B], but returned '
+                f'{list(logits.click.shape)}.'
+            )
+        return probabilities(logits)
 
     def configure_optimizers(self) -> Optimizer | tuple[Optimizer, LRScheduler]:
         parameters = list(self.parameters())

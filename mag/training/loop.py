@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -125,9 +126,9 @@ def fit(
     check_integers(0, 2**32, seed=seed)
     check_booleans(resume=resume, progress=progress)
     _check_task_and_loaders(task, train_loader, val_loader)
-    if val_loader is not None:
+    if val_loader is not None or task.modes:
         check_choice(task.modes, monitor=monitor)
-    elif validate_every is not None:
+    if val_loader is None and validate_every is not None:
         raise ValueError("'validate_every' asks for validations, but 'val_loader' is None.")
     _check_callbacks(callbacks)
     is_kept = directory is not None
@@ -157,7 +158,7 @@ def fit(
             try:
                 _train(
                     fabric, task, train_loader, val_loader, run, max_epochs, patience,
-                    validate_every, log_every_n_steps, monitor, progress,
+                    validate_every, log_every_n_steps, monitor, progress, is_kept,
                 )  # fmt: skip
             finally:
                 task.to(parameter.device)
@@ -203,6 +204,7 @@ def _train(
     log_every_n_steps: int,
     monitor: str,
     progress: bool,
+    is_kept: bool,
 ) -> None:
     # Only now: a process's share of the rows depends on the process group, which is there.
     num_batches = len(train_loader)
@@ -219,6 +221,11 @@ def _train(
     # Only now: the weights are on their device.
     made = task.configure_optimizers()
     optimizer, schedule = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f'configure_optimizers must return an optimizer, or an optimizer and a schedule, but '
+            f'{type(task).__name__} returned {made!r}.'
+        )
     step_optimizer = fabric.setup_optimizers(optimizer).step
     run.restore(fabric, task, optimizer, schedule)
     sampler: Any = train_loader.sampler
@@ -283,6 +290,8 @@ def _train(
                     raise KeyboardInterrupt(
                         f'Training was interrupted. Call fit again to go on from '
                         f'{run.path("last.ckpt")}.'
+                        if is_kept
+                        else "Training was interrupted. With a 'directory' it could go on."
                     )
                 if run.waited >= patience:
                     break
@@ -333,6 +342,10 @@ def _gain(task: Task, values: dict[str, float], monitor: str) -> float:
             f'The run is to stop by {monitor!r}, but a validation of this model gives '
             f'{sorted(values)}.'
         )
+    if not math.isfinite(values[monitor]):
+        raise FloatingPointError(
+            f'The run is to stop by {monitor!r}, but a validation gives {values[monitor]}.'
+        )
     return values[monitor] if task.modes[monitor] == 'max' else -values[monitor]
 
 
@@ -368,19 +381,22 @@ def _check_task_and_loaders(task: Any, train_loader: Any, val_loader: Any) -> No
             f'skip, such as mag.loader.PairLoader, but got {type(train_loader).__name__} with the '
             f'sampler {type(sampler).__name__}.'
         )
+    if val_loader is not None and not isinstance(val_loader, DataLoader):
+        raise TypeError(f"'val_loader' must be a DataLoader, but got {val_loader!r}.")
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if loader is not None and len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
 
 
 def _check_callbacks(callbacks: Any) -> None:
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+    is_list = isinstance(callbacks, (list, tuple))
+    for callback in callbacks if is_list else [callbacks]:
         # A callback of Lightning's Trainer takes other arguments.
         is_foreign = hasattr(callback, 'on_fit_start')
-        if is_foreign or not any(hasattr(callback, hook) for hook in HOOKS):
+        if not is_list or is_foreign or not any(hasattr(callback, hook) for hook in HOOKS):
             raise TypeError(
                 f"'callbacks' must be a list of objects with methods such as "
-                f'on_train_batch_end(step), not of lightning.Callback, but it holds {callback!r}.'
+                f'on_train_batch_end(step), not of lightning.Callback, but got {callback!r}.'
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
 from mag.files import replacing
@@ -78,7 +78,9 @@ def predict(
         OSError: If the disk is full.
         ValueError: If the loader shuffles or is empty, or several processes share its rows.
     """
-    if getattr(loader.sampler, 'shuffle', False):
+    # PyTorch's own sampler of an ordered loader does not say that it is one.
+    is_ordered = isinstance(loader.sampler, SequentialSampler)
+    if getattr(loader.sampler, 'shuffle', not is_ordered):
         raise ValueError(
             'predict gives scores in the order of rows, but the loader shuffles them: pass '
             'shuffle=False to it.'

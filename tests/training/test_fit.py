@@ -801,6 +801,23 @@ def good(**arguments: Any) -> dict[str, Any]:
     }
 
 
+class Optimizers(ClickTask):
+    def __init__(self, made: Any) -> None:
+        super().__init__(TinyModel())
+        self.made = made
+
+    def configure_optimizers(self) -> Any:
+        return self.made
+
+
+class NoMetric(ClickTask):
+    def __init__(self) -> None:
+        super().__init__(TinyModel())
+
+    def measure(self, *_: Any) -> dict[str, float]:
+        return {'auc': math.nan}
+
+
 @pytest.mark.parametrize(
     ('arguments', 'error', 'sentence'),
     [
@@ -816,13 +833,18 @@ def good(**arguments: Any) -> dict[str, Any]:
         ({'seed': 1.5}, TypeError, "'seed' must be an integer, but got 1.5"),
         ({'resume': 'no'}, TypeError, "'resume' must be True or False, but got 'no'"),
         ({'progress': 1}, TypeError, "'progress' must be True or False, but got 1"),
-        ({'callbacks': [1]}, TypeError, "'callbacks' must be a list of objects.*holds 1"),
-        ({'callbacks': 'stop'}, TypeError, "'callbacks' must be .* holds 'stop'"),
+        ({'callbacks': [1]}, TypeError, "'callbacks' must be a list of objects.*got 1"),
+        ({'callbacks': 'stop'}, TypeError, "'callbacks' must be .* got 'stop'"),
         (
             {'callbacks': [EarlyStopping('val_auc')]},
             TypeError,
-            "'callbacks' .* not of lightning.Callback, .* holds <lightning.*EarlyStopping",
+            "'callbacks' .* not of lightning.Callback, .* got <lightning.*EarlyStopping",
         ),
+        ({'callbacks': Steps()}, TypeError, "'callbacks' must be a list .* got <.*Steps"),
+        ({'val_loader': 'x'}, TypeError, "'val_loader' must be a DataLoader, but got 'x'"),
+        ({'val_loader': None, 'monitor': 'f1'}, ValueError, "one of .*'auc', .* but got 'f1'"),
+        ({'task': Optimizers([1])}, TypeError, r'Optimizers returned \[1\]'),
+        ({'task': NoMetric()}, FloatingPointError, "to stop by 'auc', but .* gives nan"),
         ({'directory': __file__}, ValueError, "'directory' must be a directory, .*is a file"),
         ({'directory': 7}, TypeError, "'directory' must be a path, but got 7"),
         ({'directory': 'a::b'}, ValueError, "'directory' must be a folder of this machine.*a::b"),

@@ -127,6 +127,11 @@ def test_what_fails_leaves_the_former_file(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path, model: TinyModel) -> None:
     with pytest.raises(ValueError, match='in the order of rows, but the loader shuffles them'):
         predict(model, loader(shuffle=True))
+    rows = torch.utils.data.DataLoader(list(loader()), batch_size=None, shuffle=True)
+    with pytest.raises(ValueError, match='in the order of rows, but the loader shuffles them'):
+        predict(model, rows)
+    with pytest.raises(ValueError, match=r'Linear must .* shape \[B\], but returned \[4, 1\]'):
+        predict(torch.nn.Linear(2, 1), torch.utils.data.DataLoader([torch.ones(4, 2)], None))
     with pytest.raises(ValueError, match='There is nothing to predict: the loader is empty.'):
         predict(model, PairLoader(macro_data(0, 1)))
     with pytest.raises(TypeError, match="'model' must be a torch.nn.Module, but got str"):
