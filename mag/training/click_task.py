@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_numbers
@@ -30,16 +31,27 @@ class ClickTask(Task):
         learning_rate (float, optional): The step size of Adam. (default: :obj:`1e-2`)
         weight_decay (float, optional): The share of a parameter that is added to its gradient.
             (default: :obj:`5e-5`)
+        average (float, optional): The share of itself that a running average of the weights keeps
+            at each step, such as :obj:`0.99`. In evaluation the task scores with the average,
+            :obj:`task.averaged`, which is smoother than the weights of one step; the model itself
+            is never changed by it. (default: :obj:`None`)
 
     Raises:
         TypeError: If :obj:`model` is no :class:`torch.nn.Module`, or a number is none.
-        ValueError: If :obj:`learning_rate` is not positive or :obj:`weight_decay` is negative.
+        ValueError: If :obj:`learning_rate` is not positive, :obj:`weight_decay` is negative, or
+            :obj:`average` does not lie between 0 and 1.
     """
 
     modes = MODES
 
+    averaged: torch.nn.Module | None
+
     def __init__(
-        self, model: torch.nn.Module, learning_rate: float = 1e-2, weight_decay: float = 5e-5
+        self,
+        model: torch.nn.Module,
+        learning_rate: float = 1e-2,
+        weight_decay: float = 5e-5,
+        average: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, torch.nn.Module):
@@ -49,9 +61,22 @@ class ClickTask(Task):
         self.model = model
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.average = average
+        self.averaged = None
+        if average is not None:
+            check_numbers('(0, 1)', average=average)
+            self.averaged = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True
+            ).requires_grad_(False)
 
     def forward(self, batch: Any) -> Tensor | Logits:
-        return self.model(batch)
+        if self.averaged is None or self.training:
+            return self.model(batch)
+        return self.averaged(batch)
+
+    def after_step(self) -> None:
+        if isinstance(self.averaged, AveragedModel):
+            self.averaged.update_parameters(self.model)
 
     def loss(self, batch: Any) -> Tensor:
         r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""
@@ -67,7 +92,7 @@ class ClickTask(Task):
         conversions, also their logits, the logarithms of the probabilities that click and
         conversion both happen, and the conversions."""
         name = type(self.model).__name__
-        logits = as_logits(name, self.model(batch))
+        logits = as_logits(name, self(batch))
         label, user, conversion = _labels(batch)
         for of, value in (('click', logits.click), ('conversion', logits.conversion)):
             if value is not None and value.shape != label.shape:
@@ -86,7 +111,7 @@ class ClickTask(Task):
 
     def predict(self, batch: Any) -> dict[str, Tensor]:
         name = type(self.model).__name__
-        logits = as_logits(name, self.model(batch))
+        logits = as_logits(name, self(batch))
         if logits.click.dim() != 1:
             raise ValueError(
                 f'{name} must return one logit of the click a row, shape [B], but returned '
@@ -95,7 +120,7 @@ class ClickTask(Task):
         return probabilities(logits)
 
     def configure_optimizers(self) -> Optimizer | tuple[Optimizer, LRScheduler]:
-        parameters = list(self.parameters())
+        parameters = list(self.model.parameters())
         fused = all(p.is_floating_point() and p.device.type in ('cpu', 'cuda') for p in parameters)
         return torch.optim.Adam(
             parameters, self.learning_rate, weight_decay=self.weight_decay, fused=fused

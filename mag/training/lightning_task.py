@@ -46,6 +46,9 @@ class LightningTask(LightningModule):
         self.log('train_loss', loss.detach(), prog_bar=True, batch_size=1)
         return loss
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.task.after_step()
+
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self._scores.append(self.task.score(batch))
 

@@ -258,6 +258,7 @@ def _train(
                 fabric.backward(loss)
                 fabric.call('on_before_optimizer_step', task=task, optimizer=optimizer)
                 step_optimizer()
+                task.after_step()
                 if schedule is not None:
                     schedule.step()
                 run.step += 1

@@ -26,6 +26,9 @@ class Task(torch.nn.Module):
         r"""What a step on :obj:`batch` minimises, a scalar."""
         raise NotImplementedError(f'{type(self).__name__} has no loss.')
 
+    def after_step(self) -> None:
+        r"""What follows each step of the optimizer, such as an average of the weights."""
+
     def score(self, batch: Any) -> tuple[Tensor, ...]:
         r"""What :meth:`measure` needs of a batch of validation."""
         raise NotImplementedError(f'{type(self).__name__} has no metrics.')

@@ -1157,3 +1157,46 @@ def test_a_run_in_low_precision_goes_on_in_the_same_process(tmp_path: Path) -> N
         ValueError, match='buffer model.scale is [0-9a-f]{8} there, [0-9a-f]{8} here'
     ):
         fit(other, *loaders, max_epochs=3, **arguments)
+
+
+def test_the_average_of_the_weights_is_scored_with(tmp_path: Path) -> None:
+    def make(average: float | None) -> ClickTask:
+        torch.manual_seed(1)
+        return ClickTask(TinyModel(plain=True), 1e-2, 1e-4, average)
+
+    loader = PairLoader(macro_data(505, 1), 100, shuffle=True, seed=3)
+    val_loader = PairLoader(macro_data(301, 2), 50)
+    weights: list[dict[str, Tensor]] = []
+
+    class Keep:
+        def on_train_batch_end(self, task: ClickTask) -> None:
+            weights.append({name: w.clone() for name, w in task.model.state_dict().items()})
+
+    arguments: dict[str, Any] = {'max_epochs': 2, 'progress': False, 'accelerator': 'cpu'}
+    task, plain = make(0.9), make(None)
+    fit(task, loader, callbacks=[Keep()], **arguments)
+    fit(plain, loader, **arguments)
+    # The steps are those of a run without an average.
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(task.model.state_dict()[name], value)
+    expected = weights[0]
+    for step in weights[1:]:
+        expected = {name: 0.9 * expected[name] + 0.1 * step[name] for name in expected}
+    for name, value in task.averaged.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    values = evaluate(task.averaged.module, val_loader)
+    assert evaluate(task, val_loader) == values
+    assert values != evaluate(plain, val_loader)
+    # What a run keeps holds the average, too.
+    kept = make(0.9)
+    fit(kept, loader, directory=tmp_path, **{**arguments, 'max_epochs': 1})
+    again = make(0.9)
+    fit(again, loader, directory=tmp_path, **arguments)
+    for name, value in task.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_share_of_an_average_lies_between_0_and_1() -> None:
+    for average in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"'average' must be a number in \(0, 1\), but got"):
+            ClickTask(TinyModel(), average=average)
