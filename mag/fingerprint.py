@@ -4,8 +4,10 @@ import difflib
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType
+from reprlib import recursive_repr
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ def describe_task(task: torch.nn.Module) -> dict[str, Any]:
         prefix = f'{path}.' if path else ''
         for name, value in vars(module).items():
             text = _describe(value)
-            if text is not None and name != 'training' and not name.startswith('_'):
+            if text and name != 'training' and not name.startswith('_'):
                 hyper_parameters[prefix + name] = text
         for name in ('loss', 'configure_optimizers'):
             method = getattr(type(module), name, None)
@@ -123,14 +125,19 @@ def _parts(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         yield from _parts(part, path if hidden else f'{path}.{name}'.lstrip('.'), seen)
 
 
-def _describe(value: Any) -> str | None:
-    r"""What is compared of an attribute, the same in every process, or :obj:`None`."""
+@recursive_repr('...')
+def _describe(value: Any) -> str:
+    r"""What is compared of an attribute, the same in every process, or nothing."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
         return repr(value)
     if isinstance(value, (Tensor, np.ndarray)):
         return f'{_checksum(value):08x}'
     if isinstance(value, partial):
         value = (value.func, value.args, value.keywords)
+    if isinstance(value, MethodType):
+        value = value.__func__
     if isinstance(value, FunctionType):
         parts = [value.__defaults__, value.__kwdefaults__]
         # What a function finds around it, but for functions, among which it may find itself.
@@ -139,12 +146,16 @@ def _describe(value: Any) -> str | None:
         return f'{value.__qualname__}({described})'
     if isinstance(value, (type, BuiltinFunctionType)):
         return value.__qualname__
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name, None) for field in fields(value)}
     if isinstance(value, dict):
         value = tuple(value.items())
-    if not isinstance(value, (tuple, list)):
-        return None
-    texts = [_describe(part) for part in value]
-    return None if None in texts else f'({", ".join(map(str, texts))})'
+    if not isinstance(value, (tuple, list, set, frozenset)):
+        return ''
+    # Of what cannot be told, its type: all else in there is compared.
+    texts = [_describe(part) or type(part).__qualname__ for part in value]
+    # The order of a set differs between processes.
+    return f'({", ".join(sorted(texts) if isinstance(value, (set, frozenset)) else texts)})'
 
 
 def _is_function(cell: CellType) -> bool:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from mag.models import HyperCTR, MacGNN, SRJGraph
 from mag.fingerprint import check_same_config, describe_loader, describe_task
+from mag.models import HyperCTR, MacGNN, SRJGraph
 
 
 def test_config_names_each_difference() -> None:
@@ -52,6 +54,19 @@ class Numbers(torch.nn.Module):
         vars(self).update(attributes)
 
 
+@dataclass
+class Config:
+    gamma: float
+    names: set[str]
+    parent: Any = None
+
+    def scale(self, x: Tensor) -> Tensor:
+        return self.gamma * x
+
+    def shift(self, x: Tensor) -> Tensor:
+        return self.gamma + x
+
+
 @pytest.mark.parametrize(
     ('there', 'here'),
     [
@@ -68,6 +83,14 @@ class Numbers(torch.nn.Module):
         ({'act': lambda x: x * 2}, {'act': lambda x: x * 3}),
         ({'act': lambda x, k=2: x * k}, {'act': lambda x, k=3: x * k}),
         ({'dtype': torch.float}, {'dtype': torch.double}),
+        ({'gamma': np.float32(2)}, {'gamma': np.float32(3)}),
+        ({'gamma': np.int64(2)}, {'gamma': np.bool_(True)}),
+        ({'weights': {'click': np.float32(1)}}, {'weights': {'click': np.float32(2)}}),
+        ({'config': Config(1.0, {'a'})}, {'config': Config(2.0, {'a'})}),
+        ({'config': [Config(1.0, {'a'})]}, {'config': [Config(1.0, {'b'})]}),
+        ({'names': {'a', 'b'}}, {'names': {'a', 'c'}}),
+        ({'names': frozenset({1, 2})}, {'names': frozenset({1})}),
+        ({'act': Config(1.0, set()).scale}, {'act': Config(1.0, set()).shift}),
     ],
 )
 def test_attributes_of_modules_are_compared(there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -85,6 +108,19 @@ def test_what_has_no_value_to_compare_is_not() -> None:
         for number in (1, 2)
     )
     assert first == second
+
+
+def test_what_holds_itself_is_described() -> None:
+    first, second = Config(1.0, set()), Config(2.0, set())
+    first.parent, second.parent = first, second
+    described = describe_task(Numbers(config=first))
+    assert described == describe_task(Numbers(config=first))
+    assert described != describe_task(Numbers(config=second))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    first, second = Numbers(gamma=2.0, size=3), Numbers(gamma=np.float64(2), size=np.int32(3))
+    assert describe_task(first) == describe_task(second)
 
 
 class Rows(Dataset):
@@ -157,7 +193,9 @@ def recursive() -> Callable[[int], int]:
 
 
 def numbers() -> Numbers:
-    return Numbers(act=lambda x: x in {'a', 'b', 'c'}, count=recursive(), to=max, gamma=2.0)
+    config = Config(np.float32(2), {'a', 'b', 'c'})
+    act = lambda x: x in {'a', 'b', 'c'}  # noqa: E731
+    return Numbers(act=act, count=recursive(), to=max, config=config, scale=config.scale)
 
 
 OTHER_PROCESS = """
