@@ -22,6 +22,18 @@ from mag.training.task import Task
 # Pairs that are scored at once.
 _CHUNK = 2**14
 
+# The arguments of mag.training.fit that are not the caller's, who has no validation.
+_OWN = (
+    'task',
+    'train_loader',
+    'max_epochs',
+    'seed',
+    'val_loader',
+    'patience',
+    'validate_every',
+    'monitor',
+)
+
 
 @functional_transform('user_interest')
 class UserInterest(BaseTransform):
@@ -127,11 +139,13 @@ class UserInterest(BaseTransform):
                 read. :obj:`TemporalSplit(num_windows=1)` leaves most to learn from.
             **fit_arguments (optional): Arguments of :func:`mag.training.fit`, such as
                 :obj:`directory`, by which a fit that was killed goes on, :obj:`progress` or
-                :obj:`accelerator`.
+                :obj:`accelerator`, but none of those that the transform sets itself.
 
         Raises:
             FloatingPointError: If the loss becomes NaN or infinite.
-            ValueError: If there is no click to learn from.
+            TypeError: If an argument is one that the transform sets itself.
+            ValueError: If there is no click to learn from, or :obj:`directory` holds a fit of
+                other arguments.
 
         And whatever :func:`mag.training.fit` raises.
         """
@@ -139,6 +153,13 @@ class UserInterest(BaseTransform):
         from mag.training import fit
         from mag.training.run import random_state, set_random_states
 
+        own = sorted(set(_OWN).intersection(fit_arguments))
+        if own:
+            raise TypeError(
+                f'UserInterest.fit takes directory, log_every_n_steps, resume, progress, callbacks '
+                f"and arguments of lightning's Fabric, but got {own}: num_epochs and seed are "
+                f'arguments of UserInterest.'
+            )
         features = _features(data)
         pairs = _pairs(data, None)
         sizes = _sizes(data, features)
@@ -168,7 +189,8 @@ class UserInterest(BaseTransform):
         finally:
             set_random_states(state)
         self.modalities = tuple(features)
-        self._score, self._cutoff, self._sizes = score, cutoff, sizes
+        # Interests are computed in the precision of the features, whatever that of the fit was.
+        self._score, self._cutoff, self._sizes = score.float(), cutoff, sizes
         return self
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -214,6 +236,8 @@ class _InterestTask(Task):
         self.interest_score = score
         self.learning_rate, self.weight_decay = transform.learning_rate, transform.weight_decay
         self.include_positive, self.logits = transform.include_positive, transform.logits
+        # A fit in the directory of another one compares them.
+        self.num_epochs, self.num_negatives = transform.num_epochs, transform.num_negatives
         # What is made of the data is not part of what was learned.
         self.register_buffer('has_modality', has_modality(features), persistent=False)
         for column, x in enumerate(features.values()):

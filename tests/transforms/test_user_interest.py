@@ -250,6 +250,33 @@ def test_a_fit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         UserInterest(8, batch_size=32, learning_rate=0.01).fit(data, **arguments)
 
 
+@pytest.mark.parametrize('name', ['num_epochs', 'num_negatives'])
+def test_a_fit_of_other_arguments_in_the_same_directory_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    data, arguments = log(), {'embedding_dim': 8, 'batch_size': 32, 'num_epochs': 2}
+    UserInterest(**arguments).fit(data, directory=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=f'hyper-parameter {name} is .* there, 1 here'):
+        UserInterest(**{**arguments, name: 1}).fit(data, directory=tmp_path, progress=False)
+
+
+def test_a_fit_in_half_precision_gives_interests() -> None:
+    data = log()
+    transform = UserInterest(8, num_epochs=1, batch_size=32)
+    transform.fit(data, progress=False, precision='bf16-true')
+    interest = transform(data)['user'].interest
+    assert interest.dtype == torch.float32 and 'fitted=' in repr(transform)
+    expected = fitted(data, num_epochs=1)(data)['user'].interest
+    torch.testing.assert_close(interest, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['task', 'max_epochs', 'seed', 'val_loader', 'patience'])
+def test_fit_takes_no_argument_that_it_sets_itself(name: str) -> None:
+    message = rf"UserInterest.fit takes directory, .*, but got \['{name}'\]: num_epochs and seed"
+    with pytest.raises(TypeError, match=message):
+        UserInterest().fit(log(), **{name: 3})
+
+
 def test_clicks_that_are_listed_twice_are_one_pair() -> None:
     data = log()
     twice = data.clone()
