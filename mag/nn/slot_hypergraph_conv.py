@@ -43,7 +43,10 @@ class SlotHypergraphConv(torch.nn.Module):
     drawn for each, and the hyperedges by which they were drawn, wherever these are fewer than the
     incidences of the slots. Its cost then goes with the number of nodes that are asked for, and not
     with the size of the slots. A node takes the mean of its hyperedges among the drawn for that of
-    all, and the mean of a hyperedge's other members among the drawn for that of all others.
+    all, and the mean of a hyperedge's other members among the drawn for that of all others. This
+    approximates what the whole slot makes of it, also on average over draws, as hyperedges and
+    members by which others were drawn count as well, and ReLU is not linear. A layer is exact once
+    all hyperedges of the node and all their members are among the drawn.
     Otherwise, and always in evaluation, slots are convolved whole, so that what a node becomes does
     not depend on what else is asked for.
 

@@ -308,8 +308,8 @@ def test_evaluation_and_small_slots_are_whole() -> None:
     torch.testing.assert_close(compiled(x, node[:90], slot), expected)
 
 
-def test_neighbors_tell_what_the_whole_slot_does() -> None:
-    r"""Of one layer all, once every neighbor is drawn, and with a few the same on average."""
+def test_neighbors_approximate_what_the_whole_slot_does() -> None:
+    r"""Of one layer all, once every neighbor is drawn, and with a few nearly that on average."""
     whole, x = crowd(None, num_layers=1), torch.rand(400, 5)
     node, slot = torch.tensor([5, 200]), torch.tensor([7, 3])
     with torch.no_grad():
