@@ -173,3 +173,19 @@ def test_loaders_that_do_not_join(market: HeteroData, loaders: dict[str, Any]) -
         JoinedLoader([pairs, histories], shuffle='no')  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"JoinedLoader makes .* takes no \['drop_last'\]"):
         JoinedLoader([pairs, histories], drop_last=True)
+
+
+@pytest.mark.parametrize('name', ['edge_label', 'edge_label_conversion', 'edge_label_behavior'])
+def test_loaders_of_other_outcomes_do_not_join(train: HeteroData, name: str) -> None:
+    other = copy.copy(train)
+    for follows in ('edge_label_conversion', 'edge_label_behavior'):
+        if name == 'edge_label':
+            del other[CLICKS][follows]
+    value = train[CLICKS][name]
+    other[CLICKS][name] = 1 - value if name == 'edge_label' else torch.zeros_like(value)
+    with pytest.raises(ValueError, match='those of PairLoader and ExposureLoader differ'):
+        JoinedLoader([PairLoader(train), ExposureLoader(other)])
+    # What one of them does not have is not compared.
+    del other[CLICKS][name]
+    if name != 'edge_label':
+        assert len(JoinedLoader([PairLoader(train), ExposureLoader(other)], 100)) > 0
