@@ -270,6 +270,8 @@ class _PathReader(RowReader):
             for name, value in exposures.contexts.items():
                 clicks[f'edge_label_{name}'] = value
         else:
+            # They are copied, and not read, so that only here anybody looks at them.
+            self.exposures.check_outcomes()
             for name in self.label_attributes:
                 clicks[name] = self.data[CLICKS][name].index_select(0, exposures.rows)
             clicks.input_id = exposures.rows

@@ -219,6 +219,19 @@ def test_bad_input(market: HeteroData, train: HeteroData) -> None:
     PathLoader(part, history=market)
 
 
+def test_batches_hold_no_conversion_without_a_click(train: HeteroData) -> None:
+    part = copy.copy(train)
+    clicks = part[CLICKS]
+    clicks.edge_label_conversion = torch.ones_like(clicks.edge_label)
+    loader = PathLoader(part, 20, widths=WIDTHS)
+    with pytest.raises(ValueError, match="PathLoader found 'edge_label_conversion' in .* without"):
+        next(iter(loader))
+    # A request holds none.
+    contexts = {'query': torch.full((4,), -1), 'domain': 0}
+    batch = loader.request(4, torch.arange(3), int(clicks.edge_label_time[-1]), **contexts)
+    assert 'edge_label_conversion' not in batch[CLICKS]
+
+
 def test_a_batch_holds_the_attributes_that_are_named(train: HeteroData) -> None:
     expected = next(iter(PathLoader(train, 20, widths=WIDTHS)))
     names = ['category', 'time']
