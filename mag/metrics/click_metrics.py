@@ -27,7 +27,7 @@ def click_metrics(outputs: list[tuple[Tensor, ...]], device: torch.device) -> di
     r"""The metrics of clicks, and of conversions where these are predicted, over all processes.
 
     Args:
-        outputs (list): What :func:`mag.training.click_module.score` returned for each batch of this
+        outputs (list): What :meth:`mag.training.ClickTask.score` returned for each batch of this
             process.
         device (torch.device): Where they are.
 
