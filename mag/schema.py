@@ -11,6 +11,8 @@ from mag.checks import check_ids, check_tensor, check_values
 
 CLICKS = ('user', 'clicks', 'item')
 REVERSE_CLICKS = ('item', 'rev_clicks', 'user')
+# Exposures that a part may read, clicked or not.
+SEES = ('user', 'sees', 'item')
 # By the type of a node, that of the nodes it shares clicks with.
 NEIGHBOR_TYPE = {'user': 'item', 'item': 'user'}
 MACRO = {'user': 'macro_user', 'item': 'macro_item'}

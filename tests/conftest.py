@@ -1,9 +1,11 @@
 import argparse
+import json
 import os
 import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,3 +152,11 @@ def click_log() -> HeteroData:
     clicks.edge_index = clicks.edge_label_index[:, clicked]
     clicks.time = time[clicked]
     return data
+
+
+@pytest.fixture(scope='session')
+def golden_target() -> dict[str, Any]:
+    r"""The golden numbers of the counts at the target, derived by two routes that agree: twelve
+    exposures (user, item, time, click), and of each view the exposures and clicks strictly before
+    each, the rates shrunk with strength 2, and the counts decayed with a half-life of 5."""
+    return json.loads(Path(__file__).with_name('golden_target.json').read_text())

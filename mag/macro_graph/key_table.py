@@ -1,0 +1,75 @@
+import torch
+from torch import Tensor
+
+# 2^64 divided by the golden ratio, as int64: products spread keys that follow each other.
+_SPREAD = -7046029254386353131
+
+
+class KeyTable:
+    r"""Rows of keys: a hash table of integers, which grows, and finds and adds many at once.
+
+    Half of its places are empty at least, so that a key is found after two looks on average,
+    however many there are.
+
+    Attributes:
+        num_rows (int): How many keys there are.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._allocate(1024)
+
+    def find(self, key: Tensor) -> Tensor:
+        r"""The row of each key, :obj:`-1` where it has none, shape :obj:`[B]`.
+
+        Args:
+            key (torch.Tensor): Numbers of 0 or more, shape :obj:`[B]`, int64.
+        """
+        row = torch.full_like(key, -1)
+        place, left = self._first(key), torch.arange(key.numel())
+        while left.numel() > 0:
+            there = self._key[place[left]]
+            is_here = there == key[left]
+            row[left[is_here]] = self._row[place[left[is_here]]]
+            left = left[~is_here & (there >= 0)]
+            place[left] = (place[left] + 1) & self._mask
+        return row
+
+    def add(self, key: Tensor) -> Tensor:
+        r"""The row of each key, those that have none included, shape :obj:`[B]`.
+
+        Args:
+            key (torch.Tensor): Numbers of 0 or more, each once, shape :obj:`[B]`, int64.
+        """
+        row = self.find(key)
+        new = key[row < 0]
+        rows = self.num_rows + torch.arange(new.numel())
+        row[row < 0] = rows
+        self.num_rows += new.numel()
+        if 2 * self.num_rows > self._key.numel():
+            keys, old = self._key[self._key >= 0], self._row[self._key >= 0]
+            self._allocate(4 * self.num_rows)
+            self._put(keys, old)
+        self._put(new, rows)
+        return row
+
+    def _allocate(self, least: int) -> None:
+        size = 1 << (least - 1).bit_length()
+        self._mask, self._shift = size - 1, 65 - size.bit_length()
+        self._key = torch.full((size,), -1)
+        self._row = torch.empty(size, dtype=torch.long)
+
+    def _first(self, key: Tensor) -> Tensor:
+        # The high bits of the product, of which a shift would drag the sign along.
+        return (key * _SPREAD >> self._shift) & self._mask
+
+    def _put(self, key: Tensor, row: Tensor) -> None:
+        place, left = self._first(key), torch.arange(key.numel())
+        while left.numel() > 0:
+            empty = left[self._key[place[left]] < 0]
+            # Of several that come to one place, one stays.
+            self._key[place[empty]] = key[empty]
+            is_put = self._key[place[left]] == key[left]
+            self._row[place[left[is_put]]] = row[left[is_put]]
+            left = left[~is_put]
+            place[left] = (place[left] + 1) & self._mask

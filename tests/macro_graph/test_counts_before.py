@@ -1,0 +1,92 @@
+import math
+import random
+
+import pytest
+import torch
+
+from mag.macro_graph import counts_before
+
+
+def by_hand(
+    key: list[int], time: list[int], weight: list[list[float]], half_lives: tuple[float, ...]
+) -> list[list[float]]:
+    rows = []
+    for row in range(len(key)):
+        sums = []
+        for life in (math.inf, *half_lives):
+            for column in range(len(weight[0])):
+                sums.append(
+                    sum(
+                        weight[e][column] * 2 ** (-(time[row] - time[e]) / life)
+                        for e in range(len(key))
+                        if key[e] == key[row] and time[e] < time[row]
+                    )
+                )
+        rows.append(sums)
+    return rows
+
+
+@pytest.mark.parametrize('half_lives', [(), (5.0,), (0.5, 100.0)])
+@pytest.mark.parametrize('num_keys', [1, 4, 10**9])
+@pytest.mark.parametrize('num_moments', [1, 6, 1000])
+def test_sums_are_those_of_plain_loops(
+    num_keys: int, num_moments: int, half_lives: tuple[float, ...]
+) -> None:
+    draw = random.Random(num_keys + num_moments)
+    keys = draw.sample(range(num_keys), min(num_keys, 4))
+    key = [draw.choice(keys) for _ in range(60)]
+    time = sorted(draw.randrange(num_moments) for _ in range(60))
+    weight = [[1.0, float(draw.random() < 0.4), draw.random()] for _ in range(60)]
+    before = counts_before(
+        torch.tensor(key), torch.tensor(time), torch.tensor(weight, dtype=torch.double), half_lives
+    )
+    expected = torch.tensor(by_hand(key, time, weight, half_lives), dtype=torch.double)
+    torch.testing.assert_close(before, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_long_logs_decay_without_a_number_too_large() -> None:
+    # From the first event to the last the weight falls below what a double can hold.
+    time = torch.arange(0, 10_000_000, 1000)
+    zero, one = torch.zeros_like(time), torch.ones(len(time), 1)
+    before = counts_before(zero, time, one, (1000.0,))[:, 1]
+    # 1/2 + 1/4 + ...
+    torch.testing.assert_close(before[60:], torch.ones(9940, dtype=torch.double))
+    assert before[:3].tolist() == [0, 0.5, 0.75]
+
+
+def test_what_comes_later_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randint(5, (300,), generator=generator)
+    time = torch.randint(40, (300,), generator=generator).sort().values
+    weight = torch.rand(300, 2, generator=generator)
+    later = weight.clone()
+    later[time >= 20] = 7.0
+    first, second = (counts_before(key, time, w, (3.0,)) for w in (weight, later))
+    # A row at 20 sees nothing of 20 either.
+    assert torch.equal(first[time <= 20], second[time <= 20])
+    assert not torch.equal(first, second)
+
+
+def test_no_events() -> None:
+    none = torch.empty(0, dtype=torch.long)
+    assert counts_before(none, none, torch.empty(0, 2), (1.0,)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'sentence'),
+    [
+        ({'key': torch.zeros(3)}, TypeError, "'key' of dtype int64"),
+        ({'key': torch.zeros(2).long()}, ValueError, "'time' of shape .2., but got shape .3."),
+        ({'time': torch.tensor([1, 3, 2])}, ValueError, "'time' to ascend"),
+        ({'weight': torch.ones(3)}, ValueError, "'weight' of shape"),
+        ({'half_lives': (0.0,)}, ValueError, r"'half_lives\[0\]' must be .* got 0.0"),
+    ],
+)
+def test_bad_input(change: dict[str, object], error: type[Exception], sentence: str) -> None:
+    good = {
+        'key': torch.zeros(3, dtype=torch.long),
+        'time': torch.arange(3),
+        'weight': torch.ones(3, 1),
+    }
+    with pytest.raises(error, match=sentence):
+        counts_before(**{**good, **change})  # type: ignore[arg-type]
