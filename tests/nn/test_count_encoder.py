@@ -1,0 +1,93 @@
+from typing import Any
+
+import pytest
+import torch
+
+from mag.nn import CountEncoder
+
+PRIOR = [-1, -1, 0, 1, -1]
+
+
+def golden_counts(golden_target: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor(list(golden_target['counts'].values())).transpose(0, 1)
+
+
+def test_golden_rates(golden_target: dict[str, Any]) -> None:
+    encoder = CountEncoder(PRIOR, 0.5, strength=2.0, learned=False).double()
+    encoder.reset_parameters()
+    rates, priors = encoder.rates(golden_counts(golden_target))
+    for place, name in enumerate(golden_target['rates']):
+        expected = torch.tensor(golden_target['rates'][name], dtype=torch.double)
+        torch.testing.assert_close(rates[:, place], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(priors[:, 2], rates[:, 0]) and torch.equal(priors[:, 3], rates[:, 1])
+    assert (priors[:, [0, 1, 4]] == 0.5).all()
+
+
+@pytest.mark.parametrize('scale', ['rate', 'logit'])
+def test_numbers_are_standardized_over_the_batch(golden_target: dict[str, Any], scale: str) -> None:
+    counts = golden_counts(golden_target)
+    encoder = CountEncoder(PRIOR, 0.5, strength=2.0, scale=scale).double()
+    rates, priors = encoder.rates(counts)
+    if scale == 'logit':
+        rates, priors = (rates / (1 - rates)).log(), (priors / (1 - priors)).log()
+    raw = torch.cat([(1 + counts[..., 0]).log(), rates - priors], 1)
+    expected = (raw - raw.mean(0)) / (raw.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(encoder(counts), expected)
+    assert encoder.out_channels == 10 == expected.size(1)
+
+
+def test_views_in_any_order_and_chains_of_priors() -> None:
+    encoder = CountEncoder([1, 2, -1], 0.25, strength=3.0).double()
+    encoder.reset_parameters()
+    counts = torch.tensor([[[4, 1], [2, 2], [10, 5]]])
+    rates, priors = encoder.rates(counts)
+    last = (5 + 3 * 0.25) / 13
+    middle = (2 + 3 * last) / 5
+    expected = [[(1 + 3 * middle) / 7, middle, last]]
+    torch.testing.assert_close(rates, torch.tensor(expected, dtype=torch.double))
+    torch.testing.assert_close(priors, torch.tensor([[middle, last, 0.25]], dtype=torch.double))
+
+
+def test_strengths_are_learned_unless_told_otherwise() -> None:
+    counts = torch.tensor([[[4.0, 1], [9, 9]], [[7, 1], [2, 1]]], dtype=torch.double)
+    encoder = CountEncoder([-1, 0], 0.3).double()
+
+    def rates(theta: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(encoder, {'theta': theta}, (counts,))
+
+    encoder.eval()
+    theta = encoder.theta.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(rates, theta)
+    assert not CountEncoder([-1], 0.3, learned=False).theta.requires_grad
+
+
+def test_compiles_and_exports() -> None:
+    encoder = CountEncoder(PRIOR, 0.4).eval()
+    counts = torch.randint(0, 9, (7, 5, 1)).float() + torch.tensor([3.0, 0.0])
+    expected = encoder(counts)
+    compiled = torch.compile(encoder, fullgraph=True, backend='eager')
+    torch.testing.assert_close(compiled(counts), expected)
+    rows = torch.export.Dim('rows', min=2)
+    program = torch.export.export(encoder, (counts,), dynamic_shapes=({0: rows},))
+    torch.testing.assert_close(program.module()(counts[:3]), expected[:3])
+
+
+@pytest.mark.parametrize(
+    ('call', 'error', 'sentence'),
+    [
+        (lambda: CountEncoder([1, 0], 0.5), ValueError, "'prior' goes round in a circle"),
+        (lambda: CountEncoder([2, -1], 0.5), ValueError, r"'prior\[0\]' must lie below 2"),
+        (lambda: CountEncoder([-1], 1.0), ValueError, r"'rate' must be a number in \(0, 1\)"),
+        (lambda: CountEncoder([-1], 0.5, strength=0.0), ValueError, "'strength' must be"),
+        (lambda: CountEncoder([-1], 0.5, learned=1), TypeError, "'learned' must be True or"),  # type: ignore[arg-type]
+        (lambda: CountEncoder([-1], 0.5, scale='log'), ValueError, "'scale' must be one of"),
+        (
+            lambda: CountEncoder([-1], 0.5)(torch.ones(2, 2, 2)),
+            ValueError,
+            r'got shape \[2, 2, 2\]',
+        ),
+    ],
+)
+def test_bad_input(call: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        call()
