@@ -4,6 +4,7 @@ from mag.transforms.behavior_graph import BehaviorGraph
 from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
+from mag.transforms.target_counts import TargetCounts
 from mag.transforms.temporal_split import TemporalSplit
 from mag.transforms.text_features import TextFeatures
 from mag.transforms.time_slots import TimeSlots
@@ -14,6 +15,7 @@ __all__ = [
     'InterestHypergraph',
     'MacroCoarsen',
     'RecentNeighbors',
+    'TargetCounts',
     'TemporalSplit',
     'TextFeatures',
     'TimeSlots',

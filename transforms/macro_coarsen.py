@@ -1,6 +1,7 @@
 import copy
 import hashlib
 
+import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
@@ -9,7 +10,7 @@ from torch_geometric.transforms import BaseTransform
 from mag.checks import check_booleans, check_choice, check_integers
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_click
 from mag.macro_graph import Grouping, MacroClusters, MacroEdges, count_by_window
-from mag.schema import CLICKS, MACRO, require, require_cpu
+from mag.schema import CLICKS, MACRO, require, require_cpu, windows
 
 
 @functional_transform('macro_coarsen')
@@ -36,6 +37,8 @@ class MacroCoarsen(BaseTransform):
 
     * :obj:`data['user'].cluster` and :obj:`data['item'].cluster`, shape :obj:`[N]`; :obj:`-1` for
       a node of a learned grouping that has no click yet;
+    * for learned groupings, if the data is a part, :obj:`cluster_since`, shape :obj:`[N]`: the
+      cutoff as of which a node's cluster was known, so that no earlier row reads it;
     * node types :obj:`macro_user` and :obj:`macro_item` with :obj:`num_nodes` and :obj:`size`, the
       number of nodes in each;
     * for every hop :math:`k`, edges such as :obj:`('macro_item', 'hop1', 'user')` and
@@ -95,6 +98,7 @@ class MacroCoarsen(BaseTransform):
         self.seed = seed
         self._clusters = self._unfitted()
         self._cutoff: Cutoff | None = None
+        self._since: dict[str, Tensor] = {}
 
     @property
     def groupings(self) -> dict[str, Grouping]:
@@ -133,6 +137,8 @@ class MacroCoarsen(BaseTransform):
         window, _ = window_of_click(data, 'MacroCoarsen')
         self._clusters = self._unfitted().fit(data, window)
         self._cutoff = first_cutoff(data, 'MacroCoarsen')
+        self._since = {}
+        self._since = self._known_since(data, window)
         return self
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -146,6 +152,8 @@ class MacroCoarsen(BaseTransform):
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._clusters.assign(data, window)
         sizes = {name: self._clusters.num_clusters(data, name) for name in cluster}
+        for node_type, since in self._known_since(data, window).items():
+            data[node_type].cluster_since = since
         for node_type, of_node in cluster.items():
             data[node_type].cluster = of_node
             macro = data[MACRO[node_type]]
@@ -167,6 +175,25 @@ class MacroCoarsen(BaseTransform):
                 for hop in range(1, self.num_hops + 1):
                     data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
         return data
+
+    def _known_since(self, data: HeteroData, window: Tensor | None) -> dict[str, Tensor]:
+        r"""The cutoff as of which each node's learned cluster was known: that of its first click
+        here, if it was not there at fit."""
+        cutoff, edge_index = windows(data, 'MacroCoarsen').cutoff, data[CLICKS].edge_index
+        if cutoff is None:
+            return {}
+        never = torch.inf if cutoff.is_floating_point() else torch.iinfo(cutoff.dtype).max
+        of_click = cutoff[torch.zeros_like(edge_index[0]) if window is None else window]
+        known_since = {}
+        for row, node_type in enumerate(('user', 'item')):
+            if node_type in self.groupings:
+                since = cutoff.new_full((data[node_type].num_nodes,), never)
+                since.scatter_reduce_(0, edge_index[row], of_click, 'amin')
+                at_fit = self._since.get(node_type, since[:0])
+                is_known = at_fit < never
+                since[: len(at_fit)][is_known] = at_fit[is_known]
+                known_since[node_type] = since
+        return known_since
 
     def _fingerprint(self) -> str:
         r"""Tells fits on different data apart, as PyG's caches know a transform by its text."""

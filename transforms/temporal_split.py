@@ -13,7 +13,15 @@ from mag.checks import (
     check_tensor,
 )
 from mag.cutoff import require_whole_log
-from mag.schema import CLICKS, click_attributes, label_attributes, require, require_cpu
+from mag.schema import (
+    CLICKS,
+    SEES,
+    categoricals,
+    click_attributes,
+    label_attributes,
+    require,
+    require_cpu,
+)
 from mag.transforms._clock import first_click, user_position
 
 _NEEDED = ('edge_index', 'time', 'edge_label_index', 'edge_label', 'edge_label_time')
@@ -45,6 +53,11 @@ class TemporalSplit(BaseTransform):
     * :obj:`num_dropped`: how many exposures were left out because their user or item had no click
       in the history;
     * :obj:`num_unsettled`: how many were left out because their labels were known too late.
+
+    Each part also holds the exposures before the (last) cutoff, clicked or not:
+    :obj:`data['user', 'sees', 'item']` with :obj:`edge_index`, :obj:`time`, :obj:`clicked`, the
+    categorical attributes of exposures under their names, and :obj:`settled` where the log tells
+    when a label was known.
 
     Some logs tell when all labels of an exposure were known, :obj:`edge_label_settled`, in seconds:
     a click or a purchase may come long after what it followed. Training and validation leave out
@@ -220,6 +233,7 @@ class TemporalSplit(BaseTransform):
             store.edge_label_window = window[warm]
         store.num_dropped = int((~warm).sum())
         store.num_unsettled = num_unsettled
+        _add_exposures(part, data, label_clock, cutoff.max())
         return part
 
     def _next_start(self, data: HeteroData, label_clock: Tensor, end: Tensor) -> Tensor:
@@ -237,6 +251,23 @@ class TemporalSplit(BaseTransform):
             f'val_start={self.val_start}, test_start={self.test_start}, '
             f'num_windows={self.num_windows}, by={self.by!r}, keep_cold={self.keep_cold})'
         )
+
+
+def _add_exposures(part: HeteroData, data: HeteroData, clock: Tensor, cutoff: Tensor) -> None:
+    r"""Adds the exposures before a cutoff, which are a slice where the log is in order."""
+    seen: Tensor | slice = clock < cutoff
+    if bool((clock[1:] >= clock[:-1]).all()):
+        # A clock may be a column of a table, which searchsorted would copy with a warning.
+        seen = slice(0, int(torch.searchsorted(clock.contiguous(), cutoff)))
+    source, store = data[CLICKS], part[SEES]
+    store.edge_index = source.edge_label_index[:, seen]
+    names = {'edge_label_time': 'time', 'edge_label': 'clicked'}
+    names |= {f'edge_label_{name}': name for name in ('position', 'settled')}
+    for name, number in categoricals(source, 'edge_label_').items():
+        names[f'edge_label_{name}'] = name
+        store[f'num_{name}'] = number
+    for name in names.keys() & source.keys():
+        store[names[name]] = source[name][seen]
 
 
 def _require_untouched(data: HeteroData) -> None:

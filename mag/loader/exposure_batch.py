@@ -18,6 +18,8 @@ class ExposureBatch(NamedTuple):
         conversion (torch.Tensor or None): 1 for a click that converted, shape :obj:`[B]`.
         behavior (torch.Tensor or None): The micro-behaviors after the click, shape
             :obj:`[B, N]`.
+        counts (torch.Tensor or None): The exposures and clicks before each of its views, where
+            :class:`~mag.transforms.TargetCounts` counted them, shape :obj:`[B, C, 2]`.
     """
 
     user: Tensor
@@ -27,6 +29,7 @@ class ExposureBatch(NamedTuple):
     label: Tensor | None = None
     conversion: Tensor | None = None
     behavior: Tensor | None = None
+    counts: Tensor | None = None
 
 
 # An exported program that takes batches is saved under this name, and its example batch is read

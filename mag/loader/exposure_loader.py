@@ -60,6 +60,7 @@ class ExposureLoader(RowLoader):
         user: int | Tensor,
         items: Tensor,
         x: Tensor | None = None,
+        counts: Tensor | None = None,
         **contexts: int | Tensor,
     ) -> ExposureBatch:
         r"""Makes the batch of one request: one user and its candidate items.
@@ -73,6 +74,8 @@ class ExposureLoader(RowLoader):
             items (torch.Tensor): The candidates, shape :obj:`[B]`.
             x (torch.Tensor, optional): The dense features of the exposures, shape :obj:`[B, F]` or
                 :obj:`[F]`, if the log has some.
+            counts (torch.Tensor, optional): The counts at the target as of now, shape
+                :obj:`[B, C, 2]`, if the log has some: :meth:`TargetCounts.state` tells them.
             **contexts (int or torch.Tensor): Every categorical attribute that the exposures of the
                 log have, one for the request or one for each item.
 
@@ -83,7 +86,7 @@ class ExposureLoader(RowLoader):
             ValueError: If a context or :obj:`x` is missing, unknown or has another shape, or
                 :obj:`x` is NaN or infinite.
         """
-        return self._request(user, items, x=x, contexts=contexts)
+        return self._request(user, items, x=x, contexts=contexts, counts=counts)
 
 
 class _FeatureReader(RowReader):
@@ -97,7 +100,7 @@ class _FeatureReader(RowReader):
         self.exposures.check_outcomes()
 
     def arguments(self) -> set[str]:
-        return {*self.features.names, 'x'}
+        return {*self.features.names, 'x', 'counts'}
 
     def batch(self, exposures: Exposures) -> ExposureBatch:
         return ExposureBatch(
@@ -107,4 +110,5 @@ class _FeatureReader(RowReader):
             exposures.label,
             exposures.conversion,
             exposures.behavior,
+            exposures.counts,
         )

@@ -141,6 +141,11 @@ class Exposures(Dataset):
         return self._take(self._columns['x'])
 
     @property
+    def counts(self) -> Tensor | None:
+        r"""The counts at the target, float32, shape :obj:`[B, C, 2]`."""
+        return self._take(self._columns.get('counts'))
+
+    @property
     def contexts(self) -> dict[str, Tensor]:
         r"""By name, the categorical contexts, and :obj:`slot` and :obj:`domain`, shape :obj:`[B]`
         or :obj:`[B, F]`."""
@@ -174,6 +179,7 @@ class Exposures(Dataset):
         time: int | Tensor | None = None,
         x: Tensor | None = None,
         contexts: Mapping[str, Any] | None = None,
+        counts: Tensor | None = None,
         *,
         reads: Collection[str] | None = None,
         caller: str = 'Exposures.request',
@@ -188,9 +194,11 @@ class Exposures(Dataset):
             contexts (dict[str, int or torch.Tensor], optional): Every context that is read, one for
                 the request or one for each item. The slot may be left out where
                 :class:`~mag.transforms.TimeSlots` made it: it is that of the time.
+            counts (torch.Tensor, optional): The counts at the target as of now, such as a
+                :class:`~mag.macro_graph.TargetState` tells, shape :obj:`[B, C, 2]`.
             reads (Collection[str], optional): The contexts that are read, :obj:`"x"` if dense
-                features are, and :obj:`"time"` if the request has to have one. By default all
-                contexts and dense features.
+                features are, :obj:`"counts"` if those are, and :obj:`"time"` if the request has to
+                have one. By default all contexts, dense features and counts.
             caller (str, optional): Whose name messages begin with.
                 (default: :obj:`"Exposures.request"`)
 
@@ -225,6 +233,15 @@ class Exposures(Dataset):
             columns['time'] = one_for_each('time', when, size)
         if reads is None or 'x' in reads:
             columns['x'] = dense_for_each(x, size, self._columns['x'].size(1))
+        if 'counts' in self._columns and (reads is None or 'counts' in reads):
+            shape = (size, *self._columns['counts'].shape[1:])
+            check_tensor(caller, 'counts', counts, shape, 'floats')
+            columns['counts'] = counts.float()
+        elif counts is not None:
+            raise ValueError(
+                f'{caller} was told counts, but the log has none: apply TargetCounts, or leave '
+                f'them out.'
+            )
         for name, value in given.items():
             column = self._contexts[name]
             given[name] = (
@@ -272,6 +289,10 @@ class Exposures(Dataset):
             check_tensor(self.caller, 'edge_label_window', window, (len(self),), torch.long)
             what = "windows of 'edge_label_window'"
             check_ids(self.caller, what, window, self.num_windows)
+        if 'edge_label_counts' in clicks:
+            counts = clicks.edge_label_counts
+            check_tensor(self.caller, 'edge_label_counts', counts, (len(self), 'C', 2), 'floats')
+            self._columns['counts'] = counts.float()
         # Without clicks, what followed them says nothing.
         if 'edge_label' in clicks:
             self._columns['label'] = clicks.edge_label.float()

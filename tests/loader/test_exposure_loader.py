@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.datasets import SyntheticMarket
-from mag.loader import ExposureBatch, ExposureFeatures, ExposureLoader
+from mag.loader import ExposureBatch, ExposureFeatures, ExposureLoader, JoinedLoader
 
 CLICKS = ('user', 'clicks', 'item')
 
@@ -84,7 +84,8 @@ def test_batches_are_the_rows_of_the_log(featured: HeteroData) -> None:
         )
         assert_same(batch, expected)
         assert batch.sparse.shape[1] == 13 and batch.dense.shape[1] == 50
-        assert {value.dtype for value in batch} == {torch.long, torch.float}
+        assert {value.dtype for value in batch[:-1]} == {torch.long, torch.float}
+        assert batch.counts is None
         start = rows.stop
     assert start == 3000 and len(loader) == 5
 
@@ -241,7 +242,7 @@ def test_shuffling_permutes_the_rows_anew_each_epoch(market: HeteroData) -> None
         (batch,) = loader
         generator = torch.Generator().manual_seed(5 * 1_000_003 + epoch)
         order = torch.randperm(3000, generator=generator)
-        assert_same(batch, ExposureBatch(*(value[order] for value in whole)))
+        assert_same(batch, ExposureBatch(*(value[order] for value in whole[:-1])))
 
 
 def test_sampler_of_the_loader_resumes(market: HeteroData) -> None:
@@ -347,3 +348,32 @@ def test_wrong_arguments(market: HeteroData) -> None:
         ExposureLoader('log')  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='edge_label_index'):
         ExposureLoader(without(market, 'edge_label_index', 'edge_label_domain', 'edge_label_query'))
+
+
+def test_counts_at_the_target_come_with_their_rows(market: HeteroData) -> None:
+    data = copy.copy(market)
+    size = data[CLICKS].edge_label.numel()
+    counts = torch.rand(size, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    data[CLICKS].edge_label_counts = counts
+    loader = ExposureLoader(data, 700)
+    batches = list(loader)
+    assert torch.equal(torch.cat([batch.counts for batch in batches]), counts.float())
+    contexts = dict.fromkeys(loader.dataset.features.names, 0)
+    arguments = {**contexts, 'query': torch.zeros(4).long()}
+    request = loader.request(1, torch.tensor([4, 2]), counts=counts[:2], **arguments)
+    assert torch.equal(request.counts, counts[:2].float())
+    joined = JoinedLoader([loader]).request(1, torch.tensor([4]), counts=counts[:1], **arguments)
+    assert torch.equal(joined.features.counts, counts[:1].float())
+    with pytest.raises(
+        TypeError, match=r"'counts' to be a tensor of shape \[2, 3, 2\], but got None"
+    ):
+        loader.request(1, torch.tensor([4, 2]), **arguments)
+    with pytest.raises(
+        ValueError, match=r"'counts' of shape \[2, 3, 2\], but got shape \[1, 3, 2\]"
+    ):
+        loader.request(1, torch.tensor([4, 2]), counts=counts[:1], **arguments)
+    with pytest.raises(ValueError, match='was told counts, but the log has none'):
+        ExposureLoader(market).request(1, torch.tensor([4]), counts=counts[:1], **arguments)
+    data[CLICKS].edge_label_counts = counts[:5]
+    with pytest.raises(ValueError, match="'edge_label_counts' of shape"):
+        ExposureLoader(data)

@@ -16,6 +16,7 @@ from mag.macro_graph import Grouping, MacroEdges
 from mag.transforms import MacroCoarsen, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
+SEES = ('user', 'sees', 'item')
 GROUPS: dict[str, int | str] = {'user': 4, 'item': 'category'}
 NUM = {'user': 40, 'item': 24}
 VARIANTS = [
@@ -73,9 +74,31 @@ def assert_same(data: HeteroData, other: HeteroData) -> None:
         assert torch.equal(data[node_type].cluster, other[node_type].cluster)
         assert torch.equal(data[f'macro_{node_type}'].size, other[f'macro_{node_type}'].size)
     for edge_type in data.edge_types:
-        if edge_type != CLICKS:
+        if edge_type not in (CLICKS, SEES):
             assert torch.equal(data[edge_type].edge_index, other[edge_type].edge_index)
             assert torch.equal(data[edge_type].edge_weight, other[edge_type].edge_weight)
+
+
+def test_a_cluster_is_known_since_the_cutoff_that_first_knows_its_node() -> None:
+    train, val, _ = split(planted_log())
+    coarsen = MacroCoarsen({'user': 4, 'item': 'category'}).fit(train)
+    never = torch.iinfo(torch.long).max
+    at_fit: list[int] = []
+    for part in (train, val):
+        coarse = coarsen(part)
+        clicks = part[CLICKS]
+        since = []
+        for user in range(part['user'].num_nodes):
+            time = clicks.time[clicks.edge_index[0] == user]
+            later = [int(c) for c in clicks.cutoff if time.numel() and time.min() < c]
+            since.append(later[0] if later else never)
+        # What was known at fit stays known since then.
+        since = [min(pair) for pair in zip(since, at_fit or since, strict=True)]
+        assert coarse['user'].cluster_since.tolist() == since
+        assert ((coarse['user'].cluster < 0) == (coarse['user'].cluster_since == never)).all()
+        assert 'cluster_since' not in coarse['item']
+        at_fit = at_fit or since
+    assert len(set(at_fit)) > 2
 
 
 @pytest.mark.parametrize('arguments', VARIANTS, ids=str)
@@ -510,6 +533,8 @@ def test_ordinary_gnn_trains():
     of the click rate, the best there is without the graph, as all users have one feature."""
     torch.manual_seed(0)
     train, _, _ = split(planted_log(), num_windows=1)
+    # What was shown is another relation, which says nothing of taste.
+    del train[SEES]
     data = T.ToUndirected()(MacroCoarsen(GROUPS)(train))
     for node_type in NUM:
         data[node_type].x = torch.ones(NUM[node_type], 1)

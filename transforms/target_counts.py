@@ -1,0 +1,258 @@
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.data.storage import EdgeStorage
+from torch_geometric.transforms import BaseTransform
+
+from mag.checks import check_numbers
+from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, require_whole_log
+from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
+from mag.schema import CLICKS, SEES, categoricals, require, require_cpu, windows
+from mag.transforms._clock import user_position
+
+
+@functional_transform('target_counts')
+class TargetCounts(BaseTransform):
+    r"""Reads the macro graph at the target: of every labelled row it counts the exposures and the
+    clicks before it of its user, of its item, of its user with the macro node of its item, of the
+    macro node of its user with its item, and of both macro nodes, at every resolution (functional
+    name: :obj:`target_counts`).
+
+    .. code-block:: python
+
+        train, val, test = TemporalSplit()(data)
+        coarsen = MacroCoarsen({'user': [20, 200], 'item': ['category', 50]}).fit(train)
+        train, val, test = coarsen(train), coarsen(val), coarsen(test)
+        counts = TargetCounts().fit(train)
+        train, val, test = counts(train, log=data), counts(val), counts(test)
+
+    The third kind is the macro edge between a user and the one macro node that its item is of,
+    counted over exposures and over clicks; where :class:`~mag.models.MacGNN` reads the edges to all
+    macro nodes, this reads the one that matters, and what was shown in vain.
+
+    A row reads what came strictly before it. What that is depends on what is known when it is
+    served:
+
+    * a part alone is read as of its cutoff, or as of the row's own window if it rolls: counts are
+      *stale*, as where the features of a day are made the night before;
+    * with the whole :obj:`log` a row reads all exposures strictly before its own time: counts are
+      *fresh*, as where they move with every event. Rows of the same second do not see each other.
+
+    Training on fresh counts reads more than windows do, and is no leak. A test with fresh counts
+    tells what fresh serving is worth.
+
+    Where the log tells when a label was known, :obj:`settled`, a click counts from then on. A node
+    counts as one of its macro node from the moment at which that became known.
+
+    Adds to :obj:`data['user', 'clicks', 'item']`
+
+    * :obj:`edge_label_counts`, exposures and clicks, shape :obj:`[L, C, 2]`, float32: a column a
+      view, and then one a half-life;
+    * :obj:`count_names`, :obj:`count_prior` and :obj:`count_rate`: the name of each column, the
+      place of the column whose rate it is expected to have (:obj:`-1` for that of all exposures),
+      and the rate of all exposures in the first training history.
+
+    Args:
+        views (Sequence[TargetView], optional): What is counted; by default what the macro nodes of
+            the graph give, :obj:`data['user'].cluster` and those of other resolutions. Any
+            categorical attribute of users, items and exposures makes a view, such as
+            :obj:`TargetView('id', 'brand')` or :obj:`TargetView(item='id', exposure='hour')`.
+            (default: :obj:`None`)
+        half_lives (Sequence[float], optional): For each, all views are counted once more, an event
+            losing half of its weight in that time, in seconds. (default: :obj:`()`)
+    """
+
+    def __init__(
+        self,
+        views: Sequence[TargetView] | None = None,
+        half_lives: Sequence[float] = (),
+    ) -> None:
+        if views is not None and not all(isinstance(view, TargetView) for view in views):
+            raise TypeError(f"'views' must be a list of TargetView, but got {views!r}.")
+        check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
+        self.views = None if views is None else list(views)
+        self.half_lives = tuple(half_lives)
+        self._fitted: list[TargetView] = []
+        self._rate = 0.5
+        self._cutoff: Cutoff | None = None
+
+    @property
+    def names(self) -> list[str]:
+        r"""The names of the columns."""
+        ages = ['', *(f', half-life {life:g}' for life in self.half_lives)]
+        return [f'{view.name}{age}' for view in self._fitted for age in ages]
+
+    @property
+    def prior(self) -> list[int]:
+        r"""For each column the place of the one whose rate it is expected to have, or -1."""
+        places = {view.name: place for place, view in enumerate(self._fitted)}
+        num_ages = 1 + len(self.half_lives)
+        expected = [view.expected for view in self._fitted]
+        return [
+            -1 if name is None else places[name] * num_ages + age
+            for name in expected
+            for age in range(num_ages)
+        ]
+
+    def fit(self, data: HeteroData) -> 'TargetCounts':
+        r"""Learns the rate of all exposures from the history of a training part, of its first
+        window if it rolls, and finds its macro nodes.
+
+        Args:
+            data (HeteroData): The part.
+
+        Raises:
+            ValueError: If the part holds no exposures that it may read, or has no macro nodes where
+                no views are given, or a view's prior is none of the views.
+        """
+        sees, clock = _history(data)
+        views = self.views
+        if views is None:
+            views = target_views(*(_macro_nodes(data, name) for name in ('user', 'item')))
+        names = [view.name for view in views]
+        for view in views:
+            if view.expected is not None and view.expected not in names:
+                raise ValueError(
+                    f'TargetCounts expects the rate of {view.name!r} to be that of '
+                    f'{view.expected!r}, but counts {names} only: add that view, or name another '
+                    f'prior.'
+                )
+        self._fitted = views
+        clicked = sees.clicked[clock < windows(data, 'TargetCounts').cutoff[0]]
+        # One exposure of each kind more, so that the rate is never 0 or 1.
+        self._rate = (float(clicked.sum()) + 1) / (clicked.numel() + 2)
+        self._cutoff = first_cutoff(data, 'TargetCounts')
+        return self
+
+    def __call__(self, data: HeteroData, log: HeteroData | None = None) -> HeteroData:
+        return self.forward(copy.copy(data), log)
+
+    def forward(self, data: HeteroData, log: HeteroData | None = None) -> HeteroData:
+        if self._cutoff is None:
+            return copy.copy(self).fit(data).forward(data, log)
+        require(data, 'TargetCounts', 'edge_label_index', 'edge_label_time')
+        require_not_earlier(data, 'TargetCounts', self._cutoff)
+        events, rows = self._stale(data) if log is None else self._fresh(data, log)
+        clicks = data[CLICKS]
+        clicks.edge_label_counts = target_counts(self._keys(data), events, rows, self.half_lives)
+        clicks.count_names, clicks.count_prior = self.names, self.prior
+        clicks.count_rate = self._rate
+        return data
+
+    def state(self, data: HeteroData, log: HeteroData | None = None) -> TargetState:
+        r"""The counts as of the cutoff of a part, or with a whole :obj:`log` as of its end, which
+        move with every event from then on.
+
+        Args:
+            data (HeteroData): A part, whose macro nodes are read.
+            log (HeteroData, optional): The log it was cut from. (default: :obj:`None`)
+
+        Raises:
+            ValueError: As when the transform is called, or if the part was cut by position, as
+                time alone goes on.
+        """
+        if self._cutoff is None:
+            raise ValueError('TargetCounts has no state yet: fit it on a training part.')
+        if 'position' in data[CLICKS]:
+            raise ValueError(
+                'TargetCounts moves counts in time, but this part was cut by position: split with '
+                "by='global'."
+            )
+        events, _ = self._stale(data) if log is None else self._fresh(data, log)
+        if events.settled is not None:
+            raise ValueError(
+                'The state of TargetCounts takes clicks to be known at once, but this log tells '
+                "when they were, 'settled'."
+            )
+        order = events.time.sort(stable=True).indices
+        contexts = {name: value[order] for name, value in events.contexts.items()}
+        columns = (events.user, events.item, events.time, events.clicked)
+        state = TargetState(self._keys(data), self.half_lives)
+        state.update(*(torch.as_tensor(column)[order] for column in columns), contexts)
+        return state
+
+    def _keys(self, data: HeteroData) -> TargetKeys:
+        return TargetKeys(data, self._fitted, categoricals(data[SEES]), 'TargetCounts')
+
+    def _stale(self, data: HeteroData) -> tuple[Seen, Seen]:
+        r"""What a part may read, and its rows as of their cutoffs."""
+        sees, clock = _history(data)
+        if 'position' in sees and (self.half_lives or 'settled' in sees):
+            raise ValueError(
+                'TargetCounts cannot tell when a click was known, or how old it is, by its '
+                "position in the user's own log: pass the whole log, as in counts(test, "
+                "log=data), or split with by='global'."
+            )
+        clicks = data[CLICKS]
+        cutoff, _, window = windows(data, 'TargetCounts')
+        asked = cutoff.expand(clicks.edge_label_time.shape) if window is None else cutoff[window]
+        events = Seen(
+            *sees.edge_index, clock, clock, self._contexts(sees, ''), sees.clicked,
+            sees.get('settled'),
+        )  # fmt: skip
+        contexts = self._contexts(clicks, 'edge_label_')
+        return events, Seen(*clicks.edge_label_index, asked, asked, contexts)
+
+    def _fresh(self, data: HeteroData, log: HeteroData) -> tuple[Seen, Seen]:
+        r"""What came before the last row of a part in the log, and its rows as of their time."""
+        require(log, 'TargetCounts', 'edge_label_index', 'edge_label', 'edge_label_time')
+        require_whole_log(log, 'TargetCounts', 'Pass the log that the part was cut from')
+        for node_type in ('user', 'item'):
+            if log[node_type].num_nodes != data[node_type].num_nodes:
+                raise ValueError(
+                    f'TargetCounts reads the log that a part was cut from, but the log has '
+                    f'{log[node_type].num_nodes} {node_type}s and the part '
+                    f'{data[node_type].num_nodes}.'
+                )
+        clicks, source = data[CLICKS], log[CLICKS]
+        clock, asked = source.edge_label_time, clicks.edge_label_time
+        if 'position' in clicks:
+            # Macro nodes become known at a position of the user's own log.
+            _, clock = user_position(log)
+        events = Seen(
+            *source.edge_label_index, source.edge_label_time, clock,
+            self._contexts(source, 'edge_label_'), source.edge_label,
+            source.get('edge_label_settled'),
+        )  # fmt: skip
+        known = clicks.get('edge_label_position', asked)
+        contexts = self._contexts(clicks, 'edge_label_')
+        return events, Seen(*clicks.edge_label_index, asked, known, contexts)
+
+    def _contexts(self, store: EdgeStorage, prefix: str) -> dict[str, Tensor]:
+        names = {view.exposure for view in self._fitted if view.exposure is not None}
+        return {name: store[f'{prefix}{name}'] for name in names}
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}({self.views}, half_lives={self.half_lives})'
+
+
+def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:
+    r"""The exposures that a part may read, and the clock that it was cut by."""
+    require(data, 'TargetCounts', 'edge_index')
+    require_cpu(data, 'TargetCounts')
+    if SEES not in data.edge_types or 'cutoff' not in data[CLICKS]:
+        raise ValueError(
+            f'TargetCounts reads the exposures before the cutoff of a part, {SEES}, but the data '
+            f'has {data.edge_types}: pass the parts that TemporalSplit returns.'
+        )
+    sees = data[SEES]
+    return sees, sees.get('position', sees.time)
+
+
+def _macro_nodes(data: HeteroData, node_type: str) -> list[str]:
+    r"""The attributes that hold macro nodes."""
+    names = [
+        name
+        for name in data[node_type].keys()
+        if name == 'cluster' or (name.startswith('cluster_') and not name.endswith('_since'))
+    ]
+    if not names:
+        raise ValueError(
+            f'TargetCounts found no macro nodes of {node_type}s: apply MacroCoarsen first, or name '
+            f'what to count in views.'
+        )
+    return names
