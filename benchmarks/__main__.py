@@ -10,6 +10,7 @@ import sys
 NAMES = (
     'accuracy.clicks',
     'accuracy.conversions',
+    'accuracy.counts',
     'accuracy.search',
     'accuracy.videos',
     'speed.checksums',
