@@ -11,7 +11,7 @@ from torch_geometric.transforms import BaseTransform
 from mag.checks import check_numbers
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, require_whole_log
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
-from mag.schema import CLICKS, SEES, categoricals, require, require_cpu, windows
+from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
 from mag.transforms._clock import user_position
 
 
@@ -122,7 +122,7 @@ class TargetCounts(BaseTransform):
                     f'prior.'
                 )
         self._fitted = views
-        clicked = sees.clicked[clock < windows(data, 'TargetCounts').cutoff[0]]
+        clicked = sees.clicked[clock < cutoffs(data, 'TargetCounts')[0]]
         # One exposure of each kind more, so that the rate is never 0 or 1.
         self._rate = (float(clicked.sum()) + 1) / (clicked.numel() + 2)
         self._cutoff = first_cutoff(data, 'TargetCounts')
@@ -170,9 +170,10 @@ class TargetCounts(BaseTransform):
             )
         order = events.time.sort(stable=True).indices
         contexts = {name: value[order] for name, value in events.contexts.items()}
-        columns = (events.user, events.item, events.time, events.clicked)
+        columns = (events.user, events.item, events.time, torch.as_tensor(events.clicked))
+        user, item, time, clicked = (column[order] for column in columns)
         state = TargetState(self._keys(data), self.half_lives)
-        state.update(*(torch.as_tensor(column)[order] for column in columns), contexts)
+        state.update(user, item, time, clicked, contexts)
         return state
 
     def _keys(self, data: HeteroData) -> TargetKeys:
@@ -188,14 +189,14 @@ class TargetCounts(BaseTransform):
                 "log=data), or split with by='global'."
             )
         clicks = data[CLICKS]
-        cutoff, _, window = windows(data, 'TargetCounts')
+        cutoff, window = cutoffs(data, 'TargetCounts'), windows(data, 'TargetCounts').of_label
         asked = cutoff.expand(clicks.edge_label_time.shape) if window is None else cutoff[window]
+        user, item = sees.edge_index
         events = Seen(
-            *sees.edge_index, clock, clock, self._contexts(sees, ''), sees.clicked,
-            sees.get('settled'),
-        )  # fmt: skip
-        contexts = self._contexts(clicks, 'edge_label_')
-        return events, Seen(*clicks.edge_label_index, asked, asked, contexts)
+            user, item, clock, clock, self._contexts(sees, ''), sees.clicked, sees.get('settled')
+        )
+        user, item = clicks.edge_label_index
+        return events, Seen(user, item, asked, asked, self._contexts(clicks, 'edge_label_'))
 
     def _fresh(self, data: HeteroData, log: HeteroData) -> tuple[Seen, Seen]:
         r"""What came before the last row of a part in the log, and its rows as of their time."""
@@ -213,21 +214,24 @@ class TargetCounts(BaseTransform):
         if 'position' in clicks:
             # Macro nodes become known at a position of the user's own log.
             _, clock = user_position(log)
+        user, item = source.edge_label_index
+        contexts = self._contexts(source, 'edge_label_')
+        settled = source.get('edge_label_settled')
         events = Seen(
-            *source.edge_label_index, source.edge_label_time, clock,
-            self._contexts(source, 'edge_label_'), source.edge_label,
-            source.get('edge_label_settled'),
-        )  # fmt: skip
+            user, item, source.edge_label_time, clock, contexts, source.edge_label, settled
+        )
         known = clicks.get('edge_label_position', asked)
-        contexts = self._contexts(clicks, 'edge_label_')
-        return events, Seen(*clicks.edge_label_index, asked, known, contexts)
+        user, item = clicks.edge_label_index
+        return events, Seen(user, item, asked, known, self._contexts(clicks, 'edge_label_'))
 
     def _contexts(self, store: EdgeStorage, prefix: str) -> dict[str, Tensor]:
         names = {view.exposure for view in self._fitted if view.exposure is not None}
         return {name: store[f'{prefix}{name}'] for name in names}
 
     def __repr__(self) -> str:
-        return f'{self.__class__.__name__}({self.views}, half_lives={self.half_lives})'
+        # PyG's caches know a transform by its text, so that fits on different data must differ.
+        fitted = '' if self._cutoff is None else f', rate={self._rate!r}, fitted={self._cutoff}'
+        return f'{self.__class__.__name__}({self.views}, half_lives={self.half_lives}{fitted})'
 
 
 def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:

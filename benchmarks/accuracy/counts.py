@@ -162,6 +162,7 @@ def render(records: list[Record]) -> Iterable[str]:
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     yield from ('', f'## {DATASETS[dataset].title}', '', f'{describe_rows(runs[0])}.', '')
     rows = []
+    auc_of = {'test': _stale_auc, 'fresh': _fresh_auc}
     for name, model in MODELS.items():
         of_model = select(runs, model=name)
         for served in ('test', 'fresh') if of_model else ():
@@ -169,7 +170,7 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
                 [
                     f'{model.title}, served {"stale" if served == "test" else "fresh"}',
                     *(spread([one[served][metric] for one in of_model]) for metric in METRICS),
-                    difference_to('count_net', runs, name, lambda one, of=served: one[of]['auc']),
+                    difference_to('count_net', runs, name, auc_of[served]),
                     f'{len(of_model)}',
                     f'{of_model[0]["learning_rate"]:g}',
                     f'{of_model[0]["weight_decay"]:g}',
@@ -177,6 +178,14 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             )
     header = ['model', 'AUC', 'GAUC', 'logloss', 'AUC to CountNet', 'seeds', 'learning rate']
     yield from table([*header, 'weight decay'], rows)
+
+
+def _stale_auc(run: Record) -> float:
+    return run['test']['auc']
+
+
+def _fresh_auc(run: Record) -> float:
+    return run['fresh']['auc']
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -236,7 +236,7 @@ class Exposures(Dataset):
         if 'counts' in self._columns and (reads is None or 'counts' in reads):
             shape = (size, *self._columns['counts'].shape[1:])
             check_tensor(caller, 'counts', counts, shape, 'floats')
-            columns['counts'] = counts.float()
+            columns['counts'] = torch.as_tensor(counts, dtype=torch.float)
         elif counts is not None:
             raise ValueError(
                 f'{caller} was told counts, but the log has none: apply TargetCounts, or leave '

@@ -89,8 +89,9 @@ class TargetKeys:
         keys = []
         for view in self.views:
             key = torch.zeros_like(user)
-            for part in (('user', view.user), ('item', view.item)):
-                if part[1] is not None:
+            for node_type, attribute in (('user', view.user), ('item', view.item)):
+                if attribute is not None:
+                    part = node_type, attribute
                     key = key * self._attributes[part][1] + values[part]
             if view.exposure is not None:
                 key = key * self._num_contexts[view.exposure] + contexts[view.exposure] + 1

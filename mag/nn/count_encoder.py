@@ -42,6 +42,10 @@ class CountEncoder(torch.nn.Module):
         - **output:** :math:`(B, 2 V)`, first how much was seen of each view
     """
 
+    order: Tensor
+    expected: Tensor
+    back: Tensor
+
     def __init__(
         self,
         prior: Sequence[int],

@@ -99,6 +99,13 @@ def test_the_rate_is_that_of_the_first_history() -> None:
     assert clicks.count_rate == pytest.approx((first.sum().item() + 1) / (len(first) + 2))
 
 
+def test_fits_on_different_data_differ_in_their_text() -> None:
+    train, val, _ = split(log())
+    texts = [repr(TargetCounts()), *(repr(TargetCounts().fit(part)) for part in (train, val))]
+    assert texts[0] == 'TargetCounts(None, half_lives=())'
+    assert len(set(texts)) == 3 and repr(TargetCounts().fit(train)) == texts[1]
+
+
 @pytest.mark.parametrize('fresh', [False, True])
 def test_labels_from_a_moment_on_change_no_row_up_to_it(fresh: bool) -> None:
     data = log()
