@@ -1647,7 +1647,7 @@ CASES: dict[str, Case] = {
     'fit callbacks': (
         lambda p: fit(module(), loader(), loader(), directory=p, callbacks=[1]),
         TypeError,
-        'holds 1',
+        'got 1',
     ),
     'evaluate empty': (
         lambda p: evaluate(module(), PairLoader(unlabelled())), ValueError, 'nothing to evaluate'
