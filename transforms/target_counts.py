@@ -122,7 +122,14 @@ class TargetCounts(BaseTransform):
                     f'prior.'
                 )
         self._fitted = views
-        clicked = sees.clicked[clock < cutoffs(data, 'TargetCounts')[0]]
+        cutoff = cutoffs(data, 'TargetCounts')[0]
+        clicked = sees.clicked
+        if 'settled' in sees:
+            # A position says nothing of when a click was known; the first label's time does.
+            is_timed = 'position' not in sees
+            moment = cutoff if is_timed else data[CLICKS].edge_label_time.min()
+            clicked = clicked * (sees.settled < moment)
+        clicked = clicked[clock < cutoff]
         # One exposure of each kind more, so that the rate is never 0 or 1.
         self._rate = (float(clicked.sum()) + 1) / (clicked.numel() + 2)
         self._cutoff = first_cutoff(data, 'TargetCounts')
@@ -230,7 +237,8 @@ class TargetCounts(BaseTransform):
 
     def __repr__(self) -> str:
         # PyG's caches know a transform by its text, so that fits on different data must differ.
-        fitted = '' if self._cutoff is None else f', rate={self._rate!r}, fitted={self._cutoff}'
+        names = [view.name for view in self._fitted]
+        fitted = f', rate={self._rate!r}, fitted={self._cutoff}, names={names}' if names else ''
         return f'{self.__class__.__name__}({self.views}, half_lives={self.half_lives}{fitted})'
 
 

@@ -99,10 +99,32 @@ def test_the_rate_is_that_of_the_first_history() -> None:
     assert clicks.count_rate == pytest.approx((first.sum().item() + 1) / (len(first) + 2))
 
 
+@pytest.mark.parametrize('by', ['global', 'user'])
+def test_the_rate_knows_no_click_that_was_known_later(by: str) -> None:
+    train = split(log(), by=by)[0]
+    sees, clicks = train[SEES], train[CLICKS]
+    clock = sees.position if by == 'user' else sees.time
+    moment = clicks.edge_label_time.min() if by == 'user' else clicks.cutoff[0]
+    late = torch.arange(sees.time.numel()) % 3 == 0
+    sees.settled = torch.where(late, moment, moment - 1)
+    first = clock < clicks.cutoff[0]
+    known = int(sees.clicked[first & ~late].sum())
+    assert known < int(sees.clicked[first].sum())
+    transform = TargetCounts().fit(train)
+    expected = (known + 1) / (int(first.sum()) + 2)
+    assert f'rate={expected!r},' in repr(transform)
+    # Whatever became of the late ones.
+    sees.clicked = sees.clicked.where(~late, 1 - sees.clicked)
+    assert repr(TargetCounts().fit(train)) == repr(transform)
+
+
 def test_fits_on_different_data_differ_in_their_text() -> None:
     train, val, _ = split(log())
     texts = [repr(TargetCounts()), *(repr(TargetCounts().fit(part)) for part in (train, val))]
     assert texts[0] == 'TargetCounts(None, half_lives=())'
+    other = copy.copy(train)
+    other['user'].cluster_2 = other['user'].cluster
+    assert repr(TargetCounts().fit(other)) not in texts
     assert len(set(texts)) == 3 and repr(TargetCounts().fit(train)) == texts[1]
 
 
