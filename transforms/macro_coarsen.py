@@ -11,6 +11,7 @@ from mag.checks import check_booleans, check_choice, check_integers
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_click
 from mag.macro_graph import Grouping, MacroClusters, MacroEdges, count_by_window
 from mag.schema import CLICKS, MACRO, require, require_cpu, windows
+from mag.transforms._clock import first_click
 
 
 @functional_transform('macro_coarsen')
@@ -182,16 +183,14 @@ class MacroCoarsen(BaseTransform):
         cutoff, edge_index = windows(data, 'MacroCoarsen').cutoff, data[CLICKS].edge_index
         if cutoff is None:
             return {}
-        never = torch.inf if cutoff.is_floating_point() else torch.iinfo(cutoff.dtype).max
         of_click = cutoff[torch.zeros_like(edge_index[0]) if window is None else window]
         known_since = {}
         for row, node_type in enumerate(('user', 'item')):
             if node_type in self.groupings:
-                since = cutoff.new_full((data[node_type].num_nodes,), never)
-                since.scatter_reduce_(0, edge_index[row], of_click, 'amin')
-                at_fit = self._since.get(node_type, since[:0])
-                is_known = at_fit < never
-                since[: len(at_fit)][is_known] = at_fit[is_known]
+                since = first_click(of_click, edge_index[row], data[node_type].num_nodes)
+                if node_type in self._since:
+                    is_known = self.cluster[node_type] >= 0
+                    since[: len(is_known)][is_known] = self._since[node_type][is_known]
                 known_since[node_type] = since
         return known_since
 
