@@ -1,5 +1,4 @@
 import copy
-import hashlib
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch_geometric.transforms import BaseTransform
 from mag.checks import check_tensor, check_values
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier
 from mag.schema import CLICKS, require, require_cpu
+from mag.transforms._fitted import fitted
 
 FOLLOWS = ('behavior', 'follows', 'behavior')
 
@@ -127,9 +127,5 @@ class BehaviorGraph(BaseTransform):
         return data
 
     def __repr__(self) -> str:
-        # Tells fits on different data apart, as PyG's caches know a transform by its text.
-        fitted = ''
-        if self.count is not None:
-            digest = hashlib.sha1(self.count.numpy().tobytes()).hexdigest()
-            fitted = f'fitted={digest[:8]!r}'
-        return f'{self.__class__.__name__}({fitted})'
+        learned = '' if self.count is None else fitted([self.count])
+        return f'{self.__class__.__name__}({learned})'

@@ -1,5 +1,4 @@
 import copy
-import hashlib
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_clic
 from mag.macro_graph import Grouping, MacroClusters, MacroEdges, count_by_window
 from mag.schema import CLICKS, MACRO, require, require_cpu, windows
 from mag.transforms._clock import first_click
+from mag.transforms._fitted import fitted
 
 
 @functional_transform('macro_coarsen')
@@ -194,21 +194,15 @@ class MacroCoarsen(BaseTransform):
                 known_since[node_type] = since
         return known_since
 
-    def _fingerprint(self) -> str:
-        r"""Tells fits on different data apart, as PyG's caches know a transform by its text."""
-        if not self.cluster:
-            return ''
-        digest = hashlib.sha1()
-        centroids = [grouping.centroids for grouping in self.groupings.values()]
-        for tensor in (*self.cluster.values(), *centroids):
-            if tensor is not None:
-                digest.update(tensor.numpy().tobytes())
-        return f', fitted={digest.hexdigest()[:8]!r}'
-
     def __repr__(self) -> str:
+        learned = ''
+        if self.cluster:
+            centroids = [grouping.centroids for grouping in self.groupings.values()]
+            tensors = [*self.cluster.values(), *(c for c in centroids if c is not None)]
+            learned = f', {fitted(tensors)}'
         return (
             f'{self.__class__.__name__}({self.groups}, num_hops={self.num_hops}, '
             f'behavior={self.behavior!r}, mode={self.mode!r}, binary={self.binary}, '
             f'spherical={self.spherical}, projection_dim={self.projection_dim}, '
-            f'edge_tensors={self.edge_tensors}, seed={self.seed}{self._fingerprint()})'
+            f'edge_tensors={self.edge_tensors}, seed={self.seed}{learned})'
         )

@@ -1,5 +1,4 @@
 import copy
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from mag.modality import has_modality, modality_features
 from mag.nn import InterestScore
 from mag.schema import CLICKS, require, require_cpu
 from mag.training.task import Task
+from mag.transforms._fitted import fitted
 
 # Pairs that are scored at once.
 _CHUNK = 2**14
@@ -205,22 +205,17 @@ class UserInterest(BaseTransform):
         data['user'].interest = _interest(self._score, pairs, features, sizes['users'])
         return data
 
-    def _fingerprint(self) -> str:
-        r"""Tells fits on different data apart, as PyG's caches know a transform by its text."""
-        if self._score is None:
-            return ''
-        digest = hashlib.sha1(f'{self.modalities} {self._cutoff}'.encode())
-        for tensor in self._score.state_dict().values():
-            digest.update(tensor.numpy().tobytes())
-        return f', fitted={digest.hexdigest()[:8]!r}'
-
     def __repr__(self) -> str:
+        learned = ''
+        if self._score is not None:
+            tensors = self._score.state_dict().values()
+            learned = f', {fitted(tensors, f"{self.modalities} {self._cutoff}")}'
         return (
             f'{self.__class__.__name__}(embedding_dim={self.embedding_dim}, '
             f'num_epochs={self.num_epochs}, batch_size={self.batch_size}, '
             f'num_negatives={self.num_negatives}, learning_rate={self.learning_rate}, '
             f'weight_decay={self.weight_decay}, include_positive={self.include_positive}, '
-            f'logits={self.logits}, seed={self.seed}{self._fingerprint()})'
+            f'logits={self.logits}, seed={self.seed}{learned})'
         )
 
 
