@@ -8,7 +8,7 @@ from torch_geometric.data import HeteroData
 from mag.checks import check_booleans, check_integers, check_numbers, check_sizes
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.nn import MLP, CountEncoder
-from mag.schema import CLICKS, categoricals, require
+from mag.schema import CLICKS, require
 
 
 class CountNet(torch.nn.Module):
@@ -116,14 +116,9 @@ class CountNet(torch.nn.Module):
                 'CountNet.from_data needs the counts at the target, but the data has none: apply '
                 'TargetCounts, or pass counts=False.'
             )
-        num_values = dict(categoricals(clicks, 'edge_label_'))
-        for node_type in ('user', 'item'):
-            num_values[node_type] = data[node_type].num_nodes
-            for name, number in categoricals(data[node_type]).items():
-                num_values[f'{node_type}_{name}'] = number
-        fields = ExposureFeatures(data, caller='CountNet.from_data').fields
+        features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)
-        return cls(num_values, fields, prior, rate, **kwargs)
+        return cls(features.num_values, features.fields, prior, rate, **kwargs)
 
     def reset_parameters(self) -> None:
         torch.nn.init.normal_(self.embedding.weight, std=0.001)

@@ -26,6 +26,7 @@ class ExposureFeatures(Dataset):
         exposures (Exposures): Those of the log.
         fields (tuple[str, ...]): The name of each categorical column, such as :obj:`"user"`,
             :obj:`"item_category"` or :obj:`"query"`.
+        num_values (dict[str, int]): How many values each field has, by its name.
         num_dense (int): The number of dense features.
 
     Raises:
@@ -39,11 +40,14 @@ class ExposureFeatures(Dataset):
         self.exposures = Exposures(data, caller, outcomes=False)
         self.sparse, self.dense = {}, {}
         fields = []
+        self.num_values = dict(categoricals(data[CLICKS], 'edge_label_'))
         for node_type, num_nodes in self.exposures.num_nodes.items():
             store, place = data[node_type], f"data['{node_type}']"
             columns = [torch.arange(num_nodes).unsqueeze(1)]
             fields.append(node_type)
-            for name in sorted(categoricals(store)):
+            self.num_values[node_type] = num_nodes
+            for name, number in sorted(categoricals(store).items()):
+                self.num_values[f'{node_type}_{name}'] = number
                 column = _as_table(ids(caller, f'{place}.{name}', store[name], num_nodes))
                 columns.append(column)
                 fields += [f'{node_type}_{name}'] * column.size(1)

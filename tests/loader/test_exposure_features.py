@@ -50,6 +50,14 @@ def shop() -> HeteroData:
     return data
 
 
+def test_every_field_has_its_number_of_values() -> None:
+    features = ExposureFeatures(shop())
+    assert features.num_values == {
+        'user': 2, 'user_group': 6, 'item': 3, 'item_brand': 10, 'item_tag': 4, 'hour': 24,
+    }  # fmt: skip
+    assert set(features.fields) == set(features.num_values)
+
+
 def rows(features: ExposureFeatures) -> tuple[list[list[int]], list[list[float]]]:
     sparse, dense = features.rows(features.exposures)
     return sparse.tolist(), dense.tolist()
