@@ -25,7 +25,7 @@ class TargetCounts(BaseTransform):
     .. code-block:: python
 
         train, val, test = TemporalSplit()(data)
-        coarsen = MacroCoarsen({'user': [20, 200], 'item': ['category', 50]}).fit(train)
+        coarsen = MacroCoarsen({'user': 20, 'item': 'category'}).fit(train)
         train, val, test = coarsen(train), coarsen(val), coarsen(test)
         counts = TargetCounts().fit(train)
         train, val, test = counts(train, log=data), counts(val), counts(test)
@@ -58,8 +58,8 @@ class TargetCounts(BaseTransform):
 
     Args:
         views (Sequence[TargetView], optional): What is counted; by default what the macro nodes of
-            the graph give, :obj:`data['user'].cluster` and those of other resolutions. Any
-            categorical attribute of users, items and exposures makes a view, such as
+            the graph give, :obj:`data['user'].cluster`, and those of other resolutions under names
+            such as :obj:`cluster_200`. Any categorical attribute of users, items and exposures makes a view, such as
             :obj:`TargetView('id', 'brand')` or :obj:`TargetView(item='id', exposure='hour')`.
             (default: :obj:`None`)
         half_lives (Sequence[float], optional): For each, all views are counted once more, an event
