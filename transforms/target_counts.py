@@ -59,9 +59,9 @@ class TargetCounts(BaseTransform):
     Args:
         views (Sequence[TargetView], optional): What is counted; by default what the macro nodes of
             the graph give, :obj:`data['user'].cluster`, and those of other resolutions under names
-            such as :obj:`cluster_200`. Any categorical attribute of users, items and exposures makes a view, such as
-            :obj:`TargetView('id', 'brand')` or :obj:`TargetView(item='id', exposure='hour')`.
-            (default: :obj:`None`)
+            such as :obj:`cluster_200`. Any categorical attribute of users, items and exposures
+            makes a view, such as :obj:`TargetView('id', 'brand')` or
+            :obj:`TargetView(item='id', exposure='hour')`. (default: :obj:`None`)
         half_lives (Sequence[float], optional): For each, all views are counted once more, an event
             losing half of its weight in that time, in seconds. (default: :obj:`()`)
     """

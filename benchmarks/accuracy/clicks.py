@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from torch import nn
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import Compose
 
-from accuracy.harness import PACKAGES, add_commands, describe_rows, fit_run, prepare, spread
+from accuracy.harness import PACKAGES, add_commands, describe_rows, fit_run, prepare, spread, tune
 from accuracy.pair_models import DeepCTR, LightGCN
 from mag.datasets import KuaiRand, MovieLens
 from mag.loader import PairLoader
@@ -245,16 +246,14 @@ class Bench:
     def tune(self, name: str, results: Results) -> dict[str, float]:
         r"""The learning rate and weight decay with the best validation AUC."""
         name = MODELS[name].tuned_as or name
-        trials = []
-        for learning_rate, weight_decay in self.args.trials:
-            setting = {'learning_rate': learning_rate, 'weight_decay': weight_decay}
-            found = results.find(**self.key, **setting, purpose='tune', model=name)
-            if not found:
-                found = [self.run(name, 0, setting, results, with_test=False)]
-                report(found[0])
-                results.append({**found[0], 'purpose': 'tune'})
-            trials.append((found[0]['val']['auc'], setting))
-        return max(trials, key=lambda trial: trial[0])[1]
+
+        def run_trial(setting: dict[str, float]) -> Record:
+            record = self.run(name, 0, setting, results, with_test=False)
+            report(record)
+            return record
+
+        wanted = {**self.key, 'model': name}
+        return tune(run_trial, self.args.trials, wanted, results, itemgetter('auc'))
 
 
 def report(record: Record) -> None:

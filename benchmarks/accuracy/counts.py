@@ -16,6 +16,7 @@ what came before it.
 import argparse
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from accuracy.harness import (
     prepare,
     sections,
     spread,
+    tune,
+    value_of,
 )
 from mag.loader import ExposureLoader
 from mag.models import CountNet
@@ -86,7 +89,10 @@ class Bench:
         self.train, self.val = counts(train, log=data), counts(val)
         self.test, self.fresh = counts(test), counts(test, log=data)
 
-    def run(self, name: str, seed: int, learning_rate: float, weight_decay: float) -> Record:
+    def run(
+        self, name: str, seed: int, setting: dict[str, float], with_test: bool = True
+    ) -> Record:
+        r"""Trains one model; scores it on test only if :obj:`with_test`."""
         train = ExposureLoader(self.train, self.args.batch_size, shuffle=True, seed=seed)
         val, test, fresh = (
             ExposureLoader(part, 8 * self.args.batch_size)
@@ -94,39 +100,31 @@ class Bench:
         )
         seed_everything(seed, verbose=False)
         model = CountNet.from_data(self.train, **MODELS[name].arguments)
-        task = ClickTask(model, learning_rate, weight_decay, MODELS[name].average)
-        setting = f'{name}-{learning_rate:g}-{weight_decay:g}'
+        task = ClickTask(model, **setting, average=MODELS[name].average)
+        setting_name = '-'.join(f'{value:g}' for value in setting.values())
         every = max(20, len(train) // 6)
         fit_run(
-            task, train, val, (self.dataset, setting), seed, self.args, validate_every=every,
-            monitor='logloss',
+            task, train, val, (self.dataset, f'{name}-{setting_name}'), seed, self.args,
+            validate_every=every, monitor='logloss',
         )  # fmt: skip
-        return {
+        record = {
             'dataset': self.dataset,
             'model': name,
             'seed': seed,
-            'learning_rate': learning_rate,
-            'weight_decay': weight_decay,
+            **setting,
             'rows': [len(loader.dataset) for loader in (train, val, test)],
             'val': evaluate(task, val),
-            'test': evaluate(task, test),
-            'fresh': evaluate(task, fresh),
             **stamp(*PACKAGES),
         }
+        if with_test:
+            record |= {'test': evaluate(task, test), 'fresh': evaluate(task, fresh)}
+        return record
 
-    def tune(self, name: str, results: Results) -> tuple[float, float]:
-        r"""The trial with the best log loss on validation, with seed 0."""
-        losses = {}
-        for learning_rate, weight_decay in TRIALS:
-            setting = {'learning_rate': learning_rate, 'weight_decay': weight_decay}
-            wanted = {'dataset': self.dataset, 'model': name, 'purpose': 'tune', **setting}
-            if not results.find(**wanted):
-                # The test part is not looked at before the choice.
-                record = self.run(name, 0, learning_rate, weight_decay)
-                results.append({**record, 'test': None, 'fresh': None, **wanted})
-            (found,) = results.find(**wanted)
-            losses[learning_rate, weight_decay] = found['val']['logloss']
-        return min(losses, key=losses.__getitem__)
+    def tune(self, name: str, results: Results) -> dict[str, float]:
+        r"""The learning rate and weight decay with the best log loss of validation."""
+        wanted = {'dataset': self.dataset, 'model': name}
+        run_trial = partial(self.run, name, 0, with_test=False)
+        return tune(run_trial, TRIALS, wanted, results, lambda values: -values['logloss'])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -139,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             for seed in range(args.seeds):
                 wanted = {'dataset': dataset, 'model': name, 'seed': seed, 'purpose': 'run'}
                 if not results.find(**wanted):
-                    results.append({**bench.run(name, seed, *setting), **wanted})
+                    results.append({**bench.run(name, seed, setting), 'purpose': 'run'})
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -162,7 +160,6 @@ def render(records: list[Record]) -> Iterable[str]:
 def section(dataset: str, runs: list[Record]) -> Iterable[str]:
     yield from ('', f'## {DATASETS[dataset].title}', '', f'{describe_rows(runs[0])}.', '')
     rows = []
-    auc_of = {'test': _stale_auc, 'fresh': _fresh_auc}
     for name, model in MODELS.items():
         of_model = select(runs, model=name)
         for served in ('test', 'fresh') if of_model else ():
@@ -170,7 +167,7 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
                 [
                     f'{model.title}, served {"stale" if served == "test" else "fresh"}',
                     *(spread([one[served][metric] for one in of_model]) for metric in METRICS),
-                    difference_to('count_net', runs, name, auc_of[served]),
+                    difference_to('count_net', runs, name, partial(value_of, 'auc', part=served)),
                     f'{len(of_model)}',
                     f'{of_model[0]["learning_rate"]:g}',
                     f'{of_model[0]["weight_decay"]:g}',
@@ -178,14 +175,6 @@ def section(dataset: str, runs: list[Record]) -> Iterable[str]:
             )
     header = ['model', 'AUC', 'GAUC', 'logloss', 'AUC to CountNet', 'seeds', 'learning rate']
     yield from table([*header, 'weight decay'], rows)
-
-
-def _stale_auc(run: Record) -> float:
-    return run['test']['auc']
-
-
-def _fresh_auc(run: Record) -> float:
-    return run['fresh']['auc']
 
 
 def main(arguments: Sequence[str]) -> None:

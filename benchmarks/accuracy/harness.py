@@ -89,6 +89,33 @@ def run_missing(
         results.append(run | run_one(dataset, name, seed, args) | stamp(*PACKAGES))
 
 
+def tune(
+    run_trial: Callable[[dict[str, float]], Record],
+    trials: Iterable[tuple[float, float]],
+    wanted: Record,
+    results: Results,
+    gain: Callable[[dict[str, float]], float],
+) -> dict[str, float]:
+    r"""The learning rate and weight decay that are best on validation.
+
+    Args:
+        run_trial: Trains with a setting, and does not score the test part.
+        trials: The settings.
+        wanted: What the records of these trials share.
+        results: Where trials are found that were run before, and where others are put.
+        gain: What is best where it is largest, from the metrics of validation.
+    """
+    gains = []
+    for learning_rate, weight_decay in trials:
+        setting = {'learning_rate': learning_rate, 'weight_decay': weight_decay}
+        found = results.find(**wanted, **setting, purpose='tune')
+        if not found:
+            found = [run_trial(setting)]
+            results.append({**found[0], 'purpose': 'tune'})
+        gains.append((gain(found[0]['val']), setting))
+    return max(gains, key=lambda trial: trial[0])[1]
+
+
 def describe_rows(run: Record) -> str:
     train, val, test = run['rows']
     return f'{train:,} rows trained, {val:,} validated, {test:,} tested'
@@ -99,8 +126,8 @@ def spread(values: list[float]) -> str:
     return f'{mean(values):.4f}' + (f' ± {stdev(values):.4f}' if len(values) > 1 else '')
 
 
-def value_of(metric: str, run: Record) -> float:
-    return run['test'][metric]
+def value_of(metric: str, run: Record, part: str = 'test') -> float:
+    return run[part][metric]
 
 
 def difference_to(
