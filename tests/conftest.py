@@ -3,7 +3,7 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +160,21 @@ def golden_target() -> dict[str, Any]:
     exposures (user, item, time, click), and of each view the exposures and clicks strictly before
     each, the rates shrunk with strength 2, and the counts decayed with a half-life of 5."""
     return json.loads(Path(__file__).with_name('golden_target.json').read_text())
+
+
+@pytest.fixture
+def micro() -> Callable[..., HeteroData]:
+    r"""Makes five clicks, at the times 1, 2, 2, 5 and 9, with attributes."""
+
+    def make(**attributes: object) -> HeteroData:
+        data = HeteroData()
+        data['user'].num_nodes = 3
+        data['item'].num_nodes = 4
+        clicks = data['user', 'clicks', 'item']
+        clicks.edge_index = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]])
+        clicks.time = torch.tensor([1, 2, 2, 5, 9])
+        for name, value in attributes.items():
+            clicks[name] = value
+        return data
+
+    return make

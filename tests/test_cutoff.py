@@ -1,31 +1,17 @@
 import pytest
 import torch
-from torch_geometric.data import HeteroData
 
 from mag.cutoff import first_cutoff, history_clock, require_not_earlier, window_of_click
 from mag.schema import CLICKS
 
 
-def micro(**attributes: object) -> HeteroData:
-    r"""Five clicks, at the times 1, 2, 2, 5 and 9."""
-    data = HeteroData()
-    data['user'].num_nodes = 3
-    data['item'].num_nodes = 4
-    clicks = data[CLICKS]
-    clicks.edge_index = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]])
-    clicks.time = torch.tensor([1, 2, 2, 5, 9])
-    for name, value in attributes.items():
-        clicks[name] = value
-    return data
-
-
-def test_history_clock_prefers_position():
+def test_history_clock_prefers_position(micro):
     position = torch.rand(5)
     assert history_clock(micro()).tolist() == [1, 2, 2, 5, 9]
     assert torch.equal(history_clock(micro(position=position)), position)
 
 
-def test_window_of_click():
+def test_window_of_click(micro):
     assert window_of_click(micro(), 'Reader') == (None, 1)
     assert window_of_click(micro(cutoff=torch.tensor(10)), 'Reader') == (None, 1)
     # A click at a cutoff is not strictly before it, and belongs to the next window.
@@ -50,7 +36,7 @@ def test_window_of_click():
         ({'cutoff': torch.tensor(10), 'position': torch.rand(4)}, r"'position' of shape \[5\]"),
     ],
 )
-def test_window_of_click_refuses(attributes, match):
+def test_window_of_click_refuses(micro, attributes, match):
     with pytest.raises(ValueError, match=f'Reader.*{match}'):
         window_of_click(micro(**attributes), 'Reader')
 
@@ -63,20 +49,20 @@ def test_window_of_click_refuses(attributes, match):
         (10, [-1], 'from -1 to -1'),
     ],
 )
-def test_window_of_click_refuses_windows_that_do_not_exist(cutoff, window, match):
+def test_window_of_click_refuses_windows_that_do_not_exist(micro, cutoff, window, match):
     data = micro(cutoff=torch.tensor(cutoff), edge_label_window=torch.tensor(window))
     with pytest.raises(IndexError, match=f"Reader found windows of 'edge_label_window' {match}"):
         window_of_click(data, 'Reader')
 
 
-def test_window_of_click_needs_a_clock():
+def test_window_of_click_needs_a_clock(micro):
     data = micro(cutoff=torch.tensor(10))
     del data[CLICKS].time
     with pytest.raises(ValueError, match="no 'time' to compare"):
         window_of_click(data, 'Reader')
 
 
-def test_first_cutoff():
+def test_first_cutoff(micro):
     position = torch.linspace(0, 1, 5, dtype=torch.float64)
     for attributes, expected in (
         ({'cutoff': torch.tensor([6, 10])}, ('time', 6)),
@@ -95,7 +81,7 @@ def test_first_cutoff():
         first_cutoff(micro(cutoff=torch.empty(0)), 'Reader')
 
 
-def test_require_not_earlier():
+def test_require_not_earlier(micro):
     fitted = first_cutoff(micro(cutoff=torch.tensor([8, 12])), 'Reader')
     for moment in (8, 9, 2**62):
         assert require_not_earlier(micro(cutoff=torch.tensor(moment)), 'Reader', fitted) is None

@@ -5,26 +5,13 @@ from torch_geometric.data import HeteroData
 from mag.schema import CLICKS, categoricals, contents, hop_type, hops, require, require_cpu, windows
 
 
-def micro(**attributes: object) -> HeteroData:
-    r"""Five clicks, at the times 1, 2, 2, 5 and 9."""
-    data = HeteroData()
-    data['user'].num_nodes = 3
-    data['item'].num_nodes = 4
-    clicks = data[CLICKS]
-    clicks.edge_index = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]])
-    clicks.time = torch.tensor([1, 2, 2, 5, 9])
-    for name, value in attributes.items():
-        clicks[name] = value
-    return data
-
-
-def test_require_accepts_what_is_there():
+def test_require_accepts_what_is_there(micro):
     assert require(micro(), 'Reader', 'edge_index', 'time') is None
     # Labels that nobody asks for are not looked at.
     assert require(micro(edge_label_index='wrong'), 'Reader', 'edge_index') is None
 
 
-def test_require_accepts_no_clicks():
+def test_require_accepts_no_clicks(micro):
     data = micro(edge_index=torch.empty(2, 0, dtype=torch.long), time=torch.empty(0).long())
     assert require(data, 'Reader', 'edge_index', 'time') is None
 
@@ -58,19 +45,19 @@ def test_require_accepts_no_clicks():
         ({'time': torch.arange(5).float()}, TypeError, "'time' of int64 seconds"),
     ],
 )
-def test_require_refuses(attributes, error, match):
+def test_require_refuses(micro, attributes, error, match):
     with pytest.raises(error, match=f'Reader.*{match}'):
         require(micro(**attributes), 'Reader', 'edge_index', 'time')
 
 
-def test_require_checks_labels():
+def test_require_checks_labels(micro):
     index = torch.tensor([[0, 1], [0, 3]])
     data = micro(edge_label_index=index, edge_label=torch.ones(3))
     with pytest.raises(ValueError, match=r"'edge_label' of shape \[2\], but got shape \[3\]"):
         require(data, 'Reader', 'edge_label_index', 'edge_label')
 
 
-def test_require_names_what_is_missing():
+def test_require_names_what_is_missing(micro):
     with pytest.raises(TypeError, match='Reader expects a HeteroData.*got dict'):
         require({}, 'Reader')
     with pytest.raises(ValueError, match='the data has none'):
@@ -83,13 +70,13 @@ def test_require_names_what_is_missing():
         require(data, 'Reader', 'edge_index')
 
 
-def test_require_cpu():
+def test_require_cpu(micro):
     assert require_cpu(micro(), 'Reader') is None
     with pytest.raises(ValueError, match="main memory.*'meta'"):
         require_cpu(micro().to('meta'), 'Reader')
 
 
-def test_categoricals():
+def test_categoricals(micro):
     data = micro(edge_label_query=1, num_query=9, edge_label_behavior=1, num_behavior=3, num_hour=7)
     item = data['item']
     item.tag, item.num_tag = torch.zeros(4, 2).long(), torch.tensor(5)
@@ -102,13 +89,13 @@ def test_categoricals():
     assert categoricals(data[CLICKS], 'edge_label_') == {'query': 9}
 
 
-def test_contents():
+def test_contents(micro):
     store = micro()['item']
     store.x_visual, store.x, store.x_text_2, store.xylophone = torch.rand(4, 4, 1)
     assert contents(store) == {'visual': 'x_visual', '': 'x', 'text_2': 'x_text_2'}
 
 
-def test_hops():
+def test_hops(micro):
     data = micro()
     assert hops(data, 'user') == []
     for hop in (10, 2, 1):
@@ -126,7 +113,7 @@ def test_hops():
     ]
 
 
-def test_windows():
+def test_windows(micro):
     assert windows(micro(), 'Reader') == (None, 1, None)
     cutoff, num, of_label = windows(micro(cutoff=torch.tensor(7)), 'Reader')
     assert (cutoff.tolist(), num, of_label) == ([7], 1, None)
