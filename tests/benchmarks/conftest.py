@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,26 @@ def root(tmp_path: Path) -> Path:
     )
     (folder / 'users.dat').write_text(''.join(f'{u + 1}::F::25::3::0\n' for u in range(40)))
     return tmp_path / 'data'
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> Callable[..., argparse.Namespace]:
+    r"""Makes the arguments of a short run, whose results and checkpoints go to a folder of the
+    test's own."""
+
+    def make(dataset: str, models: list[str], **others: object) -> argparse.Namespace:
+        defaults = {
+            'dataset': [dataset],
+            'models': models,
+            'root': str(tmp_path / 'data'),
+            'out': str(tmp_path / 'results.json'),
+            'checkpoints': str(tmp_path / 'checkpoints'),
+            'seeds': 2,
+            'max_epochs': 1,
+            'patience': 2,
+            'threads': 1,
+            'accelerator': 'cpu',
+        }
+        return argparse.Namespace(**{**defaults, **others})
+
+    return make

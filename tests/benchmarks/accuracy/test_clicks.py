@@ -1,5 +1,6 @@
 import argparse
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -20,29 +21,17 @@ def clicks() -> ModuleType:
     return clicks
 
 
-def arguments(root: Path, **others: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{
-            'dataset': ['movielens-1m'],
-            'root': str(root),
-            'out': str(root.parent / 'results.json'),
-            'protocol': ['window', 'official', 'rolling-3'],
-            'models': ['macgnn', 'no_recent', 'wide_deep', 'lightgcn'],
-            'seeds': 2,
-            'trials': [(1e-2, 5e-5), (3e-3, 5e-5)],
-            'checkpoints': str(root.parent / 'checkpoints'),
-            'batch_size': 64,
-            'max_epochs': 2,
-            'patience': 2,
-            'threads': 1,
-            'accelerator': 'cpu',
-            **others,
-        }
+def test_runs_tables_and_goes_on(
+    arguments: Callable[..., argparse.Namespace], clicks: ModuleType, root: Path
+) -> None:
+    args = arguments(
+        'movielens-1m',
+        ['macgnn', 'no_recent', 'wide_deep', 'lightgcn'],
+        batch_size=64,
+        max_epochs=2,
+        protocol=['window', 'official', 'rolling-3'],
+        trials=[(1e-2, 5e-5), (3e-3, 5e-5)],
     )
-
-
-def test_runs_tables_and_goes_on(clicks: ModuleType, root: Path) -> None:
-    args = arguments(root)
     clicks.run(args)
     path = Path(args.out)
     records = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,30 +20,13 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return conversions
 
 
-def arguments(folder: Path, **others: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{
-            'dataset': ['market-2'],
-            'root': str(folder / 'data'),
-            'out': str(folder / 'results.json'),
-            'models': ['base', 'base_ipw', 'mcm_2'],
-            'seeds': 2,
-            'checkpoints': str(folder / 'checkpoints'),
-            'batch_size': 512,
-            'max_epochs': 1,
-            'patience': 2,
-            'learning_rate': 1e-3,
-            'weight_decay': 1e-6,
-            'num_buckets': 500,
-            'threads': 1,
-            'accelerator': 'cpu',
-            **others,
-        }
-    )
-
-
-def test_runs_tables_and_goes_on(conversions: ModuleType, tmp_path: Path) -> None:
-    args = arguments(tmp_path)
+def test_runs_tables_and_goes_on(
+    arguments: Callable[..., argparse.Namespace], conversions: ModuleType, tmp_path: Path
+) -> None:
+    args = arguments(
+        'market-2', ['base', 'base_ipw', 'mcm_2'], batch_size=512, learning_rate=1e-3,
+        weight_decay=1e-6, num_buckets=500,
+    )  # fmt: skip
     conversions.run_missing(conversions.run_one, args)
     path = Path(args.out)
     records = json.loads(path.read_text())

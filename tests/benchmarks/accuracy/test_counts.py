@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,24 +18,10 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return counts
 
 
-def arguments(root: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        dataset=['movielens-1m'],
-        root=str(root),
-        out=str(root.parent / 'results.json'),
-        models=['count_net', 'no_counts'],
-        seeds=2,
-        checkpoints=str(root.parent / 'checkpoints'),
-        batch_size=64,
-        max_epochs=2,
-        patience=2,
-        threads=1,
-        accelerator='cpu',
-    )
-
-
-def test_runs_tables_and_goes_on(counts: ModuleType, root: Path) -> None:
-    args = arguments(root)
+def test_runs_tables_and_goes_on(
+    arguments: Callable[..., argparse.Namespace], counts: ModuleType, root: Path
+) -> None:
+    args = arguments('movielens-1m', ['count_net', 'no_counts'], batch_size=64, max_epochs=2)
     counts.run(args)
     path = Path(args.out)
     records = json.loads(path.read_text())
@@ -67,9 +54,9 @@ def test_runs_tables_and_goes_on(counts: ModuleType, root: Path) -> None:
 
 
 def test_macro_nodes_of_all_resolutions_stand_beside_each_other(
-    counts: ModuleType, root: Path
+    arguments: Callable[..., argparse.Namespace], counts: ModuleType, root: Path
 ) -> None:
-    bench = counts.Bench('movielens-1m', arguments(root))
+    bench = counts.Bench('movielens-1m', arguments('movielens-1m', ['count_net'], batch_size=64))
     for part in (bench.train, bench.test):
         assert part['user'].cluster_3.max() == 2 and part['user'].cluster_6.max() == 5
         assert 'cluster_6_since' in part['user'] and 'cluster_category' in part['item']

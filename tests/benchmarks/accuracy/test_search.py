@@ -1,5 +1,6 @@
 import argparse
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -27,26 +28,16 @@ def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return search
 
 
-def arguments(folder: Path, models: list[str]) -> argparse.Namespace:
-    return argparse.Namespace(
-        dataset=['market'],
-        root=str(folder / 'data'),
-        out=str(folder / 'results.json'),
-        models=models,
-        seeds=2,
-        checkpoints=str(folder / 'checkpoints'),
+def test_runs_tables_and_goes_on(
+    arguments: Callable[..., argparse.Namespace], search: ModuleType, tmp_path: Path
+) -> None:
+    args = arguments(
+        'market',
+        ['srjgraph', 'only_search', 'dnn', 'din', 'gat', 'hgt', 'lightgcn'],
         batch_size=256,
-        max_epochs=1,
-        patience=2,
         learning_rate=3e-3,
         weight_decay=1e-6,
-        threads=1,
-        accelerator='cpu',
     )
-
-
-def test_runs_tables_and_goes_on(search: ModuleType, tmp_path: Path) -> None:
-    args = arguments(tmp_path, ['srjgraph', 'only_search', 'dnn', 'din', 'gat', 'hgt', 'lightgcn'])
     search.run_missing(search.run_one, args)
     path = Path(args.out)
     records = json.loads(path.read_text())
@@ -79,8 +70,10 @@ def test_improvement_over_the_dnn_is_that_of_the_means(search: ModuleType) -> No
     assert search.over_dnn(runs, 'srjgraph', 'recommendation') == ''
 
 
-def test_runs_of_another_learning_rate_are_not_mixed(search: ModuleType, tmp_path: Path) -> None:
-    args = arguments(tmp_path, ['dnn'])
+def test_runs_of_another_learning_rate_are_not_mixed(
+    arguments: Callable[..., argparse.Namespace], search: ModuleType, tmp_path: Path
+) -> None:
+    args = arguments('market', ['dnn'], batch_size=256, learning_rate=3e-3, weight_decay=1e-6)
     Path(args.out).write_text(json.dumps([{'learning_rate': 0.1}]))
     with pytest.raises(ValueError, match='runs at a learning rate of 0.1, not 0.003'):
         search.run_missing(search.run_one, args)

@@ -1,5 +1,6 @@
 import argparse
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -45,26 +46,17 @@ def tiktok_root(tmp_path: Path) -> Path:
     return raw.parent
 
 
-def arguments(folder: Path, dataset: str, models: list[str]) -> argparse.Namespace:
-    return argparse.Namespace(
-        dataset=[dataset],
-        root=str(folder / 'tiktok'),
-        out=str(folder / 'results.json'),
-        models=models,
-        seeds=2,
-        checkpoints=str(folder / 'checkpoints'),
+def test_runs_tables_and_goes_on(
+    arguments: Callable[..., argparse.Namespace], video: ModuleType, tmp_path: Path
+) -> None:
+    args = arguments(
+        'market',
+        list(video.MODELS),
+        root=str(tmp_path / 'tiktok'),
         batch_size=128,
-        max_epochs=1,
-        patience=2,
         learning_rate=3e-3,
         weight_decay=1e-6,
-        threads=1,
-        accelerator='cpu',
     )
-
-
-def test_runs_tables_and_goes_on(video: ModuleType, tmp_path: Path) -> None:
-    args = arguments(tmp_path, 'market', list(video.MODELS))
     video.run(args)
     path = Path(args.out)
     records = json.loads(path.read_text())
@@ -91,8 +83,20 @@ def test_runs_tables_and_goes_on(video: ModuleType, tmp_path: Path) -> None:
     assert json.loads(path.read_text())[-1]['test'] == records[-1]['test']
 
 
-def test_runs_on_tiktok(video: ModuleType, tmp_path: Path, tiktok_root: Path) -> None:
-    args = arguments(tmp_path, 'tiktok', ['image', 'visual', 'slots_5', 'mmgcn'])
+def test_runs_on_tiktok(
+    arguments: Callable[..., argparse.Namespace],
+    video: ModuleType,
+    tmp_path: Path,
+    tiktok_root: Path,
+) -> None:
+    args = arguments(
+        'tiktok',
+        ['image', 'visual', 'slots_5', 'mmgcn'],
+        root=str(tmp_path / 'tiktok'),
+        batch_size=128,
+        learning_rate=3e-3,
+        weight_decay=1e-6,
+    )
     video.run(args)
     records = json.loads(Path(args.out).read_text())
     assert [record['model'] for record in records] == 2 * ['image', 'slots_5', 'mmgcn']
@@ -114,7 +118,10 @@ def test_slots_of_tiktok_change_the_slots_alone(video: ModuleType, tiktok_root: 
 
 
 def test_interests_are_learned_once_for_a_seed_and_length(
-    video: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Callable[..., argparse.Namespace],
+    video: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
     learn = video.UserInterest.fit
@@ -123,7 +130,16 @@ def test_interests_are_learned_once_for_a_seed_and_length(
         'fit',
         lambda self, *rest, **named: calls.append(self.seed) or learn(self, *rest, **named),
     )
-    video.run(arguments(tmp_path, 'market', ['hyperctr', 'visual', 'days_7', 'din']))
+    video.run(
+        arguments(
+            'market',
+            ['hyperctr', 'visual', 'days_7', 'din'],
+            root=str(tmp_path / 'tiktok'),
+            batch_size=128,
+            learning_rate=3e-3,
+            weight_decay=1e-6,
+        )
+    )
     assert calls == [0, 0, 1, 1]
 
 
