@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mag.training.click_task import ClickTask
+    from mag.training.fitting import fit
     from mag.training.lightning_task import LightningTask
-    from mag.training.loop import fit
     from mag.training.scoring import evaluate, predict
     from mag.training.task import Task
 
 __all__ = ['ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
 
-_FILES = dict(zip(__all__, ('click_task', 'lightning_task', 'task', 'scoring', 'loop', 'scoring')))
+_FILES = dict(
+    zip(__all__, ('click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'))
+)
 
 
 def __getattr__(name: str) -> object:
