@@ -45,8 +45,8 @@ def train(
     progress: bool,
     is_kept: bool,
 ) -> None:
-    r"""Takes the steps of a run, on every process of :obj:`fabric`; arguments and errors are those of
-    :func:`~mag.training.fit`. :obj:`is_kept` tells whether the run can be resumed."""
+    r"""Takes the steps of a run, on every process of :obj:`fabric`; arguments and errors are those
+    of :func:`~mag.training.fit`. :obj:`is_kept` tells whether the run can be resumed."""
     # Only now: a process's share of the rows depends on the process group, which is there.
     num_batches = len(train_loader)
     num_steps = max_epochs * num_batches
