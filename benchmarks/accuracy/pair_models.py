@@ -18,9 +18,9 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.nn.models import LightGCN as PyGLightGCN
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
-from mag.cutoff import history_clock
-from mag.loader import PairBatch
-from mag.schema import CLICKS, categoricals
+from accuracy.click_graph import NodeMap, Propagate, clicks_before
+from mag.loader import JoinedBatch, PairBatch
+from mag.schema import categoricals
 
 HIDDEN = (200, 80)
 Columns = list[SparseFeat | VarLenSparseFeat | DenseFeat]
@@ -226,23 +226,6 @@ class DeepCTR(nn.Module):
         return [features[..., 0], length.clamp(min=1).float(), features[..., 1]]
 
 
-class Propagate(torch.autograd.Function):
-    r"""A symmetric linear map, whose gradient is the map itself.
-
-    Torch differentiates a sparse product by sorting the transpose anew at every step, which takes
-    ten times as long as the product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, propagate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.propagate = propagate
-        return propagate(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.propagate(gradients[0]), None
-
-
 class LightGCN(nn.Module):
     r"""PyTorch Geometric's :class:`~torch_geometric.nn.models.LightGCN` with biases.
 
@@ -270,7 +253,8 @@ class LightGCN(nn.Module):
         )
         self.bias = nn.Embedding(num_users + num_items, 1)
         self.offset = nn.Parameter(torch.zeros(()))
-        self.graphs: dict[bool, Tensor] = {}
+        # In training and in evaluation.
+        self.graphs: dict[bool, NodeMap] = {}
         self.embedding: Tensor | None = None
         self.reset_parameters()
 
@@ -301,20 +285,19 @@ class LightGCN(nn.Module):
         self.graphs[False] = self.graph(data)
         self.embedding = None
 
-    def graph(self, data: HeteroData) -> Tensor:
+    def graph(self, data: HeteroData) -> NodeMap:
         r"""Returns :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}` at the first cutoff."""
-        clicks = data[CLICKS]
-        user, item = clicks.edge_index[:, history_clock(data) < clicks.cutoff.min()]
         num_nodes = self.library.num_nodes
-        edge_index = to_undirected(torch.stack([user, item + self.num_users]), num_nodes=num_nodes)
+        edge_index = to_undirected(clicks_before(data), num_nodes=num_nodes)
         edge_index, weight = gcn_norm(edge_index, num_nodes=num_nodes, add_self_loops=False)
-        return to_torch_csr_tensor(edge_index, weight, (num_nodes, num_nodes))
+        return NodeMap(to_torch_csr_tensor(edge_index, weight, (num_nodes, num_nodes)))
 
     def propagate(self, x: Tensor) -> Tensor:
         r"""Sums the layers as :meth:`torch_geometric.nn.models.LightGCN.get_embedding` does."""
+        graph = self.graphs[self.training].on(x.device)
         out = x * self.library.alpha[0]
         for conv, alpha in zip(self.library.convs, self.library.alpha[1:], strict=True):
-            x = conv(x, self.graphs[self.training])
+            x = conv(x, graph)
             out = out + alpha * x
         return out
 
@@ -322,13 +305,22 @@ class LightGCN(nn.Module):
         self.embedding = None
         return super().train(mode)
 
-    def forward(self, batch: PairBatch) -> Tensor:
-        embedding = self.embedding
-        if embedding is None:
-            embedding = Propagate.apply(self.library.embedding.weight, self.propagate)
+    def nodes(self) -> Tensor:
+        r"""The embeddings of users and, after them, items, shape :obj:`[num_nodes, d]`."""
+        nodes = self.embedding
+        if nodes is None:
+            # The map is symmetric.
+            nodes = Propagate.apply(self.library.embedding.weight, self.propagate, self.propagate)
             # Weights do not change in evaluation, and a request should not pay for the whole graph.
             if not self.training and not torch.is_grad_enabled():
-                self.embedding = embedding
+                self.embedding = nodes
+        return nodes
+
+    def forward(self, batch: PairBatch | JoinedBatch) -> Tensor:
+        return self.score(batch, self.nodes())
+
+    def score(self, batch: PairBatch | JoinedBatch, nodes: Tensor) -> Tensor:
+        r"""The logits of a batch from the embeddings that :meth:`nodes` returns."""
         user, item = batch.user, batch.item + self.num_users
-        score = (embedding[user] * embedding[item]).sum(dim=-1)
+        score = (nodes[user] * nodes[item]).sum(dim=-1)
         return score + (self.bias(user) + self.bias(item)).squeeze(-1) + self.offset
