@@ -22,6 +22,7 @@ from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from accuracy.deepctr_layers import use_faster_layers
 from accuracy.fields import EMBEDDING_DIM, count_encoder
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
 from mag.loader import (
@@ -103,6 +104,7 @@ class FieldDeepCTR(nn.Module):
                 for name in ('item', 'item_category')
             ]
         self.library = make_library(architecture, columns, history)
+        use_faster_layers(self.library)
 
     def forward(self, batch: JoinedBatch) -> Tensor:
         columns = [(batch.features.sparse + 1).float()]

@@ -69,7 +69,7 @@ def make_library(architecture: str, plain: Columns, history: Columns) -> Any:
     r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_ without the last
     sigmoid.
 
-    Weights start as torch and MacGNN start them (Xavier for embeddings, zero for the wide part): the
+    Weights start as torch and MacGNN start them (Xavier for embeddings, zero for the wide part). The
     library draws them all with a standard deviation of :math:`10^{-4}`, from which hidden layers
     learn slowly.
 
