@@ -15,6 +15,7 @@ CountNet's, except in MacGNN, where it is the published one of 10.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +25,13 @@ from torch_geometric.data import HeteroData
 
 from accuracy.deepctr_layers import use_faster_layers
 from accuracy.fields import EMBEDDING_DIM, count_encoder
+from accuracy.graph_models import GraphTransformer, PinSage
+from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
 from mag.loader import (
     ExposureFeatures,
     ExposureLoader,
+    HistoryLoader,
     JoinedBatch,
     JoinedLoader,
     PairLoader,
@@ -184,6 +188,24 @@ def lightgcn(train: HeteroData, val: HeteroData, temperature: float, counts: boo
     return CountedLightGCN(train, val, counts)
 
 
+def sim(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return SIM(train, counts)
+
+
+def eta(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return ETA(train, counts)
+
+
+def pinsage(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return PinSage(train, val, counts)
+
+
+def graph_transformer(
+    train: HeteroData, val: HeteroData, temperature: float, counts: bool
+) -> nn.Module:
+    return GraphTransformer(train, counts)
+
+
 BASELINES = {
     'macgnn': Baseline('MacGNN', macgnn, ('pairs',)),
     'wide_deep': Baseline('Wide & Deep', deepctr('wide_deep')),
@@ -193,11 +215,16 @@ BASELINES = {
     'dcn_v2': Baseline('DCN V2', deepctr('dcn_v2')),
     'din': Baseline('DIN', deepctr('din'), ('features', 'pairs')),
     'dien': Baseline('DIEN', deepctr('dien'), ('features', 'pairs')),
+    'sim': Baseline('SIM (hard)', sim, ('features', 'histories')),
+    'eta': Baseline('ETA', eta, ('features', 'histories')),
     'lightgcn': Baseline('LightGCN', lightgcn),
+    'pinsage': Baseline('PinSage', pinsage),
+    'graph_transformer': Baseline('graph transformer', graph_transformer, ('features', 'pairs')),
 }
 LOADERS: dict[str, Callable[[HeteroData], Any]] = {
     'pairs': PairLoader,
     'features': ExposureLoader,
+    'histories': partial(HistoryLoader, length=LENGTH),
 }
 
 
@@ -235,5 +262,5 @@ def read_history(model: nn.Module, data: HeteroData) -> None:
     r"""Lets what propagates over clicks read those before the first cutoff of :obj:`data` in
     evaluation from now on: a model, or a task with its average of the weights."""
     for module in model.modules():
-        if isinstance(module, LightGCN):
+        if isinstance(module, (LightGCN, PinSage)):
             module.read_history(data)
