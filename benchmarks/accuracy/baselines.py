@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, count_encoder
+from accuracy.fields import EMBEDDING_DIM, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
 from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
+from mag.click_index import take
 from mag.loader import (
     ExposureFeatures,
     ExposureLoader,
@@ -98,7 +99,7 @@ class FieldDeepCTR(nn.Module):
         history: list[Any] = []
         self.reads_history = architecture in HISTORY_READERS
         if self.reads_history:
-            self.register_buffer('category', data['item'].category, persistent=False)
+            self.register_buffer('category', category_table(data), persistent=False)
             history = [
                 VarLenSparseFeat(
                     SparseFeat(f'hist_{name}', sizes[name], EMBEDDING_DIM, embedding_name=name),
@@ -117,8 +118,8 @@ class FieldDeepCTR(nn.Module):
         if self.reads_history:
             recent, length = left_aligned(batch.pairs.user_recent)
             # A user without history has one of row 0 alone: DIEN fails where nobody has any.
-            category = (self.category[recent.clamp(min=0)] + 1) * (recent >= 0)
-            columns += [recent + 1, length.clamp(min=1), category]
+            category = take(self.category, recent + 1)
+            columns += [recent + 1, length.clamp(min=1), category + 1]
         return self.library(torch.cat(columns, dim=1)).squeeze(-1)
 
 

@@ -8,8 +8,9 @@ from torch_geometric.data import HeteroData
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
 from accuracy.click_graph import NodeMap, Propagate, clicks_before
-from accuracy.fields import Fields
+from accuracy.fields import Fields, category_table
 from accuracy.pair_models import HIDDEN
+from mag.click_index import take
 from mag.loader import JoinedBatch
 from mag.nn import MLP
 
@@ -203,6 +204,37 @@ def most_visited(
     return node[kept], pair[kept] % num_nodes, count[kept]
 
 
+class MaskedLayer(nn.Module):
+    r"""A layer of a transformer that normalises before it attends, of which only the first tokens
+    are computed.
+
+    Args:
+        dim (int): Size of a token.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, NUM_HEADS, batch_first=True)
+        self.forward_net = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor, num: int) -> Tensor:
+        r"""
+        Args:
+            tokens: Shape :obj:`[B, T, dim]`.
+            mask: What is added to the scores of each head, shape :obj:`[NUM_HEADS B, T, T]`.
+            num: How many tokens are computed.
+        """
+        normed = self.norm(tokens)
+        read, _ = self.attention(
+            normed[:, :num], normed, normed, attn_mask=mask[:, :num], need_weights=False
+        )
+        tokens = tokens[:, :num] + read
+        return tokens + self.forward_net(tokens)
+
+
 class GraphTransformer(nn.Module):
     r"""A transformer over the target pair and the newest neighbors of both, after `"Neighbour
     Interaction based Click-Through Rate Prediction via Graph-Masked Transformer"
@@ -210,62 +242,64 @@ class GraphTransformer(nn.Module):
 
     Its tokens are the user, the item, the user's last items and the item's last users, as of the
     row's window. As there, each head sees a graph of its own over them, see :func:`graph_masks`:
-    here one the clicks and what is alike, the other all. What comes out for user and item is read
-    by a head, beside the fields of the exposure. The lists stand where the paper samples
-    neighbors, and its consistency loss over two samples is left out.
+    here one head the clicks and what is alike, the other all. In the first layer neighbors read
+    each other, in the second user and item read them. What comes out for these two is read by a
+    head, beside the fields of the exposure. The lists stand where the paper samples neighbors, and
+    its consistency loss over two samples is left out.
 
     Args:
         data (HeteroData): A part of the log, after :class:`~mag.transforms.RecentNeighbors`.
         counts (bool): Whether the counts at the target are read.
-        num_layers (int, optional): Layers of the transformer. (default: :obj:`1`)
+        num_neighbors (int, optional): Neighbors of each of the two. (default: :obj:`10`)
     """
 
     category: Tensor
 
-    def __init__(self, data: HeteroData, counts: bool, num_layers: int = 1) -> None:
+    def __init__(self, data: HeteroData, counts: bool, num_neighbors: int = 10) -> None:
         super().__init__()
+        self.num_neighbors = num_neighbors
         self.fields = Fields(data, counts)
         dim = self.fields.embedding.embedding_dim
-        # The last stands for none, -1.
-        category = torch.cat([data['item'].category, torch.tensor([-1])])
-        self.register_buffer('category', category, persistent=False)
+        self.register_buffer('category', category_table(data), persistent=False)
         # User, item, the user's items and the item's users.
-        self.role = nn.Parameter(torch.empty(4, dim))
-        nn.init.xavier_uniform_(self.role)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dim, NUM_HEADS, 2 * dim, dropout=0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(num_layers)
-        )
+        self.role = nn.Embedding(4, dim)
+        nn.init.xavier_uniform_(self.role.weight)
+        self.first, self.second = MaskedLayer(dim), MaskedLayer(dim)
         self.head = MLP([self.fields.out_channels + 2 * dim, *HIDDEN, 1])
 
     def forward(self, batch: JoinedBatch) -> Tensor:
-        items, users = batch.pairs.user_recent, batch.pairs.item_recent
+        items, users = (
+            recent[:, -self.num_neighbors :]
+            for recent in (batch.pairs.user_recent, batch.pairs.item_recent)
+        )
         item = torch.cat([batch.item.unsqueeze(1), items], dim=1)
-        category = self.category[item]
+        category = take(self.category, item + 1)
         tokens = torch.cat(
             [
-                self.fields.embed('user', batch.user.unsqueeze(1)) + self.role[0],
-                self.fields.embed('item', item)
-                + self.fields.embed('item_category', category)
-                + self.role[1:3].repeat_interleave(
-                    torch.tensor([1, items.size(1)], device=item.device), dim=0
-                ),
-                self.fields.embed('user', users) + self.role[3],
+                self.fields.embed('user', batch.user.unsqueeze(1)),
+                self.fields.embed('item', item) + self.fields.embed('item_category', category),
+                self.fields.embed('user', users),
             ],
             dim=1,
         )
         masks = graph_masks(category, item >= 0, users >= 0)
-        for layer in self.layers:
-            tokens = layer(tokens, src_mask=masks)
-        features = torch.cat([self.fields(batch.features), tokens[:, :2].flatten(1)], dim=1)
+        tokens = tokens + self.roles(items.size(1), users.size(1))
+        tokens = self.second(self.first(tokens, masks, tokens.size(1)), masks, 2)
+        features = torch.cat([self.fields(batch.features), tokens.flatten(1)], dim=1)
         return self.head(features).squeeze(-1)
+
+    def roles(self, num_items: int, num_users: int) -> Tensor:
+        r"""What tells tokens of different roles apart, shape :obj:`[2 + num_items + num_users,
+        dim]`."""
+        user, item, items, users = self.role.weight.split(1)
+        return torch.cat(
+            [user, item, items.expand(num_items, -1), users.expand(num_users, -1)], dim=0
+        )
 
 
 def graph_masks(category: Tensor, has_item: Tensor, has_user: Tensor) -> Tensor:
-    r"""Which tokens a token does not attend to, of two heads for each row, shape
-    :obj:`[2 B, 2 (1 + R), 2 (1 + R)]`.
+    r"""What is added to the scores of two heads for each row, 0 where a token attends to another
+    and minus infinity where it does not, shape :obj:`[2 B, 2 (1 + R), 2 (1 + R)]`.
 
     Tokens are the user, the target item, the user's :math:`R` items and the item's :math:`R` users.
     To the first head, neighbors are who clicked what, user and target among them, and items of one
@@ -290,4 +324,4 @@ def graph_masks(category: Tensor, has_item: Tensor, has_user: Tensor) -> Tensor:
     there = torch.cat([has_item.new_ones(num_rows, 1), has_item, has_user], dim=1)
     every[:] = there.unsqueeze(1)
     edges.diagonal(dim1=2, dim2=3).fill_(True)
-    return ~edges.flatten(0, 1)
+    return torch.where(edges.flatten(0, 1), 0.0, -torch.inf)

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from accuracy.fields import Fields
+from accuracy.fields import Fields, category_table
 from accuracy.pair_models import HIDDEN
+from mag.click_index import take
 from mag.loader import JoinedBatch
 from mag.nn import MLP
 
@@ -36,9 +37,7 @@ class LongHistoryModel(nn.Module):
     def __init__(self, data: HeteroData, counts: bool, num_heads: int = 2) -> None:
         super().__init__()
         self.fields = Fields(data, counts)
-        # The last stands for none, -1.
-        category = torch.cat([data['item'].category, torch.tensor([-1])])
-        self.register_buffer('category', category, persistent=False)
+        self.register_buffer('category', category_table(data), persistent=False)
         self.channels = 2 * self.fields.embedding.embedding_dim
         self.recent_attention, self.found_attention = (
             nn.MultiheadAttention(self.channels, num_heads, add_zero_attn=True, batch_first=True)
@@ -58,7 +57,7 @@ class LongHistoryModel(nn.Module):
 
     def embed(self, item: Tensor) -> Tensor:
         r"""Items with their categories, :obj:`-1` for none, shape :obj:`[*, channels]`."""
-        category = self.category[item]
+        category = take(self.category, item + 1)
         return torch.cat(
             [self.fields.embed('item', item), self.fields.embed('item_category', category)], dim=-1
         )
@@ -90,8 +89,8 @@ class SIM(LongHistoryModel):
     """
 
     def search(self, item: Tensor, history: Tensor) -> Tensor:
-        wanted = self.category[item].unsqueeze(1)
-        is_found = (self.category[history] == wanted) & (history >= 0)
+        wanted = take(self.category, item + 1).unsqueeze(1)
+        is_found = (take(self.category, history + 1) == wanted) & (history >= 0)
         return best(history, is_found.long())
 
 
