@@ -25,7 +25,7 @@ from torch_geometric.data import HeteroData
 
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, category_table, count_encoder
+from accuracy.fields import EMBEDDING_DIM, Batch, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
 from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
@@ -34,7 +34,6 @@ from mag.loader import (
     ExposureFeatures,
     ExposureLoader,
     HistoryLoader,
-    JoinedBatch,
     JoinedLoader,
     PairLoader,
 )
@@ -114,7 +113,7 @@ class FieldDeepCTR(nn.Module):
         self.library = make_library(architecture, columns, history)
         use_faster_layers(self.library)
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         columns = [(batch.features.sparse + 1).float()]
         if self.encoder is not None:
             columns.append(self.encoder(batch.features.counts))
@@ -140,10 +139,10 @@ class MacroGraph(nn.Module):
         self.model = MacGNN.from_data(data, temperature=temperature)
         self.encoder = count_encoder(data) if counts else None
         if self.encoder is not None:
-            in_channels = self.model.head[0].in_features + self.encoder.out_channels
+            in_channels = next(self.model.head.parameters()).size(1) + self.encoder.out_channels
             self.model.head = MLP([in_channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         features = self.model.features(batch.pairs)
         if self.encoder is not None:
             features = torch.cat([features, self.encoder(batch.features.counts)], dim=1)
@@ -167,7 +166,7 @@ class CountedLightGCN(nn.Module):
             in_channels = 2 * EMBEDDING_DIM + self.encoder.out_channels
             self.head = MLP([in_channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         nodes = self.model.nodes()
         logit = self.model.score(batch, nodes)
         if self.encoder is None:

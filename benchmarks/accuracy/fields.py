@@ -1,16 +1,37 @@
 r"""What a baseline reads of an exposure: the fields that CountNet reads, and the counts at the
 target."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from mag.loader import ExposureBatch, ExposureFeatures
+from mag.loader import ExposureBatch, ExposureFeatures, HistoryBatch, PairBatch
 from mag.nn import CountEncoder
 from mag.schema import CLICKS
 
 # What CountNet has.
 EMBEDDING_DIM = 16
+
+
+class Batch(Protocol):
+    r"""A :class:`~mag.loader.JoinedBatch` in which those parts are that a model reads."""
+
+    @property
+    def user(self) -> Tensor: ...
+
+    @property
+    def item(self) -> Tensor: ...
+
+    @property
+    def features(self) -> ExposureBatch: ...
+
+    @property
+    def pairs(self) -> PairBatch: ...
+
+    @property
+    def histories(self) -> HistoryBatch: ...
 
 
 class Fields(nn.Module):
@@ -61,8 +82,8 @@ class Fields(nn.Module):
 
 
 def count_encoder(data: HeteroData, learned: bool = True) -> CountEncoder:
-    r"""What CountNet reads of the counts of :obj:`data`; if not :obj:`learned`, with a fixed strength
-    of 10."""
+    r"""What CountNet reads of the counts of :obj:`data`; if not :obj:`learned`, of a fixed
+    strength of 10."""
     clicks = data[CLICKS]
     if 'count_prior' not in clicks:
         raise ValueError(

@@ -8,10 +8,9 @@ from torch_geometric.data import HeteroData
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
 from accuracy.click_graph import NodeMap, Propagate, clicks_before
-from accuracy.fields import Fields, category_table
+from accuracy.fields import Batch, Fields, category_table
 from accuracy.pair_models import HIDDEN
 from mag.click_index import take
-from mag.loader import JoinedBatch
 from mag.nn import MLP
 
 # One for each graph that tokens form.
@@ -68,6 +67,7 @@ class PinSage(nn.Module):
         self.head = MLP([self.fields.out_channels + 3 * dim, *HIDDEN, 1])
         # The weights of neighbors and their transpose, in training and in evaluation.
         self.graphs: dict[bool, tuple[NodeMap, NodeMap]] = {True: self.graph(train)}
+        self.embedding: Tensor | None = None
         self.read_history(val)
 
     def read_history(self, data: HeteroData) -> None:
@@ -89,7 +89,7 @@ class PinSage(nn.Module):
         )
 
     def train(self, mode: bool = True) -> 'PinSage':
-        self.embedding: Tensor | None = None
+        self.embedding = None
         return super().train(mode)
 
     def nodes(self) -> Tensor:
@@ -112,7 +112,7 @@ class PinSage(nn.Module):
             self.embedding = h
         return h
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         nodes = self.nodes()
         user, item = nodes[batch.user], nodes[batch.item + self.num_users]
         features = torch.cat([self.fields(batch.features), user, item, user * item], dim=1)
@@ -267,7 +267,7 @@ class GraphTransformer(nn.Module):
         self.first, self.second = MaskedLayer(dim), MaskedLayer(dim)
         self.head = MLP([self.fields.out_channels + 2 * dim, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         items, users = (
             recent[:, -self.num_neighbors :]
             for recent in (batch.pairs.user_recent, batch.pairs.item_recent)

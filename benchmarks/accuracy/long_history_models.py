@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from accuracy.fields import Fields, category_table
+from accuracy.fields import Batch, Fields, category_table
 from accuracy.pair_models import HIDDEN
 from mag.click_index import take
-from mag.loader import JoinedBatch
 from mag.nn import MLP
 
 # How far back clicks are searched, how many of them are attended to, and how many newest ones
@@ -45,7 +44,7 @@ class LongHistoryModel(nn.Module):
         )
         self.head = MLP([self.fields.out_channels + 2 * self.channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         history = batch.histories.history
         target = self.embed(batch.item.unsqueeze(1))
         read = [
@@ -65,9 +64,7 @@ class LongHistoryModel(nn.Module):
     def attend(self, attention: nn.MultiheadAttention, target: Tensor, items: Tensor) -> Tensor:
         r"""What the target reads of items, shape :obj:`[B, channels]`."""
         clicks = self.embed(items)
-        out, _ = attention(
-            target, clicks, clicks, key_padding_mask=items < 0, need_weights=False
-        )
+        out, _ = attention(target, clicks, clicks, key_padding_mask=items < 0, need_weights=False)
         return out.squeeze(1)
 
     def search(self, item: Tensor, history: Tensor) -> Tensor:
