@@ -63,8 +63,9 @@ class FieldDeepCTR(nn.Module):
     r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_ that reads every
     field of an exposure, and its counts as dense features.
 
-    DIN and DIEN also read the user's recent items and their categories. DIEN runs without its
-    auxiliary loss, which needs sampled negatives that no other model here sees.
+    DIN and DIEN also read the user's recent items and, where items have some, their categories.
+    DIEN runs without its auxiliary loss, which needs sampled negatives that no other model here
+    sees.
 
     Args:
         data: A part of the log, after :class:`~mag.transforms.RecentNeighbors` for DIN and DIEN.
@@ -102,13 +103,14 @@ class FieldDeepCTR(nn.Module):
         self.reads_history = architecture in HISTORY_READERS
         if self.reads_history:
             self.register_buffer('category', category_table(data), persistent=False)
+            self.clicked = [name for name in ('item', 'item_category') if name in sizes]
             history = [
                 VarLenSparseFeat(
                     SparseFeat(f'hist_{name}', sizes[name], EMBEDDING_DIM, embedding_name=name),
                     data['user'].recent.size(-1),
                     length_name='length',
                 )
-                for name in ('item', 'item_category')
+                for name in self.clicked
             ]
         self.library = make_library(architecture, columns, history)
         use_faster_layers(self.library)
@@ -120,8 +122,9 @@ class FieldDeepCTR(nn.Module):
         if self.reads_history:
             recent, length = left_aligned(batch.pairs.user_recent)
             # A user without history has one of row 0 alone: DIEN fails where nobody has any.
-            category = take(self.category, recent + 1)
-            columns += [recent + 1, length.clamp(min=1), category + 1]
+            columns += [recent + 1, length.clamp(min=1)]
+            if 'item_category' in self.clicked:
+                columns.append(take(self.category, recent + 1) + 1)
         return self.library(torch.cat(columns, dim=1)).squeeze(-1)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from mag.click_index import take
 from mag.loader import ExposureBatch, ExposureFeatures, HistoryBatch, PairBatch
 from mag.nn import CountEncoder
 from mag.schema import CLICKS
@@ -59,6 +60,9 @@ class Fields(nn.Module):
         self.register_buffer('offset', offset, persistent=False)
         self.embedding = nn.Embedding(size, embedding_dim)
         nn.init.xavier_uniform_(self.embedding.weight)
+        # What a click is known by.
+        self.has_category = 'item_category' in self.start
+        self.register_buffer('category', category_table(data), persistent=False)
         self.encoder = count_encoder(data) if counts else None
         self.out_channels = len(features.fields) * embedding_dim
         if self.encoder is not None:
@@ -74,6 +78,14 @@ class Fields(nn.Module):
     def embed(self, name: str, ids: Tensor) -> Tensor:
         r"""The embeddings of values of one field, :obj:`-1` for none."""
         return self._rows(ids + (1 + self.start[name]))
+
+    def embed_items(self, item: Tensor) -> list[Tensor]:
+        r"""The embeddings of items, :obj:`-1` for none, and of their categories where the log has
+        some."""
+        rows = [self.embed('item', item)]
+        if self.has_category:
+            rows.append(self.embed('item_category', take(self.category, item + 1)))
+        return rows
 
     def _rows(self, index: Tensor) -> Tensor:
         # As self.embedding(index), but its backward takes a third of the time.
@@ -94,5 +106,8 @@ def count_encoder(data: HeteroData, learned: bool = True) -> CountEncoder:
 
 
 def category_table(data: HeteroData) -> Tensor:
-    r"""The category of each item behind a :obj:`-1`, that of none, shape :obj:`[1 + num_items]`."""
-    return torch.cat([torch.tensor([-1]), data['item'].category])
+    r"""The category of each item behind a :obj:`-1`, that of none, shape :obj:`[1 + num_items]`;
+    no item has one where the log knows none."""
+    num_items = data['item'].num_nodes
+    category = data['item'].get('category', torch.full((num_items,), -1))
+    return torch.cat([torch.tensor([-1]), category])
