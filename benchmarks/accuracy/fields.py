@@ -48,6 +48,7 @@ class Fields(nn.Module):
     """
 
     offset: Tensor
+    category: Tensor
 
     def __init__(self, data: HeteroData, counts: bool, embedding_dim: int = EMBEDDING_DIM) -> None:
         super().__init__()

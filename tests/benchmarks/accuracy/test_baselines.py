@@ -18,6 +18,7 @@ from accuracy.pair_models import make_library  # noqa: E402
 
 from mag.schema import CLICKS  # noqa: E402
 from mag.training import ClickTask, evaluate  # noqa: E402
+from mag.training.scoring import to_device  # noqa: E402
 from mag.transforms import (  # noqa: E402
     MacroCoarsen,
     RecentNeighbors,
@@ -142,6 +143,17 @@ def test_a_gpu_gives_the_same(name, counts, parts):
     expected = evaluate(ClickTask(model), loader)
     values = evaluate(ClickTask(model.cuda()), loader)
     assert values == pytest.approx(expected, abs=1e-4)
+
+
+# The meta device has no sparse products, and does not know how many rows DIEN takes.
+@BOTH
+@pytest.mark.parametrize('name', sorted({*TRAINED} - {'dien', 'lightgcn', 'pinsage'}))
+def test_all_tensors_move_with_the_model(name, counts, parts):
+    model = build(name, parts, counts).to('meta')
+    batch = to_device(first_batch(name, parts[0], counts), torch.device('meta'))
+    logits = model(batch)
+    logits.sum().backward()
+    assert logits.device.type == 'meta' and logits.shape == (64,)
 
 
 @pytest.mark.parametrize('name', ['din', 'dien', 'eta', 'graph_transformer'])
