@@ -3,8 +3,9 @@ r"""Layers of DeepCTR-Torch that compute the same in less time on a CPU."""
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from deepctr_torch.layers.activation import Dice
-from deepctr_torch.layers.sequence import DynamicGRU
+from deepctr_torch.layers.sequence import AUGRUCell, DynamicGRU
 from deepctr_torch.models.dien import InterestExtractor
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -26,19 +27,28 @@ class FlatDice(Dice):
         return (rows * torch.addcmul(alpha, share, 1 - alpha)).view_as(x)
 
 
-class JoinedGRU(DynamicGRU):
-    r"""A GRU whose states are joined at the end: the library writes each step into one tensor,
-    which autograd copies as a whole at every step."""
+class JoinedAUGRU(DynamicGRU):
+    r"""A GRU with an attentional update gate, whose states are joined at the end: the library
+    writes each step into one tensor, which autograd copies as a whole at every step. What inputs
+    add to the gates is one product for all steps."""
 
     def forward(self, inputs: Any, att_scores: Any = None, hx: Tensor | None = None) -> Any:
-        sizes = inputs.batch_sizes.tolist()
-        if hx is None:
-            hx = inputs.data.new_zeros(sizes[0], self.hidden_size)
+        cell, sizes = self.rnn, inputs.batch_sizes.tolist()
+        state = inputs.data.new_zeros(sizes[0], self.hidden_size) if hx is None else hx
+        split = [2 * self.hidden_size, self.hidden_size]
+        of_inputs = F.linear(inputs.data, cell.weight_ih, cell.bias_ih).split(sizes)
+        scores = att_scores.data.view(-1, 1).split(sizes)
         states = []
-        for x, score in zip(inputs.data.split(sizes), att_scores.data.split(sizes), strict=True):
+        for of_input, score in zip(of_inputs, scores, strict=True):
             # Rows are in the order of their lengths, so that those which end are the last.
-            hx = self.rnn(x, hx[: len(x)], score)
-            states.append(hx)
+            state = state[: len(of_input)]
+            of_state = F.linear(state, cell.weight_hh, cell.bias_hh)
+            gate, candidate = of_input.split(split, dim=1)
+            state_gate, state_candidate = of_state.split(split, dim=1)
+            reset, update = (gate + state_gate).sigmoid().chunk(2, dim=1)
+            new = torch.tanh(candidate + reset * state_candidate)
+            state = torch.lerp(state, new, score * update)
+            states.append(state)
         return PackedSequence(
             torch.cat(states), inputs.batch_sizes, inputs.sorted_indices, inputs.unsorted_indices
         )
@@ -59,7 +69,7 @@ def use_faster_layers(library: nn.Module) -> None:
     for module in library.modules():
         if isinstance(module, Dice):
             module.__class__ = FlatDice
-        elif isinstance(module, DynamicGRU):
-            module.__class__ = JoinedGRU
+        elif isinstance(module, DynamicGRU) and isinstance(module.rnn, AUGRUCell):
+            module.__class__ = JoinedAUGRU
         elif isinstance(module, InterestExtractor):
             module.__class__ = PaddedExtractor
