@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from deepctr_torch.layers.activation import Dice
+from deepctr_torch.layers.core import LocalActivationUnit
 from deepctr_torch.layers.sequence import AUGRUCell, DynamicGRU
 from deepctr_torch.models.dien import InterestExtractor
 from torch import Tensor, nn
@@ -25,6 +26,29 @@ class FlatDice(Dice):
         share = self.sigmoid(self.bn(rows))
         alpha = self.alpha.view(-1)
         return (rows * torch.addcmul(alpha, share, 1 - alpha)).view_as(x)
+
+
+class SplitActivationUnit(LocalActivationUnit):
+    r"""The attention of DIN and DIEN, whose first layer is split by what it reads, so that nothing
+    is repeated for each click and no table of four times the size is made.
+
+    .. math::
+        \mathbf{W} [\mathbf{q} \Vert \mathbf{k} \Vert \mathbf{q} - \mathbf{k} \Vert \mathbf{q} \odot
+        \mathbf{k}] = (\mathbf{W}_1 + \mathbf{W}_3) \mathbf{q} + (\mathbf{W}_2 - \mathbf{W}_3)
+        \mathbf{k} + \mathbf{W}_4 (\mathbf{q} \odot \mathbf{k})
+    """
+
+    def forward(self, query: Tensor, user_behavior: Tensor) -> Tensor:
+        first, *others = self.dnn.linears
+        of_query, of_click, of_difference, of_product = first.weight.chunk(4, dim=1)
+        x = F.linear(user_behavior, of_click - of_difference)
+        x = x + F.linear(query * user_behavior, of_product)
+        x = x + F.linear(query, of_query + of_difference, first.bias)
+        activate, *activates = self.dnn.activation_layers
+        x = activate(x)
+        for layer, activate in zip(others, activates, strict=True):
+            x = activate(layer(x))
+        return self.dense(x)
 
 
 class JoinedAUGRU(DynamicGRU):
@@ -69,6 +93,8 @@ def use_faster_layers(library: nn.Module) -> None:
     for module in library.modules():
         if isinstance(module, Dice):
             module.__class__ = FlatDice
+        elif isinstance(module, LocalActivationUnit):
+            module.__class__ = SplitActivationUnit
         elif isinstance(module, DynamicGRU) and isinstance(module.rnn, AUGRUCell):
             module.__class__ = JoinedAUGRU
         elif isinstance(module, InterestExtractor):
