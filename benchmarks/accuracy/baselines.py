@@ -25,7 +25,7 @@ from torch_geometric.data import HeteroData
 
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, Batch, category_table, count_encoder
+from accuracy.fields import EMBEDDING_DIM, EMBEDDING_STD, Batch, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
 from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
@@ -113,6 +113,8 @@ class FieldDeepCTR(nn.Module):
                 for name in self.clicked
             ]
         self.library = make_library(architecture, columns, history)
+        for embedding in self.library.embedding_dict.values():
+            nn.init.normal_(embedding.weight, std=EMBEDDING_STD)
         use_faster_layers(self.library)
 
     def forward(self, batch: Batch) -> Tensor:
