@@ -2,10 +2,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from mag.loader import PairBatch
+from mag.models._field_embedding import look_up
 from mag.nn import MacroConv
-from mag.schema import NEIGHBOR_TYPE
+from mag.schema import NEIGHBOR_TYPE, hops
 
 # From a node type and ids, 0 for none, to their embeddings.
 Embed = Callable[[str, Tensor], Tensor]
@@ -121,9 +123,24 @@ class MacroReadout(torch.nn.Module):
         )
 
 
-def look_up(weight: Tensor, ids: Tensor) -> Tensor:
-    r"""As an embedding, but its backward takes a third of the time."""
-    return weight.index_select(0, ids.reshape(-1)).view(*ids.shape, weight.size(1))
+def require_macro(data: HeteroData, caller: str, num_hops: int, recent: bool) -> None:
+    r"""Raises unless the data has so many hops of macro edges, and recent neighbors if they are
+    read.
+
+    Raises:
+        ValueError: Names the transform that adds what is missing.
+    """
+    found = len(hops(data, 'user'))
+    if num_hops > found:
+        raise ValueError(
+            f'{caller} reads {num_hops} hops, but the data has {found}: apply MacroCoarsen with '
+            f'num_hops={num_hops}.'
+        )
+    if recent and 'recent' not in data['user']:
+        raise ValueError(
+            f'{caller} was asked for recent neighbors, but the data has none: apply '
+            f'RecentNeighbors first.'
+        )
 
 
 def _tables(sizes: Mapping[str, int], embedding_dim: int) -> torch.nn.ModuleDict:

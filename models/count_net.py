@@ -14,7 +14,8 @@ from mag.checks import (
     check_sizes,
 )
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
-from mag.models._macro_readout import MacroReadout, look_up
+from mag.models._field_embedding import FieldEmbedding
+from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
 from mag.schema import CLICKS, MACRO, hops, require
 
@@ -85,9 +86,6 @@ class CountNet(torch.nn.Module):
             what it reads.
     """
 
-    offset: Tensor
-    is_id: Tensor
-
     def __init__(
         self,
         num_values: Mapping[str, int],
@@ -136,27 +134,17 @@ class CountNet(torch.nn.Module):
             check_integers(1, **{f'num_macro[{name!r}]': num for name, num in num_macro.items()})
         self.fields = tuple(fields)
         self.ids, self.id_dropout = ids, id_dropout
-        # Of each field the first row stands for none, -1; columns of one name share their rows.
-        starts, size = {}, 0
-        for name in dict.fromkeys(fields):
-            starts[name] = size
-            size += num_values[name] + 1
-        read = [place for place, name in enumerate(fields) if ids or name not in ('user', 'item')]
-        self.columns = read
-        self.register_buffer('offset', torch.tensor([starts[fields[i]] for i in read]), False)
-        is_id = torch.tensor([fields[i] in ('user', 'item') for i in read], dtype=torch.bool)
-        self.register_buffer('is_id', is_id, False)
-        self.embedding = torch.nn.Embedding(max(size, 1), embedding_dim)
-        self.embedding.requires_grad_(bool(read))
+        self.embedding = FieldEmbedding(num_values, fields, embedding_dim, ids, id_dropout)
+        channels = len(self.embedding.columns) * embedding_dim
         self.encoder = CountEncoder(count_prior, count_rate) if count_prior else None
-        self.starts = starts
+        if self.encoder is not None:
+            channels += self.encoder.out_channels
         self.readout = None
-        channels = len(read) * embedding_dim + 2 * len(count_prior)
         if attends:
+            num_nodes = {name: num_values[name] for name in ('user', 'item')}
             self.readout = MacroReadout(
-                embedding_dim, {name: num_values[name] for name in ('user', 'item')},
-                num_macro or {}, num_hops, rows, recent, separate_tables,
-            )  # fmt: skip
+                embedding_dim, num_nodes, num_macro or {}, num_hops, rows, recent, separate_tables
+            )
             channels += self.readout.out_channels
         self.cross = CrossNet(channels, num_crosses) if num_crosses > 0 else None
         self.head = MLP([channels, *hidden_channels, 1])
@@ -186,24 +174,14 @@ class CountNet(torch.nn.Module):
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)
         if kwargs.get('rows') is not None:
-            num_hops = len(hops(data, 'user'))
-            kwargs = {'num_hops': max(num_hops, 1), **kwargs}
-            if kwargs['num_hops'] > num_hops:
-                raise ValueError(
-                    f'CountNet.from_data reads {kwargs["num_hops"]} hops, but the data has '
-                    f'{num_hops}: apply MacroCoarsen with num_hops={kwargs["num_hops"]}.'
-                )
+            kwargs = {'num_hops': max(len(hops(data, 'user')), 1), **kwargs}
+            require_macro(data, 'CountNet.from_data', kwargs['num_hops'], False)
             kwargs['num_macro'] = {name: data[macro].num_nodes for name, macro in MACRO.items()}
-        if kwargs.get('recent') and 'recent' not in data['user']:
-            raise ValueError(
-                'CountNet.from_data was asked for recent neighbors, but the data has none: apply '
-                'RecentNeighbors first.'
-            )
+        require_macro(data, 'CountNet.from_data', 0, kwargs.get('recent', False))
         return cls(features.num_values, features.fields, prior, rate, **kwargs)
 
     def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.embedding.weight, std=0.001)
-        for part in (self.encoder, self.readout, self.cross, self.head):
+        for part in (self.embedding, self.encoder, self.readout, self.cross, self.head):
             if part is not None:
                 part.reset_parameters()
 
@@ -221,13 +199,8 @@ class CountNet(torch.nn.Module):
             ValueError: If the batch lacks something that is read.
         """
         batch, pairs = _parts(batch)
-        features = []
-        if self.columns:
-            ids = batch.sparse[:, self.columns] + 1
-            if self.training and self.id_dropout > 0:
-                dropped = torch.rand(ids.shape, device=ids.device) < self.id_dropout
-                ids = ids.masked_fill(dropped & self.is_id, 0)
-            features.append(look_up(self.embedding.weight, ids + self.offset).flatten(1))
+        ids = self.embedding.known(batch.sparse)
+        features = [self.embedding(ids).flatten(1)]
         if self.encoder is not None:
             if batch.counts is None:
                 raise ValueError(
@@ -241,13 +214,10 @@ class CountNet(torch.nn.Module):
                     'CountNet reads macro rows or recent neighbors, but the batch has none: load '
                     'JoinedLoader([ExposureLoader(part), PairLoader(part)]).'
                 )
-            target = {name: ids[:, self.fields.index(name)] for name in ('user', 'item')}
-            features += self.readout(pairs, target, self._embed)
+            columns = {name: ids[:, self.fields.index(name)] for name in ('user', 'item')}
+            features += self.readout(pairs, columns, self.embedding.of)
         x = torch.cat(features, dim=1)
         return self.head(x if self.cross is None else self.cross(x)).squeeze(-1)
-
-    def _embed(self, name: str, ids: Tensor) -> Tensor:
-        return look_up(self.embedding.weight, ids + self.starts[name])
 
     def extra_repr(self) -> str:
         return f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}'
