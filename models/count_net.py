@@ -131,7 +131,8 @@ class CountNet(torch.nn.Module):
             )
         if rows is not None:
             check_keys(('user', 'item'), num_macro=num_macro)
-            check_integers(1, **{f'num_macro[{name!r}]': num for name, num in num_macro.items()})
+        macro = dict(num_macro or {}) if rows is not None else {}
+        check_integers(1, **{f'num_macro[{name!r}]': num for name, num in macro.items()})
         self.fields = tuple(fields)
         self.ids, self.id_dropout = ids, id_dropout
         self.embedding = FieldEmbedding(num_values, fields, embedding_dim, ids, id_dropout)
@@ -143,7 +144,7 @@ class CountNet(torch.nn.Module):
         if attends:
             num_nodes = {name: num_values[name] for name in ('user', 'item')}
             self.readout = MacroReadout(
-                embedding_dim, num_nodes, num_macro or {}, num_hops, rows, recent, separate_tables
+                embedding_dim, num_nodes, macro, num_hops, rows, recent, separate_tables
             )
             channels += self.readout.out_channels
         self.cross = CrossNet(channels, num_crosses) if num_crosses > 0 else None

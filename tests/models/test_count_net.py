@@ -116,7 +116,7 @@ def test_the_head_reads_macro_rows_and_recent_lists(separate_tables: bool) -> No
         return model.embedding.weight[STARTS[name] + 1 + id]
 
     def attention(name: str, id: int) -> Tensor:
-        return readout.attention[name].weight[1 + id] if separate_tables else embedding(name, id)
+        return readout.attention[name][1 + id] if separate_tables else embedding(name, id)
 
     macro_attention = readout.macro_attention if separate_tables else readout.macro
 
@@ -141,7 +141,7 @@ def test_the_head_reads_macro_rows_and_recent_lists(separate_tables: bool) -> No
             ('item', pairs.item_hops[1]),
         ):
             present = [(q, n) for q, n in enumerate(counts[row].tolist()) if n > 0]
-            macro, attended = readout.macro[reached].weight, macro_attention[reached].weight
+            macro, attended = readout.macro[reached], macro_attention[reached]
             features.append(
                 read(reached, target[reached], [(macro[q], attended[q], n) for q, n in present])
             )
@@ -331,8 +331,8 @@ def test_sizes_are_those_of_the_log(parts: list[HeteroData], options: dict[str, 
     assert len(model.encoder.prior) == train[CLICKS].edge_label_counts.size(1)
     if 'rows' in options:
         assert model.readout.num_hops == 2
-        assert model.readout.macro['user'].weight.shape == (8, 4)
-        assert model.readout.macro['item'].num_embeddings == train['macro_item'].num_nodes
+        assert model.readout.macro['user'].shape == (8, 4)
+        assert len(model.readout.macro['item']) == train['macro_item'].num_nodes
     batch = next(iter(join(train, 8)))
     assert model(batch).shape == (8,)
 
