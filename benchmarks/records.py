@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,16 @@ def stamp(*packages: str) -> Record:
         'date': date.today().isoformat(),
         'command': command(),
         'commit': commit(),
-        'packages': {name: version(name) for name in packages},
+        'packages': {name: installed(name) for name in packages},
     }
+
+
+def installed(package: str) -> str:
+    r"""The version of a package, or that it is not installed, but run from its folder, say."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return 'not installed'
 
 
 def made_by(records: list[Record]) -> Iterable[str]:
