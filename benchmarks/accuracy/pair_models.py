@@ -1,36 +1,120 @@
 r"""Published models from maintained libraries, as modules that read :class:`~mag.loader.PairBatch`.
 
-Wide & Deep, DeepFM, DIN and DIEN come from DeepCTR-Torch, LightGCN from PyTorch Geometric. Each is
-``model(batch) -> logits [batch_size]``, so that :mod:`mag.training` trains it on the rows, with the
-optimizer and with the early stopping of every other model.
+Wide & Deep, DeepFM, AFM, NFM, DCN V2, DIN and DIEN come from DeepCTR-Torch, LightGCN from PyTorch
+Geometric. Each is ``model(batch) -> logits [batch_size]``, so that :mod:`mag.training` trains it on
+the rows, with the optimizer and with the early stopping of every other model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat, get_dense_input
 from deepctr_torch.layers.sequence import AGRUCell, AUGRUCell
-from deepctr_torch.models import DIEN, DIN, WDL, DeepFM
+from deepctr_torch.models import AFM, DCN, DIEN, DIN, NFM, WDL, DeepFM
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.nn.models import LightGCN as PyGLightGCN
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
-from mag.cutoff import history_clock
-from mag.loader import PairBatch
-from mag.schema import CLICKS, categoricals
+from accuracy.click_graph import NodeMap, Propagate, clicks_before
+from mag.loader import JoinedBatch, PairBatch
+from mag.schema import categoricals
 
 HIDDEN = (200, 80)
+Columns = list[SparseFeat | VarLenSparseFeat | DenseFeat]
+
+
+def afm(plain: Columns, history: Columns, dnn_hidden_units: Sequence[int], **kwargs: Any) -> AFM:
+    # It has no hidden layers, and dense columns in its linear part alone.
+    return AFM(plain, [one for one in plain if not isinstance(one, DenseFeat)], **kwargs)
+
+
+def din(plain: Columns, history: Columns, **kwargs: Any) -> DIN:
+    model = DIN(plain + history, attended(history), **kwargs)
+
+    def dense_columns(x: Tensor, columns: Columns, *rest: Any) -> tuple[list, list[Tensor]]:
+        return [], get_dense_input(x, model.feature_index, columns)
+
+    # It embeds and pools every column a second time, only to throw the result away.
+    model.input_from_feature_columns = dense_columns
+    return model
+
+
+def dien(plain: Columns, history: Columns, **kwargs: Any) -> DIEN:
+    return DIEN(plain + history, attended(history), gru_type='AUGRU', **kwargs)
+
+
+def attended(history: Columns) -> list[str]:
+    r"""The names of the target's columns that those of the history are compared with."""
+    return [column.name.removeprefix('hist_') for column in history]
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     'wide_deep': lambda plain, history, **kwargs: WDL(plain, plain, **kwargs),
     'deepfm': lambda plain, history, **kwargs: DeepFM(plain, plain, **kwargs),
-    'din': lambda plain, history, **kwargs: DIN(plain + history, ['item', 'category'], **kwargs),
-    'dien': lambda plain, history, **kwargs: DIEN(
-        plain + history, ['item', 'category'], gru_type='AUGRU', **kwargs
+    'afm': afm,
+    'nfm': lambda plain, history, **kwargs: NFM(plain, plain, **kwargs),
+    'dcn_v2': lambda plain, history, **kwargs: DCN(
+        plain, plain, cross_parameterization='matrix', **kwargs
     ),
+    'din': din,
+    'dien': dien,
 }
+HISTORY_READERS = ('din', 'dien')
+
+
+def make_library(architecture: str, plain: Columns, history: Columns) -> Any:
+    r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_ without the last
+    sigmoid.
+
+    Weights start as torch and MacGNN start them (Xavier for embeddings, zero for the wide part). The
+    library draws them all with a standard deviation of :math:`10^{-4}`, from which hidden layers
+    learn slowly.
+
+    Args:
+        architecture: A name in :obj:`ARCHITECTURES`.
+        plain: The columns of one number each.
+        history: The columns of lists, which DIN and DIEN read.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"'architecture' must be one of {sorted(ARCHITECTURES)}, but got '{architecture}'."
+        )
+    model = ARCHITECTURES[architecture](
+        plain,
+        history,
+        dnn_hidden_units=HIDDEN,
+        task='regression',
+        # The library seeds torch's generator; any fixed number would undo the caller's seed.
+        seed=torch.initial_seed(),
+    )
+    reset_library(model)
+    return model
+
+
+def reset_library(library: nn.Module) -> None:
+    for module in library.modules():
+        if isinstance(module, nn.Embedding):
+            if module.embedding_dim == 1:
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, (AGRUCell, AUGRUCell)):
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+        elif isinstance(module, (nn.Linear, nn.GRU)):
+            module.reset_parameters()
+
+
+def left_aligned(recent: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Lists with their paddings behind and no longer before, and how long each is, shape
+    :obj:`[B, 1]`."""
+    length = (recent >= 0).sum(dim=1, keepdim=True)
+    place = torch.arange(recent.size(1), device=recent.device)
+    return recent.gather(1, (place - length) % recent.size(1)), length
 
 
 class DeepCTR(nn.Module):
@@ -40,12 +124,8 @@ class DeepCTR(nn.Module):
     category. DIN and DIEN also read the user's recent items and their categories. DIEN runs
     without its auxiliary loss, which needs sampled negatives that no other model here sees.
 
-    The last sigmoid is left out, and weights start as torch and MacGNN start them (Xavier for
-    embeddings, zero for the wide part): the library draws them all with a standard deviation of
-    :math:`10^{-4}`, from which hidden layers learn slowly.
-
     Args:
-        architecture: ``'wide_deep'``, ``'deepfm'``, ``'din'`` or ``'dien'``.
+        architecture: A name in :obj:`ARCHITECTURES`.
         user_features: The user's id and attributes, ``[num_users, num_features]``.
         item_features: The item's id and category, ``[num_items, 2]``.
         user_sizes: For each user feature its name and its number of values.
@@ -59,7 +139,6 @@ class DeepCTR(nn.Module):
 
     user_features: Tensor
     item_features: Tensor
-    position: Tensor
     library: Any
 
     def __init__(
@@ -73,11 +152,7 @@ class DeepCTR(nn.Module):
         embedding_dim: int = 10,
     ) -> None:
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"'architecture' must be one of {sorted(ARCHITECTURES)}, but got '{architecture}'."
-            )
-        self.reads_history = architecture in ('din', 'dien')
+        self.reads_history = architecture in HISTORY_READERS
         num_items = item_features.size(0)
         # One row more stands for "no item": a user without history has a history of that alone,
         # because DIEN fails on a batch in which nobody has any.
@@ -92,7 +167,6 @@ class DeepCTR(nn.Module):
         self.register_buffer(
             'item_features', torch.cat([item_features, nothing]).float(), persistent=False
         )
-        self.register_buffer('position', torch.arange(num_recent), persistent=False)
         item_sizes = {'item': num_items + 1, 'category': num_categories + 1}
         plain = [
             SparseFeat(name, size, embedding_dim)
@@ -106,18 +180,7 @@ class DeepCTR(nn.Module):
             )
             for name, size in item_sizes.items()
         ]
-        self.library = ARCHITECTURES[architecture](
-            plain,
-            history,
-            dnn_hidden_units=HIDDEN,
-            task='regression',
-            # The library seeds torch's generator; any fixed number would undo the caller's seed.
-            seed=torch.initial_seed(),
-        )
-        if architecture == 'din':
-            # DIN embeds and pools every column a second time, only to throw the result away.
-            self.library.input_from_feature_columns = lambda *arguments: ([], [])
-        self.reset_parameters()
+        self.library = make_library(architecture, plain, history)
 
     @classmethod
     def from_data(
@@ -131,7 +194,7 @@ class DeepCTR(nn.Module):
 
         Args:
             data: A part of a split, after :class:`~mag.transforms.RecentNeighbors`.
-            architecture: ``'wide_deep'``, ``'deepfm'``, ``'din'`` or ``'dien'``.
+            architecture: A name in :obj:`ARCHITECTURES`.
             embedding_dim: The size of each feature's embedding.
             user_attributes: Whether users have features beside their id. MacGNN reads none.
         """
@@ -148,18 +211,7 @@ class DeepCTR(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        for module in self.library.modules():
-            if isinstance(module, nn.Embedding):
-                if module.embedding_dim == 1:
-                    nn.init.zeros_(module.weight)
-                else:
-                    nn.init.xavier_uniform_(module.weight)
-            elif isinstance(module, (AGRUCell, AUGRUCell)):
-                bound = module.hidden_size**-0.5
-                for parameter in module.parameters():
-                    nn.init.uniform_(parameter, -bound, bound)
-            elif isinstance(module, (nn.Linear, nn.GRU)):
-                module.reset_parameters()
+        reset_library(self.library)
 
     def forward(self, batch: PairBatch) -> Tensor:
         columns = [self.user_features[batch.user], self.item_features[batch.item]]
@@ -169,28 +221,9 @@ class DeepCTR(nn.Module):
 
     def history(self, recent: Tensor) -> list[Tensor]:
         r"""Returns recent items padded on the right, their number and their categories."""
-        num_recent = self.position.numel()
-        length = (recent >= 0).sum(dim=1, keepdim=True)
-        recent = recent.gather(1, (self.position - length) % num_recent)
+        recent, length = left_aligned(recent)
         features = self.item_features[recent]
         return [features[..., 0], length.clamp(min=1).float(), features[..., 1]]
-
-
-class Propagate(torch.autograd.Function):
-    r"""A symmetric linear map, whose gradient is the map itself.
-
-    Torch differentiates a sparse product by sorting the transpose anew at every step, which takes
-    ten times as long as the product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, propagate: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.propagate = propagate
-        return propagate(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.propagate(gradients[0]), None
 
 
 class LightGCN(nn.Module):
@@ -220,7 +253,8 @@ class LightGCN(nn.Module):
         )
         self.bias = nn.Embedding(num_users + num_items, 1)
         self.offset = nn.Parameter(torch.zeros(()))
-        self.graphs: dict[bool, Tensor] = {}
+        # In training and in evaluation.
+        self.graphs: dict[bool, NodeMap] = {}
         self.embedding: Tensor | None = None
         self.reset_parameters()
 
@@ -251,20 +285,19 @@ class LightGCN(nn.Module):
         self.graphs[False] = self.graph(data)
         self.embedding = None
 
-    def graph(self, data: HeteroData) -> Tensor:
+    def graph(self, data: HeteroData) -> NodeMap:
         r"""Returns :math:`\mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}` at the first cutoff."""
-        clicks = data[CLICKS]
-        user, item = clicks.edge_index[:, history_clock(data) < clicks.cutoff.min()]
         num_nodes = self.library.num_nodes
-        edge_index = to_undirected(torch.stack([user, item + self.num_users]), num_nodes=num_nodes)
+        edge_index = to_undirected(clicks_before(data), num_nodes=num_nodes)
         edge_index, weight = gcn_norm(edge_index, num_nodes=num_nodes, add_self_loops=False)
-        return to_torch_csr_tensor(edge_index, weight, (num_nodes, num_nodes))
+        return NodeMap(to_torch_csr_tensor(edge_index, weight, (num_nodes, num_nodes)))
 
     def propagate(self, x: Tensor) -> Tensor:
         r"""Sums the layers as :meth:`torch_geometric.nn.models.LightGCN.get_embedding` does."""
+        graph = self.graphs[self.training].on(x.device)
         out = x * self.library.alpha[0]
         for conv, alpha in zip(self.library.convs, self.library.alpha[1:], strict=True):
-            x = conv(x, self.graphs[self.training])
+            x = conv(x, graph)
             out = out + alpha * x
         return out
 
@@ -272,13 +305,22 @@ class LightGCN(nn.Module):
         self.embedding = None
         return super().train(mode)
 
-    def forward(self, batch: PairBatch) -> Tensor:
-        embedding = self.embedding
-        if embedding is None:
-            embedding = Propagate.apply(self.library.embedding.weight, self.propagate)
+    def nodes(self) -> Tensor:
+        r"""The embeddings of users and, after them, items, shape :obj:`[num_nodes, d]`."""
+        nodes = self.embedding
+        if nodes is None:
+            # The map is symmetric.
+            nodes = Propagate.apply(self.library.embedding.weight, self.propagate, self.propagate)
             # Weights do not change in evaluation, and a request should not pay for the whole graph.
             if not self.training and not torch.is_grad_enabled():
-                self.embedding = embedding
+                self.embedding = nodes
+        return nodes
+
+    def forward(self, batch: PairBatch | JoinedBatch) -> Tensor:
+        return self.score(batch, self.nodes())
+
+    def score(self, batch: PairBatch | JoinedBatch, nodes: Tensor) -> Tensor:
+        r"""The logits of a batch from the embeddings that :meth:`nodes` returns."""
         user, item = batch.user, batch.item + self.num_users
-        score = (embedding[user] * embedding[item]).sum(dim=-1)
+        score = (nodes[user] * nodes[item]).sum(dim=-1)
         return score + (self.bias(user) + self.bias(item)).squeeze(-1) + self.offset
