@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -88,7 +89,9 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    r"""The commit of the code that runs, or :obj:`None` outside of a repository."""
+    r"""The commit of the code that runs, or :obj:`None` outside of a repository or without git."""
+    if shutil.which('git') is None:
+        return None
     found = subprocess.run(
         ['git', 'describe', '--always', '--dirty'],
         cwd=Path(__file__).parent,

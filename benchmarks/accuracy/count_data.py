@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,13 +118,18 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     recent = RecentNeighbors(NUM_RECENT)
     train, val, test = (recent(part) for part in parts)
     counts = TargetCounts(half_lives=of_log.half_lives).fit(train)
-    windows = counts(train)[CLICKS].edge_label_counts
-    fresh = counts(test, log=data)[CLICKS].edge_label_counts
+    # One thread each: torch waits for no other while it sorts and sums.
+    with ThreadPoolExecutor() as pool:
+        made = [
+            pool.submit(counts, part, log)
+            for part, log in ((train, data), (val, None), (test, None), (train, None), (test, data))
+        ]
+    train, val, test, windows, fresh = (future.result() for future in made)
     optimum = None
     if 'truth' in data:
         optimum = bayes_optimal(data.truth['click_probability'][test[CLICKS].edge_label_row])
     return Parts(
-        data, counts(train, log=data), counts(val), counts(test), windows, fresh,
+        data, train, val, test, windows[CLICKS].edge_label_counts, fresh[CLICKS].edge_label_counts,
         of_log.temperature, optimum,
     )  # fmt: skip
 
@@ -203,6 +209,13 @@ def with_counts(part: HeteroData, counts: Tensor, keep: Callable[[str], bool]) -
     clicks.count_names = [names[place] for place in kept]
     places = {place: number for number, place in enumerate(kept)}
     clicks.count_prior = [places.get(prior[place], -1) for place in kept]
+    return part
+
+
+def without_counts(part: HeteroData) -> HeteroData:
+    part = copy.copy(part)
+    for name in ('edge_label_counts', 'count_names', 'count_prior', 'count_rate'):
+        del part[CLICKS][name]
     return part
 
 

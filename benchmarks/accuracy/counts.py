@@ -27,6 +27,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -38,16 +39,18 @@ from records import Record, Results, made_by, make_parser, select, stamp, table
 from torch import nn
 from torch_geometric.data import HeteroData
 
-from accuracy.baselines import BASELINES
+from accuracy.baselines import BASELINES, LOADERS, read_history
+from accuracy.boosted_trees import TRIALS as TREE_SETTINGS
+from accuracy.boosted_trees import BoostedTrees
 from accuracy.count_data import (
     DATASETS,
-    NUM_RECENT,
     PROTOCOLS,
     Parts,
     kind,
     load_parts,
     save_parts,
     with_counts,
+    without_counts,
     without_exposures,
 )
 from accuracy.harness import (
@@ -56,11 +59,12 @@ from accuracy.harness import (
     describe_rows,
     difference_to,
     paired,
+    prepare,
     spread,
     value_of,
 )
 from accuracy.jobs import run_jobs
-from mag.loader import ExposureLoader, HistoryLoader, JoinedLoader, PairLoader
+from mag.loader import ExposureLoader, JoinedLoader
 from mag.loader.row_loader import RowLoader
 from mag.models import CountNet
 from mag.schema import CLICKS
@@ -71,9 +75,12 @@ TRIALS: tuple[dict[str, float], ...] = tuple(
     {'learning_rate': learning_rate, 'weight_decay': weight_decay}
     for learning_rate, weight_decay in product((3e-3, 1e-2), (1e-5, 3e-4))
 )
-# Seconds of a step, as a multiple of CountNet's: what takes long begins first.
-EFFORTS = {'dien': 60.0, 'din': 6.0, 'afm': 6.0, 'lightgcn': 6.0, 'macgnn': 4.0}
-LOADERS = {'pairs': PairLoader, 'features': ExposureLoader, 'histories': HistoryLoader}
+# Seconds of a step, as a multiple of CountNet's: what takes longest begins first.
+EFFORTS = {'dien': 10.0, 'din': 5.0, 'sim': 5.0, 'eta': 5.0, 'graph_transformer': 10.0, 'afm': 10.0}
+TREE_TRIALS: tuple[dict[str, float], ...] = tuple(
+    {'learning_rate': learning_rate, 'num_leaves': num_leaves}
+    for learning_rate, num_leaves in TREE_SETTINGS
+)
 TABLES = {
     'models': 'Models',
     'ablations': 'What the parts of CountNet bring',
@@ -167,7 +174,7 @@ def baseline(name: str, counts: bool) -> Model:
         tuple(dict.fromkeys((*of.reads, *(['features'] if counts else [])))),
         counts,
         is_joined=True,
-        effort=EFFORTS.get(name, 2.0),
+        effort=EFFORTS.get(name, 1.5),
     )
 
 
@@ -224,7 +231,7 @@ class Job(NamedTuple):
 
 
 def trials_of(name: str) -> Sequence[dict[str, float]]:
-    return TRIALS
+    return TREE_TRIALS if name.startswith('lightgbm') else TRIALS
 
 
 class Plan:
@@ -302,25 +309,23 @@ def read_parts(path: Path) -> Parts:
 
 
 def make_loader(
-    model: Model, part: HeteroData, log: HeteroData | None, batch_size: int, seed: int | None = None
+    model: Model, part: HeteroData, batch_size: int, log: HeteroData | None = None, seed: int = 0
 ) -> RowLoader:
-    r"""Loads what a model reads of a part, shuffled if there is a :obj:`seed`. Click histories are
-    those before each row in :obj:`log`, or as of the cutoff of the part if there is none."""
-    arguments = {'HistoryLoader': {'history': log, 'length': NUM_RECENT}}
-    order = {'shuffle': seed is not None, 'seed': seed or 0}
+    r"""Loads what a model reads of a part. In training there is a :obj:`log`: rows are shuffled, and
+    click histories are those before each row instead of before the cutoff of the part."""
+    order = {'batch_size': batch_size, 'shuffle': log is not None, 'seed': seed}
     if not model.is_joined:
-        return ExposureLoader(part, batch_size, **order)
-    loaders = [
-        LOADERS[name](part, **arguments.get(LOADERS[name].__name__, {})) for name in model.reads
-    ]
-    return JoinedLoader(loaders, batch_size, **order)
+        return ExposureLoader(part, **order)
+    arguments = {'histories': {'history': log}}
+    loaders = [LOADERS[name](part, **arguments.get(name, {})) for name in model.reads]
+    return JoinedLoader(loaders, **order)
 
 
 def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
     r"""By what they are for, the parts with the counts that a model is given, if any."""
     found = {'train': parts.train, 'val': parts.val, 'test': parts.test}
     if not model.counts:
-        return found
+        return {name: without_counts(part) for name, part in found.items()}
     found['fresh'] = parts.test
     counts = {name: part[CLICKS].edge_label_counts for name, part in found.items()}
     counts['fresh'] = parts.fresh
@@ -333,23 +338,55 @@ def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
 
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
     r"""Trains one model; scores it on test only if that is the purpose."""
-    model = MODELS[job.model]
-    parts = read_parts(paths[job.dataset, job.protocol])
+    model, parts = MODELS[job.model], read_parts(paths[job.dataset, job.protocol])
     given = parts_of(model, parts)
-    train = make_loader(model, given['train'], parts.log, args.batch_size, job.seed)
-    loaders = {
-        name: make_loader(model, part, None, 8 * args.batch_size)
+    train = make_loader(model, given['train'], args.batch_size, parts.log, job.seed)
+    others = {
+        name: make_loader(model, part, 8 * args.batch_size)
         for name, part in given.items()
         if name != 'train'
     }
     seed_everything(job.seed, verbose=False)
     built = model.build(given['train'], given['val'], parts.temperature)
+    start = time.perf_counter()
+    if isinstance(built, BoostedTrees):
+        trained = built.fit(given['train'], given['val'], job.seed, **job.setting)
+        num_steps = 0
+    else:
+        trained, num_steps = fit_task(built, model, job, train, others['val'], args)
+    seconds = time.perf_counter() - start
+    record = {
+        **job._asdict(),
+        'stop': stop_of(args),
+        'accelerator': args.accelerator,
+        'rows': [len(loader.dataset) for loader in (train, others['val'], others['test'])],
+        'cost': {'seconds': seconds, 'epochs': num_steps / len(train)},
+        'val': evaluate(trained, others['val']),
+        **stamp(*PACKAGES),
+    }
+    if job.purpose == 'run':
+        read_history(trained, parts.test)
+        record |= {name: evaluate(trained, others[name]) for name in others if name != 'val'}
+        if parts.optimum is not None:
+            record['optimum'] = dict(zip(('auc', 'logloss'), parts.optimum, strict=True))
+    return record
+
+
+def fit_task(
+    built: nn.Module,
+    model: Model,
+    job: Job,
+    train: RowLoader,
+    val: RowLoader,
+    args: argparse.Namespace,
+) -> tuple[ClickTask, int]:
+    r"""The task with its best weights, and how many steps it took."""
     task = ClickTask(built, **job.setting, average=model.average)
-    steps, start = Steps(), time.perf_counter()
+    steps = Steps()
     fit(
         task,
         train,
-        loaders['val'],
+        val,
         max_epochs=args.max_epochs,
         patience=args.patience,
         seed=job.seed,
@@ -359,29 +396,7 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
         callbacks=[steps],
         accelerator=args.accelerator,
     )
-    seconds = time.perf_counter() - start
-    record = {
-        **job._asdict(),
-        'stop': stop_of(args),
-        'accelerator': args.accelerator,
-        'rows': [len(loader.dataset) for loader in (train, loaders['val'], loaders['test'])],
-        'cost': {
-            'seconds': seconds,
-            'epochs': steps.count / len(train),
-            'rows_per_second': steps.count * args.batch_size / seconds,
-        },
-        'val': evaluate(task, loaders['val']),
-        **stamp(*PACKAGES),
-    }
-    if job.purpose == 'run':
-        for module in task.modules():
-            # What propagates over a graph keeps that of a part.
-            if hasattr(module, 'read_history'):
-                module.read_history(parts.test)
-        record |= {name: evaluate(task, loaders[name]) for name in loaders if name != 'val'}
-        if parts.optimum is not None:
-            record['optimum'] = dict(zip(('auc', 'logloss'), parts.optimum, strict=True))
-    return record
+    return task, steps.count
 
 
 def stop_of(args: argparse.Namespace) -> Record:
@@ -398,11 +413,15 @@ def run(args: argparse.Namespace) -> None:
                 f'{args.out} has runs with {record["stop"]}, not {stop_of(args)}: write these to a '
                 f'file of their own, or the table would mix them.'
             )
-    paths = {
-        (dataset, protocol): save_parts(dataset, protocol, args.root, args.checkpoints)
+    prepare(args.threads)
+    logs = [
+        (dataset, protocol)
         for dataset, protocol in product(args.dataset, args.protocol)
         if protocol in DATASETS[dataset].protocols
-    }
+    ]
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(lambda log: save_parts(*log, args.root, args.checkpoints), logs)
+        paths = dict(zip(logs, made, strict=True))
     num_rows = {
         log: load_parts(path).train[CLICKS].edge_label.numel() for log, path in paths.items()
     }
@@ -421,11 +440,11 @@ def render(records: list[Record]) -> Iterable[str]:
         'Mean and standard deviation over seeds on the test part, served with stale counts, those '
         'as of its cutoff, unless a column says fresh: then each row reads what came strictly '
         'before it. Higher AUC and GAUC and lower logloss are better. P-values are of paired '
-        't-tests over seeds, without correction for their number. Learning rate and weight decay are chosen on validation with seed 0 in '
-        'four trials for each model, those of LightGBM being its own; ablations take the setting '
-        'of CountNet. All stop by the log loss of validation and score with a running average of '
-        'their weights. Seconds and rows a second are of training with validation, several runs '
-        'sharing the cores of one machine.'
+        't-tests over seeds, without correction for their number. Learning rate and weight decay '
+        'are chosen on validation with seed 0 in four trials for each model (of LightGBM learning '
+        'rate and leaves of a tree); ablations take the setting of CountNet. All stop by the log '
+        'loss of validation, and score with a running average of their weights. Seconds and rows a '
+        'second are of training with validation, several runs sharing the cores of one machine.'
     )
     runs = select(records, purpose='run')
     for dataset, protocol in product(DATASETS, PROTOCOLS):
@@ -456,7 +475,7 @@ def section(runs: list[Record]) -> Iterable[str]:
 
 HEADER = (
     'model', 'AUC', 'GAUC', 'logloss', 'AUC to CountNet', 'AUC fresh', 'GAUC fresh',
-    'logloss of validation', 'setting', 'seconds', 'rows/s', 'seeds',
+    'logloss of validation', 'setting', 'epochs', 'seconds', 'rows/s', 'seeds',
 )  # fmt: skip
 
 
@@ -473,10 +492,17 @@ def row_of(name: str, runs: list[Record]) -> list[str]:
         ),
         spread([one['val']['logloss'] for one in found]),
         ', '.join(f'{value:g}' for value in found[0]['setting'].values()),
+        f'{mean(one["cost"]["epochs"] for one in found):.1f}',
         f'{mean(one["cost"]["seconds"] for one in found):.0f}',
-        f'{mean(one["cost"]["rows_per_second"] for one in found):,.0f}',
+        rows_per_second(found),
         f'{len(found)}',
     ]
+
+
+def rows_per_second(runs: list[Record]) -> str:
+    r"""Rows trained a second; trees do not take them one after the other."""
+    rates = [run['cost']['epochs'] * run['rows'][0] / run['cost']['seconds'] for run in runs]
+    return f'{mean(rates):,.0f}' if min(rates) > 0 else ''
 
 
 def row_of_optimum(optimum: dict[str, float]) -> list[str]:
