@@ -15,6 +15,7 @@ CountNet's, except in MacGNN, where it is the published one of 10.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,15 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, count_encoder
+from accuracy.fields import EMBEDDING_DIM, category_table, count_encoder
+from accuracy.graph_models import GraphTransformer, PinSage
+from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
+from mag.click_index import take
 from mag.loader import (
     ExposureFeatures,
     ExposureLoader,
+    HistoryLoader,
     JoinedBatch,
     JoinedLoader,
     PairLoader,
@@ -94,7 +99,7 @@ class FieldDeepCTR(nn.Module):
         history: list[Any] = []
         self.reads_history = architecture in HISTORY_READERS
         if self.reads_history:
-            self.register_buffer('category', data['item'].category, persistent=False)
+            self.register_buffer('category', category_table(data), persistent=False)
             history = [
                 VarLenSparseFeat(
                     SparseFeat(f'hist_{name}', sizes[name], EMBEDDING_DIM, embedding_name=name),
@@ -113,8 +118,8 @@ class FieldDeepCTR(nn.Module):
         if self.reads_history:
             recent, length = left_aligned(batch.pairs.user_recent)
             # A user without history has one of row 0 alone: DIEN fails where nobody has any.
-            category = (self.category[recent.clamp(min=0)] + 1) * (recent >= 0)
-            columns += [recent + 1, length.clamp(min=1), category]
+            category = take(self.category, recent + 1)
+            columns += [recent + 1, length.clamp(min=1), category + 1]
         return self.library(torch.cat(columns, dim=1)).squeeze(-1)
 
 
@@ -184,6 +189,24 @@ def lightgcn(train: HeteroData, val: HeteroData, temperature: float, counts: boo
     return CountedLightGCN(train, val, counts)
 
 
+def sim(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return SIM(train, counts)
+
+
+def eta(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return ETA(train, counts)
+
+
+def pinsage(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return PinSage(train, val, counts)
+
+
+def graph_transformer(
+    train: HeteroData, val: HeteroData, temperature: float, counts: bool
+) -> nn.Module:
+    return GraphTransformer(train, counts)
+
+
 BASELINES = {
     'macgnn': Baseline('MacGNN', macgnn, ('pairs',)),
     'wide_deep': Baseline('Wide & Deep', deepctr('wide_deep')),
@@ -193,11 +216,16 @@ BASELINES = {
     'dcn_v2': Baseline('DCN V2', deepctr('dcn_v2')),
     'din': Baseline('DIN', deepctr('din'), ('features', 'pairs')),
     'dien': Baseline('DIEN', deepctr('dien'), ('features', 'pairs')),
+    'sim': Baseline('SIM (hard)', sim, ('features', 'histories')),
+    'eta': Baseline('ETA', eta, ('features', 'histories')),
     'lightgcn': Baseline('LightGCN', lightgcn),
+    'pinsage': Baseline('PinSage', pinsage),
+    'graph_transformer': Baseline('graph transformer', graph_transformer, ('features', 'pairs')),
 }
 LOADERS: dict[str, Callable[[HeteroData], Any]] = {
     'pairs': PairLoader,
     'features': ExposureLoader,
+    'histories': partial(HistoryLoader, length=LENGTH),
 }
 
 
@@ -235,5 +263,5 @@ def read_history(model: nn.Module, data: HeteroData) -> None:
     r"""Lets what propagates over clicks read those before the first cutoff of :obj:`data` in
     evaluation from now on: a model, or a task with its average of the weights."""
     for module in model.modules():
-        if isinstance(module, LightGCN):
+        if isinstance(module, (LightGCN, PinSage)):
             module.read_history(data)

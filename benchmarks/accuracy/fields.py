@@ -69,3 +69,8 @@ def count_encoder(data: HeteroData) -> CountEncoder:
             'counts=False.'
         )
     return CountEncoder(clicks.count_prior, clicks.count_rate)
+
+
+def category_table(data: HeteroData) -> Tensor:
+    r"""The category of each item behind a :obj:`-1`, that of none, shape :obj:`[1 + num_items]`."""
+    return torch.cat([torch.tensor([-1]), data['item'].category])
