@@ -311,7 +311,7 @@ def read_parts(path: Path) -> Parts:
 def make_loader(
     model: Model, part: HeteroData, batch_size: int, log: HeteroData | None = None, seed: int = 0
 ) -> RowLoader:
-    r"""Loads what a model reads of a part. In training there is a :obj:`log`: rows are shuffled, and
+    r"""Loads what a model reads of a part. In training there is a :obj:`log`: rows are shuffled and
     click histories are those before each row instead of before the cutoff of the part."""
     order = {'batch_size': batch_size, 'shuffle': log is not None, 'seed': seed}
     if not model.is_joined:
