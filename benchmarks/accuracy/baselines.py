@@ -23,6 +23,7 @@ from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
+from accuracy.boosted_trees import BoostedTrees
 from accuracy.deepctr_layers import use_faster_layers
 from accuracy.fields import EMBEDDING_DIM, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
@@ -47,7 +48,9 @@ class Baseline(NamedTuple):
     Args:
         title: What tables call it.
         build: From the training part, the validation part, MacGNN's temperature and whether the
-            counts at the target are read.
+            counts at the target are read. That of boosted trees is then trained by
+            :meth:`~accuracy.boosted_trees.BoostedTrees.fit`, and all others by
+            :func:`mag.training.fit`.
         reads: The parts of a batch that it reads without counts. A model that reads ids alone
             reads :obj:`'features'`, whose loader costs least.
     """
@@ -207,6 +210,10 @@ def graph_transformer(
     return GraphTransformer(train, counts)
 
 
+def lightgbm(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+    return BoostedTrees(train, counts)
+
+
 BASELINES = {
     'macgnn': Baseline('MacGNN', macgnn, ('pairs',)),
     'wide_deep': Baseline('Wide & Deep', deepctr('wide_deep')),
@@ -221,6 +228,7 @@ BASELINES = {
     'lightgcn': Baseline('LightGCN', lightgcn),
     'pinsage': Baseline('PinSage', pinsage),
     'graph_transformer': Baseline('graph transformer', graph_transformer, ('features', 'pairs')),
+    'lightgbm': Baseline('LightGBM', lightgbm),
 }
 LOADERS: dict[str, Callable[[HeteroData], Any]] = {
     'pairs': PairLoader,

@@ -60,15 +60,16 @@ class Fields(nn.Module):
         return rows.view(*index.shape, self.embedding.embedding_dim)
 
 
-def count_encoder(data: HeteroData) -> CountEncoder:
-    r"""What CountNet reads of the counts of :obj:`data`."""
+def count_encoder(data: HeteroData, learned: bool = True) -> CountEncoder:
+    r"""What CountNet reads of the counts of :obj:`data`; if not :obj:`learned`, with a fixed strength
+    of 10."""
     clicks = data[CLICKS]
     if 'count_prior' not in clicks:
         raise ValueError(
             'The data has no counts at the target: apply TargetCounts, or build the model with '
             'counts=False.'
         )
-    return CountEncoder(clicks.count_prior, clicks.count_rate)
+    return CountEncoder(clicks.count_prior, clicks.count_rate, learned=learned)
 
 
 def category_table(data: HeteroData) -> Tensor:
