@@ -5,10 +5,19 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans, check_integers, check_numbers, check_sizes
-from mag.loader import ExposureBatch, ExposureFeatures
-from mag.nn import MLP, CountEncoder
-from mag.schema import CLICKS, require
+from mag.checks import (
+    check_booleans,
+    check_choice,
+    check_integers,
+    check_keys,
+    check_numbers,
+    check_sizes,
+)
+from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
+from mag.models._field_embedding import FieldEmbedding
+from mag.models._macro_readout import MacroReadout, require_macro
+from mag.nn import MLP, CountEncoder, CrossNet
+from mag.schema import CLICKS, MACRO, hops, require
 
 
 class CountNet(torch.nn.Module):
@@ -32,6 +41,15 @@ class CountNet(torch.nn.Module):
     :obj:`ClickTask(model, average=0.99)` is what the table in :obj:`benchmarks/accuracy/counts.md`
     was made with.
 
+    Each as an option, the head reads more: all macro rows and the recent lists, as :class:`MacGNN`
+    does, and products of the features. Macro rows and recent lists come from a
+    :class:`~mag.loader.JoinedLoader`, of which the plain model reads the features alone.
+
+    .. code-block:: python
+
+        loader = JoinedLoader([ExposureLoader(train), PairLoader(train)])
+        model = CountNet.from_data(train, rows='twin', recent=True)
+
     Args:
         num_values (Mapping[str, int]): The number of values of each field of
             :obj:`ExposureBatch.sparse`, by its name.
@@ -46,14 +64,27 @@ class CountNet(torch.nn.Module):
             own. (default: :obj:`True`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
             a step of training, so that the rest learns to do without them. (default: :obj:`0.0`)
+        rows (str, optional): If set, the head reads the macro rows of user and item at all hops,
+            by :class:`~mag.nn.MacroConv` of the form :obj:`"paper"`, as :class:`MacGNN` does, or
+            :obj:`"twin"`. (default: :obj:`None`)
+        recent (bool, optional): If set to :obj:`True`, the head reads the user's recent items, as
+            the item attends to them, and the item's recent users, as the user does.
+            (default: :obj:`False`)
+        separate_tables (bool, optional): If set to :obj:`True`, what attends and is attended to has
+            embeddings of its own, apart from those that the head reads, as in the `"Long-Sequence
+            Recommendation Models Need Decoupled Embeddings" <https://arxiv.org/abs/2410.02604>`_
+            paper. (default: :obj:`False`)
+        num_crosses (int, optional): Layers of :class:`~mag.nn.CrossNet` between the features and
+            the head: the stacked structure of Figure 1 (a) of its paper. (default: :obj:`0`)
+        num_macro (Mapping[str, int], optional): The number of macro users, :obj:`"user"`, and of
+            macro items, :obj:`"item"`, if :obj:`rows` are read. (default: :obj:`None`)
+        num_hops (int, optional): Hops of macro rows to read. (default: :obj:`2`)
 
     Raises:
         TypeError: If an argument has another type.
-        ValueError: If a number is out of range, or a field has no number of values.
+        ValueError: If a number is out of range, a field has no number of values, or an option lacks
+            what it reads.
     """
-
-    offset: Tensor
-    is_id: Tensor
 
     def __init__(
         self,
@@ -65,6 +96,12 @@ class CountNet(torch.nn.Module):
         hidden_channels: Sequence[int] = (200, 80),
         ids: bool = True,
         id_dropout: float = 0.0,
+        rows: str | None = None,
+        recent: bool = False,
+        separate_tables: bool = False,
+        num_crosses: int = 0,
+        num_macro: Mapping[str, int] | None = None,
+        num_hops: int = 2,
     ) -> None:
         super().__init__()
         missing = [name for name in fields if name not in num_values]
@@ -77,22 +114,39 @@ class CountNet(torch.nn.Module):
         check_sizes(hidden_channels=hidden_channels)
         check_booleans(ids=ids)
         check_numbers('[0, 1)', id_dropout=id_dropout)
+        check_choice((None, 'paper', 'twin'), rows=rows)
+        check_booleans(recent=recent, separate_tables=separate_tables)
+        check_integers(0, num_crosses=num_crosses)
+        check_integers(1, num_hops=num_hops)
+        attends = rows is not None or recent
+        if attends and not (ids and {'user', 'item'} <= set(fields)):
+            raise ValueError(
+                "CountNet attends by the ids of users and items, but was asked for 'rows' or "
+                "'recent' without them."
+            )
+        if separate_tables and not attends:
+            raise ValueError(
+                "'separate_tables' are read by the attention, but CountNet was asked for neither "
+                "'rows' nor 'recent'."
+            )
+        if rows is not None:
+            check_keys(('user', 'item'), num_macro=num_macro)
+            check_integers(1, **{f'num_macro[{name!r}]': num for name, num in num_macro.items()})
         self.fields = tuple(fields)
         self.ids, self.id_dropout = ids, id_dropout
-        # Of each field the first row stands for none, -1; columns of one name share their rows.
-        starts, size = {}, 0
-        for name in dict.fromkeys(fields):
-            starts[name] = size
-            size += num_values[name] + 1
-        read = [place for place, name in enumerate(fields) if ids or name not in ('user', 'item')]
-        self.columns = read
-        self.register_buffer('offset', torch.tensor([starts[fields[i]] for i in read]), False)
-        is_id = torch.tensor([fields[i] in ('user', 'item') for i in read], dtype=torch.bool)
-        self.register_buffer('is_id', is_id, False)
-        self.embedding = torch.nn.Embedding(max(size, 1), embedding_dim)
-        self.embedding.requires_grad_(bool(read))
+        self.embedding = FieldEmbedding(num_values, fields, embedding_dim, ids, id_dropout)
+        channels = len(self.embedding.columns) * embedding_dim
         self.encoder = CountEncoder(count_prior, count_rate) if count_prior else None
-        channels = len(read) * embedding_dim + 2 * len(count_prior)
+        if self.encoder is not None:
+            channels += self.encoder.out_channels
+        self.readout = None
+        if attends:
+            num_nodes = {name: num_values[name] for name in ('user', 'item')}
+            self.readout = MacroReadout(
+                embedding_dim, num_nodes, num_macro or {}, num_hops, rows, recent, separate_tables
+            )
+            channels += self.readout.out_channels
+        self.cross = CrossNet(channels, num_crosses) if num_crosses > 0 else None
         self.head = MLP([channels, *hidden_channels, 1])
         self.reset_parameters()
 
@@ -104,10 +158,11 @@ class CountNet(torch.nn.Module):
             data (HeteroData): Any part of the log; all parts share their sizes.
             counts (bool, optional): If set to :obj:`False`, no counts are read.
                 (default: :obj:`True`)
-            **kwargs (optional): Arguments of :class:`CountNet`.
+            **kwargs (optional): Arguments of :class:`CountNet`. By default all hops of the data are
+                read, if macro rows are.
 
         Raises:
-            ValueError: If counts are to be read and there are none.
+            ValueError: If counts, macro rows or recent lists are to be read and there are none.
         """
         require(data, 'CountNet.from_data')
         clicks = data[CLICKS]
@@ -118,33 +173,34 @@ class CountNet(torch.nn.Module):
             )
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)
+        if kwargs.get('rows') is not None:
+            kwargs = {'num_hops': max(len(hops(data, 'user')), 1), **kwargs}
+            require_macro(data, 'CountNet.from_data', kwargs['num_hops'], False)
+            kwargs['num_macro'] = {name: data[macro].num_nodes for name, macro in MACRO.items()}
+        require_macro(data, 'CountNet.from_data', 0, kwargs.get('recent', False))
         return cls(features.num_values, features.fields, prior, rate, **kwargs)
 
     def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.embedding.weight, std=0.001)
-        if self.encoder is not None:
-            self.encoder.reset_parameters()
-        self.head.reset_parameters()
+        for part in (self.embedding, self.encoder, self.readout, self.cross, self.head):
+            if part is not None:
+                part.reset_parameters()
 
-    def forward(self, batch: ExposureBatch) -> Tensor:
+    def forward(self, batch: ExposureBatch | JoinedBatch) -> Tensor:
         r"""
         Args:
-            batch (ExposureBatch): Exposures with their features and counts.
+            batch (ExposureBatch or JoinedBatch): Exposures with their features and counts; with
+                their macro rows beside them if :obj:`rows` or :obj:`recent` are read.
 
         Returns:
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
-            ValueError: If the batch has no counts, and some are read.
+            TypeError: If the batch is of another kind.
+            ValueError: If the batch lacks something that is read.
         """
-        features = []
-        if self.columns:
-            row = batch.sparse[:, self.columns] + 1
-            if self.training and self.id_dropout > 0:
-                dropped = torch.rand(row.shape, device=row.device) < self.id_dropout
-                row = row.masked_fill(dropped & self.is_id, 0)
-            rows = self.embedding.weight.index_select(0, (row + self.offset).view(-1))
-            features.append(rows.view(row.size(0), -1))
+        batch, pairs = _parts(batch)
+        ids = self.embedding.known(batch.sparse)
+        features = [self.embedding(ids).flatten(1)]
         if self.encoder is not None:
             if batch.counts is None:
                 raise ValueError(
@@ -152,7 +208,33 @@ class CountNet(torch.nn.Module):
                     'TargetCounts, or build it with counts=False.'
                 )
             features.append(self.encoder(batch.counts))
-        return self.head(torch.cat(features, dim=1)).squeeze(-1)
+        if self.readout is not None:
+            if pairs is None:
+                raise ValueError(
+                    'CountNet reads macro rows or recent neighbors, but the batch has none: load '
+                    'JoinedLoader([ExposureLoader(part), PairLoader(part)]).'
+                )
+            columns = {name: ids[:, self.fields.index(name)] for name in ('user', 'item')}
+            features += self.readout(pairs, columns, self.embedding.of)
+        x = torch.cat(features, dim=1)
+        return self.head(x if self.cross is None else self.cross(x)).squeeze(-1)
 
     def extra_repr(self) -> str:
         return f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}'
+
+
+def _parts(batch: Any) -> tuple[ExposureBatch, PairBatch | None]:
+    r"""The features and the macro rows of a batch."""
+    pairs = None
+    if isinstance(batch, JoinedBatch):
+        batch, pairs = batch.features, batch.pairs
+        if batch is None:
+            raise ValueError(
+                'CountNet reads the features of exposures, but batch.features is None: join '
+                'ExposureLoader(part) with the other loaders.'
+            )
+    if not isinstance(batch, ExposureBatch):
+        raise TypeError(
+            f'CountNet expects an ExposureBatch or a JoinedBatch, but got {type(batch).__name__}.'
+        )
+    return batch, pairs

@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_booleans, check_choice, check_integers, check_sizes
 from mag.loader import PairBatch
+from mag.models._macro_readout import require_macro
 from mag.nn import MLP, MacroConv
 from mag.schema import MACRO, hops, require
 
@@ -136,18 +137,9 @@ class MacGNN(torch.nn.Module):
             ValueError: If the data has no macro edges, or fewer hops or neighbors than asked for.
         """
         require(data, 'MacGNN.from_data')
-        num_hops, has_recent = len(hops(data, 'user')), 'recent' in data['user']
-        kwargs = {'num_hops': max(num_hops, 1), 'recent': has_recent, **kwargs}
-        if kwargs['num_hops'] > num_hops:
-            raise ValueError(
-                f'MacGNN.from_data reads {kwargs["num_hops"]} hops, but the data has '
-                f'{num_hops}: apply MacroCoarsen with num_hops={kwargs["num_hops"]}.'
-            )
-        if kwargs['recent'] and not has_recent:
-            raise ValueError(
-                'MacGNN.from_data was asked for recent neighbors, but the data has none: apply '
-                'RecentNeighbors first.'
-            )
+        num_hops = max(len(hops(data, 'user')), 1)
+        kwargs = {'num_hops': num_hops, 'recent': 'recent' in data['user'], **kwargs}
+        require_macro(data, 'MacGNN.from_data', kwargs['num_hops'], kwargs['recent'])
         return cls(
             data['user'].num_nodes,
             data['item'].num_nodes,

@@ -3,6 +3,7 @@ r"""Layers, each in the idiom of :mod:`torch_geometric.nn`."""
 from mag.nn.behavior_graph_conv import BehaviorGraphConv
 from mag.nn.behavior_merge import BehaviorMerge
 from mag.nn.count_encoder import CountEncoder
+from mag.nn.cross_net import CrossNet
 from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
 from mag.nn.hash_embedding import HashEmbedding
@@ -19,6 +20,7 @@ __all__ = [
     'BehaviorGraphConv',
     'BehaviorMerge',
     'CountEncoder',
+    'CrossNet',
     'Dice',
     'DomainHeads',
     'HashEmbedding',

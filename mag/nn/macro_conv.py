@@ -40,26 +40,47 @@ class MacroConv(MessagePassing):
     computed once a target, and :math:`\mathbf{W}_V` is applied to the few macro nodes, or after the
     sum: rows of length :math:`d^{\prime}` are never made for each neighbor of each target.
 
+    :obj:`form="twin"` is the cluster-aware target attention from the `"TWIN V2: Scaling Ultra-Long
+    User Behavior Sequence Modeling for Enhanced CTR Prediction at Kuaishou"
+    <https://arxiv.org/abs/2407.16357>`_ paper, which puts both into one softmax over the macro
+    nodes with :math:`n_{vq} > 0`,
+
+    .. math::
+        w_{vq} \, \alpha_{vq} = \underset{q}{\mathrm{softmax}} \left(
+        \frac{\langle \mathbf{W}_Q \mathbf{e}_q, \mathbf{W}_K \mathbf{e}_v \rangle}
+        {\sqrt{d^{\prime}}} + \frac{\ln n_{vq}}{\tau} \right),
+
+    as if each of the :math:`n_{vq}` interactions were attended to by itself and all of one macro
+    node had the same embedding. The paper has :math:`\tau = 1`; another one weighs by
+    :math:`n_{vq}^{1 / \tau}`, as eq. 6 does.
+
     Args:
         in_channels (int): Size :math:`d` of the embeddings.
         out_channels (int): Size :math:`d^{\prime}` of the output.
         temperature (float, optional): :math:`\tau`. (default: :obj:`1.0`)
         form (str, optional): :obj:`"paper"`, or :obj:`"released"` for the code of its authors,
             whose softmax of the attention runs over an axis of size one. Every :math:`\alpha` is
-            then 1, and :math:`\mathbf{W}_Q, \mathbf{W}_K` are never trained.
-            (default: :obj:`"paper"`)
-        mask_zero (bool, optional): Whether macro nodes with count 0 are left out of both softmaxes,
-            as in the paper; the released code takes them in. (default: as :obj:`form` has it)
+            then 1, and :math:`\mathbf{W}_Q, \mathbf{W}_K` are never trained; or :obj:`"twin"` for
+            one softmax. (default: :obj:`"paper"`)
+        mask_zero (bool, optional): Whether macro nodes with count 0 are left out of the softmaxes,
+            as in both papers; the released code takes them in, and :obj:`"twin"`, whose
+            :math:`\ln 0` has no weight, cannot. (default: as :obj:`form` has it)
         weighting (bool, optional): If set to :obj:`False`, all :math:`w_{vq}` of a target are equal
             (the ablation "w/o weighting" of Table 4). (default: :obj:`True`)
         renormalize (bool, optional): If set to :obj:`True`, :math:`w \cdot \alpha` is scaled to
-            sum to 1, which the paper does not. (default: :obj:`False`)
+            sum to 1, which the paper does not, and one softmax always does.
+            (default: :obj:`False`)
 
     Shapes:
         - **input:** embeddings of macro nodes and targets :math:`((M, d), (B, d))`, and the counts
           as edge indices :math:`(2, |\mathcal{E}|)` with edge weights :math:`(|\mathcal{E}|)`, as
           a sparse matrix :math:`(B, M)`, or as a dense one
         - **output:** :math:`(B, d^{\prime})`
+
+    Raises:
+        TypeError: If an argument has another type.
+        ValueError: If a number is out of range, :obj:`form` is unknown, or :obj:`"twin"` is to take
+            in macro nodes with count 0.
     """
 
     def __init__(
@@ -73,11 +94,16 @@ class MacroConv(MessagePassing):
         renormalize: bool = False,
     ) -> None:
         super().__init__(aggr='add')
-        mask_zero = form == 'paper' if mask_zero is None else mask_zero
+        mask_zero = form != 'released' if mask_zero is None else mask_zero
         check_integers(1, in_channels=in_channels, out_channels=out_channels)
         check_numbers('(0, inf]', temperature=temperature)
-        check_choice(('paper', 'released'), form=form)
+        check_choice(('paper', 'released', 'twin'), form=form)
         check_booleans(mask_zero=mask_zero, weighting=weighting, renormalize=renormalize)
+        if form == 'twin' and not mask_zero:
+            raise ValueError(
+                "MacroConv weighs macro nodes by ln n with form='twin', which leaves out those "
+                "with count 0, but got mask_zero=False: leave it out, or take form='paper'."
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.temperature = temperature
@@ -89,8 +115,8 @@ class MacroConv(MessagePassing):
         self.lin_key = torch.nn.Linear(in_channels, out_channels, bias=False)
         self.lin_value = torch.nn.Linear(in_channels, out_channels, bias=False)
         # A parameter that waits for a gradient that never comes stops distributed training.
-        self.lin_query.requires_grad_(form == 'paper')
-        self.lin_key.requires_grad_(form == 'paper')
+        self.lin_query.requires_grad_(form != 'released')
+        self.lin_key.requires_grad_(form != 'released')
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -103,6 +129,7 @@ class MacroConv(MessagePassing):
         x: tuple[Tensor, Tensor],
         edge_index: Adj,
         edge_weight: OptTensor = None,
+        x_attention: OptTensor = None,
     ) -> Tensor:
         r"""
         Args:
@@ -114,6 +141,11 @@ class MacroConv(MessagePassing):
                 :class:`torch_sparse.SparseTensor` or :class:`torch.sparse.Tensor`; or a dense
                 matrix of floats of shape :obj:`[B, M]`.
             edge_weight (torch.Tensor, optional): Counts, shape :obj:`[E]`.
+            x_attention (torch.Tensor, optional): What the attention reads of the macro nodes in the
+                place of their embeddings, shape :obj:`[M, d]`. With embeddings of targets, which
+                nothing but the attention reads, that are apart as well, these are the separate
+                tables of the `"Long-Sequence Recommendation Models Need Decoupled Embeddings"
+                <https://arxiv.org/abs/2410.02604>`_ paper. (default: :obj:`None`)
 
         Counts are finite and at least 0, which is not checked here: a GPU would wait for it.
 
@@ -131,11 +163,13 @@ class MacroConv(MessagePassing):
         check_tensor(self, 'macro nodes', x_macro, ('M', self.in_channels), 'floats')
         check_tensor(self, 'targets', x_target, ('B', self.in_channels), 'floats')
         size = (x_macro.size(0), x_target.size(0))
+        if x_attention is not None:
+            check_tensor(self, 'x_attention', x_attention, (size[0], self.in_channels), 'floats')
         is_dense = not is_sparse(edge_index) and edge_index.is_floating_point()
         if is_dense or is_sparse(edge_index):
             self._check_matrix(edge_index, edge_weight, size)
         if is_dense:
-            return self._forward_dense(x_macro, x_target, edge_index)
+            return self._forward_dense(x_macro, x_target, edge_index, x_attention)
         if is_sparse(edge_index):
             if isinstance(edge_index, Tensor) and edge_index.layout == torch.sparse_coo:
                 edge_index = edge_index.coalesce()
@@ -152,10 +186,11 @@ class MacroConv(MessagePassing):
             edge_weight = edge_weight.index_select(0, present)
         else:
             edge_index, edge_weight = self._complete(edge_index, edge_weight, size)
-        # propagate_type: (x: Tensor, query: Tensor, edge_weight: Tensor)
+        # propagate_type: (x: Tensor, attended: OptTensor, query: Tensor, edge_weight: Tensor)
         out = self.propagate(
             edge_index,
             x=(x_macro, x_target),
+            attended=None if x_attention is None else (x_attention, None),
             query=(None, self._query(x_target)),
             edge_weight=edge_weight,
             size=size,
@@ -165,6 +200,7 @@ class MacroConv(MessagePassing):
     def message(
         self,
         x_j: Tensor,
+        attended_j: OptTensor,
         query_i: Tensor,
         edge_weight: Tensor,
         index: Tensor,
@@ -172,16 +208,22 @@ class MacroConv(MessagePassing):
         size_i: OptInt,
     ) -> Tensor:
         log_weight = self._log_weight(edge_weight)
+        if self.form != 'released':
+            score = ((x_j if attended_j is None else attended_j) * query_i).sum(dim=-1)
+        if self.form == 'twin':
+            log_weight = score + log_weight
         weight = softmax(log_weight, index, ptr, size_i)
         if self.form == 'paper':
-            weight = weight * softmax((x_j * query_i).sum(dim=-1), index, ptr, size_i)
+            weight = weight * softmax(score, index, ptr, size_i)
         if self.renormalize:
             total = scatter(weight, index, dim_size=size_i)
             total = total.clamp(min=torch.finfo(weight.dtype).tiny)
             weight = weight / total.index_select(0, index)
         return weight.to(x_j.dtype).unsqueeze(-1) * x_j
 
-    def attend(self, x: Tensor, x_target: Tensor, mask: Tensor) -> Tensor:
+    def attend(
+        self, x: Tensor, x_target: Tensor, mask: Tensor, x_attention: OptTensor = None
+    ) -> Tensor:
         r"""Plain attention over a short list of neighbors a target, without counts: the recent
         interactions of eq. 12 and 13.
 
@@ -191,26 +233,36 @@ class MacroConv(MessagePassing):
             mask (torch.Tensor): Which neighbors there are, shape :obj:`[B, R]`. The paddings are
                 left out of the softmax, unless :obj:`mask_zero=False`, which takes them in and
                 drops them after, as the released code does.
+            x_attention (torch.Tensor, optional): What the attention reads in the place of
+                :obj:`x`, shape :obj:`[B, R, d]`. (default: :obj:`None`)
 
         Returns:
             Shape :obj:`[B, d']`; zero for a target without neighbors.
         """
-        if self.form == 'paper':
+        if self.form != 'released':
             # Not bmm, whose backward takes twice as long for matrices as small as these.
-            score = (x * self._query(x_target).unsqueeze(1)).sum(dim=-1)
+            attended = x if x_attention is None else x_attention
+            score = (attended * self._query(x_target).unsqueeze(1)).sum(dim=-1)
             weight = self._masked_softmax(score, mask) * mask
         else:
             weight = mask.to(x.dtype)
         return self.lin_value((weight.unsqueeze(-1) * x).sum(dim=1))
 
-    def _forward_dense(self, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
+    def _forward_dense(
+        self, x_macro: Tensor, x_target: Tensor, counts: Tensor, x_attention: OptTensor
+    ) -> Tensor:
         present = counts > 0
-        weight = self._masked_softmax(self._log_weight(counts), present)
+        log_weight = self._log_weight(counts)
+        if self.form != 'released':
+            score = self._query(x_target) @ (x_macro if x_attention is None else x_attention).t()
+        if self.form == 'twin':
+            log_weight = score + log_weight
+        weight = self._masked_softmax(log_weight, present)
         if self.mask_zero:
             # A target without any count keeps the zero vector.
             weight = weight * present
         if self.form == 'paper':
-            weight = weight * self._masked_softmax(self._query(x_target) @ x_macro.t(), present)
+            weight = weight * self._masked_softmax(score, present)
         if self.renormalize:
             total = weight.sum(dim=-1, keepdim=True)
             weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)
@@ -235,7 +287,11 @@ class MacroConv(MessagePassing):
         return x_target @ (self.lin_key.weight.t() @ self.lin_query.weight / scale)
 
     def _log_weight(self, counts: Tensor) -> Tensor:
-        return counts.log1p() / self.temperature if self.weighting else torch.zeros_like(counts)
+        if not self.weighting:
+            return torch.zeros_like(counts)
+        # Where there is no count, the softmax of form "twin" does not look.
+        log = counts.where(counts > 0, 1).log() if self.form == 'twin' else counts.log1p()
+        return log / self.temperature
 
     def _masked_softmax(self, score: Tensor, mask: Tensor) -> Tensor:
         if self.mask_zero:

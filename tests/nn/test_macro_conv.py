@@ -405,8 +405,11 @@ def test_reset_parameters() -> None:
         ({'out_channels': -1}, "'out_channels' must be at least 1, but got -1"),
         ({'temperature': 0.0}, r"'temperature' must be a number in \(0, inf\], but got 0.0"),
         ({'temperature': math.nan}, r"'temperature' must be a number in \(0, inf\], but got nan"),
-        ({'form': 'new'}, "'form' must be one of 'paper', 'released', but got 'new'"),
-        ({'form': 'literal'}, "'form' must be one of 'paper', 'released', but got 'literal'"),
+        ({'form': 'new'}, "'form' must be one of 'paper', 'released', 'twin', but got 'new'"),
+        (
+            {'form': 'literal'},
+            "'form' must be one of 'paper', 'released', 'twin', but got 'literal'",
+        ),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
