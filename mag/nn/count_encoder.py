@@ -23,7 +23,7 @@ class CountEncoder(torch.nn.Module):
 
     so that where little was seen there is nothing to say. A view without a prior view expects the
     rate of all exposures. The numbers are standardised over batches in training, and by their
-    running averages in evaluation.
+    averages so far in evaluation.
 
     Counts of any kind will do, with fractions such as decayed ones, as long as :math:`0 \le c \le
     n`.
@@ -76,7 +76,8 @@ class CountEncoder(torch.nn.Module):
         back = torch.tensor([place[view] for view in range(len(prior))])
         self.register_buffer('back', back, persistent=False)
         self.theta = torch.nn.Parameter(torch.empty(len(prior)), requires_grad=learned)
-        self.norm = torch.nn.BatchNorm1d(2 * len(prior), momentum=0.01, affine=False)
+        # Averages over all batches so far: a short training has no time to forget where others start.
+        self.norm = torch.nn.BatchNorm1d(2 * len(prior), momentum=None, affine=False)
         self.reset_parameters()
 
     @property

@@ -61,6 +61,21 @@ def test_strengths_are_learned_unless_told_otherwise() -> None:
     assert not CountEncoder([-1], 0.3, learned=False).theta.requires_grad
 
 
+def test_a_short_training_normalises_as_a_long_one() -> None:
+    counts = torch.randint(0, 50, (64, 5, 1)).float() + torch.tensor([30.0, 0.0])
+    encoder = CountEncoder(PRIOR, 0.4, learned=False)
+    for rows in (counts[:32], counts[32:]):
+        encoder(rows)
+    numbers = [encoder.norm.running_mean.clone(), encoder.norm.running_var.clone()]
+    for rows in (counts[:32], counts[32:]) * 20:
+        encoder(rows)
+    torch.testing.assert_close(numbers, [encoder.norm.running_mean, encoder.norm.running_var])
+    # Numbers of mean 0 and deviation 1, but for the difference between the two halves.
+    values = encoder.eval()(counts)
+    torch.testing.assert_close(values.mean(0), torch.zeros(10), atol=1e-5, rtol=0)
+    assert (values.std(0) - 1).abs().max() < 0.1
+
+
 def test_compiles_and_exports() -> None:
     encoder = CountEncoder(PRIOR, 0.4).eval()
     counts = torch.randint(0, 9, (7, 5, 1)).float() + torch.tensor([3.0, 0.0])
