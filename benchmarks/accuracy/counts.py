@@ -192,6 +192,14 @@ MODELS = {
         for counts in (False, True)
     },
     'no_counts': ablation('w/o counts', {'counts': False}, counts=False),
+    'no_target': ablation(
+        "w/o counts, with MacGNN's rows",
+        {'counts': False, 'rows': 'paper'},
+        reads=('features', 'pairs'),
+        counts=False,
+        is_joined=True,
+        effort=3.0,
+    ),
     'no_exposures': ablation('w/o exposures (clicks alone)', exposures=False),
     'one_resolution': ablation('one resolution', columns=is_of_one_resolution),
     'no_ids': ablation('w/o ids', {'ids': False}),
@@ -202,6 +210,16 @@ MODELS = {
     'windows': ablation('counts as of windows in training', exact=False),
     'no_average': ablation('w/o average of the weights', average=None),
     'decay': option('+ decayed counts', {}, columns=is_any),
+    'rows_paper': option("+ MacGNN's rows", {'rows': 'paper'}, 'pairs', effort=3.0),
+    'rows_twin': option('+ rows in one softmax (TWIN-V2)', {'rows': 'twin'}, 'pairs', effort=3.0),
+    'separate_tables': option(
+        '+ rows in one softmax, separate tables (DARE)',
+        {'rows': 'twin', 'separate_tables': True},
+        'pairs',
+        effort=3.0,
+    ),
+    'recent': option('+ recent lists', {'recent': True}, 'pairs', effort=3.0),
+    'crosses': option('+ crosses (DCN V2)', {'num_crosses': 2}, effort=3.0),
     'id_dropout': option('+ ids dropped at random', {'id_dropout': 0.1}),
 }
 
