@@ -91,6 +91,9 @@ class MacroReadout(torch.nn.Module):
             out += [self._read_recent(name, of, target, embed) for name, of in recent.items()]
         return out
 
+    def extra_repr(self) -> str:
+        return f'num_hops={self.num_hops}, recent={self.recent}'
+
     def _attention(self, node_type: str, ids: Tensor) -> Tensor:
         return look_up(self.attention[node_type].weight, ids)
 

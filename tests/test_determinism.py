@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.loader import ExposureLoader, HistoryLoader, PairLoader, PathLoader
-from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph
+from mag.loader import ExposureLoader, HistoryLoader, JoinedLoader, PairLoader, PathLoader
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
 from mag.nn import (
     BehaviorGraphConv,
     HashEmbedding,
@@ -28,6 +28,7 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    TargetCounts,
     TemporalSplit,
     TimeSlots,
     UserInterest,
@@ -125,6 +126,30 @@ def test_macgnn(log: HeteroData, arguments: dict[str, Any]) -> None:
             lambda: click_learner(MacGNN.from_data(part, **arguments), batch, batch.label)
         )
     )
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'rows': 'paper', 'num_crosses': 2, 'id_dropout': 0.1},
+        {'rows': 'twin', 'recent': True, 'separate_tables': True},
+    ],
+)
+def test_count_net(log: HeteroData, arguments: dict[str, Any]) -> None:
+    part = TemporalSplit(0.3, 0.8, 0.9, num_windows=3)(log)[0]
+    part = MacroCoarsen({'user': 8, 'item': 'category'})(RecentNeighbors(20)(part))
+    part = TargetCounts()(part)
+    loader = JoinedLoader([ExposureLoader(part), PairLoader(part)], 2048, shuffle=True)
+    batch = next(iter(loader))
+
+    def make() -> Learner:
+        model = CountNet.from_data(part, **arguments)
+        # Embeddings near 0 would have most gradients vanish.
+        torch.nn.init.normal_(model.embedding.weight)
+        return click_learner(model, batch, batch.label)
+
+    assert_repeatable(lambda: train(make))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.fingerprint import check_same_config, describe_loader, describe_task
-from mag.models import HyperCTR, MacGNN, SRJGraph
+from mag.models import CountNet, HyperCTR, MacGNN, SRJGraph
 
 
 def test_config_names_each_difference() -> None:
@@ -271,6 +271,23 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
         (
             lambda **changes: SRJGraph({'user': 5, 'item': 5}, **changes),
             {'query': False, 'intention': False, 'upstream': False, 'form': 'released'},
+        ),
+        (
+            lambda **changes: CountNet(
+                {'user': 5, 'item': 5},
+                ('user', 'item'),
+                [-1, -1],
+                0.5,
+                **{'rows': 'twin', 'num_macro': {'user': 3, 'item': 3}, **changes},
+            ),
+            {
+                'rows': 'paper',
+                'recent': True,
+                'separate_tables': True,
+                'num_crosses': 1,
+                'num_hops': 1,
+                'id_dropout': 0.1,
+            },
         ),
     ],
 )

@@ -25,7 +25,7 @@ from torch_geometric.data import HeteroData
 
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, category_table, count_encoder
+from accuracy.fields import EMBEDDING_DIM, Batch, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
 from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
@@ -34,7 +34,6 @@ from mag.loader import (
     ExposureFeatures,
     ExposureLoader,
     HistoryLoader,
-    JoinedBatch,
     JoinedLoader,
     PairLoader,
 )
@@ -64,8 +63,9 @@ class FieldDeepCTR(nn.Module):
     r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_ that reads every
     field of an exposure, and its counts as dense features.
 
-    DIN and DIEN also read the user's recent items and their categories. DIEN runs without its
-    auxiliary loss, which needs sampled negatives that no other model here sees.
+    DIN and DIEN also read the user's recent items and, where items have some, their categories.
+    DIEN runs without its auxiliary loss, which needs sampled negatives that no other model here
+    sees.
 
     Args:
         data: A part of the log, after :class:`~mag.transforms.RecentNeighbors` for DIN and DIEN.
@@ -103,26 +103,28 @@ class FieldDeepCTR(nn.Module):
         self.reads_history = architecture in HISTORY_READERS
         if self.reads_history:
             self.register_buffer('category', category_table(data), persistent=False)
+            self.clicked = [name for name in ('item', 'item_category') if name in sizes]
             history = [
                 VarLenSparseFeat(
                     SparseFeat(f'hist_{name}', sizes[name], EMBEDDING_DIM, embedding_name=name),
                     data['user'].recent.size(-1),
                     length_name='length',
                 )
-                for name in ('item', 'item_category')
+                for name in self.clicked
             ]
         self.library = make_library(architecture, columns, history)
         use_faster_layers(self.library)
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         columns = [(batch.features.sparse + 1).float()]
         if self.encoder is not None:
             columns.append(self.encoder(batch.features.counts))
         if self.reads_history:
             recent, length = left_aligned(batch.pairs.user_recent)
             # A user without history has one of row 0 alone: DIEN fails where nobody has any.
-            category = take(self.category, recent + 1)
-            columns += [recent + 1, length.clamp(min=1), category + 1]
+            columns += [recent + 1, length.clamp(min=1)]
+            if 'item_category' in self.clicked:
+                columns.append(take(self.category, recent + 1) + 1)
         return self.library(torch.cat(columns, dim=1)).squeeze(-1)
 
 
@@ -140,10 +142,10 @@ class MacroGraph(nn.Module):
         self.model = MacGNN.from_data(data, temperature=temperature)
         self.encoder = count_encoder(data) if counts else None
         if self.encoder is not None:
-            in_channels = self.model.head[0].in_features + self.encoder.out_channels
+            in_channels = next(self.model.head.parameters()).size(1) + self.encoder.out_channels
             self.model.head = MLP([in_channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         features = self.model.features(batch.pairs)
         if self.encoder is not None:
             features = torch.cat([features, self.encoder(batch.features.counts)], dim=1)
@@ -167,7 +169,7 @@ class CountedLightGCN(nn.Module):
             in_channels = 2 * EMBEDDING_DIM + self.encoder.out_channels
             self.head = MLP([in_channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         nodes = self.model.nodes()
         logit = self.model.score(batch, nodes)
         if self.encoder is None:

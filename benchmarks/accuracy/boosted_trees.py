@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from accuracy.fields import count_encoder
-from mag.loader import ExposureBatch, ExposureLoader, JoinedBatch
+from accuracy.fields import Batch, count_encoder
+from mag.loader import ExposureBatch, ExposureLoader
 
 # Learning rates and numbers of leaves, as many pairs as other models have trials.
 TRIALS = tuple(itertools.product((0.1, 0.03), (31, 127)))
@@ -96,11 +96,17 @@ class BoostedTrees(nn.Module):
         r"""What trees read of a batch, a NumPy array."""
         columns = [batch.sparse.float()]
         if self.encoder is not None:
-            rate, prior = self.encoder.rates(batch.counts)
-            columns += [batch.counts[..., 0].log1p(), rate, rate - prior]
+            counts = batch.counts
+            if counts is None:
+                raise ValueError(
+                    'BoostedTrees reads counts at the target, but batch.counts is None: apply '
+                    'TargetCounts, or build it with counts=False.'
+                )
+            rate, prior = self.encoder.rates(counts)
+            columns += [counts[..., 0].log1p(), rate, rate - prior]
         return torch.cat(columns, dim=1).cpu().numpy()
 
     @torch.no_grad()
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         logits = self.booster.predict(self.table(batch.features), raw_score=True)
         return torch.from_numpy(np.asarray(logits)).float().to(batch.user.device)

@@ -3,8 +3,10 @@ r"""Layers of DeepCTR-Torch that compute the same in less time on a CPU."""
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from deepctr_torch.layers.activation import Dice
-from deepctr_torch.layers.sequence import DynamicGRU
+from deepctr_torch.layers.core import LocalActivationUnit
+from deepctr_torch.layers.sequence import AUGRUCell, DynamicGRU
 from deepctr_torch.models.dien import InterestExtractor
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -26,19 +28,51 @@ class FlatDice(Dice):
         return (rows * torch.addcmul(alpha, share, 1 - alpha)).view_as(x)
 
 
-class JoinedGRU(DynamicGRU):
-    r"""A GRU whose states are joined at the end: the library writes each step into one tensor,
-    which autograd copies as a whole at every step."""
+class SplitActivationUnit(LocalActivationUnit):
+    r"""The attention of DIN and DIEN, whose first layer is split by what it reads, so that nothing
+    is repeated for each click and no table of four times the size is made.
+
+    .. math::
+        \mathbf{W} [\mathbf{q} \Vert \mathbf{k} \Vert \mathbf{q} - \mathbf{k} \Vert \mathbf{q} \odot
+        \mathbf{k}] = (\mathbf{W}_1 + \mathbf{W}_3) \mathbf{q} + (\mathbf{W}_2 - \mathbf{W}_3)
+        \mathbf{k} + \mathbf{W}_4 (\mathbf{q} \odot \mathbf{k})
+    """
+
+    def forward(self, query: Tensor, user_behavior: Tensor) -> Tensor:
+        first, *others = self.dnn.linears
+        of_query, of_click, of_difference, of_product = first.weight.chunk(4, dim=1)
+        x = F.linear(user_behavior, of_click - of_difference)
+        x = x + F.linear(query * user_behavior, of_product)
+        x = x + F.linear(query, of_query + of_difference, first.bias)
+        activate, *activates = self.dnn.activation_layers
+        x = activate(x)
+        for layer, activate in zip(others, activates, strict=True):
+            x = activate(layer(x))
+        return self.dense(x)
+
+
+class JoinedAUGRU(DynamicGRU):
+    r"""A GRU with an attentional update gate, whose states are joined at the end: the library
+    writes each step into one tensor, which autograd copies as a whole at every step. What inputs
+    add to the gates is one product for all steps."""
 
     def forward(self, inputs: Any, att_scores: Any = None, hx: Tensor | None = None) -> Any:
-        sizes = inputs.batch_sizes.tolist()
-        if hx is None:
-            hx = inputs.data.new_zeros(sizes[0], self.hidden_size)
+        cell, sizes = self.rnn, inputs.batch_sizes.tolist()
+        state = inputs.data.new_zeros(sizes[0], self.hidden_size) if hx is None else hx
+        split = [2 * self.hidden_size, self.hidden_size]
+        of_inputs = F.linear(inputs.data, cell.weight_ih, cell.bias_ih).split(sizes)
+        scores = att_scores.data.view(-1, 1).split(sizes)
         states = []
-        for x, score in zip(inputs.data.split(sizes), att_scores.data.split(sizes), strict=True):
+        for of_input, score in zip(of_inputs, scores, strict=True):
             # Rows are in the order of their lengths, so that those which end are the last.
-            hx = self.rnn(x, hx[: len(x)], score)
-            states.append(hx)
+            state = state[: len(of_input)]
+            of_state = F.linear(state, cell.weight_hh, cell.bias_hh)
+            gate, candidate = of_input.split(split, dim=1)
+            state_gate, state_candidate = of_state.split(split, dim=1)
+            reset, update = (gate + state_gate).sigmoid().chunk(2, dim=1)
+            new = torch.tanh(candidate + reset * state_candidate)
+            state = torch.lerp(state, new, score * update)
+            states.append(state)
         return PackedSequence(
             torch.cat(states), inputs.batch_sizes, inputs.sorted_indices, inputs.unsorted_indices
         )
@@ -59,7 +93,9 @@ def use_faster_layers(library: nn.Module) -> None:
     for module in library.modules():
         if isinstance(module, Dice):
             module.__class__ = FlatDice
-        elif isinstance(module, DynamicGRU):
-            module.__class__ = JoinedGRU
+        elif isinstance(module, LocalActivationUnit):
+            module.__class__ = SplitActivationUnit
+        elif isinstance(module, DynamicGRU) and isinstance(module.rnn, AUGRUCell):
+            module.__class__ = JoinedAUGRU
         elif isinstance(module, InterestExtractor):
             module.__class__ = PaddedExtractor

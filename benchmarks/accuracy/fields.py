@@ -1,16 +1,38 @@
 r"""What a baseline reads of an exposure: the fields that CountNet reads, and the counts at the
 target."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from mag.loader import ExposureBatch, ExposureFeatures
+from mag.click_index import take
+from mag.loader import ExposureBatch, ExposureFeatures, HistoryBatch, PairBatch
 from mag.nn import CountEncoder
 from mag.schema import CLICKS
 
 # What CountNet has.
 EMBEDDING_DIM = 16
+
+
+class Batch(Protocol):
+    r"""A :class:`~mag.loader.JoinedBatch` in which those parts are that a model reads."""
+
+    @property
+    def user(self) -> Tensor: ...
+
+    @property
+    def item(self) -> Tensor: ...
+
+    @property
+    def features(self) -> ExposureBatch: ...
+
+    @property
+    def pairs(self) -> PairBatch: ...
+
+    @property
+    def histories(self) -> HistoryBatch: ...
 
 
 class Fields(nn.Module):
@@ -26,6 +48,7 @@ class Fields(nn.Module):
     """
 
     offset: Tensor
+    category: Tensor
 
     def __init__(self, data: HeteroData, counts: bool, embedding_dim: int = EMBEDDING_DIM) -> None:
         super().__init__()
@@ -38,6 +61,9 @@ class Fields(nn.Module):
         self.register_buffer('offset', offset, persistent=False)
         self.embedding = nn.Embedding(size, embedding_dim)
         nn.init.xavier_uniform_(self.embedding.weight)
+        # What a click is known by.
+        self.has_category = 'item_category' in self.start
+        self.register_buffer('category', category_table(data), persistent=False)
         self.encoder = count_encoder(data) if counts else None
         self.out_channels = len(features.fields) * embedding_dim
         if self.encoder is not None:
@@ -54,6 +80,14 @@ class Fields(nn.Module):
         r"""The embeddings of values of one field, :obj:`-1` for none."""
         return self._rows(ids + (1 + self.start[name]))
 
+    def embed_items(self, item: Tensor) -> list[Tensor]:
+        r"""The embeddings of items, :obj:`-1` for none, and of their categories where the log has
+        some."""
+        rows = [self.embed('item', item)]
+        if self.has_category:
+            rows.append(self.embed('item_category', take(self.category, item + 1)))
+        return rows
+
     def _rows(self, index: Tensor) -> Tensor:
         # As self.embedding(index), but its backward takes a third of the time.
         rows = self.embedding.weight.index_select(0, index.reshape(-1))
@@ -61,8 +95,8 @@ class Fields(nn.Module):
 
 
 def count_encoder(data: HeteroData, learned: bool = True) -> CountEncoder:
-    r"""What CountNet reads of the counts of :obj:`data`; if not :obj:`learned`, with a fixed strength
-    of 10."""
+    r"""What CountNet reads of the counts of :obj:`data`; if not :obj:`learned`, of a fixed
+    strength of 10."""
     clicks = data[CLICKS]
     if 'count_prior' not in clicks:
         raise ValueError(
@@ -73,5 +107,8 @@ def count_encoder(data: HeteroData, learned: bool = True) -> CountEncoder:
 
 
 def category_table(data: HeteroData) -> Tensor:
-    r"""The category of each item behind a :obj:`-1`, that of none, shape :obj:`[1 + num_items]`."""
-    return torch.cat([torch.tensor([-1]), data['item'].category])
+    r"""The category of each item behind a :obj:`-1`, that of none, shape :obj:`[1 + num_items]`;
+    no item has one where the log knows none."""
+    num_items = data['item'].num_nodes
+    category = data['item'].get('category', torch.full((num_items,), -1))
+    return torch.cat([torch.tensor([-1]), category])

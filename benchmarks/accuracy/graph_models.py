@@ -8,10 +8,9 @@ from torch_geometric.data import HeteroData
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
 from accuracy.click_graph import NodeMap, Propagate, clicks_before
-from accuracy.fields import Fields, category_table
+from accuracy.fields import Batch, Fields
 from accuracy.pair_models import HIDDEN
 from mag.click_index import take
-from mag.loader import JoinedBatch
 from mag.nn import MLP
 
 # One for each graph that tokens form.
@@ -68,6 +67,7 @@ class PinSage(nn.Module):
         self.head = MLP([self.fields.out_channels + 3 * dim, *HIDDEN, 1])
         # The weights of neighbors and their transpose, in training and in evaluation.
         self.graphs: dict[bool, tuple[NodeMap, NodeMap]] = {True: self.graph(train)}
+        self.embedding: Tensor | None = None
         self.read_history(val)
 
     def read_history(self, data: HeteroData) -> None:
@@ -89,7 +89,7 @@ class PinSage(nn.Module):
         )
 
     def train(self, mode: bool = True) -> 'PinSage':
-        self.embedding: Tensor | None = None
+        self.embedding = None
         return super().train(mode)
 
     def nodes(self) -> Tensor:
@@ -112,7 +112,7 @@ class PinSage(nn.Module):
             self.embedding = h
         return h
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         nodes = self.nodes()
         user, item = nodes[batch.user], nodes[batch.item + self.num_users]
         features = torch.cat([self.fields(batch.features), user, item, user * item], dim=1)
@@ -253,36 +253,32 @@ class GraphTransformer(nn.Module):
         num_neighbors (int, optional): Neighbors of each of the two. (default: :obj:`10`)
     """
 
-    category: Tensor
-
     def __init__(self, data: HeteroData, counts: bool, num_neighbors: int = 10) -> None:
         super().__init__()
         self.num_neighbors = num_neighbors
         self.fields = Fields(data, counts)
         dim = self.fields.embedding.embedding_dim
-        self.register_buffer('category', category_table(data), persistent=False)
         # User, item, the user's items and the item's users.
         self.role = nn.Embedding(4, dim)
         nn.init.xavier_uniform_(self.role.weight)
         self.first, self.second = MaskedLayer(dim), MaskedLayer(dim)
         self.head = MLP([self.fields.out_channels + 2 * dim, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         items, users = (
             recent[:, -self.num_neighbors :]
             for recent in (batch.pairs.user_recent, batch.pairs.item_recent)
         )
         item = torch.cat([batch.item.unsqueeze(1), items], dim=1)
-        category = take(self.category, item + 1)
         tokens = torch.cat(
             [
                 self.fields.embed('user', batch.user.unsqueeze(1)),
-                self.fields.embed('item', item) + self.fields.embed('item_category', category),
+                torch.stack(self.fields.embed_items(item)).sum(0),
                 self.fields.embed('user', users),
             ],
             dim=1,
         )
-        masks = graph_masks(category, item >= 0, users >= 0)
+        masks = graph_masks(take(self.fields.category, item + 1), item >= 0, users >= 0)
         tokens = tokens + self.roles(items.size(1), users.size(1))
         tokens = self.second(self.first(tokens, masks, tokens.size(1)), masks, 2)
         features = torch.cat([self.fields(batch.features), tokens.flatten(1)], dim=1)
@@ -306,7 +302,8 @@ def graph_masks(category: Tensor, has_item: Tensor, has_user: Tensor) -> Tensor:
     category; to the second all that are there. Each token also attends to itself.
 
     Args:
-        category: That of the target item and of the user's items, shape :obj:`[B, 1 + R]`.
+        category: That of the target item and of the user's items, :obj:`-1` where it is not known,
+            shape :obj:`[B, 1 + R]`.
         has_item: Which of these are there, shape :obj:`[B, 1 + R]`.
         has_user: Which of the item's users are there, shape :obj:`[B, R]`.
     """
@@ -320,7 +317,7 @@ def graph_masks(category: Tensor, has_item: Tensor, has_user: Tensor) -> Tensor:
     click[:, 1, users] = has_user
     click[:, users, 1] = has_user
     same = category.unsqueeze(2) == category.unsqueeze(1)
-    click[:, items, items] = same & has_item.unsqueeze(2) & has_item.unsqueeze(1)
+    click[:, items, items] = same & (has_item & (category >= 0)).unsqueeze(1)
     there = torch.cat([has_item.new_ones(num_rows, 1), has_item, has_user], dim=1)
     every[:] = there.unsqueeze(1)
     edges.diagonal(dim1=2, dim2=3).fill_(True)

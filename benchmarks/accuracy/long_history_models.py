@@ -5,10 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
-from accuracy.fields import Fields, category_table
+from accuracy.fields import Batch, Fields
 from accuracy.pair_models import HIDDEN
 from mag.click_index import take
-from mag.loader import JoinedBatch
 from mag.nn import MLP
 
 # How far back clicks are searched, how many of them are attended to, and how many newest ones
@@ -22,9 +21,9 @@ class LongHistoryModel(nn.Module):
     r"""Multi-head target attention to the newest clicks, and to those that a search among all
     found, beside the fields of the exposure.
 
-    A click is the embeddings of its item and of that item's category. A zero is among what is
-    attended to, so that the attention can find that nothing matters, and there is something where a
-    search finds nothing.
+    A click is the embeddings of its item and of that item's category, where items have one. A zero
+    is among what is attended to, so that the attention can find that nothing matters, and there is
+    something where a search finds nothing.
 
     Args:
         data (HeteroData): A part of the log.
@@ -32,20 +31,17 @@ class LongHistoryModel(nn.Module):
         num_heads (int, optional): Heads of either attention. (default: :obj:`2`)
     """
 
-    category: Tensor
-
     def __init__(self, data: HeteroData, counts: bool, num_heads: int = 2) -> None:
         super().__init__()
         self.fields = Fields(data, counts)
-        self.register_buffer('category', category_table(data), persistent=False)
-        self.channels = 2 * self.fields.embedding.embedding_dim
+        self.channels = (1 + self.fields.has_category) * self.fields.embedding.embedding_dim
         self.recent_attention, self.found_attention = (
             nn.MultiheadAttention(self.channels, num_heads, add_zero_attn=True, batch_first=True)
             for _ in range(2)
         )
         self.head = MLP([self.fields.out_channels + 2 * self.channels, *HIDDEN, 1])
 
-    def forward(self, batch: JoinedBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         history = batch.histories.history
         target = self.embed(batch.item.unsqueeze(1))
         read = [
@@ -56,18 +52,13 @@ class LongHistoryModel(nn.Module):
         return self.head(features).squeeze(-1)
 
     def embed(self, item: Tensor) -> Tensor:
-        r"""Items with their categories, :obj:`-1` for none, shape :obj:`[*, channels]`."""
-        category = take(self.category, item + 1)
-        return torch.cat(
-            [self.fields.embed('item', item), self.fields.embed('item_category', category)], dim=-1
-        )
+        r"""Items and what is known of them, :obj:`-1` for none, shape :obj:`[*, channels]`."""
+        return torch.cat(self.fields.embed_items(item), dim=-1)
 
     def attend(self, attention: nn.MultiheadAttention, target: Tensor, items: Tensor) -> Tensor:
         r"""What the target reads of items, shape :obj:`[B, channels]`."""
         clicks = self.embed(items)
-        out, _ = attention(
-            target, clicks, clicks, key_padding_mask=items < 0, need_weights=False
-        )
+        out, _ = attention(target, clicks, clicks, key_padding_mask=items < 0, need_weights=False)
         return out.squeeze(1)
 
     def search(self, item: Tensor, history: Tensor) -> Tensor:
@@ -86,11 +77,23 @@ class SIM(LongHistoryModel):
     of the target's category.
 
     The newest clicks of all are attended to as those are, where the paper has DIEN.
+
+    Raises:
+        ValueError: If items have no categories.
     """
 
+    def __init__(self, data: HeteroData, counts: bool) -> None:
+        super().__init__(data, counts)
+        if not self.fields.has_category:
+            raise ValueError(
+                "SIM searches the clicks of the target's category, but data['item'] has no "
+                'category: ETA does without.'
+            )
+
     def search(self, item: Tensor, history: Tensor) -> Tensor:
-        wanted = take(self.category, item + 1).unsqueeze(1)
-        is_found = (take(self.category, history + 1) == wanted) & (history >= 0)
+        category = self.fields.category
+        wanted = take(category, item + 1).unsqueeze(1)
+        is_found = (take(category, history + 1) == wanted) & (wanted >= 0) & (history >= 0)
         return best(history, is_found.long())
 
 
@@ -117,7 +120,7 @@ class ETA(LongHistoryModel):
     @torch.no_grad()
     def fingerprints(self) -> Tensor:
         r"""1 or -1 for each bit of each item, shape :obj:`[num_items, num_bits]`."""
-        items = torch.arange(self.category.numel() - 1, device=self.category.device)
+        items = torch.arange(self.fields.category.numel() - 1, device=self.planes.device)
         return torch.where(self.embed(items) @ self.planes > 0, 1.0, -1.0)
 
     @torch.no_grad()

@@ -19,7 +19,8 @@ from torch_geometric.nn.models import LightGCN as PyGLightGCN
 from torch_geometric.utils import to_torch_csr_tensor, to_undirected
 
 from accuracy.click_graph import NodeMap, Propagate, clicks_before
-from mag.loader import JoinedBatch, PairBatch
+from accuracy.fields import Batch
+from mag.loader import PairBatch
 from mag.schema import categoricals
 
 HIDDEN = (200, 80)
@@ -69,9 +70,9 @@ def make_library(architecture: str, plain: Columns, history: Columns) -> Any:
     r"""A model of `DeepCTR-Torch <https://github.com/shenweichen/DeepCTR-Torch>`_ without the last
     sigmoid.
 
-    Weights start as torch and MacGNN start them (Xavier for embeddings, zero for the wide part). The
-    library draws them all with a standard deviation of :math:`10^{-4}`, from which hidden layers
-    learn slowly.
+    Weights start as torch and MacGNN start them (Xavier for embeddings, zero for the wide part):
+    the library draws them all with a standard deviation of :math:`10^{-4}`, from which hidden
+    layers learn slowly.
 
     Args:
         architecture: A name in :obj:`ARCHITECTURES`.
@@ -316,10 +317,10 @@ class LightGCN(nn.Module):
                 self.embedding = nodes
         return nodes
 
-    def forward(self, batch: PairBatch | JoinedBatch) -> Tensor:
+    def forward(self, batch: PairBatch | Batch) -> Tensor:
         return self.score(batch, self.nodes())
 
-    def score(self, batch: PairBatch | JoinedBatch, nodes: Tensor) -> Tensor:
+    def score(self, batch: PairBatch | Batch, nodes: Tensor) -> Tensor:
         r"""The logits of a batch from the embeddings that :meth:`nodes` returns."""
         user, item = batch.user, batch.item + self.num_users
         score = (nodes[user] * nodes[item]).sum(dim=-1)

@@ -1,23 +1,56 @@
+import copy
+import io
+import pickle
+import shutil
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch_geometric.data import HeteroData
+from torchmetrics.functional.classification import binary_auroc
 
 from mag.datasets import SyntheticMarket
-from mag.loader import ExposureBatch, ExposureLoader
-from mag.models import CountNet
+from mag.loader import (
+    ExposureBatch,
+    ExposureLoader,
+    JoinedBatch,
+    JoinedLoader,
+    PairBatch,
+    PairLoader,
+)
+from mag.metrics import bayes_optimal
+from mag.models import CountNet, MacGNN
 from mag.training import ClickTask, evaluate, fit
-from mag.transforms import MacroCoarsen, TargetCounts, TemporalSplit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
 
+CLICKS = ('user', 'clicks', 'item')
 FIELDS = ('user', 'item', 'item_brand', 'query', 'query')
 NUM_VALUES = {'user': 5, 'item': 4, 'item_brand': 3, 'query': 6}
+STARTS = {'user': 0, 'item': 6, 'item_brand': 11, 'query': 15}
+NUM_MACRO = {'user': 3, 'item': 2}
+OPTIONS: dict[str, dict[str, Any]] = {
+    'plain': {},
+    'paper': {'rows': 'paper'},
+    'twin': {'rows': 'twin'},
+    'recent': {'recent': True},
+    'crosses': {'num_crosses': 2},
+    'separate': {'rows': 'twin', 'separate_tables': True},
+    'separate recent': {'recent': True, 'separate_tables': True},
+    'all': {'rows': 'twin', 'recent': True, 'separate_tables': True, 'num_crosses': 1},
+}
+each_option = pytest.mark.parametrize('options', OPTIONS.values(), ids=list(OPTIONS))
+# Enough to compile every line once: tracing takes seconds.
+each_path = pytest.mark.parametrize(
+    'options', [OPTIONS[name] for name in ('plain', 'paper', 'recent', 'all')]
+)
 
 
 def make(seed: int = 0, **arguments: Any) -> CountNet:
     torch.manual_seed(seed)
     arguments = {'embedding_dim': 2, 'hidden_channels': (6, 4), **arguments}
-    return CountNet(NUM_VALUES, FIELDS, [-1, 0], 0.3, **arguments)
+    return CountNet(NUM_VALUES, FIELDS, [-1, 0], 0.3, num_macro=NUM_MACRO, **arguments)
 
 
 def make_batch(size: int = 8) -> ExposureBatch:
@@ -31,12 +64,34 @@ def make_batch(size: int = 8) -> ExposureBatch:
     return ExposureBatch(user, item, sparse, torch.empty(size, 0), counts=counts)
 
 
-def test_the_head_reads_embeddings_and_encoded_counts() -> None:
-    model, batch = make().eval(), make_batch()
+def make_joined(size: int = 8) -> JoinedBatch:
+    generator = torch.Generator().manual_seed(2)
+    features = make_batch(size)
+
+    def draw(low: int, high: int, width: int) -> Tensor:
+        return torch.randint(low, high, (size, width), generator=generator)
+
+    pairs = PairBatch(
+        features.user,
+        features.item,
+        (draw(0, 4, 2).float(), draw(0, 4, 3).float()),
+        (draw(0, 4, 3).float(), draw(0, 4, 2).float()),
+        draw(-1, NUM_VALUES['item'], 3),
+        draw(-1, NUM_VALUES['user'], 4),
+    )
+    return JoinedBatch(features.user, features.item, pairs=pairs, features=features)
+
+
+def spread(model: CountNet) -> CountNet:
+    r"""The model with embeddings that are not near 0."""
     torch.nn.init.normal_(model.embedding.weight)
-    starts = {'user': 0, 'item': 6, 'item_brand': 11, 'query': 15}
+    return model
+
+
+def test_the_head_reads_embeddings_and_encoded_counts() -> None:
+    model, batch = spread(make().eval()), make_batch()
     table = [
-        torch.cat([model.embedding.weight[starts[name] + 1 + id] for name, id in zip(FIELDS, row)])
+        torch.cat([model.embedding.weight[STARTS[name] + 1 + id] for name, id in zip(FIELDS, row)])
         for row in batch.sparse.tolist()
     ]
     x = torch.cat([torch.stack(table), model.encoder(batch.counts)], 1)
@@ -44,43 +99,199 @@ def test_the_head_reads_embeddings_and_encoded_counts() -> None:
     assert model.embedding.num_embeddings == 5 + 4 + 3 + 6 + 4
 
 
+def softmax_sum(score: list[Tensor], value: list[Tensor]) -> Tensor:
+    if not value:
+        return torch.zeros(2)
+    weight = torch.stack(score).softmax(0)
+    return (weight.unsqueeze(1) * torch.stack(value)).sum(0)
+
+
+@pytest.mark.parametrize('separate_tables', [False, True])
+def test_the_head_reads_macro_rows_and_recent_lists(separate_tables: bool) -> None:
+    model = spread(make(rows='twin', recent=True, separate_tables=separate_tables).eval())
+    batch = make_joined()
+    pairs, readout = batch.pairs, model.readout
+
+    def embedding(name: str, id: int) -> Tensor:
+        return model.embedding.weight[STARTS[name] + 1 + id]
+
+    def attention(name: str, id: int) -> Tensor:
+        return readout.attention[name].weight[1 + id] if separate_tables else embedding(name, id)
+
+    macro_attention = readout.macro_attention if separate_tables else readout.macro
+
+    def read(reached: str, target: Tensor, neighbors: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+        conv = readout.conv[reached]
+        key = conv.lin_key.weight @ target
+        score = [
+            (conv.lin_query.weight @ attended) @ key / 2**0.5 + torch.tensor(float(n)).log()
+            for _, attended, n in neighbors
+        ]
+        return conv.lin_value.weight @ softmax_sum(score, [value for value, _, _ in neighbors])
+
+    rows = []
+    for row, (user, item) in enumerate(batch.features.sparse[:, :2].tolist()):
+        target = {'user': attention('user', user), 'item': attention('item', item)}
+        features = [embedding(*pair) for pair in zip(FIELDS, batch.features.sparse[row].tolist())]
+        features.append(model.encoder(batch.features.counts)[row])
+        for reached, counts in (
+            ('item', pairs.user_hops[0]),
+            ('user', pairs.user_hops[1]),
+            ('user', pairs.item_hops[0]),
+            ('item', pairs.item_hops[1]),
+        ):
+            present = [(q, n) for q, n in enumerate(counts[row].tolist()) if n > 0]
+            macro, attended = readout.macro[reached].weight, macro_attention[reached].weight
+            features.append(
+                read(reached, target[reached], [(macro[q], attended[q], n) for q, n in present])
+            )
+        for reached, recent in (('item', pairs.user_recent), ('user', pairs.item_recent)):
+            ids = [id for id in recent[row].tolist() if id >= 0]
+            features.append(
+                read(
+                    reached,
+                    target[reached],
+                    [(embedding(reached, id), attention(reached, id), 1) for id in ids],
+                )
+            )
+        rows.append(torch.cat(features))
+    torch.testing.assert_close(model(batch), model.head(torch.stack(rows)).squeeze(-1))
+
+
+def test_crosses_lie_between_the_features_and_the_head() -> None:
+    model, batch = spread(make(num_crosses=2).eval()), make_batch()
+    plain = make().eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items()
+                           if not name.startswith('cross')})  # fmt: skip
+    read = []
+    plain.head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    plain(batch)
+    expected = model.head(model.cross(read[0])).squeeze(-1)
+    torch.testing.assert_close(model(batch), expected)
+
+
+def test_the_plain_model_reads_joined_batches_as_their_features() -> None:
+    for options in ({}, {'num_crosses': 1}, {'ids': False}):
+        model, batch = spread(make(**options).eval()), make_joined()
+        assert torch.equal(model(batch), model(batch.features))
+        assert torch.equal(model(batch._replace(pairs=None)), model(batch.features))
+
+
 def test_without_ids_users_and_items_are_told_apart_by_counts_alone() -> None:
     model, batch = make(ids=False).eval(), make_batch()
+    assert model.embedding.num_embeddings == 3 + 6 + 2
     other = batch._replace(sparse=batch.sparse.clone())
     other.sparse[:, :2] = 0
     assert torch.equal(model(batch), model(other))
     other.sparse[:, 2] = (other.sparse[:, 2] + 1) % 3
-    torch.nn.init.normal_(model.embedding.weight)
+    spread(model)
     assert not torch.equal(model(batch), model(other))
     assert not torch.equal(model(batch), model(batch._replace(counts=batch.counts + 1)))
 
 
-def test_dropped_ids_are_those_of_nobody_in_training_alone() -> None:
-    model, batch = make(id_dropout=0.999999), make_batch()
-    torch.nn.init.normal_(model.embedding.weight)
-    nobody = batch._replace(sparse=batch.sparse.clone())
-    nobody.sparse[:, :2] = -1
-    plain = make()
+@each_option
+def test_dropped_ids_are_those_of_nobody_in_training_alone(options: dict[str, Any]) -> None:
+    model, batch = spread(make(id_dropout=0.999999, **options)), make_joined()
+    nobody = batch.features.sparse.clone()
+    nobody[:, :2] = -1
+    unknown = batch._replace(features=batch.features._replace(sparse=nobody))
+    plain = make(**options)
     plain.load_state_dict(model.state_dict())
-    assert torch.equal(model.train()(batch), plain.train()(nobody))
+    assert torch.equal(model.train()(batch), plain.train()(unknown))
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model.eval()(batch), plain.eval()(batch))
 
 
-def test_compiles_and_exports() -> None:
-    model, batch = make().eval(), make_batch()
-    expected = model(batch)
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    torch.testing.assert_close(compiled(batch), expected)
-    program = torch.export.export(model, (batch,))
-    torch.testing.assert_close(program.module()(batch), expected)
+@each_option
+def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
+    model = spread(make(**options))
+    model(make_joined()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
 
 
-def test_bfloat16() -> None:
-    model, batch = make().eval(), make_batch()
+def test_paddings_and_absent_macro_nodes_do_not_matter() -> None:
+    model, batch = spread(make(**OPTIONS['all']).eval()), make_joined()
+    pairs = batch.pairs
+    longer = pairs._replace(
+        user_recent=F.pad(pairs.user_recent, (2, 0), value=-1),
+        item_recent=F.pad(pairs.item_recent, (3, 0), value=-1),
+    )
+    torch.testing.assert_close(model(batch._replace(pairs=longer)), model(batch))
+    # Who has no history at all gets a finite answer.
+    empty = PairBatch(*(_zeros(value) for value in pairs))
+    assert bool(model(batch._replace(pairs=empty)).isfinite().all())
+
+
+def _zeros(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(torch.zeros_like(counts) for counts in value)
+    return None if value is None else torch.full_like(value, -1)
+
+
+@each_path
+def test_compiled_training_is_one_graph_with_the_same_gradients(options: dict[str, Any]) -> None:
+    model, batch = spread(make(**options)), make_joined()
+    twin = copy.deepcopy(model)
+    torch.compiler.reset()
+    for scorer in (model, torch.compile(twin, fullgraph=True, backend='aot_eager')):
+        scorer(batch).square().sum().backward()
+    for (name, parameter), other in zip(model.named_parameters(), twin.parameters()):
+        torch.testing.assert_close(other.grad, parameter.grad, msg=name, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in ('g++', 'clang++', 'c++')),
+    reason='torch.compile needs a C++ compiler.',
+)
+def test_compiled_scores_are_the_same() -> None:
+    model, batch = make(rows='twin', num_hops=1).eval(), make_joined()
+    torch.compiler.reset()
+    with torch.no_grad():
+        out = torch.compile(model, fullgraph=True)(batch)
+        torch.testing.assert_close(out, model(batch), atol=1e-5, rtol=1e-4)
+
+
+@each_path
+def test_export_scores_batches_of_other_sizes(options: dict[str, Any]) -> None:
+    model = spread(make(**options).eval())
+    size = torch.export.Dim('batch', min=2)
+    for example, others in (
+        (make_joined(), [make_joined(30), make_joined(3)]),
+        *([(make_batch(), [make_batch(30)])] if model.readout is None else []),
+    ):
+        shapes = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: {0: size}, example)
+        program = torch.export.export(model, (example,), dynamic_shapes=(shapes,))
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        # torch writes its guards by replacing names in text: "user" is the start of "user_hops".
+        scorer = torch.export.load(file).module(check_guards=False)
+        for batch in (example, *others):
+            torch.testing.assert_close(scorer(batch), model(batch))
+
+
+@each_option
+def test_bfloat16(options: dict[str, Any]) -> None:
+    model, batch = make(**options).eval(), make_joined()
     with torch.autocast('cpu', torch.bfloat16):
         logit = model(batch)
-    torch.testing.assert_close(logit.float(), model(batch), atol=0.02, rtol=0.05)
+    torch.testing.assert_close(logit.float(), model(batch), atol=0.03, rtol=0.05)
+
+
+@each_option
+def test_copies_agree_and_a_reset_starts_over(options: dict[str, Any]) -> None:
+    model, batch = make(**options).eval(), make_joined()
+    other = make(1, **options).eval()
+    assert not torch.equal(other(batch), model(batch))
+    other.load_state_dict(model.state_dict())
+    for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(batch), model(batch))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    model.reset_parameters()
+    assert all(bool((parameter != 7).all()) for parameter in model.parameters())
 
 
 @pytest.fixture(scope='module')
@@ -88,9 +299,13 @@ def parts() -> list[HeteroData]:
     data = SyntheticMarket(200, 60, 20_000, seed=0, log=False)[0]
     split = TemporalSplit(num_windows=3)(data)
     coarsen = MacroCoarsen({'user': 8, 'item': 'category'}).fit(split[0])
-    train, val, test = (coarsen(part) for part in split)
+    train, val, test = (coarsen(RecentNeighbors(5)(part)) for part in split)
     counts = TargetCounts().fit(train)
     return [counts(train, log=data), counts(val), counts(test)]
+
+
+def join(part: HeteroData, *args: Any, **kwargs: Any) -> JoinedLoader:
+    return JoinedLoader([ExposureLoader(part), PairLoader(part)], *args, **kwargs)
 
 
 def test_it_learns_from_a_log(parts: list[HeteroData]) -> None:
@@ -108,13 +323,99 @@ def test_it_learns_from_a_log(parts: list[HeteroData]) -> None:
     assert values[True] > 0.6
 
 
-def test_sizes_are_those_of_the_log(parts: list[HeteroData]) -> None:
+@each_option
+def test_sizes_are_those_of_the_log(parts: list[HeteroData], options: dict[str, Any]) -> None:
     train = parts[0]
-    model = CountNet.from_data(train, embedding_dim=4)
+    model = CountNet.from_data(train, embedding_dim=4, **options)
     assert model.fields == ExposureLoader(train).fields
-    assert len(model.encoder.prior) == train['user', 'clicks', 'item'].edge_label_counts.size(1)
-    batch = next(iter(ExposureLoader(train, 8)))
+    assert len(model.encoder.prior) == train[CLICKS].edge_label_counts.size(1)
+    if 'rows' in options:
+        assert model.readout.num_hops == 2
+        assert model.readout.macro['user'].weight.shape == (8, 4)
+        assert model.readout.macro['item'].num_embeddings == train['macro_item'].num_nodes
+    batch = next(iter(join(train, 8)))
     assert model(batch).shape == (8,)
+
+
+@each_option
+def test_a_request_is_scored_as_the_rows_of_a_log(
+    parts: list[HeteroData], options: dict[str, Any]
+) -> None:
+    test = parts[2]
+    torch.manual_seed(0)
+    model = spread(CountNet.from_data(test, embedding_dim=4, **options).eval())
+    loader = join(test, 50)
+    batch = next(iter(loader))
+    contexts = {
+        name.removeprefix('edge_label_'): test[CLICKS][name][:50]
+        for name in ('edge_label_query', 'edge_label_domain')
+    }
+    counts = test[CLICKS].edge_label_counts[:50]
+    request = loader.request(batch.user, batch.item, counts=counts, **contexts)
+    torch.testing.assert_close(model(request), model(batch))
+
+
+@pytest.mark.parametrize('options', [OPTIONS['twin'], OPTIONS['all']], ids=['twin', 'all'])
+def test_options_learn_from_joined_loaders(
+    parts: list[HeteroData], options: dict[str, Any]
+) -> None:
+    train, val, test = parts
+    torch.manual_seed(0)
+    task = ClickTask(CountNet.from_data(train, **options), 3e-3, 1e-4, average=0.9)
+    fit(
+        task, join(train, 512, shuffle=True), join(val), max_epochs=2, monitor='logloss',
+        progress=False, accelerator='cpu',
+    )  # fmt: skip
+    assert evaluate(task, join(test))['auc'] > 0.6
+
+
+def liking_categories() -> tuple[HeteroData, Tensor]:
+    r"""A log of 200 users who each like about three of ten categories and click what they like with
+    probability .6, all else with .15; and the probability of each exposure."""
+    generator = torch.Generator().manual_seed(0)
+    num_users, num_items, num_categories, num_exposures = 200, 40, 10, 60_000
+    likes = torch.rand(num_users, num_categories, generator=generator) < 0.3
+    user = torch.randint(num_users, (num_exposures,), generator=generator)
+    item = torch.randint(num_items, (num_exposures,), generator=generator)
+    probability = torch.where(likes[user, item % num_categories], 0.6, 0.15)
+    clicked = torch.rand(num_exposures, generator=generator) < probability
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = num_users, num_items
+    data['item'].category = torch.arange(num_items) % num_categories
+    data['item'].num_category = num_categories
+    clicks = data[CLICKS]
+    clicks.edge_label_index, clicks.edge_label = torch.stack([user, item]), clicked.float()
+    clicks.edge_label_time = torch.arange(num_exposures)
+    clicks.edge_index, clicks.time = clicks.edge_label_index[:, clicked], clicked.nonzero().view(-1)
+    return data, probability
+
+
+def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
+    data, probability = liking_categories()
+    split = TemporalSplit(num_windows=3)(data)
+    coarsen = MacroCoarsen({'user': 8, 'item': 'category'}).fit(split[0])
+    split = [coarsen(RecentNeighbors(20)(part)) for part in split]
+    counts = TargetCounts().fit(split[0])
+    parts = [counts(part, log=data) for part in split]
+    labels = parts[2][CLICKS]
+    known = probability[labels.edge_label_time]
+    best = binary_auroc(known, labels.edge_label.int()).item()
+    assert best == pytest.approx(bayes_optimal(known)[0], abs=0.02)
+    # The user's click share in the item's category alone.
+    column = labels.count_names.index('user x item_cluster')
+    seen, clicked = labels.edge_label_counts[:, column].unbind(-1)
+    share = (clicked + 10 * labels.count_rate) / (seen + 10)
+    found = {'share': binary_auroc(share, labels.edge_label.int()).item()}
+    for model, loader in ((CountNet, ExposureLoader), (MacGNN, PairLoader)):
+        torch.manual_seed(0)
+        task = ClickTask(model.from_data(parts[0]), 3e-3, 1e-5, average=0.9)
+        fit(
+            task, loader(parts[0], 512, shuffle=True), loader(parts[1], 4096), max_epochs=4,
+            monitor='logloss', progress=False, accelerator='cpu',
+        )  # fmt: skip
+        found[model.__name__] = evaluate(task, loader(parts[2], 4096))['auc']
+    assert best - 0.01 < found['share'] - 0.002 < found['CountNet'] < best + 0.002
+    assert found['MacGNN'] < best - 0.09
 
 
 @pytest.mark.parametrize(
@@ -123,15 +424,59 @@ def test_sizes_are_those_of_the_log(parts: list[HeteroData]) -> None:
         (lambda: make(id_dropout=1.0), ValueError, r"'id_dropout' must be a number in \[0, 1\)"),
         (lambda: make(ids='no'), TypeError, "'ids' must be True or False, but got 'no'"),
         (lambda: make(embedding_dim=0), ValueError, "'embedding_dim' must be at least 1"),
+        (lambda: make(rows='released'), ValueError, "'rows' must be one of None, 'paper', 'twin'"),
+        (lambda: make(recent=1), TypeError, "'recent' must be True or False, but got 1"),
+        (lambda: make(num_crosses=-1), ValueError, "'num_crosses' must be at least 0, but got -1"),
+        (lambda: make(rows='twin', num_hops=0), ValueError, "'num_hops' must be at least 1"),
+        (lambda: make(rows='twin', ids=False), ValueError, 'attends by the ids of users and items'),
+        (lambda: make(separate_tables=True), ValueError, "neither 'rows' nor 'recent'"),
+        (
+            lambda: CountNet(NUM_VALUES, FIELDS, [], 0.5, rows='twin'),
+            TypeError,
+            "'num_macro' must be a dictionary of 'user' and 'item', but got None",
+        ),
         (lambda: CountNet({}, ['user'], [], 0.5), ValueError, "lacks \\['user'\\]"),
         (lambda: make()(make_batch()._replace(counts=None)), ValueError, 'batch.counts is None'),
+        (lambda: make()(make_joined().pairs), TypeError, 'JoinedBatch, but got PairBatch'),
         (
-            lambda: CountNet.from_data(SyntheticMarket(20, 10, 500, log=False)[0]),
+            lambda: make()(make_joined()._replace(features=None)),
             ValueError,
-            'apply TargetCounts, or pass counts=False',
+            'batch.features is None: join ExposureLoader',
+        ),
+        (lambda: make(rows='twin')(make_batch()), ValueError, 'load JoinedLoader'),
+        (
+            lambda: make(recent=True)(make_joined()._replace(pairs=None)),
+            ValueError,
+            'load JoinedLoader',
+        ),
+        (
+            lambda: make(rows='twin', num_hops=3)(make_joined()),
+            ValueError,
+            'reads 3 hops, but the batch has 2 of the user: apply MacroCoarsen with num_hops=3',
+        ),
+        (lambda: make(recent=True)(forgetful()), ValueError, 'no recent items: apply Recent'),
+        (lambda: CountNet.from_data(log()), ValueError, 'apply TargetCounts, or pass counts=False'),
+        (
+            lambda: CountNet.from_data(log(), counts=False, rows='twin'),
+            ValueError,
+            'reads 1 hops, but the data has 0: apply MacroCoarsen',
+        ),
+        (
+            lambda: CountNet.from_data(log(), counts=False, recent=True),
+            ValueError,
+            'apply RecentNeighbors first',
         ),
     ],
 )
 def test_bad_input(call: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         call()
+
+
+def log() -> HeteroData:
+    return SyntheticMarket(20, 10, 500, log=False)[0]
+
+
+def forgetful() -> JoinedBatch:
+    batch = make_joined()
+    return batch._replace(pairs=batch.pairs._replace(user_recent=torch.empty(8, 0).long()))

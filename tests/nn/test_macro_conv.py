@@ -14,8 +14,10 @@ LAYOUTS = ['edge_index', pytest.param('SparseTensor', marks=pytest.mark.sparse),
 OPTIONS = [
     dict(zip(('form', 'mask_zero', 'weighting', 'renormalize'), values))
     for values in itertools.product(
-        ('paper', 'released'), (True, False), (True, False), (True, False)
+        ('paper', 'released', 'twin'), (True, False), (True, False), (True, False)
     )
+    # The logarithm of no count has no weight to take in.
+    if values[:2] != ('twin', False)
 ]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
 
@@ -52,18 +54,28 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return x_macro, x_target, counts
 
 
-def by_the_formula(conv: MacroConv, x_macro: Tensor, x_target: Tensor, counts: Tensor) -> Tensor:
-    r"""Eq. 6 to 9 and 11, target by target and neighbor by neighbor."""
+def by_the_formula(
+    conv: MacroConv,
+    x_macro: Tensor,
+    x_target: Tensor,
+    counts: Tensor,
+    x_attention: Tensor | None = None,
+) -> Tensor:
+    r"""Eq. 6 to 9 and 11, or the one softmax of TWIN-V2, target by target and neighbor by
+    neighbor."""
+    x_attention = x_macro if x_attention is None else x_attention
     out = torch.zeros(len(x_target), conv.out_channels, dtype=x_macro.dtype)
     for v in range(len(x_target)):
         nodes = [q for q in range(len(x_macro)) if counts[v, q] > 0 or not conv.mask_zero]
         key = conv.lin_key.weight @ x_target[v]
-        size = {q: (counts[v, q].item() + 1) ** (1 / conv.temperature) for q in nodes}
+        more = 0 if conv.form == 'twin' else 1
+        size = {q: (counts[v, q].item() + more) ** (1 / conv.temperature) for q in nodes}
         if not conv.weighting:
             size = dict.fromkeys(nodes, 1.0)
         score = {
             q: math.exp(
-                ((conv.lin_query.weight @ x_macro[q]) @ key).item() / math.sqrt(conv.out_channels)
+                ((conv.lin_query.weight @ x_attention[q]) @ key).item()
+                / math.sqrt(conv.out_channels)
             )
             for q in nodes
         }
@@ -71,6 +83,9 @@ def by_the_formula(conv: MacroConv, x_macro: Tensor, x_target: Tensor, counts: T
         for q in nodes:
             alpha = score[q] / sum(score.values()) if conv.form == 'paper' else 1.0
             product[q] = size[q] / sum(size.values()) * alpha
+        if conv.form == 'twin':
+            both = {q: size[q] * score[q] for q in nodes}
+            product = {q: both[q] / sum(both.values()) for q in nodes}
         for q in nodes:
             weight = product[q] / (sum(product.values()) if conv.renormalize else 1.0)
             out[v] += weight * (conv.lin_value.weight @ x_macro[q])
@@ -197,6 +212,54 @@ def test_follows_the_formula(options: dict[str, Any]) -> None:
     torch.testing.assert_close(conv((x_macro, x_target), counts), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize('layout', ['dense', *LAYOUTS])
+@pytest.mark.parametrize('form', ['paper', 'released', 'twin'])
+def test_the_attention_reads_tables_of_its_own(form: str, layout: str) -> None:
+    conv = MacroConv(3, 4, form=form).double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    x_attention = torch.randn(5, 3, dtype=torch.float64)
+    args = (counts,) if layout == 'dense' else write(counts, layout)
+    out = conv((x_macro, x_target), *args, x_attention=x_attention)
+    expected = by_the_formula(conv, x_macro, x_target, counts, x_attention)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    again = conv((x_macro, x_target), *args, x_attention=x_macro)
+    torch.testing.assert_close(again, conv((x_macro, x_target), *args))
+
+
+def test_recent_neighbors_are_attended_to_by_tables_of_their_own() -> None:
+    conv = MacroConv(3, 4).double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    x_attention = torch.randn(5, 3, dtype=torch.float64)
+    present = (counts > 0).double()
+    out = conv.attend(x_macro.expand(7, 5, 3), x_target, counts > 0, x_attention.expand(7, 5, 3))
+    # Without weighting, each of the macro nodes that are there has an equal share.
+    plain = MacroConv(3, 4, weighting=False).double()
+    plain.load_state_dict(conv.state_dict())
+    expected = by_the_formula(plain, x_macro, x_target, present, x_attention)
+    torch.testing.assert_close(out, present.sum(dim=1, keepdim=True) * expected)
+
+
+def test_one_softmax_is_the_attention_over_all_interactions_of_the_macro_nodes() -> None:
+    conv = MacroConv(3, 4, form='twin').double()
+    x_macro, x_target, counts = inputs(torch.float64)
+    out = conv((x_macro, x_target), counts)
+    for target in range(7):
+        x = x_macro.repeat_interleave(counts[target].long(), dim=0).unsqueeze(0)
+        one = conv.attend(x, x_target[target : target + 1], torch.ones(x.shape[:2]).bool())
+        torch.testing.assert_close(out[target : target + 1], one)
+
+
+def test_one_softmax_sums_to_one_and_takes_decayed_counts() -> None:
+    conv = MacroConv(4, 4, form='twin', temperature=0.5).double()
+    counts = torch.tensor([[0.25, 0.5, 0.0, 1.0]], dtype=torch.float64)
+    with torch.no_grad():
+        conv.lin_value.weight.copy_(torch.eye(4))
+    eye = torch.eye(4, dtype=torch.float64)
+    # A target of zeros attends to all alike, so that the squares of the counts are left.
+    weights = conv((eye, torch.zeros(1, 4, dtype=torch.float64)), counts)
+    assert weights[0].tolist() == pytest.approx([1 / 21, 4 / 21, 0, 16 / 21])
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('options', OPTIONS)
 def test_inputs_agree_in_value_and_gradient(layout: str, options: dict[str, Any]) -> None:
@@ -267,9 +330,12 @@ def test_the_two_softmaxes_multiply_unless_they_are_renormalized() -> None:
 
 
 @pytest.mark.parametrize('layout', ['dense', *LAYOUTS])
+@pytest.mark.parametrize('form', ['paper', 'twin'])
 @pytest.mark.parametrize('renormalize', [False, True])
-def test_an_empty_hop_gives_zero_and_finite_gradients(layout: str, renormalize: bool) -> None:
-    conv = MacroConv(3, 4, renormalize=renormalize)
+def test_an_empty_hop_gives_zero_and_finite_gradients(
+    layout: str, form: str, renormalize: bool
+) -> None:
+    conv = MacroConv(3, 4, form=form, renormalize=renormalize)
     x_macro, x_target, counts = inputs()
     x_macro.requires_grad_()
     x_target.requires_grad_()
@@ -308,7 +374,7 @@ def test_released_attention_never_trains_query_and_key() -> None:
     assert conv.lin_key.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize('form', ['paper', 'released'])
+@pytest.mark.parametrize('form', ['paper', 'released', 'twin'])
 def test_content_of_padding_does_not_matter(form: str) -> None:
     conv = MacroConv(3, 4, form=form)
     generator = torch.Generator().manual_seed(0)
@@ -349,18 +415,39 @@ def test_attention_without_counts_is_attend() -> None:
     torch.testing.assert_close(5 * out, expected)
 
 
-def test_gradient_of_the_dense_and_the_recent_path() -> None:
-    conv = MacroConv(3, 2, temperature=0.7).double()
+@pytest.mark.parametrize('form', ['paper', 'twin'])
+def test_gradient_of_all_paths(form: str) -> None:
+    conv = MacroConv(3, 2, temperature=0.7, form=form).double()
     x_macro, x_target, counts = inputs(torch.float64)
-    x_macro.requires_grad_()
-    x_target.requires_grad_()
-    assert torch.autograd.gradcheck(lambda m, t: conv((m, t), counts), (x_macro, x_target))
-    x = torch.randn(7, 5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, t: conv.attend(x, t, counts > 0), (x, x_target))
+    read = [x_macro, x_target, torch.randn(5, 3, dtype=torch.float64)]
+    for x in read:
+        x.requires_grad_()
+    for args in ((counts,), write(counts, 'edge_index')):
+        assert torch.autograd.gradcheck(
+            lambda m, t, a: conv((m, t), *args, x_attention=a),  # noqa: B023
+            read,
+        )
+    x, a = (torch.randn(7, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda x, t, a: conv.attend(x, t, counts > 0, a), (x, x_target, a)
+    )
 
 
-def test_dense_and_sparse_agree_in_bfloat16_autocast() -> None:
-    conv = MacroConv(3, 4)
+@pytest.mark.parametrize('form', ['paper', 'twin'])
+def test_compiles_and_exports(form: str) -> None:
+    conv = MacroConv(3, 4, form=form)
+    x_macro, x_target, counts = inputs()
+    args, x_attention = ((x_macro, x_target), counts), {'x_attention': torch.randn(5, 3)}
+    expected = conv(*args, **x_attention)
+    compiled = torch.compile(conv, fullgraph=True, backend='eager')
+    torch.testing.assert_close(compiled(*args, **x_attention), expected)
+    program = torch.export.export(conv, args, x_attention)
+    torch.testing.assert_close(program.module()(*args, **x_attention), expected)
+
+
+@pytest.mark.parametrize('form', ['paper', 'twin'])
+def test_dense_and_sparse_agree_in_bfloat16_autocast(form: str) -> None:
+    conv = MacroConv(3, 4, form=form)
     x_macro, x_target, counts = inputs()
     expected = conv((x_macro, x_target), counts)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -437,6 +524,7 @@ def test_wrong_inputs() -> None:
         (x, (counts[0],), ValueError, r'counts of shape \[7, 5\] for 7 .*, but got shape \[5\]'),
         (x, (counts.t().to_sparse(),), ValueError, r'counts of shape \[7, 5\].* shape \[5, 7\]'),
         (x, (counts, edge_weight), ValueError, "matrix of counts without 'edge_weight'"),
+        (x, (counts, None, x_macro[:4]), ValueError, r"'x_attention' of shape \[5, 3\].*\[4, 3\]"),
         (x, (edge_index,), TypeError, "'edge_weight' to be a tensor of shape .*, but got None"),
         (x, (edge_index, edge_weight[1:]), ValueError, "'edge_weight' of shape"),
         (x, (edge_index[0], edge_weight), ValueError, r"'edge_index' of shape \[2, E\], but got"),
@@ -462,6 +550,12 @@ def test_edges_of_nodes_that_do_not_exist(mask_zero: bool, row: int, message: st
     edge_index[row, 0] = 5 if row == 0 else -1
     with pytest.raises(IndexError, match=message):
         MacroConv(3, 4, mask_zero=mask_zero)((x_macro, x_target), edge_index, edge_weight)
+
+
+def test_one_softmax_cannot_take_in_absent_macro_nodes() -> None:
+    assert MacroConv(3, 4, form='twin').mask_zero
+    with pytest.raises(ValueError, match='leaves out those with count 0, but got mask_zero=False'):
+        MacroConv(3, 4, form='twin', mask_zero=False)
 
 
 def test_the_released_form_takes_in_zero_counts_unless_told_otherwise() -> None:
