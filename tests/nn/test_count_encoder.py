@@ -82,6 +82,11 @@ def test_compiles_and_exports() -> None:
     expected = encoder(counts)
     compiled = torch.compile(encoder, fullgraph=True, backend='eager')
     torch.testing.assert_close(compiled(counts), expected)
+    trained, of_compiled = CountEncoder(PRIOR, 0.4), CountEncoder(PRIOR, 0.4)
+    compiled = torch.compile(of_compiled, fullgraph=True, backend='eager')
+    for _ in range(2):
+        torch.testing.assert_close(compiled(counts), trained(counts))
+    torch.testing.assert_close(of_compiled.state_dict(), trained.state_dict())
     rows = torch.export.Dim('rows', min=2)
     program = torch.export.export(encoder, (counts,), dynamic_shapes=({0: rows},))
     torch.testing.assert_close(program.module()(counts[:3]), expected[:3])
