@@ -5,11 +5,12 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,16 @@ def stamp(*packages: str) -> Record:
         'date': date.today().isoformat(),
         'command': command(),
         'commit': commit(),
-        'packages': {name: version(name) for name in packages},
+        'packages': {name: installed(name) for name in packages},
     }
+
+
+def installed(package: str) -> str:
+    r"""The version of a package, or that it is not installed, but run from its folder, say."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return 'not installed'
 
 
 def made_by(records: list[Record]) -> Iterable[str]:
@@ -80,7 +89,9 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    r"""The commit of the code that runs, or :obj:`None` outside of a repository."""
+    r"""The commit of the code that runs, or :obj:`None` outside of a repository or without git."""
+    if shutil.which('git') is None:
+        return None
     found = subprocess.run(
         ['git', 'describe', '--always', '--dirty'],
         cwd=Path(__file__).parent,

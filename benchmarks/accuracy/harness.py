@@ -143,7 +143,11 @@ def difference_to(
     pairs = [pair for pair in pairs if None not in pair]
     if name == base or len(pairs) < 2:
         return ''
-    ours, theirs = (list(column) for column in zip(*pairs))
+    return paired(*(list(column) for column in zip(*pairs)))
+
+
+def paired(ours: list[float], theirs: list[float]) -> str:
+    r"""The mean difference of paired values, and the p-value of a paired t-test."""
     return f'{mean(ours) - mean(theirs):+.4f} (p = {ttest_rel(ours, theirs).pvalue:.2g})'
 
 

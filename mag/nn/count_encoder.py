@@ -23,7 +23,7 @@ class CountEncoder(torch.nn.Module):
 
     so that where little was seen there is nothing to say. A view without a prior view expects the
     rate of all exposures. The numbers are standardised over batches in training, and by their
-    running averages in evaluation.
+    averages so far in evaluation.
 
     Counts of any kind will do, with fractions such as decayed ones, as long as :math:`0 \le c \le
     n`.
@@ -76,7 +76,7 @@ class CountEncoder(torch.nn.Module):
         back = torch.tensor([place[view] for view in range(len(prior))])
         self.register_buffer('back', back, persistent=False)
         self.theta = torch.nn.Parameter(torch.empty(len(prior)), requires_grad=learned)
-        self.norm = torch.nn.BatchNorm1d(2 * len(prior), momentum=0.01, affine=False)
+        self.norm = _BatchNorm(2 * len(prior), momentum=None, affine=False)
         self.reset_parameters()
 
     @property
@@ -117,6 +117,30 @@ class CountEncoder(torch.nn.Module):
             priors.append(prior)
         expected = torch.cat(priors, dim=1)
         return rates.index_select(1, self.back), expected.index_select(1, self.back - 1)
+
+
+class _BatchNorm(torch.nn.BatchNorm1d):
+    r"""Averages over all batches so far: a short training has no time to forget a first value.
+
+    That is what :obj:`momentum=None` asks for, here without a number that torch.compile cannot
+    follow.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        out = F.batch_norm(input, None, None, training=True, eps=self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = 1.0 / self.num_batches_tracked
+            var, mean = torch.var_mean(input, dim=0)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_(var.to(self.running_var.dtype), share)
+        return out
 
 
 def _levels(prior: Sequence[int]) -> list[list[int]]:

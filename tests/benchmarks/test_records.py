@@ -54,6 +54,12 @@ def test_tables_say_what_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith(f'Made by `{made["command"]}` on ') and made['date'] in line
 
 
+def test_a_stamp_needs_neither_an_installation_nor_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('PATH', '')
+    made = records.stamp('no-such-package')
+    assert made['packages'] == {'no-such-package': 'not installed'} and made['commit'] is None
+
+
 def test_table_is_markdown() -> None:
     lines = ['| way | seconds |', '| --- | ---: |', '| plain | 2 |']
     assert records.table(['way', 'seconds'], [['plain', '2']], align='---:') == lines

@@ -61,12 +61,32 @@ def test_strengths_are_learned_unless_told_otherwise() -> None:
     assert not CountEncoder([-1], 0.3, learned=False).theta.requires_grad
 
 
+def test_a_short_training_normalises_as_a_long_one() -> None:
+    counts = torch.randint(0, 50, (64, 5, 1)).float() + torch.tensor([30.0, 0.0])
+    encoder = CountEncoder(PRIOR, 0.4, learned=False)
+    for rows in (counts[:32], counts[32:]):
+        encoder(rows)
+    numbers = [encoder.norm.running_mean.clone(), encoder.norm.running_var.clone()]
+    for rows in (counts[:32], counts[32:]) * 20:
+        encoder(rows)
+    torch.testing.assert_close(numbers, [encoder.norm.running_mean, encoder.norm.running_var])
+    # Numbers of mean 0 and deviation 1, but for the difference between the two halves.
+    values = encoder.eval()(counts)
+    torch.testing.assert_close(values.mean(0), torch.zeros(10), atol=1e-5, rtol=0)
+    assert (values.std(0) - 1).abs().max() < 0.1
+
+
 def test_compiles_and_exports() -> None:
     encoder = CountEncoder(PRIOR, 0.4).eval()
     counts = torch.randint(0, 9, (7, 5, 1)).float() + torch.tensor([3.0, 0.0])
     expected = encoder(counts)
     compiled = torch.compile(encoder, fullgraph=True, backend='eager')
     torch.testing.assert_close(compiled(counts), expected)
+    trained, of_compiled = CountEncoder(PRIOR, 0.4), CountEncoder(PRIOR, 0.4)
+    compiled = torch.compile(of_compiled, fullgraph=True, backend='eager')
+    for _ in range(2):
+        torch.testing.assert_close(compiled(counts), trained(counts))
+    torch.testing.assert_close(of_compiled.state_dict(), trained.state_dict())
     rows = torch.export.Dim('rows', min=2)
     program = torch.export.export(encoder, (counts,), dynamic_shapes=({0: rows},))
     torch.testing.assert_close(program.module()(counts[:3]), expected[:3])
