@@ -56,21 +56,25 @@ class MacroCoarsen(BaseTransform):
     further one adds a *resolution*: another attribute, another type of macro nodes, and edges that
     stay sparse, which :class:`~mag.transforms.TargetCounts` reads at the target:
 
-    .. code-block:: python
-
-        import mag.transforms as T
-        from mag.datasets import SyntheticMarket
-
-        train, _, _ = T.TemporalSplit(num_windows=6)(SyntheticMarket(200, 100, 5000)[0])
-        print(train['user'])
-        >>> {BEFORE}
-
-        transform = T.MacroCoarsen({'user': [20, 50], 'item': ['category', 30]})
-        train = transform(train)
-        print(train['user'])
-        >>> {AFTER}
-        print(train['macro_item_30', 'hop1', 'user'])
-        >>> {EDGES}
+    >>> from mag.datasets import SyntheticMarket
+    >>> from mag.transforms import MacroCoarsen, TemporalSplit
+    >>> data = SyntheticMarket(200, 100, 5000, log=False)[0]
+    >>> train, _, _ = TemporalSplit(num_windows=6)(data)
+    >>> train.edge_types
+    [('user', 'clicks', 'item'), ('user', 'sees', 'item')]
+    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]})(train)
+    >>> [name for name in train['user'].keys() if name.startswith('cluster')]
+    ['cluster', 'cluster_since', 'cluster_50', 'cluster_50_since']
+    >>> train.node_types
+    ['user', 'item', 'macro_user', 'macro_user_50', 'macro_item', 'macro_item_30']
+    >>> for name in train.edge_types:
+    ...     if name[2] == 'user':
+    ...         print(name)
+    ('macro_item', 'hop1', 'user')
+    ('macro_user', 'hop2', 'user')
+    ('macro_item_30', 'hop1', 'user')
+    ('macro_item', 'sees1', 'user')
+    ('macro_item_30', 'sees1', 'user')
 
     Adds
 
