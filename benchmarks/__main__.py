@@ -11,6 +11,7 @@ NAMES = (
     'accuracy.clicks',
     'accuracy.conversions',
     'accuracy.counts',
+    'accuracy.fresh',
     'accuracy.search',
     'accuracy.videos',
     'speed.checksums',

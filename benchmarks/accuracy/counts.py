@@ -25,7 +25,8 @@ from records import Record, Results, make_parser, select, stamp, table
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from accuracy.clicks import DATASETS, METRICS
+from accuracy.clicks import DATASETS as LOGS
+from accuracy.clicks import METRICS, Dataset
 from accuracy.harness import (
     PACKAGES,
     add_commands,
@@ -38,11 +39,20 @@ from accuracy.harness import (
     tune,
     value_of,
 )
+from mag.datasets import SyntheticMarket
 from mag.loader import ExposureLoader
 from mag.models import CountNet
+from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate
 from mag.transforms import MacroCoarsen, TargetCounts, TemporalSplit
 
+DATASETS = LOGS | {
+    'market': Dataset(
+        'SyntheticMarket',
+        lambda root: SyntheticMarket(num_users=5_000, num_exposures=300_000, log=False)[0],
+        temperature=1.0,
+    )
+}
 TRIALS = ((3e-3, 1e-5), (3e-3, 3e-4))
 # Macro users and macro items at several resolutions.
 GROUPS = (('user', 20), ('user', 200), ('item', 'category'), ('item', 50), ('item', 500))
@@ -81,43 +91,57 @@ def with_macro_nodes(parts: Sequence[HeteroData]) -> list[HeteroData]:
 class Bench:
     r"""The parts of one log, and runs on them."""
 
+    models = MODELS
+
     def __init__(self, dataset: str, args: argparse.Namespace) -> None:
-        data = DATASETS[dataset].load(args.root)
-        train, val, test = with_macro_nodes(TemporalSplit(num_windows=6)(data))
-        counts = TargetCounts().fit(train)
         self.dataset, self.args = dataset, args
-        self.train, self.val = counts(train, log=data), counts(val)
-        self.test, self.fresh = counts(test), counts(test, log=data)
+        self.log, parts = self.split()
+        train, val, test = with_macro_nodes(parts)
+        self.counts = counts = TargetCounts().fit(train)
+        self.train, self.val = counts(train, log=self.log), counts(val)
+        self.test, self.fresh = counts(test), counts(test, log=self.log)
+
+    def split(self) -> tuple[HeteroData, Sequence[HeteroData]]:
+        r"""The log and its parts."""
+        log = DATASETS[self.dataset].load(self.args.root)
+        return log, TemporalSplit(num_windows=6)(log)
+
+    def fit(self, name: str, seed: int, setting: dict[str, float]) -> ClickTask:
+        r"""Trains one model."""
+        train = ExposureLoader(self.train, self.args.batch_size, shuffle=True, seed=seed)
+        seed_everything(seed, verbose=False)
+        model = CountNet.from_data(self.train, **self.models[name].arguments)
+        task = ClickTask(model, **setting, average=self.models[name].average)
+        setting_name = '-'.join(f'{value:g}' for value in setting.values())
+        every = max(20, len(train) // 6)
+        fit_run(
+            task, train, self.rows(self.val), (self.dataset, f'{name}-{setting_name}'), seed,
+            self.args, validate_every=every, monitor='logloss',
+        )  # fmt: skip
+        return task
+
+    def rows(self, part: HeteroData) -> ExposureLoader:
+        r"""The rows of a part in their order."""
+        return ExposureLoader(part, 8 * self.args.batch_size)
 
     def run(
         self, name: str, seed: int, setting: dict[str, float], with_test: bool = True
     ) -> Record:
         r"""Trains one model; scores it on test only if :obj:`with_test`."""
-        train = ExposureLoader(self.train, self.args.batch_size, shuffle=True, seed=seed)
-        val, test, fresh = (
-            ExposureLoader(part, 8 * self.args.batch_size)
-            for part in (self.val, self.test, self.fresh)
-        )
-        seed_everything(seed, verbose=False)
-        model = CountNet.from_data(self.train, **MODELS[name].arguments)
-        task = ClickTask(model, **setting, average=MODELS[name].average)
-        setting_name = '-'.join(f'{value:g}' for value in setting.values())
-        every = max(20, len(train) // 6)
-        fit_run(
-            task, train, val, (self.dataset, f'{name}-{setting_name}'), seed, self.args,
-            validate_every=every, monitor='logloss',
-        )  # fmt: skip
+        task = self.fit(name, seed, setting)
+        parts = self.train, self.val, self.test
         record = {
             'dataset': self.dataset,
             'model': name,
             'seed': seed,
             **setting,
-            'rows': [len(loader.dataset) for loader in (train, val, test)],
-            'val': evaluate(task, val),
+            'rows': [part[CLICKS].edge_label.numel() for part in parts],
+            'val': evaluate(task, self.rows(self.val)),
             **stamp(*PACKAGES),
         }
         if with_test:
-            record |= {'test': evaluate(task, test), 'fresh': evaluate(task, fresh)}
+            record['test'] = evaluate(task, self.rows(self.test))
+            record['fresh'] = evaluate(task, self.rows(self.fresh))
         return record
 
     def tune(self, name: str, results: Results) -> dict[str, float]:
