@@ -9,6 +9,7 @@ import sys
 
 NAMES = (
     'accuracy.clicks',
+    'accuracy.cold',
     'accuracy.conversions',
     'accuracy.counts',
     'accuracy.fresh',
