@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_tensor
+from mag.nn._running_norm import RunningNorm
 
 
 class CountEncoder(torch.nn.Module):
@@ -76,7 +77,7 @@ class CountEncoder(torch.nn.Module):
         back = torch.tensor([place[view] for view in range(len(prior))])
         self.register_buffer('back', back, persistent=False)
         self.theta = torch.nn.Parameter(torch.empty(len(prior)), requires_grad=learned)
-        self.norm = torch.nn.BatchNorm1d(2 * len(prior), momentum=0.01, affine=False)
+        self.norm = RunningNorm(2 * len(prior))
         self.reset_parameters()
 
     @property
