@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_tensor
+from mag.nn._running_norm import RunningNorm
 
 
 class CountEncoder(torch.nn.Module):
@@ -88,7 +89,7 @@ class CountEncoder(torch.nn.Module):
         back = torch.tensor([place[view] for view in range(len(prior))])
         self.register_buffer('back', back, persistent=False)
         self.theta = torch.nn.Parameter(torch.empty(len(prior)), requires_grad=learned)
-        self.norm = _BatchNorm(2 * len(prior), momentum=None, affine=False)
+        self.norm = RunningNorm(2 * len(prior))
         self.reset_parameters()
 
     @property
@@ -140,30 +141,6 @@ class CountEncoder(torch.nn.Module):
             priors.append(prior)
         expected = torch.cat(priors, dim=1)
         return shares.index_select(1, self.back), expected.index_select(1, self.back - 1)
-
-
-class _BatchNorm(torch.nn.BatchNorm1d):
-    r"""Averages over all batches so far: a short training has no time to forget a first value.
-
-    That is what :obj:`momentum=None` asks for, here without a number that torch.compile cannot
-    follow.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        out = F.batch_norm(input, None, None, training=True, eps=self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = 1.0 / self.num_batches_tracked
-            var, mean = torch.var_mean(input, dim=0)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_(var.to(self.running_var.dtype), share)
-        return out
 
 
 def _levels(prior: Sequence[int]) -> list[list[int]]:
