@@ -20,6 +20,7 @@ NAMES = (
     'speed.hypergraph',
     'speed.macgnn',
     'speed.srjgraph',
+    'speed.target_counts',
 )
 
 
