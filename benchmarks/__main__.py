@@ -22,6 +22,7 @@ NAMES = (
     'speed.hypergraph',
     'speed.macgnn',
     'speed.srjgraph',
+    'speed.target_counts',
 )
 
 

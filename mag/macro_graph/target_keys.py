@@ -1,5 +1,6 @@
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class TargetKeys:
         for node_type, node in (('user', user), ('item', item)):
             check_ids(self._caller, f'{node_type}s', node, self._num_nodes[node_type])
         for name in self._contexts:
-            value = contexts.get(name)
+            value: Any = contexts.get(name)
             check_tensor(self._caller, name, value, (user.numel(),), 'integers')
             number = self._num_contexts[name] - 1
             check_ids(self._caller, f"values of '{name}'", value, number, first=-1)

@@ -33,6 +33,15 @@ def golden(golden_target: Golden) -> tuple[TargetKeys, Seen]:
     return keys, Seen(user, item, time, time, {}, click)
 
 
+def test_the_golden_file_holds_what_tests_read(golden_target: Golden) -> None:
+    # The rates are asserted in tests/nn/test_count_encoder.py.
+    blocks = {'events', 'user_cluster', 'item_cluster', 'counts', 'rates', 'decayed'}
+    assert {*golden_target} == blocks
+    for name in ('counts', 'rates', 'decayed'):
+        assert len(golden_target[name]) == 5
+        assert all(len(column) == 12 for column in golden_target[name].values())
+
+
 def test_golden_counts_and_decayed_counts(golden_target: Golden) -> None:
     keys, events = golden(golden_target)
     assert [view.name for view in keys.views] == list(golden_target['counts'])
