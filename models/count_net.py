@@ -14,7 +14,7 @@ from mag.checks import (
     check_sizes,
 )
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
-from mag.models._field_embedding import FieldEmbedding
+from mag.models._field_embedding import FieldEmbedding, check_id_counts
 from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
 from mag.schema import CLICKS, MACRO, hops, require
@@ -93,8 +93,6 @@ class CountNet(torch.nn.Module):
             what it reads.
     """
 
-    seen: Tensor
-
     def __init__(
         self,
         num_values: Mapping[str, int],
@@ -127,7 +125,7 @@ class CountNet(torch.nn.Module):
         check_numbers('[0, 1)', id_dropout=id_dropout)
         check_numbers('[0, inf)', id_strength=id_strength)
         if id_strength > 0:
-            _check_id_counts(ids, id_counts, len(count_prior))
+            check_id_counts(ids, id_counts, len(count_prior))
         check_choice((None, 'paper', 'twin'), rows=rows)
         check_booleans(recent=recent, separate_tables=separate_tables)
         check_integers(0, num_crosses=num_crosses)
@@ -149,9 +147,9 @@ class CountNet(torch.nn.Module):
         check_integers(1, **{f'num_macro[{name!r}]': num for name, num in macro.items()})
         self.fields = tuple(fields)
         self.ids, self.id_dropout, self.id_strength = ids, id_dropout, id_strength
-        seen = torch.tensor([(id_counts or {}).get(name, 0) for name in fields], dtype=torch.long)
-        self.register_buffer('seen', seen, persistent=False)
-        self.embedding = FieldEmbedding(num_values, fields, embedding_dim, ids, id_dropout)
+        self.embedding = FieldEmbedding(
+            num_values, fields, embedding_dim, ids, id_dropout, id_strength, id_counts or {}
+        )
         channels = len(self.embedding.columns) * embedding_dim
         self.encoder = CountEncoder(count_prior, count_rate) if count_prior else None
         if self.encoder is not None:
@@ -231,12 +229,7 @@ class CountNet(torch.nn.Module):
                 'TargetCounts, or build it with counts=False.'
             )
         ids = self.embedding.known(batch.sparse)
-        embedded = self.embedding(ids)
-        if self.id_strength > 0:
-            seen = batch.counts[..., 0].index_select(1, self.seen)
-            share = (seen / (seen + self.id_strength)).where(self.embedding.is_id, 1)
-            embedded = embedded * share.to(embedded.dtype).unsqueeze(-1)
-        features = [embedded.flatten(1)]
+        features = [self.embedding(ids, batch.counts).flatten(1)]
         if self.encoder is not None:
             features.append(self.encoder(batch.counts))
         if self.readout is not None:
@@ -255,16 +248,6 @@ class CountNet(torch.nn.Module):
             f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}, '
             f'id_strength={self.id_strength}'
         )
-
-
-def _check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:
-    if not ids or num_counts == 0:
-        raise ValueError(
-            "'id_strength' weighs ids by how often they were seen, but CountNet was asked to do "
-            'without ids or without counts.'
-        )
-    check_keys(('user', 'item'), id_counts=id_counts)
-    check_integers(0, num_counts, **{f'id_counts[{name!r}]': id_counts[name] for name in id_counts})
 
 
 def _parts(batch: Any) -> tuple[ExposureBatch, PairBatch | None]:

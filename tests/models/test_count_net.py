@@ -361,8 +361,8 @@ def test_sizes_are_those_of_the_log(parts: list[HeteroData], options: dict[str, 
     assert len(model.encoder.prior) == train[CLICKS].edge_label_counts.size(1)
     if 'id_strength' in options:
         names = train[CLICKS].count_names
-        assert [names[place] for place in model.seen.tolist()[:1]] == ['user']
-        assert names[model.seen[model.fields.index('item')]] == 'item'
+        assert [names[place] for place in model.embedding.seen.tolist()[:1]] == ['user']
+        assert names[model.embedding.seen[model.fields.index('item')]] == 'item'
     if 'rows' in options:
         assert model.readout.num_hops == 2
         assert model.readout.macro['user'].shape == (8, 4)
