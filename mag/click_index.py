@@ -83,3 +83,11 @@ class ClickIndex:
 def take(table: Tensor, index: Tensor) -> Tensor:
     r""":obj:`table.view(-1)[index]`, which is several times slower."""
     return table.reshape(-1).index_select(0, index.reshape(-1)).view(index.shape)
+
+
+def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:
+    r"""The clock of each node's first click, shape :obj:`[num_nodes]`; the largest value without a
+    click. It serves exposures as well."""
+    last = torch.inf if clock.is_floating_point() else torch.iinfo(clock.dtype).max
+    first = torch.full((num_nodes,), last, dtype=clock.dtype)
+    return first.scatter_reduce_(0, node, clock, 'amin')

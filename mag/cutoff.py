@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.typing import EdgeType
 
 from mag.checks import check_ids, check_tensor
 from mag.schema import CLICKS, cutoffs, windows
@@ -18,8 +19,15 @@ def history_clock(data: HeteroData) -> Tensor:
     return data[CLICKS][_clock_name(data)]
 
 
-def window_of_click(data: HeteroData, caller: str) -> tuple[Tensor | None, int]:
+def window_of_click(
+    data: HeteroData, caller: str, edge_type: EdgeType = CLICKS
+) -> tuple[Tensor | None, int]:
     r"""The first window whose history holds each click.
+
+    Args:
+        data: A part, or a log.
+        caller: Whose name the message begins with.
+        edge_type: What is asked for, clicks or the exposures that a part may read.
 
     Returns:
         The window of each click, shape :obj:`[E]`, and the number of windows; or :obj:`None` and 1
@@ -29,22 +37,24 @@ def window_of_click(data: HeteroData, caller: str) -> tuple[Tensor | None, int]:
         IndexError: If an exposure is of a window that does not exist.
         ValueError: If a click lies at or after the last cutoff, or the cutoffs do not ascend.
     """
-    clicks = data[CLICKS]
+    events = data[edge_type]
     cutoff, num_windows, of_label = windows(data, caller)
     if cutoff is None:
         return None, 1
-    if _clock_name(data) not in clicks:
+    name = _clock_name(data)
+    if name not in events:
         raise ValueError(
-            f"{caller} found a 'cutoff' but no 'time' to compare with it in "
-            f'data{list(CLICKS)}, which has {list(clicks.keys())}.'
+            f"{caller} found a 'cutoff' but no '{name}' to compare with it in "
+            f'data{list(edge_type)}, which has {list(events.keys())}.'
         )
-    clock = history_clock(data)
-    check_tensor(caller, _clock_name(data), clock, (clicks.edge_index.size(1),), 'numbers')
+    clock = events[name]
+    check_tensor(caller, name, clock, (events.edge_index.size(1),), 'numbers')
     if of_label is not None:
         check_ids(caller, "windows of 'edge_label_window'", of_label, num_windows)
     if clock.numel() > 0 and bool(clock.max() >= cutoff.max()):
         raise ValueError(
-            f'{caller} found clicks up to {clock.max().item()}, but the cutoff of this data is '
+            f'{caller} found {"clicks" if edge_type == CLICKS else "exposures"} up to '
+            f'{clock.max().item()}, but the cutoff of this data is '
             f'{cutoff.max().item()}: the history must lie strictly before it. Was the data edited '
             f'after TemporalSplit?'
         )

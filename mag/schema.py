@@ -138,18 +138,54 @@ def contents(store: Any) -> dict[str, str]:
     }
 
 
+class Resolution(NamedTuple):
+    r"""One grouping of the nodes of a type, and the names that it goes by."""
+
+    node_type: str
+    #: A number of clusters to learn, or the name of an attribute.
+    group: int | str
+    #: Empty for the first of a node type, else such as :obj:`"_200"`.
+    suffix: str = ''
+
+    @property
+    def name(self) -> str:
+        r"""Such as :obj:`"user"` or :obj:`"user_200"`."""
+        return f'{self.node_type}{self.suffix}'
+
+    @property
+    def macro(self) -> str:
+        r"""The type of the macro nodes, such as :obj:`"macro_user_200"`."""
+        return f'{MACRO[self.node_type]}{self.suffix}'
+
+    @property
+    def cluster(self) -> str:
+        r"""The attribute that holds the macro node of each node, such as
+        :obj:`"cluster_200"`."""
+        return f'cluster{self.suffix}'
+
+
+def reached(node_type: str, hop: int) -> str:
+    r"""The node type that so many hops from :obj:`node_type` arrive at."""
+    return node_type if hop % 2 == 0 else NEIGHBOR_TYPE[node_type]
+
+
 def hop_type(node_type: str, hop: int) -> EdgeType:
     r"""The type of the macro edges that reach a node type in so many hops, such as
     :obj:`('macro_item', 'hop1', 'user')`."""
-    return MACRO[node_type if hop % 2 == 0 else NEIGHBOR_TYPE[node_type]], f'hop{hop}', node_type
+    return MACRO[reached(node_type, hop)], f'hop{hop}', node_type
 
 
 def hops(data: HeteroData, node_type: str) -> list[EdgeType]:
-    r"""The types of the macro edges of a node type, of hop 1 first."""
+    r"""The types of the macro edges of a node type, of hop 1 first. Those of further resolutions,
+    such as :obj:`('macro_item_500', 'hop1', 'user')`, are none of them: no table is made of
+    these."""
     found = {
         int(relation[3:]): (source, relation, target)
         for source, relation, target in data.edge_types
-        if target == node_type and relation.startswith('hop') and relation[3:].isdecimal()
+        if source in MACRO.values()
+        and target == node_type
+        and relation.startswith('hop')
+        and relation[3:].isdecimal()
     }
     return [found[hop] for hop in sorted(found)]
 

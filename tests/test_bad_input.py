@@ -104,6 +104,18 @@ def macro() -> HeteroData:
     return MacroCoarsen(GROUPS)(RecentNeighbors(3)(TemporalSplit(0.5, num_windows=1)(log())[0]))
 
 
+def seen(**values: torch.Tensor | None) -> HeteroData:
+    r"""A part with other exposures to read."""
+    train = TemporalSplit(0.5, num_windows=1)(log())[0]
+    for name, value in values.items():
+        store = train['user', 'sees', 'item']
+        number = store.time.numel()
+        store[name] = value if value is None else value[..., :number]
+        if value is None:
+            del store[name]
+    return train
+
+
 def miscounted(weight: float) -> HeteroData:
     data = macro()
     data['macro_item', 'hop1', 'user'].edge_weight[0] = weight
@@ -577,6 +589,61 @@ CASES: dict[str, Case] = {
     ),
     'coarsen group size': (
         lambda p: MacroCoarsen({'user': 0, 'item': 3}), ValueError, "'user'.*at least 1"
+    ),
+    'coarsen no group': (
+        lambda p: MacroCoarsen({'user': [], 'item': 3}), ValueError, r"'user'.*one or more, .* \[\]"
+    ),
+    'coarsen group twice': (
+        lambda p: MacroCoarsen({'user': 3, 'item': [50, 'category', 50]}),
+        ValueError,
+        r"'item'.*each group once, but got \[50, 'category', 50\]",
+    ),
+    'coarsen group twice as text': (
+        lambda p: MacroCoarsen({'user': 3, 'item': [50, '50']}), ValueError, 'each group once'
+    ),
+    'coarsen groups type': (
+        lambda p: MacroCoarsen({'user': [3, 2.5], 'item': 3}),  # type: ignore[list-item]
+        TypeError,
+        r"groups\['user'\]\[1\]' must be an integer, but got 2.5",
+    ),
+    'coarsen groups size': (
+        lambda p: MacroCoarsen({'user': [3, 0], 'item': 3}),
+        ValueError,
+        r"\[1\]' must be at least 1, but got 0",
+    ),
+    'coarsen group since': (
+        lambda p: MacroCoarsen({'user': 3, 'item': [2, 'since']}),
+        ValueError,
+        "cannot name 'since' after another group.*put it first, or rename",
+    ),
+    'coarsen groups too few': (
+        lambda p: MacroCoarsen({'user': [2, 50], 'item': 'category'})(log()),
+        ValueError,
+        '50 clusters.*got 5',
+    ),
+    'coarsen groups circle': (
+        lambda p: MacroCoarsen({'user': [2, 3], 'item': [2, 'category']}, behavior='macro'),
+        ValueError,
+        'both users and items',
+    ),
+    'coarsen exposure hops': (
+        lambda p: MacroCoarsen(GROUPS, exposure_hops=3), ValueError, "'exposure_hops'.*below 3"
+    ),
+    'coarsen further hops': (
+        lambda p: MacroCoarsen(GROUPS, further_hops=0), ValueError, "'further_hops'.*at least 1"
+    ),
+    'coarsen late exposures': (
+        lambda p: MacroCoarsen(GROUPS)(seen(time=torch.full((40,), 10**6))),
+        ValueError,
+        'found exposures up to 1000000, but the cutoff',
+    ),
+    'coarsen exposures of others': (
+        lambda p: MacroCoarsen(GROUPS)(seen(edge_index=torch.full((2, 40), 99))),
+        IndexError,
+        r'user ids of edge_index of data.*99',
+    ),
+    'coarsen untimed exposures': (
+        lambda p: MacroCoarsen(GROUPS)(seen(time=None)), ValueError, "no 'time'.*'sees', 'item'"
     ),
     'coarsen hops': (lambda p: MacroCoarsen(GROUPS, num_hops=0), ValueError, 'num_hops'),
     'coarsen mode': (

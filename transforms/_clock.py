@@ -7,14 +7,6 @@ from torch_geometric.data import HeteroData
 from mag.schema import CLICKS
 
 
-def first_click(clock: Tensor, node: Tensor, num_nodes: int) -> Tensor:
-    r"""The clock of each node's first click, shape :obj:`[num_nodes]`; the largest value without a
-    click. It serves exposures as well."""
-    last = torch.inf if clock.is_floating_point() else torch.iinfo(clock.dtype).max
-    first = torch.full((num_nodes,), last, dtype=clock.dtype)
-    return first.scatter_reduce_(0, node, clock, 'amin')
-
-
 def user_position(data: HeteroData) -> tuple[Tensor, Tensor]:
     r"""Where clicks and exposures stand in their user's own log: the share of the user's exposures
     that came strictly before, in :math:`[0, 1]`. Rows of one moment share one position.

@@ -1,16 +1,34 @@
 import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
+from torch_geometric.typing import EdgeType
 
-from mag.checks import check_booleans, check_choice, check_integers
+from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.click_index import first_click
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_click
-from mag.macro_graph import Grouping, MacroClusters, MacroEdges, count_by_window
-from mag.schema import CLICKS, MACRO, require, require_cpu, windows
-from mag.transforms._clock import first_click
+from mag.macro_graph import (
+    Grouping,
+    MacroClusters,
+    MacroEdges,
+    MacroNodes,
+    SparseCounts,
+    count_by_window,
+)
+from mag.schema import (
+    CLICKS,
+    MACRO,
+    SEES,
+    Resolution,
+    reached,
+    require,
+    require_cpu,
+    windows,
+)
 from mag.transforms._fitted import fitted
 
 
@@ -34,12 +52,41 @@ class MacroCoarsen(BaseTransform):
     clusters know its future.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
+    Of a list, the first group makes the macro graph that :class:`~mag.models.MacGNN` reads. Each
+    further one adds a *resolution*: another attribute, another type of macro nodes, and edges that
+    stay sparse, which :class:`~mag.transforms.TargetCounts` reads at the target:
+
+    >>> from mag.datasets import SyntheticMarket
+    >>> from mag.transforms import MacroCoarsen, TemporalSplit
+    >>> data = SyntheticMarket(200, 100, 5000, log=False)[0]
+    >>> train, _, _ = TemporalSplit(num_windows=6)(data)
+    >>> train.edge_types
+    [('user', 'clicks', 'item'), ('user', 'sees', 'item')]
+    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]})(train)
+    >>> [name for name in train['user'].keys() if name.startswith('cluster')]
+    ['cluster', 'cluster_since', 'cluster_50', 'cluster_50_since']
+    >>> train.node_types
+    ['user', 'item', 'macro_user', 'macro_user_50', 'macro_item', 'macro_item_30']
+    >>> for name in train.edge_types:
+    ...     if name[2] == 'user':
+    ...         print(name)
+    ('macro_item', 'hop1', 'user')
+    ('macro_user', 'hop2', 'user')
+    ('macro_item_30', 'hop1', 'user')
+    ('macro_item', 'sees1', 'user')
+    ('macro_item_30', 'sees1', 'user')
+
     Adds
 
     * :obj:`data['user'].cluster` and :obj:`data['item'].cluster`, shape :obj:`[N]`; :obj:`-1` for
       a node of a learned grouping that has no click yet;
-    * for learned groupings, if the data is a part, :obj:`cluster_since`, shape :obj:`[N]`: the
-      cutoff as of which a node's cluster was known, so that no earlier row reads it;
+    * for learned groupings, if the data is a part, :obj:`cluster_since`, shape :obj:`[N]`: since
+      when a node counts as one of its cluster, so that no earlier row reads it: the first cutoff
+      that knows the node. It is the least value, and means always, for nodes of the history that
+      clusters are learned from: all rows come after it. A node that comes later decides by its
+      clicks up to that cutoff where it belongs; rows of others before it must not read that, and so
+      what it did before counts for none. Parts that were cut by position keep the cutoff for all
+      nodes, as a user's first share may lie later than a row of another user;
     * node types :obj:`macro_user` and :obj:`macro_item` with :obj:`num_nodes` and :obj:`size`, the
       number of nodes in each;
     * for every hop :math:`k`, edges such as :obj:`('macro_item', 'hop1', 'user')` and
@@ -48,20 +95,32 @@ class MacroCoarsen(BaseTransform):
       :math:`2^{24}`), shape :obj:`[E]`; or :obj:`[E, S]`, as of each cutoff, if the data rolls over
       :math:`S` windows;
     * :obj:`('macro_user', 'clicks', 'macro_item')`, the coarse graph, weighted in the same way;
+    * if the data holds the exposures before its cutoff, as the parts of
+      :class:`~mag.transforms.TemporalSplit` do, the same over exposures, clicked or not:
+      :obj:`('macro_item', 'sees1', 'user')` and :obj:`('macro_user', 'sees', 'macro_item')`. Divide
+      clicks by exposures for a rate; with :obj:`binary` both count pairs, else both count events.
+      An exposure of a node whose cluster is known later counts from then on;
+    * for every further group, such as 200, :obj:`data['user'].cluster_200` (and
+      :obj:`cluster_200_since`), the node type :obj:`macro_user_200`, and edges such as
+      :obj:`('macro_user_200', 'hop1', 'item')` and :obj:`('macro_user_200', 'sees1', 'item')`;
     * if :obj:`edge_tensors`, :obj:`data['user'].macro_edges_k` and
       :obj:`data['item'].macro_edges_k`, sparse :obj:`[N, M_(k-1), M_k]`: eq. 5 whole, as of the
       last cutoff.
 
+    What an earlier call has added is removed.
+
     Args:
-        groups (dict[str, int or str]): For :obj:`"user"` and :obj:`"item"`, a number of clusters to
-            learn, or the name of a categorical attribute whose values are the clusters.
+        groups (dict[str, int or str or list]): For :obj:`"user"` and :obj:`"item"`, a number of
+            clusters to learn, or the name of a categorical attribute whose values are the clusters;
+            or a list of these, one a resolution.
         num_hops (int, optional): The number of hops. (default: :obj:`2`)
         behavior (str or dict[str, str], optional): What is clustered. :obj:`"macro"`: the hop-1
             counts over the neighbors' clusters, as the released code does; :obj:`"raw"`: the rows
             of the click matrix (paper, eq. 2) in a sparse projection, or whole if at most
             :obj:`projection_dim` neighbors were there at fit; clicks on others then count in the
             length of a row alone. By default :obj:`"macro"` where the neighbors are grouped by an
-            attribute, else :obj:`"raw"`.
+            attribute, else :obj:`"raw"`. Of the neighbors, the first group counts; all resolutions
+            of a node type cluster the same.
         mode (str, optional): :obj:`"set"` (eq. 5) or :obj:`"walk"`, see
             :class:`mag.macro_graph.MacroEdges`. (default: :obj:`"set"`)
         binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
@@ -70,12 +129,16 @@ class MacroCoarsen(BaseTransform):
         projection_dim (int, optional): Width of the :obj:`"raw"` projection. (default: :obj:`256`)
         edge_tensors (bool, optional): If set to :obj:`True`, the full macro edges are added.
             (default: :obj:`False`)
+        exposure_hops (int, optional): The number of hops over exposures, up to 2; :obj:`0` leaves
+            them out. (default: :obj:`1`)
+        further_hops (int, optional): The number of hops over clicks, 1 or 2, at the second
+            resolution and all after it. (default: :obj:`1`)
         seed (int, optional): Seed of k-means and of the projection. (default: :obj:`0`)
     """
 
     def __init__(
         self,
-        groups: dict[str, int | str],
+        groups: Mapping[str, int | str | Sequence[int | str]],
         num_hops: int = 2,
         behavior: str | dict[str, str] | None = None,
         mode: str = 'set',
@@ -83,9 +146,13 @@ class MacroCoarsen(BaseTransform):
         spherical: bool = False,
         projection_dim: int = 256,
         edge_tensors: bool = False,
+        exposure_hops: int = 1,
+        further_hops: int = 1,
         seed: int = 0,
     ) -> None:
         check_integers(1, num_hops=num_hops)
+        check_integers(0, below=3, exposure_hops=exposure_hops)
+        check_integers(1, below=3, further_hops=further_hops)
         check_choice(('set', 'walk'), mode=mode)
         check_booleans(edge_tensors=edge_tensors)
         self.groups = groups
@@ -96,6 +163,8 @@ class MacroCoarsen(BaseTransform):
         self.spherical = spherical
         self.projection_dim = projection_dim
         self.edge_tensors = edge_tensors
+        self.exposure_hops = exposure_hops
+        self.further_hops = further_hops
         self.seed = seed
         self._clusters = self._unfitted()
         self._cutoff: Cutoff | None = None
@@ -103,13 +172,14 @@ class MacroCoarsen(BaseTransform):
 
     @property
     def groupings(self) -> dict[str, Grouping]:
-        r"""Those that were fitted, by node type."""
+        r"""Those that were fitted, by node type; at further resolutions by names such as
+        :obj:`"user_200"`."""
         return self._clusters.groupings
 
     @property
     def cluster(self) -> dict[str, Tensor]:
-        r"""The clusters of users and items as of :meth:`fit`, shape :obj:`[N]` each; empty before
-        it."""
+        r"""The clusters of users and items as of :meth:`fit`, shape :obj:`[N]` each, by the same
+        names; empty before it."""
         return self._clusters.cluster
 
     def _unfitted(self) -> MacroClusters:
@@ -140,6 +210,10 @@ class MacroCoarsen(BaseTransform):
         self._cutoff = first_cutoff(data, 'MacroCoarsen')
         self._since = {}
         self._since = self._known_since(data, window)
+        if 'position' not in data[CLICKS]:
+            # No row is served before the first cutoff, so that none reads what was decided by it.
+            for since in self._since.values():
+                since[since == int(self._cutoff.moment)] = torch.iinfo(since.dtype).min
         return self
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -152,30 +226,92 @@ class MacroCoarsen(BaseTransform):
             require_not_earlier(data, 'MacroCoarsen', self._cutoff)
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._clusters.assign(data, window)
-        sizes = {name: self._clusters.num_clusters(data, name) for name in cluster}
-        for node_type, since in self._known_since(data, window).items():
-            data[node_type].cluster_since = since
-        for node_type, of_node in cluster.items():
-            data[node_type].cluster = of_node
-            macro = data[MACRO[node_type]]
-            macro.num_nodes = sizes[node_type]
-            macro.size = of_node[of_node >= 0].bincount(minlength=sizes[node_type])
+        since = self._known_since(data, window)
+        sizes = {of.name: self._clusters.num_clusters(data, of) for of in self._resolutions}
+        _remove_macro_nodes(data)
+        for of in self._resolutions:
+            of_node, store, macro = cluster[of.name], data[of.node_type], data[of.macro]
+            store[of.cluster] = of_node
+            if isinstance(of.group, int) and of.node_type in since:
+                store[f'{of.cluster}_since'] = since[of.node_type]
+            macro.num_nodes = sizes[of.name]
+            macro.size = of_node[of_node >= 0].bincount(minlength=sizes[of.name])
+        first = {node_type: sizes[node_type] for node_type in MACRO}
         edges, counted = count_by_window(
             MacroEdges(
-                cluster['user'], cluster['item'], sizes, self.num_hops, self.mode, self.binary
+                cluster['user'], cluster['item'], first, self.num_hops, self.mode, self.binary
             ),
             data[CLICKS].edge_index,
             window,
             num_windows,
         )
+        counted |= self._sparse(data, cluster, sizes, since)
         for edge_type, (edge_index, edge_weight) in counted.items():
             data[edge_type].edge_index = edge_index
             data[edge_type].edge_weight = edge_weight
         if self.edge_tensors:
-            for node_type in cluster:
+            for node_type in first:
                 for hop in range(1, self.num_hops + 1):
                     data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
         return data
+
+    @property
+    def _resolutions(self) -> list[Resolution]:
+        return self._clusters.resolutions
+
+    def _sparse(
+        self,
+        data: HeteroData,
+        cluster: dict[str, Tensor],
+        sizes: dict[str, int],
+        since: dict[str, Tensor],
+    ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
+        r"""The macro edges of clicks at further resolutions, and those of exposures at all."""
+        cutoff, macro = windows(data, 'MacroCoarsen').cutoff, {}
+        for of in self._resolutions:
+            window = None
+            if isinstance(of.group, int) and of.node_type in since:
+                window = torch.searchsorted(cutoff, since[of.node_type])
+            macro[of.name] = MacroNodes(cluster[of.name], sizes[of.name], window)
+        further = [of for of in self._resolutions if of.suffix]
+        counted = {}
+        if further:
+            counts = self._counts(data, CLICKS)
+            counted |= self._hops(counts, 'hop', self.further_hops, further, macro)
+        if self.exposure_hops > 0 and SEES in data.edge_types:
+            counts = self._counts(data, SEES)
+            counted |= self._hops(counts, 'sees', self.exposure_hops, self._resolutions, macro)
+            coarse = counts.coarse(macro['user'], macro['item'])
+            counted[MACRO['user'], 'sees', MACRO['item']] = coarse
+        return counted
+
+    def _counts(self, data: HeteroData, edge_type: EdgeType) -> SparseCounts:
+        edge_index = data[edge_type].get('edge_index')
+        num_nodes = {node_type: data[node_type].num_nodes for node_type in MACRO}
+        what = f'edge_index of data{list(edge_type)}'
+        check_tensor('MacroCoarsen', what, edge_index, (2, 'E'), torch.long)
+        for ids, (node_type, number) in zip(edge_index, num_nodes.items(), strict=True):
+            check_ids('MacroCoarsen', f'{node_type} ids of {what}', ids, number)
+        window, num_windows = window_of_click(data, 'MacroCoarsen', edge_type)
+        return SparseCounts(edge_index, window, num_windows, num_nodes, self.binary)
+
+    def _hops(
+        self,
+        counts: SparseCounts,
+        relation: str,
+        num_hops: int,
+        resolutions: list[Resolution],
+        macro: dict[str, MacroNodes],
+    ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
+        return {
+            (of.macro, f'{relation}{hop}', node_type): counts.hop(
+                node_type, hop, macro[of.name], self.mode
+            )
+            for node_type in MACRO
+            for hop in range(1, num_hops + 1)
+            for of in resolutions
+            if of.node_type == reached(node_type, hop)
+        }
 
     def _known_since(self, data: HeteroData, window: Tensor | None) -> dict[str, Tensor]:
         r"""The cutoff as of which each node's learned cluster was known: that of its first click
@@ -186,11 +322,11 @@ class MacroCoarsen(BaseTransform):
         of_click = cutoff[torch.zeros_like(edge_index[0]) if window is None else window]
         known_since = {}
         for row, node_type in enumerate(('user', 'item')):
-            if node_type in self.groupings:
+            if node_type in self._clusters.behaviors:
                 since = first_click(of_click, edge_index[row], data[node_type].num_nodes)
                 if node_type in self._since:
-                    is_known = self.cluster[node_type] >= 0
-                    since[: len(is_known)][is_known] = self._since[node_type][is_known]
+                    at_fit = self._since[node_type]
+                    since[: len(at_fit)] = torch.minimum(since[: len(at_fit)], at_fit)
                 known_since[node_type] = since
         return known_since
 
@@ -204,5 +340,31 @@ class MacroCoarsen(BaseTransform):
             f'{self.__class__.__name__}({self.groups}, num_hops={self.num_hops}, '
             f'behavior={self.behavior!r}, mode={self.mode!r}, binary={self.binary}, '
             f'spherical={self.spherical}, projection_dim={self.projection_dim}, '
-            f'edge_tensors={self.edge_tensors}, seed={self.seed}{learned})'
+            f'edge_tensors={self.edge_tensors}, exposure_hops={self.exposure_hops}, '
+            f'further_hops={self.further_hops}, seed={self.seed}{learned})'
         )
+
+
+def _remove_macro_nodes(data: HeteroData) -> None:
+    r"""Removes what an earlier call has added, of which this one may not set all anew."""
+    suffixes = {
+        (node_type, name.removeprefix(macro))
+        for name in data.node_types
+        for node_type, macro in MACRO.items()
+        if name == macro or name.startswith(f'{macro}_')
+    }
+    types = {f'{MACRO[node_type]}{suffix}' for node_type, suffix in suffixes}
+    for edge_type in data.edge_types:
+        if edge_type[0] in types or edge_type[2] in types:
+            del data[edge_type]
+    for name in types:
+        del data[name]
+    # Of attributes alone, nothing tells who set them.
+    for node_type, suffix in suffixes:
+        for name in (f'cluster{suffix}', f'cluster{suffix}_since'):
+            if name in data[node_type]:
+                del data[node_type][name]
+    for node_type in MACRO:
+        for name in list(data[node_type].keys()):
+            if name.startswith('macro_edges_'):
+                del data[node_type][name]

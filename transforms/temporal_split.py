@@ -12,6 +12,7 @@ from mag.checks import (
     check_numbers,
     check_tensor,
 )
+from mag.click_index import first_click
 from mag.cutoff import require_whole_log
 from mag.schema import (
     CLICKS,
@@ -22,7 +23,7 @@ from mag.schema import (
     require,
     require_cpu,
 )
-from mag.transforms._clock import first_click, user_position
+from mag.transforms._clock import user_position
 
 _NEEDED = ('edge_index', 'time', 'edge_label_index', 'edge_label', 'edge_label_time')
 # By node type, what transforms have made where these are there.

@@ -5,6 +5,7 @@ from mag.macro_graph.grouping import Grouping
 from mag.macro_graph.macro_clusters import MacroClusters
 from mag.macro_graph.macro_edges import MacroEdges
 from mag.macro_graph.macro_rows import MacroRows
+from mag.macro_graph.sparse_counts import MacroNodes, SparseCounts
 from mag.macro_graph.target_counts import Seen, target_counts
 from mag.macro_graph.target_keys import TargetKeys
 from mag.macro_graph.target_state import TargetState
@@ -15,8 +16,10 @@ __all__ = [
     'Grouping',
     'MacroClusters',
     'MacroEdges',
+    'MacroNodes',
     'MacroRows',
     'Seen',
+    'SparseCounts',
     'TargetKeys',
     'TargetState',
     'TargetView',

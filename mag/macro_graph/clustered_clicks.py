@@ -5,7 +5,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mag.checks import check_ids, check_integers, check_keys, check_tensor, check_values
-from mag.schema import NEIGHBOR_TYPE
+from mag.schema import NEIGHBOR_TYPE, reached
 
 BYTES_PER_PAIR = 12
 CHUNK_PAIRS = 2**26
@@ -52,11 +52,6 @@ class ClusteredClicks:
             'user': scipy.sparse.csr_matrix(shape, dtype=np.float64),
             'item': scipy.sparse.csr_matrix(shape[::-1], dtype=np.float64),
         }
-
-    @staticmethod
-    def reached(node: str, hop: int) -> str:
-        r"""The node type that :obj:`hop` steps from :obj:`node` arrive at."""
-        return node if hop % 2 == 0 else NEIGHBOR_TYPE[node]
 
     def extend(self, node: str, cluster: Tensor | None) -> int:
         r"""Takes clusters with new nodes, and returns how many nodes are new.
@@ -128,9 +123,9 @@ class ClusteredClicks:
         )
 
     def num_walks(self, node: str, hop: int) -> np.ndarray:
-        walks = np.ones(len(self.cluster[self.reached(node, hop)]))
+        walks = np.ones(len(self.cluster[reached(node, hop)]))
         for step in range(hop - 1, -1, -1):
-            walks = self.clicks[self.reached(node, step)] @ walks
+            walks = self.clicks[reached(node, step)] @ walks
         return walks
 
     def over_sets(
@@ -151,7 +146,7 @@ class ClusteredClicks:
         for start, end in tqdm(pieces, f'Counting hop {hop}', leave=False, delay=3):
             reach = self.clicks[node][start:end]
             for step in range(1, hop - 1):
-                reach = reach @ self.clicks[self.reached(node, step)]
+                reach = reach @ self.clicks[reached(node, step)]
                 reach.data[:] = 1
             if not self.binary:
                 reach = reach.copy()

@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from mag.checks import (
     check_keys,
     check_tensor,
 )
+from mag.click_index import first_click
 from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
-from mag.schema import CLICKS, NEIGHBOR_TYPE, categoricals
+from mag.schema import CLICKS, NEIGHBOR_TYPE, Resolution, categoricals
+
+Group = int | str | Sequence[int | str]
 
 
 class MacroClusters:
@@ -25,11 +29,13 @@ class MacroClusters:
     Clusters are learned by :meth:`fit` from the clicks of the first window. A node that appears
     later is assigned to the nearest centroid, by its clicks up to the first cutoff that knows it,
     and stays there, so that no later click decides about an earlier row. Node types whose
-    behavior is made of the clusters of the others come last.
+    behavior is made of the clusters of the others come last. All resolutions of a node type are
+    learned from the same behavior embeddings, which are made once.
 
     Args:
-        groups (dict[str, int or str]): For :obj:`"user"` and :obj:`"item"`, a number of clusters to
-            learn, or the name of a categorical attribute whose values are the clusters.
+        groups (dict[str, int or str or list]): For :obj:`"user"` and :obj:`"item"`, a number of
+            clusters to learn, or the name of a categorical attribute whose values are the clusters,
+            or a list of these, one a resolution.
         behavior (str or dict[str, str], optional): What is clustered, :obj:`"macro"` or
             :obj:`"raw"`, see :class:`~mag.transforms.MacroCoarsen`. (default: :obj:`None`)
         binary (bool, optional): If set to :obj:`False`, repeated clicks of a pair add up.
@@ -39,8 +45,10 @@ class MacroClusters:
         seed (int, optional): Seed of k-means and of the projection. (default: :obj:`0`)
 
     Attributes:
-        groupings (dict[str, Grouping]): Those that were fitted, by node type.
-        cluster (dict[str, torch.Tensor]): The clusters as of fit, shape :obj:`[N]` each.
+        resolutions (list[Resolution]): All of users, and then all of items.
+        groupings (dict[str, Grouping]): Those that were fitted, by the name of the resolution, such
+            as :obj:`"user"` and :obj:`"user_200"`.
+        cluster (dict[str, torch.Tensor]): The clusters as of fit, shape :obj:`[N]` each, likewise.
         behaviors (dict[str, str]): Of each node type whose clusters are learned, what is clustered.
 
     Raises:
@@ -50,7 +58,7 @@ class MacroClusters:
 
     def __init__(
         self,
-        groups: dict[str, int | str],
+        groups: Mapping[str, Group],
         behavior: str | dict[str, str] | None = None,
         *,
         binary: bool = True,
@@ -58,13 +66,12 @@ class MacroClusters:
         projection_dim: int = 256,
         seed: int = 0,
     ) -> None:
-        check_keys(('user', 'item'), groups=groups)
-        numbers = {name: group for name, group in groups.items() if not isinstance(group, str)}
-        check_integers(1, **{f'groups[{name!r}]': number for name, number in numbers.items()})
+        self.resolutions = resolutions(groups)
         check_integers(1, projection_dim=projection_dim)
         check_integers(0, below=2**31, seed=seed)
         check_booleans(binary=binary, spherical=spherical)
         self.groups = groups
+        self._first = {node.node_type: node for node in self.resolutions if not node.suffix}
         self.behaviors = resolve_behavior(groups, behavior)
         self.binary = binary
         self.spherical = spherical
@@ -89,9 +96,9 @@ class MacroClusters:
                 than clusters.
         """
         self.groupings = {
-            node_type: Grouping(group, spherical=self.spherical, seed=self.seed)
-            for node_type, group in self.groups.items()
-            if isinstance(group, int)
+            of.name: Grouping(of.group, spherical=self.spherical, seed=self.seed)
+            for of in self.resolutions
+            if isinstance(of.group, int)
         }
         self.cluster = {}
         first = data[CLICKS].edge_index
@@ -104,14 +111,15 @@ class MacroClusters:
             embedding, is_clicked = self._embed(
                 data, node_type, first, cluster[NEIGHBOR_TYPE[node_type]]
             )
-            cluster[node_type][is_clicked] = self.groupings[node_type].fit(embedding[is_clicked])
+            for name in self._learned(node_type):
+                cluster[name][is_clicked] = self.groupings[name].fit(embedding[is_clicked])
         self.cluster = cluster
         self.cluster = self.assign(data, window)
         return self
 
     def assign(self, data: HeteroData, window: Tensor | None = None) -> dict[str, Tensor]:
         r"""The clusters of all nodes of a part, :obj:`-1` for one of a learned grouping that has no
-        click yet, shape :obj:`[N]` each.
+        click yet, shape :obj:`[N]` each, by the name of the resolution.
 
         Args:
             data (HeteroData): A part of the log that was fitted.
@@ -124,47 +132,58 @@ class MacroClusters:
         edge_index = data[CLICKS].edge_index
         for node_type in self._order():
             node = edge_index[0 if node_type == 'user' else 1]
-            new = cluster[node_type][node] < 0
+            names = self._learned(node_type)
+            # All resolutions know the same nodes.
+            new = cluster[names[0]][node] < 0
             if not bool(new.any()):
                 continue
             if window is not None:
-                first = window.new_full((data[node_type].num_nodes,), torch.iinfo(torch.long).max)
-                first.scatter_reduce_(0, node, window, 'amin')
-                new &= window == first[node]
+                new &= window == first_click(window, node, data[node_type].num_nodes)[node]
             embedding, is_clicked = self._embed(
                 data, node_type, edge_index[:, new], cluster[NEIGHBOR_TYPE[node_type]]
             )
-            cluster[node_type] = cluster[node_type].clone()
-            cluster[node_type][is_clicked] = self.groupings[node_type].assign(embedding[is_clicked])
+            for name in names:
+                cluster[name] = cluster[name].clone()
+                cluster[name][is_clicked] = self.groupings[name].assign(embedding[is_clicked])
         return cluster
 
-    def num_clusters(self, data: HeteroData, node_type: str) -> int:
-        r"""The number of clusters of a node type."""
-        group = self.groups[node_type]
-        if isinstance(group, int):
-            return group
-        numbers = categoricals(data[node_type])
-        return numbers[group] if group in numbers else int(data[node_type][group].max()) + 1
+    def num_clusters(self, data: HeteroData, of: Resolution) -> int:
+        r"""The number of clusters of a resolution."""
+        if isinstance(of.group, int):
+            return of.group
+        store = data[of.node_type]
+        numbers = categoricals(store)
+        return numbers[of.group] if of.group in numbers else int(store[of.group].max()) + 1
+
+    def _learned(self, node_type: str) -> list[str]:
+        r"""The names of the resolutions of a node type whose clusters are learned."""
+        return [
+            of.name
+            for of in self.resolutions
+            if of.node_type == node_type and isinstance(of.group, int)
+        ]
 
     def _order(self) -> list[str]:
-        return sorted(self.behaviors, key=lambda node_type: self.behaviors[node_type] == 'macro')
+        first = {name: of.group for name, of in self._first.items()}
+        return sorted(self.behaviors, key=lambda name: _waits(name, self.behaviors, first))
 
     def _start(self, data: HeteroData) -> dict[str, Tensor]:
         r"""Clusters as far as attributes and :meth:`fit` tell them, :obj:`-1` elsewhere."""
         cluster = {}
-        for node_type, group in self.groups.items():
+        for of in self.resolutions:
+            node_type = of.node_type
             num_nodes = data[node_type].num_nodes
-            if isinstance(group, str):
-                cluster[node_type] = self._attribute(data, node_type, group)
+            if isinstance(of.group, str):
+                cluster[of.name] = self._attribute(data, node_type, of.group)
                 continue
-            fitted = self.cluster.get(node_type, torch.empty(0, dtype=torch.long))
+            fitted = self.cluster.get(of.name, torch.empty(0, dtype=torch.long))
             grown = num_nodes - fitted.numel()
             if grown < 0:
                 raise ValueError(
                     f'MacroCoarsen was fitted on {fitted.numel()} {node_type}s, but this data has '
                     f'only {num_nodes}: parts of one log share their nodes.'
                 )
-            cluster[node_type] = torch.nn.functional.pad(fitted, (0, grown), value=-1)
+            cluster[of.name] = torch.nn.functional.pad(fitted, (0, grown), value=-1)
         return cluster
 
     def _attribute(self, data: HeteroData, node_type: str, group: str) -> Tensor:
@@ -198,15 +217,51 @@ class MacroClusters:
             return raw_behavior(clicks, self.projection_dim, self.seed, columns), is_clicked
         counts = scipy.sparse.csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
-            shape=(num_nodes, self.num_clusters(data, other)),
+            shape=(num_nodes, self.num_clusters(data, self._first[other])),
         )
         return macro_behavior(torch.from_numpy(counts.toarray())), is_clicked
 
 
-def resolve_behavior(groups: dict[str, int | str], behavior: Any) -> dict[str, str]:
+def resolutions(groups: Mapping[str, Group]) -> list[Resolution]:
+    r"""All resolutions of users, and then all of items.
+
+    Raises:
+        TypeError: If a group is neither an integer nor a string.
+        ValueError: If a number is below 1, or a list is empty or names a group twice.
+    """
+    check_keys(('user', 'item'), groups=groups)
+    found = []
+    for node_type in NEIGHBOR_TYPE:
+        given = groups[node_type]
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        several = list(given) if is_list else [given]
+        name = f'groups[{node_type!r}]'
+        if not several:
+            raise ValueError(
+                f"'{name}' must name a group, or a list of one or more, but got {given!r}."
+            )
+        for place, group in enumerate(several):
+            if not isinstance(group, str):
+                check_integers(1, **{f'{name}[{place}]' if is_list else name: group})
+            if str(group) in map(str, several[:place]):
+                raise ValueError(f"'{name}' must name each group once, but got {given!r}.")
+            if place > 0 and str(group).endswith('since'):
+                raise ValueError(
+                    f"'{name}' cannot name {group!r} after another group, as names that end in "
+                    f"'since' tell when a cluster was known: put it first, or rename the attribute."
+                )
+            found.append(Resolution(node_type, group, f'_{group}' if place > 0 else ''))
+    return found
+
+
+def resolve_behavior(groups: Mapping[str, Group], behavior: Any) -> dict[str, str]:
     r"""What is clustered of each node type whose clusters are learned: by default
-    :obj:`"macro"` where the neighbors are grouped by an attribute, else :obj:`"raw"`."""
-    learned = [node_type for node_type, group in groups.items() if isinstance(group, int)]
+    :obj:`"macro"` where the neighbors are grouped by an attribute, at the first resolution, else
+    :obj:`"raw"`."""
+    found = resolutions(groups)
+    first = {of.node_type: of.group for of in found if not of.suffix}
+    is_learned = {of.node_type for of in found if isinstance(of.group, int)}
+    learned = [node_type for node_type in groups if node_type in is_learned]
     given = behavior if isinstance(behavior, dict) else {}
     if behavior is not None and not isinstance(behavior, dict):
         given = dict.fromkeys(learned or NEIGHBOR_TYPE, behavior)
@@ -216,15 +271,21 @@ def resolve_behavior(groups: dict[str, int | str], behavior: Any) -> dict[str, s
             f'{learned or "none"} only.'
         )
     behaviors = {
-        name: given.get(name, 'macro' if isinstance(groups[NEIGHBOR_TYPE[name]], str) else 'raw')
+        name: given.get(name, 'macro' if isinstance(first[NEIGHBOR_TYPE[name]], str) else 'raw')
         for name in learned
     }
     for node_type, value in behaviors.items():
         check_choice(('macro', 'raw'), **{f'behavior[{node_type!r}]': value})
-    if behaviors == {'user': 'macro', 'item': 'macro'}:
+    if all(_waits(node_type, behaviors, first) for node_type in NEIGHBOR_TYPE):
         raise ValueError(
             f"'behavior' cannot be 'macro' for both users and items with 'groups' {groups}: the "
             f'counts of the one need the clusters of the other. Group one side by an attribute, or '
             f"set its behavior to 'raw'."
         )
     return behaviors
+
+
+def _waits(node_type: str, behaviors: dict[str, str], first: Mapping[str, int | str]) -> bool:
+    r"""Whether the behavior of a node type is made of clusters that are learned."""
+    is_macro = behaviors.get(node_type) == 'macro'
+    return is_macro and isinstance(first[NEIGHBOR_TYPE[node_type]], int)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mag.checks import check_booleans, check_choice, check_integers
 from mag.macro_graph.clustered_clicks import ClusteredClicks
-from mag.schema import NEIGHBOR_TYPE
+from mag.schema import NEIGHBOR_TYPE, reached
 
 
 class MacroEdges(ClusteredClicks):
@@ -66,7 +66,7 @@ class MacroEdges(ClusteredClicks):
         self.mode = mode
         self.counts = {
             node: [
-                np.zeros((len(self.cluster[node]), num_clusters[self.reached(node, hop)]))
+                np.zeros((len(self.cluster[node]), num_clusters[reached(node, hop)]))
                 for hop in range(1, num_hops + 1)
             ]
             for node in ('user', 'item')
@@ -164,7 +164,7 @@ class MacroEdges(ClusteredClicks):
         """
         check_choice(NEIGHBOR_TYPE, node=node)
         check_integers(1, below=self.num_hops + 1, hop=hop)
-        rows, columns = (self.num_clusters[self.reached(node, step)] for step in (hop - 1, hop))
+        rows, columns = (self.num_clusters[reached(node, step)] for step in (hop - 1, hop))
         num_nodes = len(self.cluster[node])
         self.refuse(
             float(np.minimum(self.num_walks(node, hop), rows * columns).sum()) * 28,
@@ -172,11 +172,11 @@ class MacroEdges(ClusteredClicks):
             f'clusters',
         )
         if self.mode == 'set' and hop > 1:
-            edges = self.over_sets(node, hop, self.own_edges(self.reached(node, hop - 1)))
+            edges = self.over_sets(node, hop, self.own_edges(reached(node, hop - 1)))
         else:
-            edges = self.own_edges(self.reached(node, hop - 1))
+            edges = self.own_edges(reached(node, hop - 1))
             for step in range(hop - 2, -1, -1):
-                edges = self.clicks[self.reached(node, step)] @ edges
+                edges = self.clicks[reached(node, step)] @ edges
         edges = edges.tocoo()
         index = np.stack([edges.row, edges.col // columns, edges.col % columns])
         return torch.sparse_coo_tensor(
@@ -198,7 +198,7 @@ class MacroEdges(ClusteredClicks):
         return self.clicks[other].T @ change
 
     def _count_sets(self, node: str, hop: int) -> np.ndarray:
-        start = self.reached(node, hop - 1)
+        start = reached(node, hop - 1)
         return self.over_sets(
             node,
             hop,

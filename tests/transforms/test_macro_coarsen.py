@@ -9,11 +9,14 @@ import pytest
 import torch
 import torch_geometric.transforms as T
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch_geometric.data import HeteroData, InMemoryDataset
 from torch_geometric.nn import SAGEConv, to_hetero
 
-from mag.macro_graph import Grouping, MacroEdges
-from mag.transforms import MacroCoarsen, TemporalSplit
+from mag.loader import PairLoader
+from mag.macro_graph import Grouping, MacroEdges, MacroRows
+from mag.schema import NEIGHBOR_TYPE, hops
+from mag.transforms import MacroCoarsen, TargetCounts, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 SEES = ('user', 'sees', 'item')
@@ -27,6 +30,12 @@ VARIANTS = [
     {'groups': {'user': 4, 'item': 5}, 'projection_dim': 8},
     {'groups': {'user': 4, 'item': 5}, 'behavior': {'user': 'macro'}},
     {'groups': {'user': 'gender', 'item': 'category'}, 'num_hops': 3},
+    {'groups': {'user': [4, 'gender'], 'item': ['category', 5, 3]}, 'exposure_hops': 2},
+    {
+        'groups': {'user': ['gender', 4], 'item': [5, 'category']},
+        'further_hops': 2,
+        'binary': False,
+    },
 ]
 
 
@@ -59,10 +68,15 @@ def split(data: HeteroData, num_windows: int = 4) -> tuple[HeteroData, HeteroDat
 
 def dense(data: HeteroData, node_type: str, hop: int) -> Tensor:
     r"""Counts of shape [N, M], or [N, M, S] over windows."""
-    (relation,) = (e for e in data.edge_types if e[1] == f'hop{hop}' and e[2] == node_type)
+    return dense_edges(data, hops(data, node_type)[hop - 1])
+
+
+def dense_edges(data: HeteroData, relation: tuple[str, str, str]) -> Tensor:
+    r"""The counts of an edge type, target nodes in rows."""
     store = data[relation]
     macro, node = store.edge_index
-    shape = (NUM[node_type], data[relation[0]].num_nodes, *store.edge_weight.shape[1:])
+    shape = tuple(data[name].num_nodes for name in (relation[2], relation[0]))
+    shape = (*shape, *store.edge_weight.shape[1:])
     table = torch.zeros(shape)
     table[node, macro] = store.edge_weight
     return table
@@ -80,9 +94,12 @@ def assert_same(data: HeteroData, other: HeteroData) -> None:
 
 
 def test_a_cluster_is_known_since_the_cutoff_that_first_knows_its_node() -> None:
+    r"""Of a node of the history that clusters are learned from it is always known: all rows come
+    after that, and it was all that decided."""
     train, val, _ = split(planted_log())
     coarsen = MacroCoarsen({'user': 4, 'item': 'category'}).fit(train)
-    never = torch.iinfo(torch.long).max
+    never, always = torch.iinfo(torch.long).max, torch.iinfo(torch.long).min
+    first = int(train[CLICKS].cutoff[0])
     at_fit: list[int] = []
     for part in (train, val):
         coarse = coarsen(part)
@@ -92,13 +109,22 @@ def test_a_cluster_is_known_since_the_cutoff_that_first_knows_its_node() -> None
             time = clicks.time[clicks.edge_index[0] == user]
             later = [int(c) for c in clicks.cutoff if time.numel() and time.min() < c]
             since.append(later[0] if later else never)
+            if since[-1] == first:
+                since[-1] = always
         # What was known at fit stays known since then.
         since = [min(pair) for pair in zip(since, at_fit or since, strict=True)]
         assert coarse['user'].cluster_since.tolist() == since
         assert ((coarse['user'].cluster < 0) == (coarse['user'].cluster_since == never)).all()
         assert 'cluster_since' not in coarse['item']
         at_fit = at_fit or since
-    assert len(set(at_fit)) > 2
+    assert len(set(at_fit)) > 2 and always in at_fit
+
+
+def test_parts_cut_by_position_know_no_cluster_before_the_first_cutoff() -> None:
+    r"""A user's first share may lie later than the row of another user."""
+    train = TemporalSplit(0.3, 0.7, 0.85, 4, by='user')(planted_log())[0]
+    since = MacroCoarsen({'user': [4, 3], 'item': 'category'})(train)['user'].cluster_since
+    assert since.min() == train[CLICKS].cutoff[0]
 
 
 @pytest.mark.parametrize('arguments', VARIANTS, ids=str)
@@ -186,8 +212,10 @@ def test_invariants(arguments):
         size = out[f'macro_{node_type}'].size
         assert size.sum() == (cluster >= 0).sum()
         assert torch.equal(size, cluster[cluster >= 0].bincount(minlength=size.numel()))
-        if isinstance(arguments['groups'][node_type], str):
-            assert torch.equal(cluster, train[node_type][arguments['groups'][node_type]])
+        groups = arguments['groups'][node_type]
+        first = groups[0] if isinstance(groups, list) else groups
+        if isinstance(first, str):
+            assert torch.equal(cluster, train[node_type][first])
         else:
             # Known are exactly those who clicked before the last cutoff.
             clicked = clicks.edge_index[0 if node_type == 'user' else 1].unique()
@@ -264,6 +292,10 @@ def test_nothing_learns_from_the_future(arguments):
             for hop in range(1, fitted.num_hops + 1):
                 table, expected = dense(after, node_type, hop), dense(before, node_type, hop)
                 assert torch.equal(table[..., : step + 1], expected[..., : step + 1])
+        for edge_type in before.edge_types:
+            if edge_type not in (CLICKS, SEES):
+                table, expected = (dense_edges(data, edge_type) for data in (after, before))
+                assert torch.equal(table[..., : step + 1], expected[..., : step + 1])
         # Clicks of validation and test change nothing about the training part.
         if step == len(cutoffs) - 1:
             assert_same(before, after)
@@ -295,6 +327,237 @@ def test_earlier_parts_are_refused(twin):
     # Attributes are known at all times.
     coarsen = twin(MacroCoarsen({'user': 'gender', 'item': 'category'}).fit(test))
     assert torch.equal(coarsen(train)['user'].cluster, data['user'].gender)
+
+
+SEVERAL = {'user': [4, 6, 'gender'], 'item': ['category', 5, 3]}
+
+
+@pytest.mark.parametrize('num_windows', [1, 4])
+def test_several_resolutions_are_those_of_as_many_calls(num_windows: int) -> None:
+    parts = split(planted_log(), num_windows)
+    coarsen = MacroCoarsen(SEVERAL).fit(parts[0])
+    alone = {'user': SEVERAL['user'][0], 'item': SEVERAL['item'][0]}
+    for node_type, groups in SEVERAL.items():
+        for place, group in enumerate(groups):
+            single = MacroCoarsen({**alone, node_type: group}).fit(parts[0])
+            suffix = f'_{group}' if place > 0 else ''
+            for part in parts:
+                several, one = coarsen(part), single(part)
+                for name in ('cluster', 'cluster_since'):
+                    assert (name in one[node_type]) == isinstance(group, int) or name == 'cluster'
+                    if name in one[node_type]:
+                        ours = several[node_type][name.replace('cluster', f'cluster{suffix}')]
+                        assert torch.equal(ours, one[node_type][name])
+                macro, other = f'macro_{node_type}', NEIGHBOR_TYPE[node_type]
+                assert torch.equal(several[f'{macro}{suffix}'].size, one[macro].size)
+                assert several[f'{macro}{suffix}'].num_nodes == one[macro].num_nodes
+                for relation in ('hop1', 'sees1'):
+                    ours = several[f'{macro}{suffix}', relation, other]
+                    theirs = one[macro, relation, other]
+                    assert torch.equal(ours.edge_index, theirs.edge_index)
+                    assert torch.equal(ours.edge_weight, theirs.edge_weight)
+
+
+def test_several_resolutions_leave_what_models_read_as_it_is() -> None:
+    r"""Fine resolutions are never made dense."""
+    train, val, _ = split(planted_log())
+    alone = {'user': SEVERAL['user'][0], 'item': SEVERAL['item'][0]}
+    several, single = MacroCoarsen(SEVERAL).fit(train), MacroCoarsen(alone).fit(train)
+    for part in (train, val):
+        ours, theirs = several(part), single(part)
+        for node_type in NUM:
+            assert hops(ours, node_type) == hops(theirs, node_type)
+        for edge_type in theirs.edge_types:
+            for name, value in theirs[edge_type].items():
+                same = torch.equal(torch.as_tensor(ours[edge_type][name]), torch.as_tensor(value))
+                assert same, (edge_type, name)
+        rows, expected = MacroRows(ours), MacroRows(theirs)
+        for node_type in NUM:
+            for table, other in zip(rows.hops[node_type], expected.hops[node_type], strict=True):
+                assert torch.equal(table, other)
+        for batch, other in zip(PairLoader(ours, 64), PairLoader(theirs, 64), strict=True):
+            ours_and_theirs = zip(tree_leaves(batch), tree_leaves(other), strict=True)
+            assert all(torch.equal(a, b) for a, b in ours_and_theirs)
+    assert (several.num_hops, len(several.groupings)) == (2, 4)
+    assert several(train)['macro_item_5', 'hop1', 'user'].edge_weight.layout == torch.strided
+    assert repr(MacroCoarsen({'user': [4], 'item': ['category']})(train)) == repr(single(train))
+
+
+def test_target_counts_view_resolutions_in_the_order_of_the_list() -> None:
+    train, _, _ = split(planted_log())
+    names = TargetCounts().fit(MacroCoarsen(SEVERAL)(train)).names
+    assert names[2:8] == [
+        'user x item_cluster', 'user x item_cluster_5', 'user x item_cluster_3',
+        'user_cluster x item', 'user_cluster_6 x item', 'user_cluster_gender x item',
+    ]  # fmt: skip
+    assert len(names) == 2 + 6 + 9
+
+
+def by_brute_force(
+    out: HeteroData, edge_type: tuple[str, str, str], cutoff: int, binary: bool, mode: str
+) -> Tensor:
+    r"""Eq. 5 over exposures, or over clicks, of the macro nodes that are known by a cutoff."""
+    macro, relation, target = edge_type
+    events = out[SEES if relation.startswith('sees') else CLICKS]
+    before = events.time < cutoff
+    R = torch.zeros(NUM['user'], NUM['item'])
+    R.index_put_(tuple(events.edge_index[:, before]), torch.ones(()), accumulate=True)
+    if binary:
+        R = (R > 0).float()
+    one_hot = {}
+    for node_type in NUM:
+        if macro.startswith(f'macro_{node_type}'):
+            name = 'cluster' + macro.removeprefix(f'macro_{node_type}')
+            cluster = out[node_type][name]
+            never = torch.full_like(cluster, torch.iinfo(torch.long).min)
+            is_known = (cluster >= 0) & (out[node_type].get(f'{name}_since', never) <= cutoff)
+            one_hot = torch.zeros(NUM[node_type], out[macro].num_nodes)
+            one_hot[is_known, cluster[is_known]] = 1
+    if target == 'item':
+        R = R.t()
+    if relation[-1] == '1':
+        return R @ one_hot
+    return (R if mode == 'walk' else (R > 0).float()) @ (R.t() @ one_hot)
+
+
+@pytest.mark.parametrize('num_windows', [1, 4])
+@pytest.mark.parametrize('mode', ['set', 'walk'])
+@pytest.mark.parametrize('binary', [True, False])
+def test_sparse_counts_are_those_of_brute_force(num_windows: int, mode: str, binary: bool) -> None:
+    parts = split(planted_log(num_rows=700), num_windows)
+    coarsen = MacroCoarsen(SEVERAL, mode=mode, binary=binary, exposure_hops=2, further_hops=2).fit(
+        parts[0]
+    )
+    for part in parts:
+        out = coarsen(part)
+        checked = 0
+        for edge_type in out.edge_types:
+            if edge_type[1][:-1] not in ('hop', 'sees'):
+                continue
+            table = dense_edges(out, edge_type)
+            assert torch.equal(
+                out[edge_type].edge_index[1].sort().values, out[edge_type].edge_index[1]
+            )
+            for step, cutoff in enumerate(part[CLICKS].cutoff.tolist()):
+                expected = by_brute_force(out, edge_type, cutoff, binary, mode)
+                assert torch.equal(table if table.dim() == 2 else table[..., step], expected)
+            checked += 1
+        assert checked == 2 * 2 * 6
+        coarse = dense_edges(out, ('macro_user', 'sees', 'macro_item'))
+        item = torch.nn.functional.one_hot(out['item'].cluster, 4).float()
+        by_item = dense_edges(out, ('macro_user', 'sees1', 'item'))
+        assert torch.equal(coarse, torch.einsum('im,iu...->mu...', item, by_item))
+
+
+@pytest.mark.parametrize('arguments', VARIANTS, ids=str)
+def test_clicks_are_at_most_exposures_edge_by_edge(arguments) -> None:
+    r"""Of pairs as of events, as each click is an exposure."""
+    train, val, _ = split(planted_log())
+    coarsen = MacroCoarsen(**arguments).fit(train)
+    for part in (train, val):
+        out, checked = coarsen(part), 0
+        for edge_type in out.edge_types:
+            source, relation, target = edge_type
+            if edge_type != SEES and relation in ('sees1', 'sees'):
+                clicks = 'hop1' if relation == 'sees1' else 'clicks'
+                if (source, clicks, target) in out.edge_types:
+                    clicked = dense_edges(out, (source, clicks, target))
+                    seen = dense_edges(out, edge_type)
+                    assert (clicked <= seen).all() and (clicked < seen).any()
+                    checked += 1
+        assert checked == sum(len(np.atleast_1d(g)) for g in arguments['groups'].values()) + 1
+
+
+@pytest.mark.parametrize('num_windows', [1, 4])
+def test_the_edge_to_the_macro_node_of_the_target_is_what_target_counts_say(
+    num_windows: int,
+) -> None:
+    r"""Section 2: (n, c) of a view at the target is exactly the macro edge, over exposures and over
+    clicks, as of the row's window."""
+    parts = split(planted_log(), num_windows)
+    coarsen = MacroCoarsen({'user': [4, 6], 'item': ['category', 5]}, binary=False)
+    parts = [coarsen.fit(parts[0])(part) for part in parts]
+    counts, num_late = TargetCounts().fit(parts[0]), 0
+    for part in parts:
+        clicks = counts(part)[CLICKS]
+        rows = clicks.edge_label.numel()
+        window = clicks.get('edge_label_window', torch.zeros(rows, dtype=torch.long))
+        node = dict(zip(('user', 'item'), clicks.edge_label_index, strict=True))
+        checked = 0
+        for place, view in enumerate(clicks.count_names):
+            for own in NUM:
+                other = NEIGHBOR_TYPE[own]
+                name = view.removeprefix(f'{own} x ').removesuffix(f' x {own}')
+                if name == view or not name.startswith(f'{other}_cluster'):
+                    continue
+                name = name.removeprefix(f'{other}_')
+                macro = f'macro_{other}{name.removeprefix("cluster")}'
+                column = part[other][name][node[other]]
+                found = []
+                for relation in ('sees1', 'hop1'):
+                    table = dense_edges(part, (macro, relation, own))
+                    table = table if table.dim() == 3 else table.unsqueeze(-1)
+                    found.append(table[node[own], column, window])
+                edge, said = torch.stack(found, 1), clicks.edge_label_counts[:, place]
+                # What a node did before its cluster was known counts from then on in the edge, and
+                # for none at the target.
+                sees = part[SEES]
+                acting, met = sees.edge_index if own == 'user' else sees.edge_index.flip(0)
+                never = torch.full_like(part[other][name], torch.iinfo(torch.long).min)
+                since = part[other].get(f'{name}_since', never)[met]
+                for step, cutoff in enumerate(clicks.cutoff):
+                    is_late = (sees.time < since) & (since <= cutoff)
+                    before = torch.zeros(NUM[own], part[macro].num_nodes, 2)
+                    value = torch.stack([torch.ones_like(sees.clicked), sees.clicked], 1)
+                    place = acting[is_late], part[other][name][met[is_late]]
+                    before.index_put_(place, value[is_late], accumulate=True)
+                    of_step = window == step
+                    late = before[node[own], column][of_step]
+                    assert torch.equal(edge[of_step], said[of_step] + late)
+                    num_late += int(late.sum())
+                    assert f'{name}_since' in part[other] or late.sum() == 0
+                checked += 1
+        assert checked == 4
+    assert num_late > 0
+
+
+def test_fresh_counts_of_earlier_rows_read_no_later_event() -> None:
+    r"""Clusters count always for nodes of the first history, and no row sees its future by it."""
+    data = planted_log()
+    train = split(data)[0]
+    moment = int(train[CLICKS].cutoff[2])
+    found = []
+    for log in (data, replaced_after(data, moment)):
+        part = MacroCoarsen({'user': [4, 6], 'item': ['category', 5]})(split(log)[0])
+        clicks = TargetCounts()(part, log=log)[CLICKS]
+        early = clicks.edge_label_time < moment
+        columns = torch.cat([clicks.edge_label_index, clicks.edge_label_time[None]])[:, early]
+        found.append((columns, clicks.edge_label_counts[early], clicks.edge_label_counts))
+    (rows, counts, every), (other_rows, other_counts, other_every) = found
+    assert rows.size(1) > 100 and torch.equal(rows, other_rows)
+    assert torch.equal(counts, other_counts)
+    assert not torch.equal(every[-100:], other_every[-100:])
+
+
+def test_another_call_removes_what_an_earlier_one_added() -> None:
+    train, _, _ = split(planted_log())
+    train['user'].cluster_7 = train['user'].gender
+    earlier = MacroCoarsen(SEVERAL, num_hops=3, edge_tensors=True, exposure_hops=2)(train)
+    again = MacroCoarsen({'user': 'gender', 'item': 'category'})(earlier)
+    expected = MacroCoarsen({'user': 'gender', 'item': 'category'})(train)
+    assert set(again.node_types) == set(expected.node_types)
+    assert set(again.edge_types) == set(expected.edge_types)
+    for node_type in again.node_types:
+        assert set(again[node_type].keys()) == set(expected[node_type].keys())
+    assert 'cluster_since' in earlier['user'] and 'cluster_6' in earlier['user']
+    assert 'cluster_since' not in again['user'] and 'cluster_7' in again['user']
+
+
+def test_exposures_are_left_out_where_asked_and_where_there_are_none() -> None:
+    train, _, _ = split(planted_log())
+    for data, number in ((train, 0), (planted_log(), 1)):
+        out = MacroCoarsen(GROUPS, exposure_hops=number)(data)
+        assert not any('sees' in e[1] and 'macro' in str(e) for e in out.edge_types)
 
 
 def test_nodes_appear_between_windows():
