@@ -1,17 +1,24 @@
 r"""Every baseline, as it is and given the same counts at the target as CountNet.
 
 All read :class:`~mag.loader.JoinedBatch`, of it only the parts that :func:`reads` names, and return
-logits. Those that read features read the fields that CountNet reads. Given the counts, each reads
-what CountNet's encoder makes of them where it reads dense features:
+logits. MacGNN and LightGCN read ids, as published. All others read the fields that CountNet reads,
+and their embeddings have the size of CountNet's, as LightGCN's have; MacGNN's have the published
+size of 10.
 
-- Wide & Deep, DeepFM, NFM, DCN V2, DIN and DIEN in their hidden layers, and all but DIN and DIEN in
-  their linear part,
+Given the counts, each reads what CountNet's encoder makes of them where it reads dense features:
+
+- Wide & Deep, DeepFM and NFM in their linear part and in their hidden layers, DCN V2 also in its
+  crosses, DIN and DIEN in their hidden layers alone,
 - AFM, which has no hidden layers, in its linear part alone,
-- MacGNN in its head,
-- LightGCN in a head whose logit is added, which also reads the embeddings of user and item.
+- MacGNN, SIM, ETA, PinSage and the graph transformer in their heads,
+- LightGCN in a head whose logit is added, which also reads the embeddings of user and item,
+- boosted trees as columns.
 
-The lists of MacGNN, DIN and DIEN are as of the window of a row. Embeddings have the size of
-CountNet's, except in MacGNN, where it is the published one of 10.
+What a row may read of clicks: the lists of MacGNN, DIN, DIEN and the graph transformer are as of
+the row's window. The histories of SIM and ETA are strictly before the row and end at the last
+cutoff of its part: exact in training, but for its last window, and as of the cutoff in the test
+part, as stale counts are. LightGCN and PinSage propagate over the clicks before the first cutoff of
+a part, see :func:`read_history`.
 """
 
 from collections.abc import Callable
@@ -25,7 +32,7 @@ from torch_geometric.data import HeteroData
 
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.deepctr_layers import use_faster_layers
-from accuracy.fields import EMBEDDING_DIM, Batch, category_table, count_encoder
+from accuracy.fields import EMBEDDING_DIM, EMBEDDING_STD, Batch, category_table, count_encoder
 from accuracy.graph_models import GraphTransformer, PinSage
 from accuracy.long_history_models import ETA, LENGTH, SIM
 from accuracy.pair_models import HIDDEN, HISTORY_READERS, LightGCN, left_aligned, make_library
@@ -113,6 +120,8 @@ class FieldDeepCTR(nn.Module):
                 for name in self.clicked
             ]
         self.library = make_library(architecture, columns, history)
+        for embedding in self.library.embedding_dict.values():
+            nn.init.normal_(embedding.weight, std=EMBEDDING_STD)
         use_faster_layers(self.library)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -212,7 +221,7 @@ def graph_transformer(
     return GraphTransformer(train, counts)
 
 
-def lightgbm(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
+def trees(train: HeteroData, val: HeteroData, temperature: float, counts: bool) -> nn.Module:
     return BoostedTrees(train, counts)
 
 
@@ -230,7 +239,7 @@ BASELINES = {
     'lightgcn': Baseline('LightGCN', lightgcn),
     'pinsage': Baseline('PinSage', pinsage),
     'graph_transformer': Baseline('graph transformer', graph_transformer, ('features', 'pairs')),
-    'lightgbm': Baseline('LightGBM', lightgbm),
+    'lightgbm': Baseline('LightGBM', trees),
 }
 LOADERS: dict[str, Callable[[HeteroData], Any]] = {
     'pairs': PairLoader,
@@ -271,7 +280,12 @@ def make_loader(
 
 def read_history(model: nn.Module, data: HeteroData) -> None:
     r"""Lets what propagates over clicks read those before the first cutoff of :obj:`data` in
-    evaluation from now on: a model, or a task with its average of the weights."""
+    evaluation from now on. Without, it reads those before that of the validation part.
+
+    Args:
+        model: A model, or a task with the average of its weights.
+        data: The part that is scored.
+    """
     for module in model.modules():
         if isinstance(module, (LightGCN, PinSage)):
             module.read_history(data)

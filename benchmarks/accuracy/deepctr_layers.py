@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from deepctr_torch.layers.activation import Dice
 from deepctr_torch.layers.core import LocalActivationUnit
+from deepctr_torch.layers.interaction import AFMLayer
 from deepctr_torch.layers.sequence import AUGRUCell, DynamicGRU
 from deepctr_torch.models.dien import InterestExtractor
 from torch import Tensor, nn
@@ -26,6 +27,22 @@ class FlatDice(Dice):
         share = self.sigmoid(self.bn(rows))
         alpha = self.alpha.view(-1)
         return (rows * torch.addcmul(alpha, share, 1 - alpha)).view_as(x)
+
+
+class FieldwiseAFM(AFMLayer):
+    r"""The attention of AFM, whose pairs are made field by field: the library slices out each of
+    them, of which there are hundreds."""
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        fields = torch.cat(inputs, dim=1)
+        num_fields = fields.size(1)
+        products = torch.cat(
+            [fields[:, one : one + 1] * fields[:, one + 1 :] for one in range(num_fields - 1)],
+            dim=1,
+        )
+        hidden = F.relu(products @ self.attention_W + self.attention_b)
+        share = (hidden @ self.projection_h).softmax(dim=1)
+        return self.dropout((share.mT @ products).squeeze(1)) @ self.projection_p
 
 
 class SplitActivationUnit(LocalActivationUnit):
@@ -93,6 +110,8 @@ def use_faster_layers(library: nn.Module) -> None:
     for module in library.modules():
         if isinstance(module, Dice):
             module.__class__ = FlatDice
+        elif isinstance(module, AFMLayer):
+            module.__class__ = FieldwiseAFM
         elif isinstance(module, LocalActivationUnit):
             module.__class__ = SplitActivationUnit
         elif isinstance(module, DynamicGRU) and isinstance(module.rnn, AUGRUCell):

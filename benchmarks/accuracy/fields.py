@@ -14,6 +14,9 @@ from mag.schema import CLICKS
 
 # What CountNet has.
 EMBEDDING_DIM = 16
+# Where embeddings of fields start: as MacGNN's, whose bounds follow from the size of a table, those
+# of a field of few values would be so large that products of many such fields drown all else.
+EMBEDDING_STD = 0.01
 
 
 class Batch(Protocol):
@@ -60,7 +63,7 @@ class Fields(nn.Module):
         offset = torch.tensor([self.start[name] for name in features.fields])
         self.register_buffer('offset', offset, persistent=False)
         self.embedding = nn.Embedding(size, embedding_dim)
-        nn.init.xavier_uniform_(self.embedding.weight)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         # What a click is known by.
         self.has_category = 'item_category' in self.start
         self.register_buffer('category', category_table(data), persistent=False)

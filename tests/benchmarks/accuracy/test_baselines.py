@@ -179,7 +179,7 @@ def test_counts_must_be_there(parts):
             build(name, [bare, parts[1]], True)
 
 
-@pytest.mark.parametrize('architecture', ['din', 'dien'])
+@pytest.mark.parametrize('architecture', ['afm', 'din', 'dien'])
 def test_faster_layers_compute_the_same(architecture, parts):
     model = build(architecture, parts, False)
     batch = first_batch(architecture, parts[0], False, 128)
