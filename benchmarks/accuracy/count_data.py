@@ -3,7 +3,7 @@ r"""The logs of accuracy.counts, split and counted once and then shared by all p
 import copy
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.transforms import Compose
 
 import mag
 from accuracy.clicks import PROTOCOLS as CLICK_PROTOCOLS
@@ -114,9 +115,11 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     split = copy.copy(PROTOCOLS[protocol].split)
     if of_log.keep_cold:
         split.keep_cold = True
-    parts = with_macro_nodes(list(split(data)), of_log.groups)
-    recent = RecentNeighbors(NUM_RECENT)
-    train, val, test = (recent(part) for part in parts)
+    parts = list(split(data))
+    # Nobody here reads macro edges over exposures.
+    coarsen = MacroCoarsen(of_log.groups, exposure_hops=0).fit(parts[0])
+    to_macro = Compose([RecentNeighbors(NUM_RECENT), coarsen])
+    train, val, test = (to_macro(part) for part in parts)
     counts = TargetCounts(half_lives=of_log.half_lives).fit(train)
     # One thread each: torch waits for no other while it sorts and sums.
     with ThreadPoolExecutor() as pool:
@@ -132,24 +135,6 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
         data, train, val, test, windows[CLICKS].edge_label_counts, fresh[CLICKS].edge_label_counts,
         of_log.temperature, optimum,
     )  # fmt: skip
-
-
-def with_macro_nodes(
-    parts: Sequence[HeteroData], groups: dict[str, list[int | str]]
-) -> list[HeteroData]:
-    r"""The parts with the macro graph of the first resolution, and the macro nodes of all."""
-    first = {node_type: found[0] for node_type, found in groups.items()}
-    coarsen = MacroCoarsen(first).fit(parts[0])
-    parts = [coarsen(part) for part in parts]
-    for node_type, found in groups.items():
-        for group in found[1:]:
-            coarsen = MacroCoarsen({**first, node_type: group}).fit(parts[0])
-            for part in parts:
-                coarse = coarsen(part)[node_type]
-                for name in ('cluster', 'cluster_since'):
-                    if name in coarse:
-                        part[node_type][name.replace('cluster', f'cluster_{group}')] = coarse[name]
-    return parts
 
 
 def save_parts(dataset: str, protocol: str, root: str, folder: str) -> Path:
