@@ -115,8 +115,10 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     split = copy.copy(PROTOCOLS[protocol].split)
     if of_log.keep_cold:
         split.keep_cold = True
-    parts = split(data)
-    to_macro = Compose([RecentNeighbors(NUM_RECENT), MacroCoarsen(of_log.groups).fit(parts[0])])
+    parts = list(split(data))
+    # Nobody here reads macro edges over exposures.
+    coarsen = MacroCoarsen(of_log.groups, exposure_hops=0).fit(parts[0])
+    to_macro = Compose([RecentNeighbors(NUM_RECENT), coarsen])
     train, val, test = (to_macro(part) for part in parts)
     counts = TargetCounts(half_lives=of_log.half_lives).fit(train)
     # One thread each: torch waits for no other while it sorts and sums.
