@@ -143,11 +143,16 @@ def draw_count_net(
     num_groups = data['macro_user'].num_nodes
     shown, clicked = count(data['user'].cluster[user], num_groups)
     share = (clicked / shown).masked_fill(shown == 0, torch.nan)
+    # Few exposures tell little, and would take all the color.
+    share[shown < 20] = torch.nan
     image = left.imshow(share, cmap='cividis', aspect='auto')
     figure.colorbar(image, ax=left, label='clicks / exposures')
     left.set_yticks([])
     left.set_xticks(range(size), names, rotation=90, fontsize=8)
-    left.set(ylabel=f'{num_groups} groups of users', title='The macro graph')
+    left.set(
+        ylabel=f'{num_groups} groups of users',
+        title='The macro graph counts what was shown and clicked',
+    )
 
     shown, clicked = count(user, data['user'].num_nodes)
     target_user, target_item = clicks.edge_label_index
@@ -161,7 +166,10 @@ def draw_count_net(
     middle.axhspan(place - 0.5, place + 0.5, color='#e69f00', alpha=0.35, zorder=0)
     middle.set_yticks(range(size), names, fontsize=8)
     middle.invert_yaxis()
-    middle.set_title(f'One user; target: {names[place]}, {hits} clicks of {exposures}')
+    middle.set_title(
+        f'MacGNN reads all edges of a user, CountNet that of\n'
+        f'the target: {names[place]}, {hits} clicks of {exposures} exposures'
+    )
     middle.legend(loc='lower right', frameon=False)
 
     for name, title, color in (
@@ -170,7 +178,10 @@ def draw_count_net(
         steps, values = _points(output / name / 'metrics.csv', 'val_auc')
         right.plot(steps, values, color=color, marker='.', label=title)
     tests = [f'{name}: {row["auc"]:.3f}' for name, row in list(results.items())[2:]]
-    right.set(xlabel='step', ylabel='AUC of validation', title='AUC of test\n' + '\n'.join(tests))
+    right.set(xlabel='step', ylabel='AUC of validation', title='How both learn')
+    box = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8}
+    lines = '\n'.join(['AUC of test', *tests])
+    right.text(0.97, 0.25, lines, transform=right.transAxes, ha='right', va='bottom', bbox=box)
     right.legend(loc='lower right', frameon=False)
     return figure
 
