@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         recent=20,
         batch_size=1024,
         learning_rate=1e-2,
-        weight_decay=3e-4,
+        weight_decay=1e-5,
         average=0.99,
         macgnn={'embedding_dim': 10, 'temperature': 1.9},
         macgnn_learning_rate=1e-2,
