@@ -49,13 +49,16 @@ class Dataset(NamedTuple):
 
 
 def trivago(root: str) -> HeteroData:
-    r"""Trivago, whose hotels are grouped by the city of the first list that shows them."""
+    r"""Trivago, whose hotels are grouped by the city of the first list that shows them, with the
+    place in the list as a field, as no model here reads dense features."""
     data = copy.copy(Trivago(root)[0])
     clicks, hotels = data[CLICKS], data['item']
     item, city = clicks.edge_label_index[1].flip(0), clicks.edge_label_city.flip(0)
     # Exposures are ordered by time: the last one to be written is the first one of all.
     hotels.category = torch.zeros(hotels.num_nodes, dtype=torch.long).scatter_(0, item, city)
     hotels.num_category = clicks.num_city
+    clicks.edge_label_place = clicks.edge_label_x[:, 0].long()
+    clicks.num_place = int(clicks.edge_label_place.max()) + 1
     return data
 
 
