@@ -1,7 +1,10 @@
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mag.checks import check_integers, check_keys
 
 _IDS = ('user', 'item')
 
@@ -17,10 +20,15 @@ class FieldEmbedding(torch.nn.Embedding):
         ids (bool): Whether users and items have one of their own.
         id_dropout (float): The share of users and of items that are taken for unknown in a step of
             training.
+        id_strength (float): The :math:`s` of :math:`n / (n + s)`, by which the embeddings of users
+            and of items with :math:`n` exposures are scaled; 0 leaves them as they are.
+        id_counts (Mapping[str, int]): The place of the counts of users and of items; read if
+            :obj:`id_strength` is positive.
     """
 
     offset: Tensor
     is_id: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -29,6 +37,8 @@ class FieldEmbedding(torch.nn.Embedding):
         embedding_dim: int,
         ids: bool,
         id_dropout: float,
+        id_strength: float,
+        id_counts: Mapping[str, int],
     ) -> None:
         columns = [place for place, name in enumerate(fields) if ids or name not in _IDS]
         names = [fields[place] for place in columns]
@@ -37,12 +47,15 @@ class FieldEmbedding(torch.nn.Embedding):
             starts[name] = size
             size += num_values[name] + 1
         super().__init__(max(size, 1), embedding_dim)
-        self.columns, self.starts, self.id_dropout = columns, starts, id_dropout
+        self.columns, self.starts = columns, starts
+        self.id_dropout, self.id_strength = id_dropout, id_strength
         self.requires_grad_(size > 0)
         offset = torch.tensor([starts[name] for name in names], dtype=torch.long)
         self.register_buffer('offset', offset, persistent=False)
         is_id = torch.tensor([name in _IDS for name in names], dtype=torch.bool)
         self.register_buffer('is_id', is_id, persistent=False)
+        seen = torch.tensor([id_counts.get(name, 0) for name in names], dtype=torch.long)
+        self.register_buffer('seen', seen, persistent=False)
 
     def reset_parameters(self) -> None:
         # Near 0, so that a value says something only once it was seen often enough to move it.
@@ -57,9 +70,15 @@ class FieldEmbedding(torch.nn.Embedding):
             known = known.masked_fill(dropped & self.is_id, 0)
         return known
 
-    def forward(self, known: Tensor) -> Tensor:
-        r"""The embeddings of what :meth:`known` returns, shape :obj:`[B, F, d]`."""
-        return look_up(self.weight, known + self.offset)
+    def forward(self, known: Tensor, counts: Tensor | None = None) -> Tensor:
+        r"""The embeddings of what :meth:`known` returns, shape :obj:`[B, F, d]`, of rows with such
+        :obj:`counts`, shape :obj:`[B, C, 2]`."""
+        embedded = look_up(self.weight, known + self.offset)
+        if counts is None or self.id_strength == 0:
+            return embedded
+        seen = counts[..., 0].index_select(1, self.seen)
+        share = (seen / (seen + self.id_strength)).where(self.is_id, 1)
+        return embedded * share.to(embedded.dtype).unsqueeze(-1)
 
     def of(self, name: str, known: Tensor) -> Tensor:
         r"""The embeddings of such ids of one field, of any shape."""
@@ -69,3 +88,14 @@ class FieldEmbedding(torch.nn.Embedding):
 def look_up(weight: Tensor, ids: Tensor) -> Tensor:
     r"""As an embedding, but its backward takes a third of the time."""
     return weight.index_select(0, ids.reshape(-1)).view(*ids.shape, weight.size(1))
+
+
+def check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:
+    r"""Raises unless there are ids, and counts of users and items to weigh them by."""
+    if not ids or num_counts == 0:
+        raise ValueError(
+            "'id_strength' weighs ids by how often they were seen, but CountNet was asked to do "
+            'without ids or without counts.'
+        )
+    check_keys(_IDS, id_counts=id_counts)
+    check_integers(0, num_counts, **{f'id_counts[{name!r}]': id_counts[name] for name in _IDS})

@@ -62,9 +62,9 @@ class MacroReadout(torch.nn.Module):
     def reset_parameters(self) -> None:
         for tables in (self.macro, self.attention, self.macro_attention):
             for table in tables.values():
-                torch.nn.init.xavier_uniform_(table.weight)
+                torch.nn.init.xavier_uniform_(table)
         for conv in self.conv.values():
-            conv.reset_parameters()
+            conv.reset_parameters()  # type: ignore[operator]
 
     def forward(self, batch: PairBatch, ids: Mapping[str, Tensor], embed: Embed) -> list[Tensor]:
         r"""
@@ -95,7 +95,7 @@ class MacroReadout(torch.nn.Module):
         return f'num_hops={self.num_hops}, recent={self.recent}'
 
     def _attention(self, node_type: str, ids: Tensor) -> Tensor:
-        return look_up(self.attention[node_type].weight, ids)
+        return look_up(self.attention[node_type], ids)
 
     def _read_hop(
         self, node_type: str, hop: int, hops: tuple[Tensor, ...], target: Mapping[str, Tensor]
@@ -106,9 +106,9 @@ class MacroReadout(torch.nn.Module):
                 f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
             )
         reached = node_type if hop % 2 == 0 else NEIGHBOR_TYPE[node_type]
-        x_attention = self.macro_attention[reached].weight if self.macro_attention else None
+        x_attention = self.macro_attention[reached] if self.macro_attention else None
         return self.conv[reached](
-            (self.macro[reached].weight, target[reached]), hops[hop - 1], x_attention=x_attention
+            (self.macro[reached], target[reached]), hops[hop - 1], x_attention=x_attention
         )
 
     def _read_recent(
@@ -121,7 +121,7 @@ class MacroReadout(torch.nn.Module):
                 f'RecentNeighbors, or build it with recent=False.'
             )
         x_attention = self._attention(reached, recent + 1) if self.attention else None
-        return self.conv[reached].attend(
+        return self.conv[reached].attend(  # type: ignore[operator]
             embed(reached, recent + 1), target[reached], recent >= 0, x_attention
         )
 
@@ -146,7 +146,7 @@ def require_macro(data: HeteroData, caller: str, num_hops: int, recent: bool) ->
         )
 
 
-def _tables(sizes: Mapping[str, int], embedding_dim: int) -> torch.nn.ModuleDict:
-    return torch.nn.ModuleDict(
-        {name: torch.nn.Embedding(size, embedding_dim) for name, size in sizes.items()}
+def _tables(sizes: Mapping[str, int], embedding_dim: int) -> torch.nn.ParameterDict:
+    return torch.nn.ParameterDict(
+        {name: torch.empty(size, embedding_dim) for name, size in sizes.items()}
     )

@@ -14,7 +14,7 @@ from mag.checks import (
     check_sizes,
 )
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
-from mag.models._field_embedding import FieldEmbedding
+from mag.models._field_embedding import FieldEmbedding, check_id_counts
 from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
 from mag.schema import CLICKS, MACRO, hops, require
@@ -64,6 +64,13 @@ class CountNet(torch.nn.Module):
             own. (default: :obj:`True`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
             a step of training, so that the rest learns to do without them. (default: :obj:`0.0`)
+        id_strength (float, optional): If positive, the embeddings of a user and an item are scaled
+            by :math:`n / (n + s)`, with the :math:`n` exposures of each before the row, and this
+            :math:`s`: as a shrunk rate, an id says half of what it knows after :math:`s` exposures.
+            (default: :obj:`0.0`)
+        id_counts (Mapping[str, int], optional): The place of the column that counts the exposures
+            of the :obj:`"user"` and of the :obj:`"item"`, if they are read so.
+            (default: :obj:`None`)
         rows (str, optional): If set, the head reads the macro rows of user and item at all hops,
             by :class:`~mag.nn.MacroConv` of the form :obj:`"paper"`, as :class:`MacGNN` does, or
             :obj:`"twin"`. (default: :obj:`None`)
@@ -96,6 +103,8 @@ class CountNet(torch.nn.Module):
         hidden_channels: Sequence[int] = (200, 80),
         ids: bool = True,
         id_dropout: float = 0.0,
+        id_strength: float = 0.0,
+        id_counts: Mapping[str, int] | None = None,
         rows: str | None = None,
         recent: bool = False,
         separate_tables: bool = False,
@@ -114,6 +123,9 @@ class CountNet(torch.nn.Module):
         check_sizes(hidden_channels=hidden_channels)
         check_booleans(ids=ids)
         check_numbers('[0, 1)', id_dropout=id_dropout)
+        check_numbers('[0, inf)', id_strength=id_strength)
+        if id_strength > 0:
+            check_id_counts(ids, id_counts, len(count_prior))
         check_choice((None, 'paper', 'twin'), rows=rows)
         check_booleans(recent=recent, separate_tables=separate_tables)
         check_integers(0, num_crosses=num_crosses)
@@ -131,10 +143,13 @@ class CountNet(torch.nn.Module):
             )
         if rows is not None:
             check_keys(('user', 'item'), num_macro=num_macro)
-            check_integers(1, **{f'num_macro[{name!r}]': num for name, num in num_macro.items()})
+        macro = dict(num_macro or {}) if rows is not None else {}
+        check_integers(1, **{f'num_macro[{name!r}]': num for name, num in macro.items()})
         self.fields = tuple(fields)
-        self.ids, self.id_dropout = ids, id_dropout
-        self.embedding = FieldEmbedding(num_values, fields, embedding_dim, ids, id_dropout)
+        self.ids, self.id_dropout, self.id_strength = ids, id_dropout, id_strength
+        self.embedding = FieldEmbedding(
+            num_values, fields, embedding_dim, ids, id_dropout, id_strength, id_counts or {}
+        )
         channels = len(self.embedding.columns) * embedding_dim
         self.encoder = CountEncoder(count_prior, count_rate) if count_prior else None
         if self.encoder is not None:
@@ -143,7 +158,7 @@ class CountNet(torch.nn.Module):
         if attends:
             num_nodes = {name: num_values[name] for name in ('user', 'item')}
             self.readout = MacroReadout(
-                embedding_dim, num_nodes, num_macro or {}, num_hops, rows, recent, separate_tables
+                embedding_dim, num_nodes, macro, num_hops, rows, recent, separate_tables
             )
             channels += self.readout.out_channels
         self.cross = CrossNet(channels, num_crosses) if num_crosses > 0 else None
@@ -171,6 +186,15 @@ class CountNet(torch.nn.Module):
                 'CountNet.from_data needs the counts at the target, but the data has none: apply '
                 'TargetCounts, or pass counts=False.'
             )
+        if counts and kwargs.get('id_strength'):
+            names = clicks.count_names
+            missing = [name for name in ('user', 'item') if name not in names]
+            if missing:
+                raise ValueError(
+                    f"CountNet.from_data reads 'id_strength' beside the counts of users and items, "
+                    f'but {missing} are none of {names}: add those views to TargetCounts.'
+                )
+            kwargs['id_counts'] = {name: names.index(name) for name in ('user', 'item')}
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)
         if kwargs.get('rows') is not None:
@@ -199,14 +223,14 @@ class CountNet(torch.nn.Module):
             ValueError: If the batch lacks something that is read.
         """
         batch, pairs = _parts(batch)
+        if self.encoder is not None and batch.counts is None:
+            raise ValueError(
+                'CountNet reads counts at the target, but batch.counts is None: apply '
+                'TargetCounts, or build it with counts=False.'
+            )
         ids = self.embedding.known(batch.sparse)
-        features = [self.embedding(ids).flatten(1)]
+        features = [self.embedding(ids, batch.counts).flatten(1)]
         if self.encoder is not None:
-            if batch.counts is None:
-                raise ValueError(
-                    'CountNet reads counts at the target, but batch.counts is None: apply '
-                    'TargetCounts, or build it with counts=False.'
-                )
             features.append(self.encoder(batch.counts))
         if self.readout is not None:
             if pairs is None:
@@ -220,7 +244,10 @@ class CountNet(torch.nn.Module):
         return self.head(x if self.cross is None else self.cross(x)).squeeze(-1)
 
     def extra_repr(self) -> str:
-        return f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}'
+        return (
+            f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}, '
+            f'id_strength={self.id_strength}'
+        )
 
 
 def _parts(batch: Any) -> tuple[ExposureBatch, PairBatch | None]:

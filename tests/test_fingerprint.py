@@ -278,7 +278,12 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
                 ('user', 'item'),
                 [-1, -1],
                 0.5,
-                **{'rows': 'twin', 'num_macro': {'user': 3, 'item': 3}, **changes},
+                **{
+                    'rows': 'twin',
+                    'num_macro': {'user': 3, 'item': 3},
+                    'id_counts': {'user': 0, 'item': 1},
+                    **changes,
+                },
             ),
             {
                 'rows': 'paper',

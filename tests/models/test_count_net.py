@@ -38,7 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     'crosses': {'num_crosses': 2},
     'separate': {'rows': 'twin', 'separate_tables': True},
     'separate recent': {'recent': True, 'separate_tables': True},
-    'all': {'rows': 'twin', 'recent': True, 'separate_tables': True, 'num_crosses': 1},
+    'strength': {'id_strength': 2.0},
+    'all': {
+        'rows': 'twin',
+        'recent': True,
+        'separate_tables': True,
+        'num_crosses': 1,
+        'id_strength': 2.0,
+    },
 }
 each_option = pytest.mark.parametrize('options', OPTIONS.values(), ids=list(OPTIONS))
 # Enough to compile every line once: tracing takes seconds.
@@ -50,7 +57,8 @@ each_path = pytest.mark.parametrize(
 def make(seed: int = 0, **arguments: Any) -> CountNet:
     torch.manual_seed(seed)
     arguments = {'embedding_dim': 2, 'hidden_channels': (6, 4), **arguments}
-    return CountNet(NUM_VALUES, FIELDS, [-1, 0], 0.3, num_macro=NUM_MACRO, **arguments)
+    given = {'num_macro': NUM_MACRO, 'id_counts': {'user': 0, 'item': 1}, **arguments}
+    return CountNet(NUM_VALUES, FIELDS, [-1, 0], 0.3, **given)
 
 
 def make_batch(size: int = 8) -> ExposureBatch:
@@ -99,6 +107,28 @@ def test_the_head_reads_embeddings_and_encoded_counts() -> None:
     assert model.embedding.num_embeddings == 5 + 4 + 3 + 6 + 4
 
 
+def test_an_id_says_as_much_as_it_was_seen() -> None:
+    model, batch = spread(make(id_strength=3.0).eval()), make_batch()
+    plain = make().eval()
+    plain.load_state_dict(model.state_dict())
+    expected = []
+    for row in range(8):
+        # The same as a plain model whose embeddings are shrunk for this row.
+        one = ExposureBatch(*(None if value is None else value[row : row + 1] for value in batch))
+        plain.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            for column, (name, id) in enumerate(zip(FIELDS[:2], one.sparse[0].tolist())):
+                seen = one.counts[0, column, 0]
+                plain.embedding.weight[STARTS[name] + 1 + id] *= seen / (seen + 3)
+        expected.append(plain(one))
+    torch.testing.assert_close(model(batch), torch.cat(expected))
+    # One that was never seen says nothing.
+    new = batch._replace(counts=torch.zeros_like(batch.counts), sparse=batch.sparse.clone())
+    before = model(new)
+    new.sparse[:, :2] = 0
+    assert torch.equal(model(new), before)
+
+
 def softmax_sum(score: list[Tensor], value: list[Tensor]) -> Tensor:
     if not value:
         return torch.zeros(2)
@@ -116,7 +146,7 @@ def test_the_head_reads_macro_rows_and_recent_lists(separate_tables: bool) -> No
         return model.embedding.weight[STARTS[name] + 1 + id]
 
     def attention(name: str, id: int) -> Tensor:
-        return readout.attention[name].weight[1 + id] if separate_tables else embedding(name, id)
+        return readout.attention[name][1 + id] if separate_tables else embedding(name, id)
 
     macro_attention = readout.macro_attention if separate_tables else readout.macro
 
@@ -141,7 +171,7 @@ def test_the_head_reads_macro_rows_and_recent_lists(separate_tables: bool) -> No
             ('item', pairs.item_hops[1]),
         ):
             present = [(q, n) for q, n in enumerate(counts[row].tolist()) if n > 0]
-            macro, attended = readout.macro[reached].weight, macro_attention[reached].weight
+            macro, attended = readout.macro[reached], macro_attention[reached]
             features.append(
                 read(reached, target[reached], [(macro[q], attended[q], n) for q, n in present])
             )
@@ -329,10 +359,14 @@ def test_sizes_are_those_of_the_log(parts: list[HeteroData], options: dict[str, 
     model = CountNet.from_data(train, embedding_dim=4, **options)
     assert model.fields == ExposureLoader(train).fields
     assert len(model.encoder.prior) == train[CLICKS].edge_label_counts.size(1)
+    if 'id_strength' in options:
+        names = train[CLICKS].count_names
+        assert [names[place] for place in model.embedding.seen.tolist()[:1]] == ['user']
+        assert names[model.embedding.seen[model.fields.index('item')]] == 'item'
     if 'rows' in options:
         assert model.readout.num_hops == 2
-        assert model.readout.macro['user'].weight.shape == (8, 4)
-        assert model.readout.macro['item'].num_embeddings == train['macro_item'].num_nodes
+        assert model.readout.macro['user'].shape == (8, 4)
+        assert len(model.readout.macro['item']) == train['macro_item'].num_nodes
     batch = next(iter(join(train, 8)))
     assert model(batch).shape == (8,)
 
@@ -422,6 +456,18 @@ def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
     ('call', 'error', 'sentence'),
     [
         (lambda: make(id_dropout=1.0), ValueError, r"'id_dropout' must be a number in \[0, 1\)"),
+        (
+            lambda: make(id_strength=-1.0),
+            ValueError,
+            r"'id_strength' must be a number in \[0, inf\)",
+        ),
+        (lambda: make(id_strength=1.0, ids=False), ValueError, 'without ids or without counts'),
+        (lambda: make(id_strength=1.0, id_counts=None), TypeError, "'id_counts' must be a dict"),
+        (
+            lambda: make(id_strength=1.0, id_counts={'user': 0, 'item': 2}),
+            ValueError,
+            "'item'.*' must lie below 2, but got 2",
+        ),
         (lambda: make(ids='no'), TypeError, "'ids' must be True or False, but got 'no'"),
         (lambda: make(embedding_dim=0), ValueError, "'embedding_dim' must be at least 1"),
         (lambda: make(rows='released'), ValueError, "'rows' must be one of None, 'paper', 'twin'"),
