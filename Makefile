@@ -1,4 +1,4 @@
-# make demo   train MacGNN on MovieLens-100K and show what it learned
+# make demo   train CountNet and MacGNN on MovieLens-100K and show what counts bring
 # make test   run the tests, and while torch-scatter and torch-sparse compile those that need neither
 # make lint   run ruff and mypy
 # make attack search for an hour or two, at night, where make test searches for a minute or two: the
@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-DEMO ?= examples/macgnn.py --dataset movielens-100k
+DEMO ?= examples/count_net.py --dataset movielens-100k
 PYTEST_ARGS ?=
 ATTACK ?= 100
 # Each compiler of torch-sparse takes a gigabyte of memory: lower this where there is little.

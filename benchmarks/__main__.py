@@ -9,8 +9,10 @@ import sys
 
 NAMES = (
     'accuracy.clicks',
+    'accuracy.cold',
     'accuracy.conversions',
     'accuracy.counts',
+    'accuracy.fresh',
     'accuracy.search',
     'accuracy.videos',
     'speed.checksums',
@@ -20,6 +22,7 @@ NAMES = (
     'speed.hypergraph',
     'speed.macgnn',
     'speed.srjgraph',
+    'speed.target_counts',
 )
 
 

@@ -9,24 +9,12 @@ Your own clicks, as CSV or Parquet:
 """
 
 import argparse
-import os
 
-from options import make_output, make_parser
-
-DATASETS = (
-    'movielens-100k', 'movielens-1m', 'movielens-10m', 'kuairand', 'event-log', 'synthetic'
-)  # fmt: skip
+from options import make_log_parser, make_output, parse_log_args
 
 
 def parse_args() -> argparse.Namespace:
-    parser = make_parser(
-        'Train MacGNN on a click log and show what it learned.', DATASETS, 'movielens-100k', 6
-    )
-    parser.add_argument('--path', help='event-log: a CSV or Parquet file, or a pattern of several')
-    parser.add_argument(
-        '--columns', nargs='+', default=[], metavar='ROLE=NAME',
-        help='event-log: which column is user, item, time, label, category, weight',
-    )  # fmt: skip
+    parser = make_log_parser('Train MacGNN on a click log and show what it learned.', 6)
     # What you may want to change as well.
     parser.set_defaults(
         windows=12,
@@ -40,12 +28,7 @@ def parse_args() -> argparse.Namespace:
         weight_decay=5e-5,
         patience=6,
     )
-    args = parser.parse_args()
-    if args.dataset == 'event-log' and not (args.path and args.columns):
-        parser.error('--dataset event-log needs --path and --columns user=... item=... time=...')
-    if not all('=' in column for column in args.columns):
-        parser.error(f'--columns takes pairs such as user=uid, but got {" ".join(args.columns)}')
-    return args
+    return parse_log_args(parser)
 
 
 if __name__ == '__main__':
@@ -53,10 +36,10 @@ if __name__ == '__main__':
     ARGS = parse_args()
 
 from lightning import seed_everything
+from logs import load_dataset, split_by
 from results import CLICK_COLUMNS, describe, draw_macro_graph, save, table, write_json
 from torch_geometric.transforms import Compose
 
-from mag.datasets import EventLog, KuaiRand, MovieLens, SyntheticMarket
 from mag.loader import PairLoader
 from mag.models import MacGNN
 from mag.schema import CLICKS
@@ -70,10 +53,8 @@ def main(args: argparse.Namespace) -> None:
     data = dataset[0]
     print(describe(args.dataset, data))
 
-    # MovieLens-100K is too short to be cut at one moment for all users.
-    by = 'user' if args.dataset == 'movielens-100k' else 'global'
     # Each training row reads the clicks before its own window; clusters are learned on the first.
-    train, val, test = TemporalSplit(num_windows=args.windows, by=by)(data)
+    train, val, test = TemporalSplit(num_windows=args.windows, by=split_by(args))(data)
     groups = {'user': args.user_clusters, 'item': args.item_groups}
     coarsen = MacroCoarsen(groups, seed=args.seed).fit(train)
     to_macro = Compose([RecentNeighbors(args.recent), coarsen])
@@ -113,17 +94,6 @@ def main(args: argparse.Namespace) -> None:
         output / 'macgnn.png',
     )
     print(f'In {output}: best.ckpt, metrics.csv, results.json, macgnn.png')
-
-
-def load_dataset(args: argparse.Namespace) -> MovieLens | KuaiRand | EventLog | SyntheticMarket:
-    if args.dataset == 'synthetic':
-        return SyntheticMarket(seed=args.seed)
-    root = os.path.join(args.root, args.dataset)
-    if args.dataset == 'event-log':
-        return EventLog(root, args.path, dict(column.split('=', 1) for column in args.columns))
-    if args.dataset == 'kuairand':
-        return KuaiRand(root)
-    return MovieLens(root, args.dataset.removeprefix('movielens-'))
 
 
 if __name__ == '__main__':

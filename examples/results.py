@@ -17,7 +17,7 @@ from torch_geometric.data import HeteroData
 from mag.metrics import relative_improvement
 from mag.models import GMCM, SRJGraph
 from mag.nn import BehaviorGraphConv
-from mag.schema import CLICKS, REVERSE_CLICKS
+from mag.schema import CLICKS, REVERSE_CLICKS, SEES
 
 CLICK_COLUMNS = {'auc': 'AUC', 'gauc': 'GAUC', 'logloss': 'logloss'}
 DAY = 24 * 3600
@@ -99,21 +99,91 @@ def _draw_heat_map(axes: Axes, data: HeteroData, item_names: Sequence[str] | Non
 
 
 def _draw_learning_curve(axes: Axes, path: Path) -> None:
-    with open(path, newline='') as file:
-        rows = list(csv.DictReader(file))
-
-    def points(name: str) -> tuple[list[int], list[float]]:
-        found = [row for row in rows if row.get(name)]
-        return [int(row['step']) for row in found], [float(row[name]) for row in found]
-
-    axes.plot(*points('train_loss'), color='tab:gray', label='train loss')
-    axes.plot(*points('val_logloss'), color='tab:blue', label='val logloss')
+    axes.plot(*_points(path, 'train_loss'), color='tab:gray', label='train loss')
+    axes.plot(*_points(path, 'val_logloss'), color='tab:blue', label='val logloss')
     axes.set(xlabel='step', ylabel='log loss')
     right = axes.twinx()
-    right.plot(*points('val_auc'), color='tab:red', marker='.')
+    right.plot(*_points(path, 'val_auc'), color='tab:red', marker='.')
     right.set_ylabel('AUC', color='tab:red')
     # Above the curves, which may run anywhere.
     axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+
+def _points(path: Path, name: str) -> tuple[list[int], list[float]]:
+    r"""The steps at which a number was logged, and the numbers."""
+    with open(path, newline='') as file:
+        found = [row for row in csv.DictReader(file) if row.get(name)]
+    return [int(row['step']) for row in found], [float(row[name]) for row in found]
+
+
+def draw_count_net(
+    output: Path,
+    data: HeteroData,
+    results: Mapping[str, Mapping[str, float]],
+    item_names: Sequence[str] | None,
+) -> Figure:
+    r"""The macro graph of exposures and clicks, the edges of one user, and how both models learn:
+    MacGNN from all edges, CountNet from the one to the macro node of the target."""
+    figure = Figure(figsize=(15, 5.2), layout='constrained')
+    left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 3])
+    sees, clicks = data[SEES], data[CLICKS]
+    size = data['macro_item'].num_nodes
+    names = item_names or [f'cluster {place}' for place in range(size)]
+    user, item = sees.edge_index[0], data['item'].cluster[sees.edge_index[1]]
+
+    def count(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        # Who or what was not seen before the clusters were learned belongs to none.
+        is_known = (rows >= 0) & (item >= 0)
+        cell, length = (rows * size + item)[is_known], num_rows * size
+        shown = cell.bincount(minlength=length).view(num_rows, size)
+        return shown, cell[sees.clicked[is_known] > 0].bincount(minlength=length).view(
+            num_rows, size
+        )
+
+    num_groups = data['macro_user'].num_nodes
+    shown, clicked = count(data['user'].cluster[user], num_groups)
+    share = (clicked / shown).masked_fill(shown == 0, torch.nan)
+    # Few exposures tell little, and would take all the color.
+    share[shown < 20] = torch.nan
+    image = left.imshow(share, cmap='cividis', aspect='auto')
+    figure.colorbar(image, ax=left, label='clicks / exposures')
+    left.set_yticks([])
+    left.set_xticks(range(size), names, rotation=90, fontsize=8)
+    left.set(
+        ylabel=f'{num_groups} groups of users',
+        title='The macro graph counts what was shown and clicked',
+    )
+
+    shown, clicked = count(user, data['user'].num_nodes)
+    target_user, target_item = clicks.edge_label_index
+    target = data['item'].cluster[target_item]
+    # The row whose user was shown the most different kinds of items, as there is most to see.
+    row = int(((shown > 0).sum(1)[target_user] * (target >= 0)).argmax())
+    of_user, place = int(target_user[row]), int(target[row])
+    exposures, hits = int(shown[of_user, place]), int(clicked[of_user, place])
+    middle.barh(range(size), shown[of_user], color='#cccccc', label='exposures')
+    middle.barh(range(size), clicked[of_user], height=0.4, color='#0072b2', label='clicks')
+    middle.axhspan(place - 0.5, place + 0.5, color='#e69f00', alpha=0.35, zorder=0)
+    middle.set_yticks(range(size), names, fontsize=8)
+    middle.invert_yaxis()
+    middle.set_title(
+        f'MacGNN reads all edges of a user, CountNet that of\n'
+        f'the target: {names[place]}, {hits} clicks of {exposures} exposures'
+    )
+    middle.legend(loc='lower right', frameon=False)
+
+    for name, title, color in (
+        ('macgnn', 'MacGNN', '#999999'), ('count_net', 'CountNet', '#d55e00')
+    ):  # fmt: skip
+        steps, values = _points(output / name / 'metrics.csv', 'val_auc')
+        right.plot(steps, values, color=color, marker='.', label=title)
+    tests = [f'{name}: {row["auc"]:.3f}' for name, row in list(results.items())[2:]]
+    right.set(xlabel='step', ylabel='AUC of validation', title='How both learn')
+    box = {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8}
+    lines = '\n'.join(['AUC of test', *tests])
+    right.text(0.97, 0.25, lines, transform=right.transAxes, ha='right', va='bottom', bbox=box)
+    right.legend(loc='lower right', frameon=False)
+    return figure
 
 
 def draw_behaviors(data: HeteroData, model: GMCM, names: Sequence[str]) -> Figure:

@@ -176,19 +176,26 @@ def require_history(data: HeteroData, caller: str, history: HeteroData) -> None:
         caller: Whose name the message begins with.
         history: The clicks that are read.
     """
-    for node_type in ('user', 'item'):
-        there, here = history[node_type].num_nodes, data[node_type].num_nodes
-        if there != here:
-            raise ValueError(
-                f"{caller} expects 'history' of the same log, but it has {there} {node_type}s "
-                f'where the data has {here}.'
-            )
+    require_same_nodes(data, caller, history=history)
     if 'position' in history[CLICKS]:
         raise ValueError(
             f"{caller} compares times, but the data was split by each user's own log, which leaves "
             f'clicks in the history that happened later: pass history= the whole log, or split '
             f"with by='global'."
         )
+
+
+def require_same_nodes(data: HeteroData, caller: str, **others: HeteroData) -> None:
+    r"""Raises a :class:`ValueError` unless :obj:`others` have as many users and items as
+    :obj:`data`, as graphs of one log do."""
+    for name, other in others.items():
+        for node_type in ('user', 'item'):
+            there, here = other[node_type].num_nodes, data[node_type].num_nodes
+            if there != here:
+                raise ValueError(
+                    f"{caller} expects '{name}' of the same log, but it has {there} {node_type}s "
+                    f'where the data has {here}.'
+                )
 
 
 def require_whole_log(data: HeteroData, caller: str, advice: str = '') -> None:

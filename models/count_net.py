@@ -35,9 +35,9 @@ class CountNet(torch.nn.Module):
     :class:`MacGNN` reads a node's clicks over all macro nodes, this reads those over the one that
     the target is of, and what was shown in vain.
 
-    Embeddings start near 0, so that an id says something only once it was seen often enough to move
-    it, and the counts speak for the rest. How fast it moves is a matter of the weight decay, which
-    is best chosen for each log. The last step of training is noisier than its neighborhood:
+    How much an id says follows from how often it was seen: its embedding starts near 0 and is
+    scaled by :math:`n / (n + 100)` where it had :math:`n` exposures, and the counts speak for the
+    rest. The last step of training is noisier than its neighborhood:
     :obj:`ClickTask(model, average=0.99)` is what the table in :obj:`benchmarks/accuracy/counts.md`
     was made with.
 
@@ -64,12 +64,12 @@ class CountNet(torch.nn.Module):
             own. (default: :obj:`True`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
             a step of training, so that the rest learns to do without them. (default: :obj:`0.0`)
-        id_strength (float, optional): If positive, the embeddings of a user and an item are scaled
-            by :math:`n / (n + s)`, with the :math:`n` exposures of each before the row, and this
+        id_strength (float, optional): The embeddings of a user and an item are scaled by
+            :math:`n / (n + s)`, with the :math:`n` exposures of each before the row, and this
             :math:`s`: as a shrunk rate, an id says half of what it knows after :math:`s` exposures.
-            (default: :obj:`0.0`)
+            At 0 they are not. (default: :obj:`100.0`)
         id_counts (Mapping[str, int], optional): The place of the column that counts the exposures
-            of the :obj:`"user"` and of the :obj:`"item"`, if they are read so.
+            of the :obj:`"user"` and of the :obj:`"item"`; without, embeddings are not scaled.
             (default: :obj:`None`)
         rows (str, optional): If set, the head reads the macro rows of user and item at all hops,
             by :class:`~mag.nn.MacroConv` of the form :obj:`"paper"`, as :class:`MacGNN` does, or
@@ -103,7 +103,7 @@ class CountNet(torch.nn.Module):
         hidden_channels: Sequence[int] = (200, 80),
         ids: bool = True,
         id_dropout: float = 0.0,
-        id_strength: float = 0.0,
+        id_strength: float = 100.0,
         id_counts: Mapping[str, int] | None = None,
         rows: str | None = None,
         recent: bool = False,
@@ -124,7 +124,7 @@ class CountNet(torch.nn.Module):
         check_booleans(ids=ids)
         check_numbers('[0, 1)', id_dropout=id_dropout)
         check_numbers('[0, inf)', id_strength=id_strength)
-        if id_strength > 0:
+        if id_counts is not None:
             check_id_counts(ids, id_counts, len(count_prior))
         check_choice((None, 'paper', 'twin'), rows=rows)
         check_booleans(recent=recent, separate_tables=separate_tables)
@@ -174,7 +174,7 @@ class CountNet(torch.nn.Module):
             counts (bool, optional): If set to :obj:`False`, no counts are read.
                 (default: :obj:`True`)
             **kwargs (optional): Arguments of :class:`CountNet`. By default all hops of the data are
-                read, if macro rows are.
+                read, if macro rows are, and ids are scaled where users and items are counted.
 
         Raises:
             ValueError: If counts, macro rows or recent lists are to be read and there are none.
@@ -186,14 +186,8 @@ class CountNet(torch.nn.Module):
                 'CountNet.from_data needs the counts at the target, but the data has none: apply '
                 'TargetCounts, or pass counts=False.'
             )
-        if counts and kwargs.get('id_strength'):
-            names = clicks.count_names
-            missing = [name for name in ('user', 'item') if name not in names]
-            if missing:
-                raise ValueError(
-                    f"CountNet.from_data reads 'id_strength' beside the counts of users and items, "
-                    f'but {missing} are none of {names}: add those views to TargetCounts.'
-                )
+        names = clicks.count_names if counts and kwargs.get('ids', True) else []
+        if {'user', 'item'} <= set(names):
             kwargs['id_counts'] = {name: names.index(name) for name in ('user', 'item')}
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)

@@ -8,8 +8,14 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.data.storage import EdgeStorage
 from torch_geometric.transforms import BaseTransform
 
-from mag.checks import check_numbers
-from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, require_whole_log
+from mag.checks import check_numbers, check_tensor, check_values
+from mag.cutoff import (
+    Cutoff,
+    first_cutoff,
+    require_not_earlier,
+    require_same_nodes,
+    require_whole_log,
+)
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
 from mag.transforms._clock import user_position
@@ -71,8 +77,19 @@ class TargetCounts(BaseTransform):
         views: Sequence[TargetView] | None = None,
         half_lives: Sequence[float] = (),
     ) -> None:
-        if views is not None and not all(isinstance(view, TargetView) for view in views):
-            raise TypeError(f"'views' must be a list of TargetView, but got {views!r}.")
+        if views is not None:
+            if not isinstance(views, Sequence) or not all(isinstance(v, TargetView) for v in views):
+                raise TypeError(f"'views' must be a list of TargetView, but got {views!r}.")
+            if not views:
+                raise ValueError(
+                    f"'views' must name something to count, but got {views!r}: leave it out to "
+                    f'count by the macro nodes of the graph.'
+                )
+        if not isinstance(half_lives, Sequence):
+            raise TypeError(
+                f"'half_lives' must be a sequence of seconds such as (86400.0,), but got "
+                f'{half_lives!r}.'
+            )
         check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
         self.views = None if views is None else list(views)
         self.half_lives = tuple(half_lives)
@@ -121,6 +138,8 @@ class TargetCounts(BaseTransform):
                     f'{view.expected!r}, but counts {names} only: add that view, or name another '
                     f'prior.'
                 )
+        # Here, too, so that a view that the graph lacks is told before any part is counted.
+        TargetKeys(data, views, categoricals(sees), 'TargetCounts')
         self._fitted = views
         cutoff = cutoffs(data, 'TargetCounts')[0]
         clicked = sees.clicked
@@ -142,6 +161,7 @@ class TargetCounts(BaseTransform):
         if self._cutoff is None:
             return copy.copy(self).fit(data).forward(data, log)
         require(data, 'TargetCounts', 'edge_label_index', 'edge_label_time')
+        _require_part(data)
         require_not_earlier(data, 'TargetCounts', self._cutoff)
         events, rows = self._stale(data) if log is None else self._fresh(data, log)
         clicks = data[CLICKS]
@@ -152,7 +172,8 @@ class TargetCounts(BaseTransform):
 
     def state(self, data: HeteroData, log: HeteroData | None = None) -> TargetState:
         r"""The counts as of the cutoff of a part, or with a whole :obj:`log` as of its end, which
-        move with every event from then on.
+        move with every event from then on. Where the log tells when a click was known,
+        :obj:`settled`, those that were not known yet are counted when their time comes.
 
         Args:
             data (HeteroData): A part, whose macro nodes are read.
@@ -164,23 +185,21 @@ class TargetCounts(BaseTransform):
         """
         if self._cutoff is None:
             raise ValueError('TargetCounts has no state yet: fit it on a training part.')
+        require(data, 'TargetCounts', 'edge_label_index', 'edge_label_time')
+        _require_part(data)
         if 'position' in data[CLICKS]:
             raise ValueError(
                 'TargetCounts moves counts in time, but this part was cut by position: split with '
                 "by='global'."
             )
         events, _ = self._stale(data) if log is None else self._fresh(data, log)
-        if events.settled is not None:
-            raise ValueError(
-                'The state of TargetCounts takes clicks to be known at once, but this log tells '
-                "when they were, 'settled'."
-            )
         order = events.time.sort(stable=True).indices
         contexts = {name: value[order] for name, value in events.contexts.items()}
         columns = (events.user, events.item, events.time, torch.as_tensor(events.clicked))
         user, item, time, clicked = (column[order] for column in columns)
+        settled = None if events.settled is None else events.settled[order]
         state = TargetState(self._keys(data), self.half_lives)
-        state.update(user, item, time, clicked, contexts)
+        state.update(user, item, time, clicked, contexts, settled)
         return state
 
     def _keys(self, data: HeteroData) -> TargetKeys:
@@ -209,13 +228,9 @@ class TargetCounts(BaseTransform):
         r"""What came before the last row of a part in the log, and its rows as of their time."""
         require(log, 'TargetCounts', 'edge_label_index', 'edge_label', 'edge_label_time')
         require_whole_log(log, 'TargetCounts', 'Pass the log that the part was cut from')
-        for node_type in ('user', 'item'):
-            if log[node_type].num_nodes != data[node_type].num_nodes:
-                raise ValueError(
-                    f'TargetCounts reads the log that a part was cut from, but the log has '
-                    f'{log[node_type].num_nodes} {node_type}s and the part '
-                    f'{data[node_type].num_nodes}.'
-                )
+        require_same_nodes(data, 'TargetCounts', log=log)
+        if 'edge_label_settled' in log[CLICKS]:
+            require(log, 'TargetCounts', 'edge_label_index', 'edge_label_settled')
         clicks, source = data[CLICKS], log[CLICKS]
         clock, asked = source.edge_label_time, clicks.edge_label_time
         if 'position' in clicks:
@@ -232,8 +247,12 @@ class TargetCounts(BaseTransform):
         return events, Seen(user, item, asked, known, self._contexts(clicks, 'edge_label_'))
 
     def _contexts(self, store: EdgeStorage, prefix: str) -> dict[str, Tensor]:
-        names = {view.exposure for view in self._fitted if view.exposure is not None}
-        return {name: store[f'{prefix}{name}'] for name in names}
+        names = sorted({view.exposure for view in self._fitted if view.exposure is not None})
+        contexts = {name: store.get(f'{prefix}{name}') for name in names}
+        size = store['edge_label_index' if prefix else 'edge_index'].size(1)
+        for name, value in contexts.items():
+            check_tensor('TargetCounts', f'{prefix}{name}', value, (size,), 'integers')
+        return contexts
 
     def __repr__(self) -> str:
         # PyG's caches know a transform by its text, so that fits on different data must differ.
@@ -244,6 +263,23 @@ class TargetCounts(BaseTransform):
 
 def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:
     r"""The exposures that a part may read, and the clock that it was cut by."""
+    _require_part(data)
+    sees = data[SEES]
+    check_tensor('TargetCounts', 'edge_index', sees.get('edge_index'), (2, 'E'), torch.long)
+    size = sees.edge_index.size(1)
+    check_tensor('TargetCounts', 'time', sees.get('time'), (size,), 'int64 seconds')
+    clicked = sees.get('clicked')
+    check_tensor('TargetCounts', 'clicked', clicked, (size,), 'numbers')
+    is_good = (clicked == 0) | (clicked == 1)
+    check_values('TargetCounts', 'clicked', clicked, is_good, '1 for a click and 0 for none')
+    for name, kind in (('settled', 'int64 seconds'), ('position', 'numbers')):
+        if name in sees:
+            check_tensor('TargetCounts', name, sees[name], (size,), kind)
+    return sees, sees.get('position', sees.time)
+
+
+def _require_part(data: HeteroData) -> None:
+    r"""Raises unless the data is a part with the exposures that it may read."""
     require(data, 'TargetCounts', 'edge_index')
     require_cpu(data, 'TargetCounts')
     if SEES not in data.edge_types or 'cutoff' not in data[CLICKS]:
@@ -251,8 +287,6 @@ def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:
             f'TargetCounts reads the exposures before the cutoff of a part, {SEES}, but the data '
             f'has {data.edge_types}: pass the parts that TemporalSplit returns.'
         )
-    sees = data[SEES]
-    return sees, sees.get('position', sees.time)
 
 
 def _macro_nodes(data: HeteroData, node_type: str) -> list[str]:

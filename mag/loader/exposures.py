@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_ids, check_tensor
+from mag.checks import check_ids, check_tensor, check_values
 from mag.loader.columns import dense, ids, outcome
 from mag.loader.requests import dense_for_each, one_for_each, pairs, row_for_each, to_tensor
 from mag.schema import CLICKS, categoricals, require, windows
@@ -45,7 +45,8 @@ class Exposures(Dataset):
         IndexError: If a user, an item or a window does not exist.
         TypeError: If ids, times or contexts are no integers, or dense features no floats.
         ValueError: If a column has another length than the others, a label is neither 0 nor 1, a
-            conversion or a behavior follows no click, or a dense feature is not finite.
+            conversion or a behavior follows no click, a dense feature is not finite, or counts are
+            negative, infinite, or more of clicks than of exposures.
     """
 
     def __init__(
@@ -207,7 +208,8 @@ class Exposures(Dataset):
                 for none, does where the log has it.
             TypeError: If an id, a time or a context is no integer, or :obj:`x` holds no numbers.
             ValueError: If there is not one of each for the request, or one for each item, a context
-                is missing or unknown, or :obj:`x` is NaN or infinite.
+                is missing or unknown, :obj:`x` is NaN or infinite, or counts are negative,
+                infinite, or more of clicks than of exposures.
         """
         names = self.context_names(reads)
         given = {
@@ -236,7 +238,7 @@ class Exposures(Dataset):
         if 'counts' in self._columns and (reads is None or 'counts' in reads):
             shape = (size, *self._columns['counts'].shape[1:])
             check_tensor(caller, 'counts', counts, shape, 'floats')
-            columns['counts'] = torch.as_tensor(counts, dtype=torch.float)
+            columns['counts'] = _checked_counts(caller, 'counts', torch.as_tensor(counts))
         elif counts is not None:
             raise ValueError(
                 f'{caller} was told counts, but the log has none: apply TargetCounts, or leave '
@@ -292,7 +294,7 @@ class Exposures(Dataset):
         if 'edge_label_counts' in clicks:
             counts = clicks.edge_label_counts
             check_tensor(self.caller, 'edge_label_counts', counts, (len(self), 'C', 2), 'floats')
-            self._columns['counts'] = counts.float()
+            self._columns['counts'] = _checked_counts(self.caller, 'edge_label_counts', counts)
         # Without clicks, what followed them says nothing.
         if 'edge_label' in clicks:
             self._columns['label'] = clicks.edge_label.float()
@@ -313,3 +315,14 @@ class Exposures(Dataset):
             value, label = self._outcomes[name], self._columns['label']
             self._columns[name] = outcome(self.caller, name, value, label)
         return self._columns.get(name)
+
+
+def _checked_counts(caller: str, name: str, counts: Tensor) -> Tensor:
+    r"""Counts as float32, which were checked: what reads them would make NaN of others."""
+    counts = counts.float()
+    seen, clicked = counts.unbind(-1)
+    # So that NaN is refused, too.
+    is_good = (clicked >= 0) & (clicked <= seen) & (seen < torch.inf)
+    expected = 'clicks from 0 to the exposures beside them, which are finite'
+    check_values(caller, name, clicked, is_good, expected)
+    return counts

@@ -29,7 +29,8 @@ def counts_before(
     Args:
         key (torch.Tensor): The key of each event, a number of 0 or more, shape :obj:`[E]`, int64.
         time (torch.Tensor): Its time, ascending, shape :obj:`[E]`.
-        weight (torch.Tensor): What it weighs, shape :obj:`[E, W]`.
+        weight (torch.Tensor): What it weighs, shape :obj:`[E, W]`; or shape :obj:`[E, 1 + H, W]`,
+            without decay and then for each half-life, where an event enters aged already.
         half_lives (tuple[float, ...], optional): Half-lives in the unit of :obj:`time`.
             (default: :obj:`()`)
 
@@ -43,33 +44,37 @@ def counts_before(
     check_tensor('counts_before', 'key', key, ('E',), torch.long)
     size = key.numel()
     check_tensor('counts_before', 'time', time, (size,), 'numbers')
-    check_tensor('counts_before', 'weight', weight, (size, 'W'), 'numbers')
+    num_ages = 1 + len(half_lives)
+    is_aged = isinstance(weight, Tensor) and weight.dim() == 3
+    shape = (size, num_ages, 'W') if is_aged else (size, 'W')
+    check_tensor('counts_before', 'weight', weight, shape, 'numbers')
     check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
     if bool((time[1:] < time[:-1]).any()):
         raise ValueError(
             "counts_before expects 'time' to ascend, but it does not: sort the events."
         )
     if size == 0:
-        return torch.zeros(0, (1 + len(half_lives)) * weight.size(1), dtype=torch.double)
+        return torch.zeros(0, num_ages * weight.size(-1), dtype=torch.double)
     order = _order(key.numpy())
     keys, times = key.numpy()[order], time.numpy()[order]
     weights = weight.double().numpy()[order]
+    of_age = weights.swapaxes(0, 1) if is_aged else [weights] * num_ages
     is_first = np.append(True, keys[1:] != keys[:-1])
     of_key = _latest(is_first)
     of_moment = _latest(is_first | np.append(True, times[1:] != times[:-1]))
-    total = np.zeros((size + 1, weights.shape[1]))
-    np.cumsum(weights, axis=0, out=total[1:])
+    total = np.zeros((size + 1, weights.shape[-1]))
+    np.cumsum(of_age[0], axis=0, out=total[1:])
     parts = [total[of_moment] - total[of_key]]
-    for half_life in half_lives:
+    for half_life, aged in zip(half_lives, of_age[1:], strict=True):
         seconds = times.astype(np.float64)
-        up_to = _decayed(weights, seconds, np.arange(size) - of_key, half_life)
+        up_to = _decayed(aged, seconds, np.arange(size) - of_key, half_life)
         is_seen = of_moment > of_key
         latest = of_moment[is_seen] - 1
-        part = np.zeros_like(weights)
+        part = np.zeros_like(aged)
         age = (seconds[is_seen] - seconds[latest]) / half_life
         part[is_seen] = up_to[latest] * np.exp2(-age)[:, None]
         parts.append(part)
-    before = np.empty((size, (1 + len(half_lives)) * weights.shape[1]))
+    before = np.empty((size, num_ages * weights.shape[-1]))
     before[order] = np.concatenate(parts, axis=1)
     return torch.from_numpy(before)
 

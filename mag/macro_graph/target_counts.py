@@ -20,7 +20,8 @@ class Seen(NamedTuple):
         contexts (Mapping[str, torch.Tensor]): The attributes of exposures that views name, shape
             :obj:`[E]` each.
         clicked (torch.Tensor or None): 1 for a click, 0 for none, shape :obj:`[E]`.
-        settled (torch.Tensor or None): When that was known, shape :obj:`[E]`; by default at once.
+        settled (torch.Tensor or None): When that was known, not before the exposure, shape
+            :obj:`[E]`; by default at once.
     """
 
     user: Tensor
@@ -37,6 +38,9 @@ def target_counts(
 ) -> Tensor:
     r"""The exposures and clicks that each row's views hold strictly before its time.
 
+    A click that was known late counts from then on, and is as old as its exposure: it has decayed
+    as much, and no row has more clicks than exposures.
+
     Args:
         keys (TargetKeys): The views.
         events (Seen): What is counted.
@@ -48,18 +52,19 @@ def target_counts(
         Exposures and clicks, float32, shape :obj:`[L, C, 2]`: for each view a column, and then one
         for each half-life.
     """
-    num_rows = rows.time.numel()
+    num_rows, num_ages = rows.time.numel(), 1 + len(half_lives)
     clicked = torch.as_tensor(events.clicked, dtype=torch.float)
     late = torch.empty(0, dtype=torch.long)
     times = [events.time]
     weights = [torch.stack([torch.ones_like(clicked), clicked], dim=1)]
     if events.settled is not None:
         # A click that was known late is an event of its own.
-        late = clicked.nonzero().view(-1)
+        late = ((clicked > 0) & (events.settled > events.time)).nonzero().view(-1)
         times.append(events.settled[late])
-        weights[0][:, 1] = 0
-        weights.append(torch.tensor([[0.0, 1.0]]).expand(late.numel(), 2))
-    weights.append(torch.zeros(num_rows, 2))
+        weights[0][late, 1] = 0
+        weights[0] = weights[0].unsqueeze(1).expand(-1, num_ages, 2)
+        weights.append(late_clicks(events.settled[late] - events.time[late], half_lives))
+    weights.append(torch.zeros(num_rows, *weights[0].shape[1:]))
     time, order = torch.cat([*times, rows.time]).sort(stable=True)
     weight = torch.cat(weights)[order]
     num_before = order.numel() - num_rows
@@ -71,7 +76,28 @@ def target_counts(
     for event, asked in zip(of_events, of_rows, strict=True):
         key = torch.cat([event, event[late], asked])[order]
         before = counts_before(key, time, weight, half_lives)[is_row]
-        column = torch.empty(num_rows, 1 + len(half_lives), 2)
-        column[row] = before.view(num_rows, -1, 2).float()
+        column = torch.empty(num_rows, num_ages, 2)
+        column[row] = before.view(num_rows, num_ages, 2).float()
         columns.append(column)
-    return torch.cat(columns, dim=1)
+    return without_rounding(torch.cat(columns, dim=1))
+
+
+def late_clicks(delay: Tensor, half_lives: tuple[float, ...]) -> Tensor:
+    r"""What clicks weigh that were known some time after their exposures, shape
+    :obj:`[E, 1 + H, 2]`, float64.
+
+    Args:
+        delay (torch.Tensor): How much later, shape :obj:`[E]`.
+        half_lives (tuple[float, ...]): Half-lives in the unit of :obj:`delay`.
+    """
+    weight = torch.zeros(delay.numel(), 1 + len(half_lives), 2, dtype=torch.double)
+    weight[:, 0, 1] = 1
+    for place, life in enumerate(half_lives, start=1):
+        weight[:, place, 1] = torch.exp2(-delay.double() / life)
+    return weight
+
+
+def without_rounding(counts: Tensor) -> Tensor:
+    r"""Counts, shape :obj:`[L, C, 2]`, whose clicks no rounding lifts above their exposures."""
+    seen, clicked = counts.unbind(-1)
+    return torch.stack([seen, clicked.minimum(seen)], dim=-1)

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class TargetKeys:
     Raises:
         IndexError: If an attribute is out of its range.
         TypeError: If an attribute holds no integers.
-        ValueError: If an attribute is missing or has another shape, or a view has more keys than
-            int64 can number.
+        ValueError: If an attribute is missing or has another shape, there are no nodes to count by,
+            or a view has more keys than int64 can number.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class TargetKeys:
         num_values: Mapping[str, int],
         caller: str,
     ) -> None:
-        self.views = views
+        self.views, self._caller = views, caller
+        self._num_nodes = {name: data[name].num_nodes for name in ('user', 'item')}
+        self._contexts = sorted({view.exposure for view in views if view.exposure is not None})
         self._num_contexts = {name: number + 1 for name, number in num_values.items()}
         # By node type and name: the value of each node after 0 for none, if it is not the node
         # itself, their number, and since when it is known.
@@ -78,7 +81,19 @@ class TargetKeys:
                 :obj:`[E]`; :obj:`None` if all is known that the graph knows.
             contexts (Mapping[str, torch.Tensor]): The attributes of exposures that views name,
                 :obj:`-1` for none, shape :obj:`[E]`.
+
+        Raises:
+            IndexError: If a user, an item or a value of an attribute does not exist.
+            TypeError: If one is no integer.
+            ValueError: If an attribute is missing, or has another shape.
         """
+        for node_type, node in (('user', user), ('item', item)):
+            check_ids(self._caller, f'{node_type}s', node, self._num_nodes[node_type])
+        for name in self._contexts:
+            value: Any = contexts.get(name)
+            check_tensor(self._caller, name, value, (user.numel(),), 'integers')
+            number = self._num_contexts[name] - 1
+            check_ids(self._caller, f"values of '{name}'", value, number, first=-1)
         values: dict[tuple[str, str], Tensor] = {}
         for (node_type, name), (table, _, since) in self._attributes.items():
             node = user if node_type == 'user' else item
@@ -103,7 +118,11 @@ class TargetKeys:
         if (node_type, name) in self._attributes:
             return self._attributes[node_type, name][1]
         store = data[node_type]
-        num_nodes = store.num_nodes
+        num_nodes = self._num_nodes[node_type]
+        if num_nodes == 0:
+            raise ValueError(
+                f'{caller} counts by {name!r} of {node_type}s, but the graph has no {node_type}s.'
+            )
         if name == 'id':
             self._attributes[node_type, name] = None, num_nodes + 1, None
             return num_nodes + 1
@@ -114,6 +133,8 @@ class TargetKeys:
             )
         value, since = store[name], store.get(f'{name}_since')
         check_tensor(caller, name, value, (num_nodes,), 'integers')
+        if since is not None:
+            check_tensor(caller, f'{name}_since', since, (num_nodes,), 'numbers')
         number = categoricals(store).get(name, int(value.max()) + 1)
         check_ids(caller, f"values of data['{node_type}'].{name}", value, number, first=-1)
         self._attributes[node_type, name] = value + 1, number + 1, since

@@ -3,9 +3,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mag.checks import check_tensor
+from mag.checks import check_tensor, check_values
 from mag.macro_graph.counts_before import counts_before
 from mag.macro_graph.key_table import KeyTable
+from mag.macro_graph.pending_clicks import Clicks, PendingClicks
+from mag.macro_graph.target_counts import late_clicks, without_rounding
 from mag.macro_graph.target_keys import TargetKeys
 
 
@@ -22,6 +24,9 @@ class TargetState:
     is what :func:`counts_before` counts of all events together: those of the very moment that is
     asked for are left out, and a decayed count has decayed until then.
 
+    A click that is known late is told with its exposure, and when it is known: it is kept until the
+    clock passes that moment. A request reads those that have become known since the last event.
+
     Args:
         keys (TargetKeys): The views.
         half_lives (tuple[float, ...]): Half-lives of the decayed counts, in the unit of times.
@@ -30,6 +35,7 @@ class TargetState:
     def __init__(self, keys: TargetKeys, half_lives: tuple[float, ...]) -> None:
         self._keys, self._half_lives = keys, half_lives
         self._views = [_View(half_lives) for _ in keys.views]
+        self._pending = PendingClicks()
         self._now = torch.iinfo(torch.long).min
 
     def update(
@@ -39,6 +45,7 @@ class TargetState:
         time: Tensor,
         clicked: Tensor,
         contexts: Mapping[str, Tensor] | None = None,
+        settled: Tensor | None = None,
     ) -> None:
         r"""Counts events, in the order of time, also over several calls.
 
@@ -49,12 +56,23 @@ class TargetState:
             clicked (torch.Tensor): 1 for a click, 0 for none, shape :obj:`[E]`.
             contexts (Mapping[str, torch.Tensor], optional): The attributes of exposures that views
                 name, shape :obj:`[E]`. (default: :obj:`None`)
+            settled (torch.Tensor, optional): When it is known whether it was clicked, int64
+                seconds, shape :obj:`[E]`; by default at once. (default: :obj:`None`)
 
         Raises:
-            ValueError: If an event is earlier than one that came before.
+            IndexError: If a user, an item or a value of an attribute does not exist.
+            TypeError: If one of them or a time is no integer.
+            ValueError: If an event is earlier than one that came before, shapes differ, or
+                :obj:`clicked` is neither 0 nor 1.
         """
         self._check(user, item, time)
-        check_tensor('TargetState.update', 'clicked', clicked, tuple(user.shape), 'numbers')
+        size, caller = user.numel(), 'TargetState.update'
+        check_tensor(caller, 'clicked', clicked, (size,), 'numbers')
+        is_good = (clicked == 0) | (clicked == 1)
+        check_values(caller, 'clicked', clicked, is_good, '1 for a click and 0 for none')
+        if settled is not None:
+            check_tensor(caller, 'settled', settled, (size,), torch.long)
+        keys = torch.stack(self._keys(user, item, time, contexts or {}), dim=1)
         if user.numel() == 0:
             return
         if int(time.min()) < self._now:
@@ -62,10 +80,25 @@ class TargetState:
                 f'TargetState counts events in the order of time, but got one of '
                 f'{int(time.min())} after one of {self._now}.'
             )
-        weight = torch.stack([torch.ones(user.numel()), clicked], dim=1).double()
-        for view, key in zip(self._views, self._keys(user, item, time, contexts or {})):
-            view.update(key, time, weight)
+        if bool((time[1:] < time[:-1]).any()):
+            raise ValueError(
+                "TargetState.update expects 'time' to ascend, but it does not: sort the events."
+            )
+        weight = torch.stack([torch.ones(size), clicked], dim=1).double()
+        weight = weight.unsqueeze(1).repeat(1, 1 + len(self._half_lives), 1)
+        if settled is not None:
+            late = ((clicked == 1) & (settled > time)).nonzero().view(-1)
+            weight[late, :, 1] = 0
+            aged = late_clicks(settled[late] - time[late], self._half_lives)
+            self._pending.add(Clicks(settled[late], keys[late], aged))
         self._now = int(time[-1])
+        due = self._pending.take(self._now)
+        if due is not None:
+            time, order = torch.cat([time, due.settled]).sort(stable=True)
+            keys = torch.cat([keys, due.keys])[order]
+            weight = torch.cat([weight, due.weight])[order]
+        for view, key in zip(self._views, keys.unbind(1), strict=True):
+            view.update(key.contiguous(), time, weight)
 
     def __call__(
         self,
@@ -84,7 +117,9 @@ class TargetState:
             contexts (Mapping[str, torch.Tensor], optional): As for :meth:`update`.
 
         Raises:
-            ValueError: If a moment lies before the last event.
+            IndexError: If a user, an item or a value of an attribute does not exist.
+            TypeError: If one of them or a time is no integer.
+            ValueError: If a moment lies before the last event, or shapes differ.
         """
         self._check(user, item, time)
         if time.numel() > 0 and int(time.min()) < self._now:
@@ -93,11 +128,33 @@ class TargetState:
                 f'{int(time.min())}.'
             )
         keys = self._keys(user, item, time, contexts or {})
-        return torch.cat([view(key, time) for view, key in zip(self._views, keys)], dim=1)
+        counts = torch.stack(
+            [view(key, time) for view, key in zip(self._views, keys, strict=True)], dim=1
+        )
+        known = self._pending.before(int(time.max())) if time.numel() > 0 else None
+        if known is not None:
+            counts += self._late(known, torch.stack(keys, dim=1), time)
+        return without_rounding(counts.flatten(1, 2).float())
+
+    def _late(self, clicks: Clicks, keys: Tensor, time: Tensor) -> Tensor:
+        r"""What clicks add that have become known since the last event."""
+        num_clicks = clicks.settled.numel()
+        asks = clicks.weight.new_zeros(time.numel(), *clicks.weight.shape[1:])
+        times, order = torch.cat([clicks.settled, time]).sort(stable=True)
+        weight = torch.cat([clicks.weight, asks])[order]
+        key = torch.cat([clicks.keys, keys])[order]
+        out = torch.empty(order.numel(), *asks.shape[1:], dtype=torch.double)
+        columns = []
+        for of_view in key.unbind(1):
+            before = counts_before(of_view.contiguous(), times, weight, self._half_lives)
+            out[order] = before.view(out.shape)
+            columns.append(out[num_clicks:].clone())
+        return torch.stack(columns, dim=1)
 
     def _check(self, user: Tensor, item: Tensor, time: Tensor) -> None:
-        for name, value in (('user', user), ('item', item), ('time', time)):
-            check_tensor('TargetState', name, value, tuple(user.shape[:1]), torch.long)
+        check_tensor('TargetState', 'user', user, ('B',), torch.long)
+        for name, value in (('item', item), ('time', time)):
+            check_tensor('TargetState', name, value, (user.numel(),), torch.long)
 
 
 class _View:
@@ -108,7 +165,7 @@ class _View:
         self.half_lives = half_lives
         self.table = KeyTable()
         self.past = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
-        self.latest = torch.zeros(0, 2, dtype=torch.double)
+        self.latest = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
         self.time = torch.zeros(0, dtype=torch.long)
 
     def update(self, key: Tensor, time: Tensor, weight: Tensor) -> None:
@@ -118,7 +175,7 @@ class _View:
         place = torch.arange(len(key))
         last = torch.zeros_like(unique).scatter_reduce(0, group, place, 'amax')
         is_last = time == time[last][group]
-        added = torch.zeros(len(unique), 2, dtype=torch.double)
+        added = torch.zeros(len(unique), *weight.shape[1:], dtype=torch.double)
         added.index_add_(0, group[is_last], weight[is_last])
         moves = time[last] > self.time[row]
         old, new = row[moves], last[moves]
@@ -130,17 +187,17 @@ class _View:
     def __call__(self, key: Tensor, time: Tensor) -> Tensor:
         row = self.table.find(key)
         is_known = row >= 0
-        out = torch.zeros(len(key), 1 + len(self.half_lives), 2)
+        out = torch.zeros(len(key), 1 + len(self.half_lives), 2, dtype=torch.double)
         row, time = row[is_known], time[is_known]
         later = (time > self.time[row]).view(-1, 1, 1)
-        out[is_known] = self._decayed(row, time).where(later, self.past[row]).float()
+        out[is_known] = self._decayed(row, time).where(later, self.past[row])
         return out
 
     def _decayed(self, row: Tensor, time: Tensor) -> Tensor:
         r"""All sums of some rows as of later moments."""
         age = (time - self.time[row]).double()
         kept = [torch.ones_like(age), *(torch.exp2(-age / life) for life in self.half_lives)]
-        return (self.past[row] + self.latest[row].unsqueeze(1)) * torch.stack(kept, 1).unsqueeze(2)
+        return (self.past[row] + self.latest[row]) * torch.stack(kept, 1).unsqueeze(2)
 
     def _rows(self, key: Tensor) -> Tensor:
         row = self.table.add(key)
@@ -149,6 +206,8 @@ class _View:
             more = 2 * size - self.time.numel()
             none = torch.iinfo(torch.long).min // 2
             self.past = torch.cat([self.past, self.past.new_zeros(more, *self.past.shape[1:])])
-            self.latest = torch.cat([self.latest, self.latest.new_zeros(more, 2)])
+            self.latest = torch.cat(
+                [self.latest, self.latest.new_zeros(more, *self.latest.shape[1:])]
+            )
             self.time = torch.cat([self.time, self.time.new_full((more,), none)])
         return row

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_tensor
+from mag.nn._running_norm import RunningNorm
 
 
 class CountEncoder(torch.nn.Module):
@@ -26,7 +27,13 @@ class CountEncoder(torch.nn.Module):
     averages so far in evaluation.
 
     Counts of any kind will do, with fractions such as decayed ones, as long as :math:`0 \le c \le
-    n`.
+    n`. For these the output is finite, also where all of a billion exposures were clicked, as a
+    logit is taken of clicks against the rest and not of a rate that rounds to 1.
+
+    That counts are finite and :math:`0 \le c \le n` is not checked here: a GPU would wait for it,
+    and a graph to export would break. :class:`~mag.loader.Exposures` checks it, for loaders and
+    requests. Nothing is clamped either, which would make a number of any mistake: the logit of
+    more clicks than exposures is NaN.
 
     Args:
         prior (Sequence[int]): For each view, the place of its prior view, or :obj:`-1`.
@@ -56,6 +63,12 @@ class CountEncoder(torch.nn.Module):
         scale: str = 'logit',
     ) -> None:
         super().__init__()
+        if not isinstance(prior, Sequence) or isinstance(prior, str):
+            raise TypeError(
+                f"'prior' must be a sequence of places such as (-1, 0), but got {prior!r}."
+            )
+        if not prior:
+            raise ValueError(f"'prior' must name at least one view, but got {prior!r}.")
         check_integers(-1, len(prior), **{f'prior[{i}]': of for i, of in enumerate(prior)})
         check_numbers('(0, 1)', rate=rate)
         check_numbers('(0, inf)', strength=strength)
@@ -76,7 +89,7 @@ class CountEncoder(torch.nn.Module):
         back = torch.tensor([place[view] for view in range(len(prior))])
         self.register_buffer('back', back, persistent=False)
         self.theta = torch.nn.Parameter(torch.empty(len(prior)), requires_grad=learned)
-        self.norm = _BatchNorm(2 * len(prior), momentum=None, affine=False)
+        self.norm = RunningNorm(2 * len(prior))
         self.reset_parameters()
 
     @property
@@ -99,48 +112,35 @@ class CountEncoder(torch.nn.Module):
             ValueError: If the shape is another.
         """
         check_tensor(self, 'counts', counts, ('B', len(self.prior), 2), 'numbers')
-        rate, prior = self.rates(counts)
+        shares, prior = self._shares(counts)
         if self.scale == 'logit':
-            rate, prior = rate.logit(), prior.logit()
-        return self.norm(torch.cat([counts[..., 0].log1p(), rate - prior], dim=1))
+            shares, prior = shares.log(), prior.log()
+            more = (shares[..., 0] - shares[..., 1]) - (prior[..., 0] - prior[..., 1])
+        else:
+            more = shares[..., 0] - prior[..., 0]
+        return self.norm(torch.cat([counts[..., 0].log1p(), more], dim=1))
 
     def rates(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         r"""The shrunk rates, and what was expected, each of shape :obj:`[B, V]`."""
+        shares, prior = self._shares(counts)
+        return shares[..., 0], prior[..., 0]
+
+    def _shares(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The shrunk rates and what is left to 1, and what was expected of both, each of shape
+        :obj:`[B, V, 2]`."""
         seen, clicked = counts.index_select(1, self.order).to(self.theta.dtype).unbind(-1)
-        strength = F.softplus(self.theta)[self.order]
-        rates = torch.full_like(seen[:, :1], self.rate)
+        parts, seen = torch.stack([clicked, seen - clicked], dim=-1), seen.unsqueeze(-1)
+        strength = F.softplus(self.theta)[self.order].unsqueeze(-1)
+        whole = torch.ones_like(seen[:, :1])
+        shares = torch.cat([self.rate * whole, (1 - self.rate) * whole], dim=-1)
         priors = []
         for here in self.levels:
-            prior = rates.index_select(1, self.expected[here])
-            rate = (clicked[:, here] + strength[here] * prior) / (seen[:, here] + strength[here])
-            rates = torch.cat([rates, rate], dim=1)
+            prior = shares.index_select(1, self.expected[here])
+            share = (parts[:, here] + strength[here] * prior) / (seen[:, here] + strength[here])
+            shares = torch.cat([shares, share], dim=1)
             priors.append(prior)
         expected = torch.cat(priors, dim=1)
-        return rates.index_select(1, self.back), expected.index_select(1, self.back - 1)
-
-
-class _BatchNorm(torch.nn.BatchNorm1d):
-    r"""Averages over all batches so far: a short training has no time to forget a first value.
-
-    That is what :obj:`momentum=None` asks for, here without a number that torch.compile cannot
-    follow.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        out = F.batch_norm(input, None, None, training=True, eps=self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = 1.0 / self.num_batches_tracked
-            var, mean = torch.var_mean(input, dim=0)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_(var.to(self.running_var.dtype), share)
-        return out
+        return shares.index_select(1, self.back), expected.index_select(1, self.back - 1)
 
 
 def _levels(prior: Sequence[int]) -> list[list[int]]:

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_choice, check_integers, check_tensor
+from mag.nn._running_norm import RunningNorm
 
 
 class Dice(torch.nn.Module):
@@ -35,7 +36,7 @@ class Dice(torch.nn.Module):
         self.form = form
         self.alpha = torch.nn.Parameter(torch.empty(num_features if form == 'paper' else 1))
         if form == 'paper':
-            self.norm = torch.nn.BatchNorm1d(num_features, eps=1e-9, momentum=0.01, affine=False)
+            self.norm = RunningNorm(num_features, eps=1e-9)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,4 +1,5 @@
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class ClickTask(Task):
         if average is not None:
             check_numbers('(0, 1)', average=average)
             self.averaged = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True
+                model, multi_avg_fn=_running_average(average), use_buffers=True
             ).requires_grad_(False)
 
     def forward(self, batch: Any) -> Tensor | Logits:
@@ -139,3 +140,17 @@ def _labels(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     if label is None:
         raise ValueError(f'Training and evaluation need labels, but {name} is None.')
     return label, user, conversion
+
+
+def _running_average(average: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+    ema = get_ema_multi_avg_fn(average)
+
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:
+        if averaged[0].is_floating_point():
+            ema(averaged, current, num_averaged)
+        else:
+            # An average of places in a table is no place, and torch rounds it to float32.
+            for mean, value in zip(averaged, current, strict=True):
+                mean.copy_(value)
+
+    return update

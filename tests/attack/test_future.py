@@ -1,7 +1,7 @@
 r"""Nothing that a row reads depends on its future.
 
 A log is made twice, with one past and two futures, and each pipeline reads both: everything that
-the rows up to the moment of the change read must be the same, to the last bit. Three planted leaks,
+the rows up to the moment of the change read must be the same, to the last bit. Planted leaks,
 at the end, are to be caught."""
 
 import copy
@@ -39,6 +39,7 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    TargetCounts,
     TemporalSplit,
     TimeSlots,
 )
@@ -315,6 +316,24 @@ def check_pairs(
     check_rows(change, load)
 
 
+def check_target_counts(
+    change: Change, split: TemporalSplit, coarsen: MacroCoarsen, is_fresh: bool
+) -> None:
+    r"""Counts at the target, as of windows or of rows themselves, of groups and a rate learned from
+    training."""
+
+    def load(log: HeteroData) -> list[tuple[HeteroData, ExposureLoader]]:
+        parts = parts_of(log, split)
+        fitted = copy.copy(coarsen)
+        or_reject(lambda: fitted.fit(parts[0]), 'at least as many nodes')
+        parts = [fitted(part) for part in parts]
+        counts = TargetCounts(half_lives=(3.0,)).fit(parts[0])
+        parts = [counts(part, log=log if is_fresh else None) for part in parts]
+        return [(part, ExposureLoader(part)) for part in parts]
+
+    check_rows(change, load)
+
+
 def check_fitted(change: Change, split: TemporalSplit, coarsen: MacroCoarsen) -> None:
     r"""What is learned from a training part that ends before the moment."""
     learned = []
@@ -535,6 +554,10 @@ def test_macro_rows_and_recent_lists(attack: Any) -> None:
     attack(check_pairs, REPLACED, SPLITS, RECENT, COARSENINGS, st.booleans(), examples=150)
 
 
+def test_counts_at_the_target(attack: Any) -> None:
+    attack(check_target_counts, REPLACED, SPLITS, COARSENINGS, st.booleans(), examples=30)
+
+
 def test_what_training_teaches(attack: Any) -> None:
     change = changes((20, 36), (3, 6), same_times=True)
     attack(check_fitted, change, SPLITS, COARSENINGS, examples=60)
@@ -613,3 +636,14 @@ def test_a_look_into_the_own_slot_is_caught(attack: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(HyperCTR, 'forward', planted)
     expect_caught(attack, check_slot_reading, changes(), SLOTS, HYPERGRAPHS)
+
+
+def test_counts_of_the_own_moment_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = TargetCounts._fresh
+
+    def look(self: TargetCounts, data: HeteroData, log: HeteroData) -> Any:
+        events, rows = fresh(self, data, log)
+        return events, rows._replace(time=rows.time + 1)
+
+    monkeypatch.setattr(TargetCounts, '_fresh', look)
+    expect_caught(attack, check_target_counts, REPLACED, SPLITS, COARSENINGS, st.just(True))

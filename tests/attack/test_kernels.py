@@ -4,7 +4,7 @@ each. Inputs are small, so that ties, repetitions and nodes without anything are
 import math
 from collections import Counter, defaultdict
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,16 @@ from torch_geometric.data import HeteroData
 from mag.datasets._negatives import draw_negatives
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
 from mag.loader.unclicked_items import UnclickedItems
-from mag.macro_graph import Grouping, MacroEdges
+from mag.macro_graph import (
+    Grouping,
+    MacroEdges,
+    Seen,
+    TargetKeys,
+    TargetState,
+    TargetView,
+    counts_before,
+    target_counts,
+)
 from mag.metrics import bayes_optimal, group_auroc
 from mag.nn import HypergraphConv, IntentionConv, MacroConv, SlotHypergraphConv
 from mag.transforms import (
@@ -241,6 +250,154 @@ def check_histories(clicks: list[Click], length: int) -> None:
 
 def test_histories(attack: Any) -> None:
     attack(check_histories, CLICK_LISTS, st.integers(1, 4), examples=100)
+
+
+# Counts at the target.
+
+
+class Shown(NamedTuple):
+    user: int
+    item: int
+    time: int
+    is_clicked: bool
+    # From the exposure until it is known whether it was clicked.
+    delay: int
+    hour: int
+
+
+SHOWN = st.lists(
+    st.builds(
+        Shown, USER, ITEM, TIME, st.booleans(), st.sampled_from([-1, 0, 0, 1, 5]),
+        st.integers(-1, 1),
+    ),
+    max_size=20,
+).map(lambda rows: sorted(rows, key=lambda row: row.time))  # fmt: skip
+HALF_LIVES = st.lists(st.sampled_from([0.5, 3.0, 1e9]), max_size=2).map(tuple)
+TARGET_VIEWS = [
+    TargetView('id'),
+    TargetView('cluster', 'category'),
+    TargetView('id', 'id', 'hour'),
+    TargetView(),
+]
+
+
+def check_counts_before(
+    events: list[tuple[int, int, int]], half_lives: tuple[float, ...], spread: int
+) -> None:
+    r"""Keys that follow each other, and keys that are far apart."""
+    events = sorted(events, key=lambda event: event[1])
+    key, time, weight = columns(events, 3)
+    found = counts_before(key * spread, time, weight.view(-1, 1), half_lives)
+    for row, (own, now, _) in enumerate(events):
+        past = [(when, number) for other, when, number in events if other == own and when < now]
+        expected = [
+            sum(number * 2 ** (-(now - when) / life) for when, number in past)
+            for life in (math.inf, *half_lives)
+        ]
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def check_target(
+    rows: list[Shown],
+    asked: list[tuple[int, int, int, int]],
+    cluster: list[int],
+    since: list[int],
+    half_lives: tuple[float, ...],
+    sizes: list[int],
+) -> None:
+    r"""All counts at once, and a state that moves in pieces and is asked between them."""
+    data = micro_graph([])
+    data['user'].cluster, data['user'].cluster_since = torch.tensor(cluster), torch.tensor(since)
+    keys = TargetKeys(data, TARGET_VIEWS, {'hour': 2}, 'attack')
+
+    def key(view: TargetView, user: int, item: int, time: int, hour: int) -> tuple:
+        of_user = {None: None, 'id': user, 'cluster': cluster[user] if since[user] <= time else -1}
+        return (
+            of_user[view.user],
+            {None: None, 'id': item, 'category': item % 3}[view.item],
+            hour if view.exposure else None,
+        )
+
+    def by_hand(past: list[Shown], own: tuple[int, int, int, int]) -> list[list[float]]:
+        found = []
+        for view in TARGET_VIEWS:
+            same = [
+                row
+                for row in past
+                if row.time < own[2]
+                and key(view, row.user, row.item, row.time, row.hour) == key(view, *own)
+            ]
+            for life in (math.inf, *half_lives):
+                weights = [2 ** (-(own[2] - row.time) / life) for row in same]
+                clicks = [
+                    weight
+                    for row, weight in zip(same, weights, strict=True)
+                    if row.is_clicked and row.time + row.delay < own[2]
+                ]
+                found.append([sum(weights), sum(clicks)])
+        return found
+
+    def seen(part: list[Shown]) -> Seen:
+        user, item, time, label, delay, hour = columns(part, 6)
+        return Seen(user, item, time, time, {'hour': hour}, label, time + delay)
+
+    def compare(found: Tensor, past: list[Shown], own: list[tuple[int, int, int, int]]) -> None:
+        expected = torch.tensor([by_hand(past, row) for row in own], dtype=torch.float).view(
+            found.shape
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert (found[..., 1] <= found[..., 0]).all()
+
+    user, item, time, hour = columns(asked, 4)
+    whole = target_counts(
+        keys, seen(rows), Seen(user, item, time, time, {'hour': hour}), half_lives
+    )
+    compare(whole, rows, asked)
+    state, start = TargetState(keys, half_lives), 0
+    for size in [*sizes, len(rows)]:
+        new = seen(rows[start : start + size])
+        state.update(new.user, new.item, new.time, new.clicked, new.contexts, new.settled)
+        start += size
+        past = rows[:start]
+        now = past[-1].time if past else 0
+        # Later ones, too, and the same ones again: asking changes nothing.
+        later = [row for row in asked if row[2] >= now]
+        user, item, time, hour = columns(later, 4)
+        compare(state(user, item, time, {'hour': hour}), past, later)
+
+
+def test_counts_before(attack: Any) -> None:
+    events = st.lists(st.tuples(USER, TIME, st.integers(0, 3)), max_size=24)
+    attack(check_counts_before, events, HALF_LIVES, st.sampled_from([1, 10**6]), examples=100)
+
+
+def check_target_arguments() -> tuple[st.SearchStrategy, ...]:
+    asked = st.lists(
+        st.tuples(USER, ITEM, st.integers(0, 16), st.integers(-1, 1)), min_size=1, max_size=6
+    )
+    per_user = {'min_size': NUM_USERS, 'max_size': NUM_USERS}
+    return (
+        SHOWN,
+        asked,
+        st.lists(st.integers(-1, 1), **per_user),
+        st.lists(st.integers(0, 12), **per_user),
+        HALF_LIVES,
+        st.lists(st.integers(0, 6), max_size=5),
+    )
+
+
+def test_counts_and_states_at_the_target(attack: Any) -> None:
+    attack(check_target, *check_target_arguments(), examples=60)
+
+
+def test_clicks_that_are_known_too_early_are_found(
+    attack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        'mag.macro_graph.pending_clicks.PendingClicks.take', lambda self, moment: self.before(10**9)
+    )
+    with pytest.raises(AssertionError):
+        attack(check_target, *check_target_arguments(), examples=60, shrink=False)
 
 
 # Paths.

@@ -353,7 +353,8 @@ def test_wrong_arguments(market: HeteroData) -> None:
 def test_counts_at_the_target_come_with_their_rows(market: HeteroData) -> None:
     data = copy.copy(market)
     size = data[CLICKS].edge_label.numel()
-    counts = torch.rand(size, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.rand(size, 3, 2, generator=generator).double().sort(descending=True).values
     data[CLICKS].edge_label_counts = counts
     loader = ExposureLoader(data, 700)
     batches = list(loader)
@@ -374,6 +375,24 @@ def test_counts_at_the_target_come_with_their_rows(market: HeteroData) -> None:
         loader.request(1, torch.tensor([4, 2]), counts=counts[:1], **arguments)
     with pytest.raises(ValueError, match='was told counts, but the log has none'):
         ExposureLoader(market).request(1, torch.tensor([4]), counts=counts[:1], **arguments)
+    for bad in (
+        [2.0, 3.0],
+        [1.0, -1.0],
+        [-1.0, -1.0],
+        [torch.inf, 1.0],
+        [torch.nan, 0.0],
+        [1.0, torch.nan],
+    ):
+        wrong = counts.clone()
+        wrong[1, 2] = torch.tensor(bad)
+        sentence = 'of clicks from 0 to the exposures beside them.* in row 1, column 2'
+        with pytest.raises(ValueError, match=f"'counts' {sentence}"):
+            loader.request(1, torch.tensor([4, 2]), counts=wrong[:2], **arguments)
+        data[CLICKS].edge_label_counts = wrong
+        with pytest.raises(
+            ValueError, match=f"ExposureLoader expects 'edge_label_counts' {sentence}"
+        ):
+            ExposureLoader(data)
     data[CLICKS].edge_label_counts = counts[:5]
     with pytest.raises(ValueError, match="'edge_label_counts' of shape"):
         ExposureLoader(data)

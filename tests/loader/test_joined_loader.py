@@ -17,7 +17,7 @@ from mag.loader import (
     PairLoader,
     PathLoader,
 )
-from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 WIDTHS = {'user': [3, 2], 'item': [2, 3]}
@@ -92,6 +92,30 @@ def test_batches_are_those_of_a_single_loader_of_the_same_order(
         for batch, expected in zip(joined, single, strict=True):
             assert_same(batch.pairs, expected)
             assert batch.histories is batch.paths is None
+
+
+def test_counts_at_the_target_come_with_their_rows_and_with_requests(
+    market: HeteroData, train: HeteroData, loaders: dict[str, Any]
+) -> None:
+    transform = TargetCounts(half_lives=(1e5,)).fit(train)
+    counted = transform(train, log=market)
+    joined = JoinedLoader(
+        [loaders['pairs'], ExposureLoader(counted)], batch_size=300, shuffle=True, seed=2
+    )
+    for batch, rows in zip(joined, copy.copy(joined.sampler), strict=True):
+        assert torch.equal(batch.features.counts, counted[CLICKS].edge_label_counts[rows])
+        assert torch.equal(batch.user, counted[CLICKS].edge_label_index[0, rows])
+    items, time = torch.arange(12), market[CLICKS].edge_label_time[-1] + 60
+    user = torch.full((12,), 4)
+    counts = transform.state(train, log=market)(user, items, time.expand(12))
+    told: dict[str, Any] = {'query': torch.tensor([2, 5, -1, -1]), 'domain': 1}
+    batch = joined.request(4, items, counts=counts, **told)
+    assert torch.equal(batch.features.counts, counts) and counts.any()
+    assert_same(batch.pairs, loaders['pairs'].request(4, items))
+    with pytest.raises(TypeError, match="'counts' to be a tensor of shape .* got None"):
+        joined.request(4, items, **told)
+    with pytest.raises(ValueError, match="'counts' of clicks from 0 to the exposures"):
+        joined.request(4, items, counts=counts.flip(-1) + torch.tensor([0.0, 1.0]), **told)
 
 
 def test_it_resumes_within_an_epoch(loaders: dict[str, Any]) -> None:

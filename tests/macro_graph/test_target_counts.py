@@ -14,6 +14,7 @@ from mag.macro_graph import (
     target_counts,
     target_views,
 )
+from mag.macro_graph.pending_clicks import Clicks, PendingClicks
 
 Golden = dict[str, Any]
 
@@ -30,6 +31,15 @@ def golden(golden_target: Golden) -> tuple[TargetKeys, Seen]:
     user, item, time, click = torch.tensor(golden_target['events']).t()
     keys = TargetKeys(graph(golden_target), target_views(['cluster'], ['cluster']), {}, 'test')
     return keys, Seen(user, item, time, time, {}, click)
+
+
+def test_the_golden_file_holds_what_tests_read(golden_target: Golden) -> None:
+    # The rates are asserted in tests/nn/test_count_encoder.py.
+    blocks = {'events', 'user_cluster', 'item_cluster', 'counts', 'rates', 'decayed'}
+    assert {*golden_target} == blocks
+    for name in ('counts', 'rates', 'decayed'):
+        assert len(golden_target[name]) == 5
+        assert all(len(column) == 12 for column in golden_target[name].values())
 
 
 def test_golden_counts_and_decayed_counts(golden_target: Golden) -> None:
@@ -109,11 +119,12 @@ def by_hand(
             for life in (float('inf'), *half_lives):
                 sums = [0.0, 0.0]
                 for event in same:
-                    for column, at in ((0, events.time[event]), (1, settled[event])):
-                        age = int(rows.time[row]) - int(at)
-                        if age > 0:
-                            weight = 1.0 if column == 0 else float(events.clicked[event])
-                            sums[column] += weight * 2 ** (-age / life)
+                    # A click that is known late is as old as its exposure.
+                    weight = 2 ** (-(int(rows.time[row]) - int(events.time[event])) / life)
+                    if events.time[event] < rows.time[row]:
+                        sums[0] += weight
+                        if settled[event] < rows.time[row]:
+                            sums[1] += weight * float(events.clicked[event])
                 columns.append(sums)
         out.append(columns)
     return out
@@ -132,31 +143,44 @@ def test_counts_are_those_of_plain_loops(is_late: bool, half_lives: tuple[float,
     counts = target_counts(keys, events, rows, half_lives)
     expected = torch.tensor(by_hand(data, events, rows, half_lives))
     torch.testing.assert_close(counts, expected, rtol=1e-5, atol=1e-6)
+    assert (counts[..., 1] <= counts[..., 0]).all()
 
 
+@pytest.mark.parametrize('is_late', [False, True])
 @pytest.mark.parametrize('half_lives', [(), (7.0, 40.0)])
 @pytest.mark.parametrize('seed', range(3))
-def test_a_state_that_moves_equals_a_rebuild(seed: int, half_lives: tuple[float, ...]) -> None:
+def test_a_state_that_moves_equals_a_rebuild(
+    seed: int, half_lives: tuple[float, ...], is_late: bool
+) -> None:
     data, events = random_log(seed)
-    events = events._replace(settled=None)
     keys = TargetKeys(data, VIEWS, {'hour': 4}, 'test')
-    expected = target_counts(keys, events, events, half_lives)
+    if not is_late:
+        events = events._replace(settled=None)
     state, start, draw = TargetState(keys, half_lives), 0, random.Random(seed)
     while start < 300:
-        end = min(start + draw.choice([1, 2, 7, 40]), 300)
-        asked = events.time[start:end] == events.time[start]
-        rows = slice(start, start + int(asked.sum()))
-        counts = state(
-            events.user[rows], events.item[rows], events.time[rows],
-            {'hour': events.contexts['hour'][rows]},
-        )  # fmt: skip
-        torch.testing.assert_close(counts, expected[rows], rtol=1e-6, atol=1e-6)
-        new = slice(start, end)
+        size = min(draw.choice([1, 2, 7, 40]), 300 - start)
+        now = int(events.time[start])
+        # Of the moment of the next event, and of later ones, in no order; asking changes nothing.
+        order = torch.tensor([draw.randrange(300) for _ in range(9)])
+        time = torch.tensor([now, *(draw.randrange(now, 120) for _ in range(8))])
+        hour = {'hour': events.contexts['hour'][order]}
+        rows = Seen(events.user[order], events.item[order], time, time, hour)
+        counts = state(rows.user, rows.item, time, hour)
+        past = Seen(
+            *(part[:start] for part in events[:4]),
+            {'hour': events.contexts['hour'][:start]},
+            events.clicked[:start],
+            events.settled[:start] if is_late else None,
+        )
+        expected = target_counts(keys, past, rows, half_lives)
+        torch.testing.assert_close(counts, expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(counts[:, :: 1 + len(half_lives)], expected[:, :: 1 + len(half_lives)])
+        new = slice(start, start + size)
         state.update(
             events.user[new], events.item[new], events.time[new], events.clicked[new],
-            {'hour': events.contexts['hour'][new]},
+            {'hour': events.contexts['hour'][new]}, events.settled[new] if is_late else None,
         )  # fmt: skip
-        start = end
+        start += size
 
 
 def test_labels_from_a_moment_on_change_no_row_up_to_it() -> None:
@@ -205,3 +229,76 @@ def test_a_state_goes_forward(golden_target: Golden) -> None:
         state(user, user, torch.tensor([9]))
     with pytest.raises(ValueError, match="'clicked' of shape"):
         state.update(user, user, torch.tensor([11]), torch.ones(2))
+
+
+def test_clicks_wait_in_few_runs_and_leave_in_order() -> None:
+    draw, waiting, pending, out, now = random.Random(0), [], PendingClicks(), [], 0
+    for number in range(400):
+        settled = now + 1 + draw.randrange(200)
+        waiting.append((settled, number))
+        moment = torch.tensor([settled])
+        pending.add(Clicks(moment, torch.tensor([[number]]), torch.zeros(1, 1, 2)))
+        assert len(pending) == len(waiting) and len(pending._runs) <= 10
+        if draw.random() < 0.3:
+            now += draw.randrange(20)
+            known = pending.before(now)
+            found = (
+                [] if known is None else [*zip(known.settled.tolist(), known.keys[:, 0].tolist())]
+            )
+            assert sorted(found) == sorted(pair for pair in waiting if pair[0] < now)
+            due = pending.take(now)
+            out += [] if due is None else due.settled.tolist()
+            waiting = [pair for pair in waiting if pair[0] > now]
+    assert out == sorted(out) and len(out) + len(waiting) == 400
+    assert pending.take(10**6) is not None and len(pending) == 0 and pending.take(10**6) is None
+
+
+BAD_EVENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    'user below': ({'user': [-1, 0]}, IndexError, 'users from -1 to 0, .* from 0 to 6'),
+    'item below': ({'item': [-1, 0]}, IndexError, 'items from -1 to 0, .* from 0 to 4'),
+    'item beyond': ({'item': [5, 0]}, IndexError, 'items from 0 to 5'),
+    'hour beyond': ({'hour': [4, 0]}, IndexError, "values of 'hour' from 0 to 4.* from -1 to 3"),
+    'hour below': ({'hour': [-2, 0]}, IndexError, "values of 'hour' from -2 to 0"),
+    'hour missing': ({'hour': None}, TypeError, "'hour'.*but got None"),
+    'hours of two columns': ({'hour': [[1, 1], [2, 2]]}, ValueError, r"'hour' of shape \[2\]"),
+    'time': ({'time': [3, 2]}, ValueError, "expects 'time' to ascend"),
+    'label': ({'clicked': [7.0, 0.0]}, ValueError, "'clicked' of 1 for a click.*as 7.0 in row 0"),
+    'no label': ({'clicked': [float('nan'), 0.0]}, ValueError, 'such as nan in row 0'),
+    'settled': ({'settled': [3.5, 4.0]}, TypeError, "'settled' of dtype int64"),
+    'lengths': ({'item': [0]}, ValueError, r"'item' of shape \[2\], but got shape \[1\]"),
+    'a number': ({'user': 0}, TypeError, "'user' to be a tensor of shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BAD_EVENTS)
+def test_bad_events_are_refused_and_change_nothing(name: str) -> None:
+    change, error, sentence = BAD_EVENTS[name]
+    data, _ = random_log(0)
+    state = TargetState(TargetKeys(data, VIEWS, {'hour': 4}, 'test'), (7.0,))
+    good: dict[str, Any] = {'user': [0, 1], 'item': [0, 1], 'time': [2, 3], 'hour': [0, 1]}
+    labels: dict[str, Any] = {'clicked': [1.0, 1.0], 'settled': [2, 4]}
+
+    def arguments(values: dict[str, Any]) -> dict[str, Any]:
+        values = {
+            key: torch.tensor(value) if isinstance(value, list) else value
+            for key, value in values.items()
+        }
+        hour = values.pop('hour')
+        return {**values, 'contexts': {} if hour is None else {'hour': hour}}
+
+    before = state(**arguments(good))
+    with pytest.raises(error, match=sentence):
+        state.update(**arguments({**good, **labels, **change}))
+    if not change.keys() & {*labels, 'time'}:
+        with pytest.raises(error, match=sentence):
+            state(**arguments({**good, **change}))
+    assert torch.equal(state(**arguments(good)), before) and not before.any()
+    state.update(**arguments({**good, **labels}))
+
+
+def test_a_graph_without_nodes_is_refused() -> None:
+    data, _ = random_log(0)
+    data['item'].num_nodes, data['item'].brand = 0, torch.empty(0, dtype=torch.long)
+    for view in (TargetView(item='id'), TargetView(item='brand')):
+        with pytest.raises(ValueError, match='the graph has no items'):
+            TargetKeys(data, [view], {}, 'test')

@@ -57,7 +57,9 @@ each_path = pytest.mark.parametrize(
 def make(seed: int = 0, **arguments: Any) -> CountNet:
     torch.manual_seed(seed)
     arguments = {'embedding_dim': 2, 'hidden_channels': (6, 4), **arguments}
-    given = {'num_macro': NUM_MACRO, 'id_counts': {'user': 0, 'item': 1}, **arguments}
+    given = {'num_macro': NUM_MACRO, 'id_strength': 0.0, **arguments}
+    if given['id_strength'] != 0:
+        given = {'id_counts': {'user': 0, 'item': 1}, **given}
     return CountNet(NUM_VALUES, FIELDS, [-1, 0], 0.3, **given)
 
 
@@ -359,10 +361,11 @@ def test_sizes_are_those_of_the_log(parts: list[HeteroData], options: dict[str, 
     model = CountNet.from_data(train, embedding_dim=4, **options)
     assert model.fields == ExposureLoader(train).fields
     assert len(model.encoder.prior) == train[CLICKS].edge_label_counts.size(1)
-    if 'id_strength' in options:
-        names = train[CLICKS].count_names
-        assert [names[place] for place in model.embedding.seen.tolist()[:1]] == ['user']
-        assert names[model.embedding.seen[model.fields.index('item')]] == 'item'
+    # By default, too, an id says as much as it was seen.
+    assert model.embedding.id_strength == options.get('id_strength', 100)
+    names = train[CLICKS].count_names
+    assert [names[place] for place in model.embedding.seen.tolist()[:1]] == ['user']
+    assert names[model.embedding.seen[model.fields.index('item')]] == 'item'
     if 'rows' in options:
         assert model.readout.num_hops == 2
         assert model.readout.macro['user'].shape == (8, 4)
@@ -462,7 +465,7 @@ def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
             r"'id_strength' must be a number in \[0, inf\)",
         ),
         (lambda: make(id_strength=1.0, ids=False), ValueError, 'without ids or without counts'),
-        (lambda: make(id_strength=1.0, id_counts=None), TypeError, "'id_counts' must be a dict"),
+        (lambda: make(id_strength=1.0, id_counts=3), TypeError, "'id_counts' must be a dict"),
         (
             lambda: make(id_strength=1.0, id_counts={'user': 0, 'item': 2}),
             ValueError,

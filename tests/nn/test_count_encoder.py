@@ -76,6 +76,25 @@ def test_a_short_training_normalises_as_a_long_one() -> None:
     assert (values.std(0) - 1).abs().max() < 0.1
 
 
+@pytest.mark.parametrize('scale', ['rate', 'logit'])
+def test_numbers_are_finite_for_all_counts_that_can_be(scale: str) -> None:
+    sizes = torch.tensor([0.0, 1e-30, 0.5, 1, 10, 1e4, 1e8, 1e12])
+    encoder = CountEncoder([-1, 0, 1], 1e-4, scale=scale)
+    for share in (0.0, 1.0, 0.5):
+        counts = torch.stack([sizes, share * sizes], dim=-1).view(-1, 1, 2).expand(-1, 3, 2)
+        counts = counts.clone().requires_grad_()
+        out = encoder(counts)
+        out.sum().backward()
+        assert out.isfinite().all() and counts.grad.isfinite().all()
+        assert encoder.theta.grad.isfinite().all()
+        rates, _ = encoder.rates(counts)
+        assert (rates >= 0).all() and (rates <= 1).all()
+    # A rate of 1 but for a part in ten thousand million still has its logit.
+    encoder = CountEncoder([-1], 0.5, strength=2.0, learned=False).eval()
+    number = encoder(torch.tensor([[[1e10, 1e10]]]))[0, 1]
+    torch.testing.assert_close(number, torch.tensor(1e10).log(), rtol=1e-4, atol=0)
+
+
 def test_compiles_and_exports() -> None:
     encoder = CountEncoder(PRIOR, 0.4).eval()
     counts = torch.randint(0, 9, (7, 5, 1)).float() + torch.tensor([3.0, 0.0])
@@ -96,6 +115,8 @@ def test_compiles_and_exports() -> None:
     ('call', 'error', 'sentence'),
     [
         (lambda: CountEncoder([1, 0], 0.5), ValueError, "'prior' goes round in a circle"),
+        (lambda: CountEncoder([], 0.5), ValueError, r"'prior' must name at least one view"),
+        (lambda: CountEncoder(5, 0.5), TypeError, "'prior' must be a sequence .* but got 5"),  # type: ignore[arg-type]
         (lambda: CountEncoder([2, -1], 0.5), ValueError, r"'prior\[0\]' must lie below 2"),
         (lambda: CountEncoder([-1], 1.0), ValueError, r"'rate' must be a number in \(0, 1\)"),
         (lambda: CountEncoder([-1], 0.5, strength=0.0), ValueError, "'strength' must be"),

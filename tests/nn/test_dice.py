@@ -39,11 +39,14 @@ def test_evaluation_reads_running_averages() -> None:
         assert out == pytest.approx(gate * x + 0.25 * (1 - gate) * x, abs=1e-12)
 
 
-def test_running_averages_follow_the_batches_with_momentum_one_percent() -> None:
+def test_running_averages_are_those_of_the_batches_from_the_first_on() -> None:
     dice = filled('paper').train()
-    dice(X)
-    assert dice.norm.running_mean.item() == pytest.approx(0.01 * 7 / 3)
-    assert dice.norm.running_var.item() == pytest.approx(0.99 + 0.01 * 7 / 3)
+    expected = dice(X)
+    assert dice.norm.running_mean.item() == pytest.approx(7 / 3)
+    assert dice.norm.running_var.item() == pytest.approx(7 / 3)
+    # What is evaluated is what was trained, but for the variance, there divided by N, not N - 1.
+    dice.norm.running_var.mul_(2 / 3)
+    torch.testing.assert_close(dice.eval()(X), expected)
 
 
 def test_evaluation_is_independent_of_the_batch_in_the_form_of_the_paper_only() -> None:

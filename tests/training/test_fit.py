@@ -1196,6 +1196,16 @@ def test_the_average_of_the_weights_is_scored_with(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_places_in_tables_are_not_averaged() -> None:
+    model = TinyModel(plain=True)
+    # An average in float32 would be 8473359.
+    model.register_buffer('offset', torch.tensor([8_473_353]))
+    task = ClickTask(model, average=0.99)
+    for _ in range(2):
+        task.after_step()
+    assert task.averaged.module.offset.tolist() == [8_473_353]
+
+
 def test_a_share_of_an_average_lies_between_0_and_1() -> None:
     for average in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"'average' must be a number in \(0, 1\), but got"):

@@ -196,6 +196,182 @@ def test_the_state_of_a_part_moves_to_the_fresh_counts() -> None:
         )
 
 
+def late_log(size: int = 1500) -> HeteroData:
+    r"""A log that tells when it was known what became of an exposure, up to days later."""
+    data = log(size)
+    delay = torch.randint(40, (size,), generator=torch.Generator().manual_seed(3)) * 5000
+    data[CLICKS].edge_label_settled = data[CLICKS].edge_label_time + delay
+    return data
+
+
+LATE_VIEWS = [
+    TargetView('id'),
+    TargetView(item='id'),
+    TargetView('id', 'cluster'),
+    TargetView('cluster', 'id'),
+    TargetView('cluster', 'cluster', prior='item'),
+    TargetView('id', 'brand'),
+    TargetView(item='id', exposure='domain'),
+    TargetView(),
+]
+HALF_LIVES = (40_000.0, 1e6)
+
+
+@pytest.mark.parametrize('fresh', [False, True])
+def test_counts_of_late_labels_are_those_of_plain_loops(fresh: bool) -> None:
+    data = late_log(200)
+    parts = split(data, val_start=0.6, test_start=0.85, keep_cold=True)
+    transform = TargetCounts(LATE_VIEWS, HALF_LIVES).fit(parts[0])
+    source = data[CLICKS]
+    events = [
+        *zip(
+            *source.edge_label_index.tolist(),
+            source.edge_label_time.tolist(),
+            source.edge_label_domain.tolist(),
+            source.edge_label.tolist(),
+            source.edge_label_settled.tolist(),
+            strict=True,
+        )
+    ]
+    num_late = 0
+    for part in parts:
+        clicks = transform(part, log=data if fresh else None)[CLICKS]
+        since = part['user'].cluster_since.tolist()
+
+        def key(
+            view: TargetView,
+            user: int,
+            item: int,
+            at: int,
+            domain: int,
+            part: HeteroData,
+            since: Any,
+        ) -> tuple[int | None, ...]:
+            cluster = int(part['user'].cluster[user]) if since[user] <= at else -1
+            of_user = {None: None, 'id': user, 'cluster': cluster}
+            of_item = {None: None, 'id': item}
+            of_item |= {name: int(part['item'][name][item]) for name in ('brand', 'cluster')}
+            return of_user[view.user], of_item[view.item], domain if view.exposure else None
+
+        for row in range(clicks.edge_label.numel()):
+            user, item = clicks.edge_label_index[:, row].tolist()
+            domain = int(clicks.edge_label_domain[row])
+            asked = int(clicks.edge_label_time[row])
+            if not fresh:
+                window = clicks.edge_label_window[row] if 'edge_label_window' in clicks else 0
+                asked = int(clicks.cutoff[window])
+            column = 0
+            for view in LATE_VIEWS:
+                own = key(view, user, item, asked, domain, part, since)
+                sums = [[0.0, 0.0] for _ in range(1 + len(HALF_LIVES))]
+                for who, what, when, where, label, settled in events:
+                    if when < asked and key(view, who, what, when, where, part, since) == own:
+                        num_late += label == 1 and settled >= asked
+                        for place, life in enumerate((float('inf'), *HALF_LIVES)):
+                            weight = 2 ** (-(asked - when) / life)
+                            sums[place][0] += weight
+                            sums[place][1] += weight * (label == 1 and settled < asked)
+                found = clicks.edge_label_counts[row, column : column + len(sums)]
+                torch.testing.assert_close(found, torch.tensor(sums), rtol=1e-5, atol=1e-5)
+                column += len(sums)
+            assert column == clicks.edge_label_counts.size(1)
+    assert num_late > 50
+
+
+def test_the_state_of_a_late_log_moves_to_the_fresh_counts() -> None:
+    data = late_log()
+    train, _, test = split(data)
+    transform = TargetCounts(half_lives=(50_000.0,)).fit(train)
+    expected = transform(test, log=data)[CLICKS]
+    state, whole = transform.state(test), transform.state(test, log=data)
+    source = data[CLICKS]
+    start, later = int(test[CLICKS].cutoff), source.edge_label_settled.max() + 1
+    for moment in source.edge_label_time[source.edge_label_time >= start].unique():
+        rows = expected.edge_label_time == moment
+        counts = state(*expected.edge_label_index[:, rows], expected.edge_label_time[rows])
+        torch.testing.assert_close(counts, expected.edge_label_counts[rows], rtol=1e-5, atol=1e-5)
+        new = source.edge_label_time == moment
+        state.update(
+            *source.edge_label_index[:, new], source.edge_label_time[new], source.edge_label[new],
+            settled=source.edge_label_settled[new],
+        )  # fmt: skip
+    pairs = torch.cartesian_prod(torch.arange(40), torch.arange(20)).t()
+    counts = [of(*pairs, later.expand(800)) for of in (state, whole)]
+    torch.testing.assert_close(*counts, rtol=1e-6, atol=1e-6)
+    # In the end all clicks are known.
+    of_user = counts[0].view(40, 20, -1, 2)[:, 0, 0]
+    clicked = source.edge_label_index[0, source.edge_label == 1].bincount(minlength=40)
+    assert torch.equal(of_user[:, 1], clicked.float())
+
+
+@pytest.mark.parametrize('fresh', [False, True])
+@pytest.mark.parametrize('is_late', [False, True])
+def test_labels_from_a_moment_on_change_no_row_up_to_it_though_all_is_made_anew(
+    fresh: bool, is_late: bool
+) -> None:
+    data = late_log(2000) if is_late else log(2000)
+    if is_late:
+        # Else all of an early history is dropped as unknown.
+        clicks = data[CLICKS]
+        clicks.edge_label_settled = clicks.edge_label_time + torch.arange(2000) % 3 * 5000
+    moment = int(TemporalSplit(num_windows=3)(data)[1][CLICKS].cutoff) + 5000
+    other = copy.copy(data)
+    source, store = data[CLICKS], other[CLICKS]
+    is_later = source.edge_label_time >= moment
+    store.edge_label = source.edge_label.where(~is_later, 1 - source.edge_label)
+    clicked = store.edge_label == 1
+    store.edge_index, store.time = (
+        source.edge_label_index[:, clicked],
+        source.edge_label_time[clicked],
+    )
+    # What else was told of clicks, and of what followed them.
+    told = {name for name in store.keys() if f'edge_label_{name}' in store} - {'time'}
+    for name in told | {'edge_label_conversion', 'edge_label_behavior'} & {*store.keys()}:
+        del store[name]
+    rows = {}
+    for name, history in (('first', data), ('second', other)):
+        parts = TemporalSplit(num_windows=3, keep_cold=True)(history)
+        coarsen = MacroCoarsen({'user': 4, 'item': 5}).fit(parts[0])
+        parts = tuple(coarsen(part) for part in parts)
+        counts = TargetCounts(half_lives=(9e4,)).fit(parts[0])
+        counted = [counts(part, log=history if fresh else None)[CLICKS] for part in parts]
+        is_early = [part.edge_label_time < moment for part in counted]
+        rows[name] = [
+            (part.edge_label_index[:, early], part.edge_label_time[early],
+             part.edge_label_counts[early], torch.tensor(part.count_rate))
+            for part, early in zip(counted, is_early, strict=True)
+        ]  # fmt: skip
+        rows[f'{name} whole'] = counted
+    for first, second in zip(rows['first'], rows['second'], strict=True):
+        for one, same in zip(first, second, strict=True):
+            assert one.numpy().tobytes() == same.numpy().tobytes()
+    assert [part[1].numel() > 0 for part in rows['first']] == [True, True, False]
+    first, second = (rows[f'{name} whole'][2].edge_label_counts for name in ('first', 'second'))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize('name', ['cluster', 'cluster_2'])
+def test_a_macro_node_counts_from_when_it_is_known(name: str) -> None:
+    data = log(300)
+    test = split(data)[2]
+    test['user'][name] = torch.arange(40) % 3
+    since = torch.full((40,), 2**62)
+    test['user'][f'{name}_since'] = since
+    view = [TargetView(name, 'id'), TargetView(item='id')]
+    counts = TargetCounts(view).fit(test)(test)[CLICKS].edge_label_counts
+    item = test[CLICKS].edge_label_index[1]
+    # Nobody is known: all are of none.
+    seen = test[SEES].edge_index[1].bincount(minlength=20)
+    assert torch.equal(counts[:, 0, 0], seen[item].float())
+    # A grouping by an attribute is known as ever, and has no such moment.
+    del test['user'][f'{name}_since']
+    counts = TargetCounts(view).fit(test)(test)[CLICKS].edge_label_counts
+    cluster = test['user'][name]
+    pair = cluster[test[SEES].edge_index[0]] * 20 + test[SEES].edge_index[1]
+    asked = cluster[test[CLICKS].edge_label_index[0]] * 20 + item
+    assert torch.equal(counts[:, 0, 0], pair.bincount(minlength=60)[asked].float())
+
+
 def test_what_cannot_be_counted_is_refused() -> None:
     data = log()
     train, val, test = split(data)
@@ -205,7 +381,7 @@ def test_what_cannot_be_counted_is_refused() -> None:
         TargetCounts().fit(data)
     with pytest.raises(ValueError, match='expects a whole log'):
         TargetCounts().fit(train)(test, log=val)
-    with pytest.raises(ValueError, match='the log has 20 items and the part 21'):
+    with pytest.raises(ValueError, match='it has 20 items where the data has 21'):
         other = copy.copy(test)
         other['item'].num_nodes = 21
         TargetCounts().fit(train)(other, log=data)
@@ -215,13 +391,71 @@ def test_what_cannot_be_counted_is_refused() -> None:
         TargetCounts([TargetView('id', 'brand')]).fit(train)
     with pytest.raises(TypeError, match="'views' must be a list of TargetView, but got"):
         TargetCounts(['user'])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="'views' must be a list of TargetView, but got 5"):
+        TargetCounts(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'views' must name something to count, but got \[\]"):
+        TargetCounts([])
+    with pytest.raises(TypeError, match="'half_lives' must be a sequence of seconds .* got 5.0"):
+        TargetCounts(half_lives=5.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'half_lives\[0\]' must be a number"):
         TargetCounts(half_lives=[0.0])
     with pytest.raises(ValueError, match='no state yet'):
         TargetCounts().state(test)
-    test[SEES].settled = test[SEES].time
-    with pytest.raises(ValueError, match='known at once, but this log tells when'):
-        TargetCounts().fit(train).state(test)
+
+
+@pytest.mark.parametrize('fresh', [False, True])
+def test_damaged_parts_are_refused(fresh: bool) -> None:
+    data = log(300)
+    train, _, test = split(data)
+    transform = TargetCounts([TargetView('id'), TargetView('id', exposure='domain')]).fit(train)
+
+    def count(change: Any) -> None:
+        part, whole = copy.copy(test), copy.copy(data)
+        change(part, whole)
+        transform(part, log=whole if fresh else None)
+
+    def store(part: HeteroData, whole: HeteroData) -> Any:
+        return whole[CLICKS] if fresh else part[SEES]
+
+    prefix = 'edge_label_' if fresh else ''
+    domain = data[CLICKS].edge_label_domain
+
+    def without_sees(part: HeteroData, whole: HeteroData) -> None:
+        del part[SEES]
+
+    def without_domain(part: HeteroData, whole: HeteroData) -> None:
+        del store(part, whole)[f'{prefix}domain']
+
+    def two_domains(part: HeteroData, whole: HeteroData) -> None:
+        own = store(part, whole)
+        own[f'{prefix}domain'] = own[f'{prefix}domain'].view(-1, 1).expand(-1, 2)
+
+    def unlabelled(part: HeteroData, whole: HeteroData) -> None:
+        del part[CLICKS]['edge_label_domain']
+
+    def beyond(part: HeteroData, whole: HeteroData) -> None:
+        part[CLICKS].edge_label_domain = part[CLICKS].edge_label_domain + int(domain.max()) + 9
+
+    def half_clicked(part: HeteroData, whole: HeteroData) -> None:
+        own, name = store(part, whole), 'edge_label' if fresh else 'clicked'
+        own[name] = own[name] * 0.5
+
+    for change, error, sentence in (
+        (without_sees, ValueError, 'exposures before the cutoff of a part.*that TemporalSplit'),
+        (without_domain, (TypeError, ValueError), f"'{prefix}domain'|attribute 'domain'"),
+        (two_domains, ValueError, rf"'{prefix}domain' of shape \[\d+\], but got shape \[\d+, 2\]"),
+        (unlabelled, TypeError, "'edge_label_domain' to be a tensor of shape .* got None"),
+        (beyond, IndexError, "values of 'domain' from"),
+        (half_clicked, ValueError, '1 for a click and 0 for none.*such as 0.5'),
+    ):  # fmt: skip
+        with pytest.raises(error, match=sentence):
+            count(change)
+        if change is without_sees:
+            part = copy.copy(test)
+            del part[SEES]
+            with pytest.raises(error, match=sentence):
+                transform.state(part, log=data if fresh else None)
+            assert SEES not in part.edge_types
 
 
 def test_parts_that_were_cut_by_position() -> None:

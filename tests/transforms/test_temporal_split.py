@@ -11,6 +11,7 @@ from mag.transforms import BehaviorGraph, TemporalSplit
 from mag.transforms._clock import user_position
 
 CLICKS = ('user', 'clicks', 'item')
+SEES = ('user', 'sees', 'item')
 
 
 def random_log(seed: int, num_rows: int = 400, last_time: int = 150) -> HeteroData:
@@ -392,3 +393,56 @@ def test_graph_of_behaviors_made_from_the_whole_log():
 def test_on_another_device():
     with pytest.raises(ValueError, match='TemporalSplit works in main memory'):
         TemporalSplit()(random_log(0).to('cuda'))
+
+
+@pytest.mark.parametrize('is_sorted', [False, True])
+@pytest.mark.parametrize('by', ['global', 'user'])
+@pytest.mark.parametrize('seed', range(2))
+def test_exposures_before_the_last_cutoff_are_those_of_plain_loops(
+    seed: int, by: str, is_sorted: bool
+) -> None:
+    data = random_log(seed)
+    clicks = data[CLICKS]
+    if is_sorted:
+        order = clicks.edge_label_time.argsort(stable=True)
+        for name in [name for name in clicks.keys() if name.startswith('edge_label')]:
+            value = clicks[name]
+            clicks[name] = value[:, order] if name == 'edge_label_index' else value[order]
+    user, item = clicks.edge_label_index
+    clicks.edge_label_hour, clicks.num_hour = (user + item) % 5 - 1, 5
+    clicks.edge_label_query, clicks.num_query = torch.stack([user, item], dim=1) % 3, 3
+    # Without a number of values beside it, it is no category; and a price is a number.
+    clicks.edge_label_slot, clicks.edge_label_price = user % 4, item / 7
+    clicks.edge_label_settled = clicks.edge_label_time + (user * item) % 4
+    table = rows(
+        clicks.edge_label_index, clicks.edge_label_time, clicks.edge_label,
+        clicks.edge_label_settled, clicks.edge_label_hour, clicks.edge_label_query,
+    )  # fmt: skip
+    for part in TemporalSplit(num_windows=3, by=by)(data):
+        cutoff = float(part[CLICKS].cutoff.max())
+        expected, positions = [], []
+        for row in table:
+            clock = float(row[2])
+            if by == 'user':
+                own = [other[2] for other in table if other[0] == row[0]]
+                clock = sum(time < row[2] for time in own) / len(own)
+            if clock < cutoff:
+                expected.append(row)
+                positions.append(clock)
+        sees = part[SEES]
+        found = rows(sees.edge_index, sees.time, sees.clicked, sees.settled, sees.hour, sees.query)
+        assert found == expected and 0 < len(found) < len(table)
+        assert (sees.num_hour, sees.num_query) == (5, 3)
+        names = {
+            'edge_index',
+            'time',
+            'clicked',
+            'settled',
+            'hour',
+            'query',
+            'num_hour',
+            'num_query',
+        }
+        assert {*sees.keys()} == names | ({'position'} if by == 'user' else set())
+        if by == 'user':
+            assert sees.position.tolist() == pytest.approx(positions, abs=1e-12)
