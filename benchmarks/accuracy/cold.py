@@ -31,7 +31,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from accuracy.counts import DATASETS, Bench, Model
+from accuracy.count_bench import Bench, Model
+from accuracy.count_data import DATASETS
 from accuracy.harness import PACKAGES, add_commands, difference_to, prepare, sections, spread
 from mag.metrics import group_auroc
 from mag.schema import CLICKS, SEES, label_attributes

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,13 +49,16 @@ class Dataset(NamedTuple):
 
 
 def trivago(root: str) -> HeteroData:
-    r"""Trivago, whose hotels are grouped by the city of the first list that shows them."""
+    r"""Trivago, whose hotels are grouped by the city of the first list that shows them, with the
+    place in the list as a field, as no model here reads dense features."""
     data = copy.copy(Trivago(root)[0])
     clicks, hotels = data[CLICKS], data['item']
     item, city = clicks.edge_label_index[1].flip(0), clicks.edge_label_city.flip(0)
     # Exposures are ordered by time: the last one to be written is the first one of all.
     hotels.category = torch.zeros(hotels.num_nodes, dtype=torch.long).scatter_(0, item, city)
     hotels.num_category = clicks.num_city
+    clicks.edge_label_place = clicks.edge_label_x[:, 0].long()
+    clicks.num_place = int(clicks.edge_label_place.max()) + 1
     return data
 
 
@@ -112,9 +115,8 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     r"""Splits and counts a log."""
     of_log = DATASETS[dataset]
     data = of_log.load(root)
-    split = copy.copy(PROTOCOLS[protocol].split)
-    if of_log.keep_cold:
-        split.keep_cold = True
+    split: Any = copy.copy(PROTOCOLS[protocol].split)
+    split.keep_cold = of_log.keep_cold
     parts = list(split(data))
     # Nobody here reads macro edges over exposures.
     coarsen = MacroCoarsen(of_log.groups, exposure_hops=0).fit(parts[0])
@@ -140,7 +142,8 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
 def save_parts(dataset: str, protocol: str, root: str, folder: str) -> Path:
     r"""Makes the parts, unless the file that they are kept in was made by the same code."""
     path = Path(folder, f'{dataset}-{protocol}.pt')
-    made_by = [repr(DATASETS[dataset]._replace(load=None)), repr(PROTOCOLS[protocol]), sources()]
+    _, _, *settings = DATASETS[dataset]
+    made_by = [repr(settings), repr(PROTOCOLS[protocol]), sources()]
     if path.exists() and torch.load(path, mmap=True)['made_by'] == made_by:
         return path
     parts = make_parts(dataset, protocol, root)

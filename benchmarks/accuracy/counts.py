@@ -202,6 +202,7 @@ MODELS = {
     'no_exposures': ablation('w/o exposures (clicks alone)', exposures=False),
     'one_resolution': ablation('one resolution', columns=is_of_one_resolution),
     'no_ids': ablation('w/o ids', {'ids': False}),
+    'no_id_strength': ablation('ids not weighed by how often they were seen', {'id_strength': 0.0}),
     **{
         f'no_{name}': ablation(f'w/o counts of {of_kind}', columns=partial(is_not_of, of_kind))
         for name, of_kind in KINDS.items()
@@ -338,12 +339,12 @@ def make_loader(
 ) -> RowLoader:
     r"""Loads what a model reads of a part. In training there is a :obj:`log`: rows are shuffled and
     click histories are those before each row instead of before the cutoff of the part."""
-    order = {'batch_size': batch_size, 'shuffle': log is not None, 'seed': seed}
+    shuffle = log is not None
     if not model.is_joined:
-        return ExposureLoader(part, **order)
+        return ExposureLoader(part, batch_size, shuffle, seed)
     arguments = {'histories': {'history': log}}
     loaders = [LOADERS[name](part, **arguments.get(name, {})) for name in model.reads]
-    return JoinedLoader(loaders, **order)
+    return JoinedLoader(loaders, batch_size, shuffle, seed)
 
 
 def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
@@ -374,9 +375,10 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
     seed_everything(job.seed, verbose=False)
     built = model.build(given['train'], given['val'], parts.temperature)
     start = time.perf_counter()
+    trained, num_steps = built, 0
     if isinstance(built, BoostedTrees):
-        trained = built.fit(given['train'], given['val'], job.seed, **job.setting)
-        num_steps = 0
+        rate, num_leaves = job.setting['learning_rate'], int(job.setting['num_leaves'])
+        built.fit(given['train'], given['val'], job.seed, rate, num_leaves)
     else:
         trained, num_steps = fit_task(built, model, job, train, others['val'], args)
     seconds = time.perf_counter() - start
@@ -445,7 +447,7 @@ def run(args: argparse.Namespace) -> None:
         if protocol in DATASETS[dataset].protocols
     ]
     with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda log: save_parts(*log, args.root, args.checkpoints), logs)
+        made = pool.map(lambda log: save_parts(log[0], log[1], args.root, args.checkpoints), logs)
         paths = dict(zip(logs, made, strict=True))
     num_rows = {
         log: load_parts(path).train[CLICKS].edge_label.numel() for log, path in paths.items()

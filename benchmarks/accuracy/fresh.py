@@ -36,7 +36,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from accuracy.counts import DATASETS, Bench
+from accuracy.count_bench import Bench
+from accuracy.count_data import DATASETS
 from accuracy.harness import (
     PACKAGES,
     add_commands,

@@ -65,9 +65,8 @@ def run_jobs(
 
 
 def _executor(num_processes: int, threads: int) -> Executor:
-    arguments = {'initializer': prepare, 'initargs': (threads,)}
     if num_processes == 1:
-        return ThreadPoolExecutor(1, **arguments)
+        return ThreadPoolExecutor(1, initializer=prepare, initargs=(threads,))
     # A fork would copy locks of threads that OpenMP has started here.
     spawn = multiprocessing.get_context('spawn')
-    return ProcessPoolExecutor(num_processes, spawn, **arguments)
+    return ProcessPoolExecutor(num_processes, spawn, initializer=prepare, initargs=(threads,))
