@@ -44,7 +44,7 @@ from torch_geometric.transforms import Compose
 
 from mag.loader import ExposureLoader, PairLoader
 from mag.models import CountNet, MacGNN
-from mag.training import ClickTask, evaluate, fit
+from mag.training import ClickTask, Task, evaluate, fit
 from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
 
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     fresh = counts(test, log=data)
     train, val, test = counts(train, log=data), counts(val), counts(test)
 
-    def fit_model(name: str, task: ClickTask, loader: type, monitor: str) -> ClickTask:
+    def fit_model(name: str, task: ClickTask, loader: type, monitor: str) -> Task:
         train_loader = loader(train, args.batch_size, shuffle=True, seed=args.seed)
         return fit(
             task,
@@ -81,12 +81,14 @@ def main(args: argparse.Namespace) -> None:
         )
 
     seed_everything(args.seed, verbose=False)
-    model = MacGNN.from_data(train, **args.macgnn)
-    task = ClickTask(model, args.macgnn_learning_rate, args.macgnn_weight_decay)
+    task = ClickTask(
+        MacGNN.from_data(train, **args.macgnn), args.macgnn_learning_rate, args.macgnn_weight_decay
+    )
     macgnn = fit_model('macgnn', task, PairLoader, 'auc')
     seed_everything(args.seed, verbose=False)
-    model = CountNet.from_data(train)
-    task = ClickTask(model, args.learning_rate, args.weight_decay, average=args.average)
+    task = ClickTask(
+        CountNet.from_data(train), args.learning_rate, args.weight_decay, average=args.average
+    )
     count_net = fit_model('count_net', task, ExposureLoader, 'logloss')
 
     size = 8 * args.batch_size

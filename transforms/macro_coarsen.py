@@ -270,11 +270,11 @@ class MacroCoarsen(BaseTransform):
         cutoff, macro = windows(data, 'MacroCoarsen').cutoff, {}
         for of in self._resolutions:
             window = None
-            if isinstance(of.group, int) and of.node_type in since:
+            if cutoff is not None and isinstance(of.group, int) and of.node_type in since:
                 window = torch.searchsorted(cutoff, since[of.node_type])
             macro[of.name] = MacroNodes(cluster[of.name], sizes[of.name], window)
         further = [of for of in self._resolutions if of.suffix]
-        counted = {}
+        counted: dict[EdgeType, tuple[Tensor, Tensor]] = {}
         if further:
             counts = self._counts(data, CLICKS)
             counted |= self._hops(counts, 'hop', self.further_hops, further, macro)

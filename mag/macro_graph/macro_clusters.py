@@ -234,7 +234,7 @@ def resolutions(groups: Mapping[str, Group]) -> list[Resolution]:
     for node_type in NEIGHBOR_TYPE:
         given = groups[node_type]
         is_list = isinstance(given, Sequence) and not isinstance(given, str)
-        several = list(given) if is_list else [given]
+        several: list[Any] = list(given) if is_list else [given]  # type: ignore[arg-type]
         name = f'groups[{node_type!r}]'
         if not several:
             raise ValueError(

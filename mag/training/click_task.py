@@ -142,10 +142,13 @@ def _labels(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return label, user, conversion
 
 
-def _running_average(average: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def _running_average(average: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     ema = get_ema_multi_avg_fn(average)
 
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Any) -> None:
+    def update(averaged: _Tensors, current: _Tensors, num_averaged: Tensor | int) -> None:
         if averaged[0].is_floating_point():
             ema(averaged, current, num_averaged)
         else:
