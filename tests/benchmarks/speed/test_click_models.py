@@ -1,0 +1,63 @@
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(
+    find_spec('deepctr_torch') is None or find_spec('lightgbm') is None,
+    reason="the benchmark needs 'pip install pyg-mag[benchmarks]'",
+)
+MODELS = ['macgnn', 'count_net', 'wide_deep_counts', 'lightgcn', 'lightgbm_counts']
+
+
+def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from accuracy import count_data
+    from speed import click_models
+
+    tiny = count_data.DATASETS['market']._replace(
+        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
+    )
+    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
+    args = [
+        '--dataset', 'market', '--checkpoints', str(tmp_path), '--models', *MODELS,
+        '--batch-size', '64', '--candidates', '20', '--repeats', '3',
+        '--threads', str(torch.get_num_threads()),
+        '--markdown', str(tmp_path / 'speed.md'), '--json', str(tmp_path / 'speed.json'),
+    ]  # fmt: skip
+    click_models.main(args)
+    medians = json.loads((tmp_path / 'speed.json').read_text())
+    assert medians['batch_size'] == 64
+    assert list(medians['score']) == list(medians['request']) == MODELS
+    # Trees have no step.
+    assert list(medians['train']) == MODELS[:-1]
+    assert all(value > 0 for stage in ('train', 'score') for value in medians[stage].values())
+    lines = (tmp_path / 'speed.md').read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines if '|' in line][2:]
+    assert [row[0] for row in rows][:2] == ['MacGNN', 'CountNet']
+    assert rows[0][2::2] == ['1.00', '1.00', '1.00'] and rows[-1][1:3] == ['', '']
+
+
+def test_a_step_learns_and_a_score_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from accuracy import count_data
+    from speed import click_models
+
+    tiny = count_data.DATASETS['market']._replace(
+        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
+    )
+    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
+    parts = count_data.load_parts(count_data.save_parts('market', 'rolling', '', str(tmp_path)))
+    args = argparse.Namespace(device='cpu', batch_size=64, candidates=20)
+    one = click_models.Contestant('count_net', parts, args)
+    before = {name: value.clone() for name, value in one.model.named_parameters()}
+    one.score()
+    one.request()
+    assert all(torch.equal(before[name], value) for name, value in one.model.named_parameters())
+    one.train()
+    assert not torch.equal(
+        before['head.0.weight'], dict(one.model.named_parameters())['head.0.weight']
+    )
