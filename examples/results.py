@@ -167,8 +167,8 @@ def draw_count_net(
     middle.set_yticks(range(size), names, fontsize=8)
     middle.invert_yaxis()
     middle.set_title(
-        f'MacGNN reads all edges of a user, CountNet that of\n'
-        f'the target: {names[place]}, {hits} clicks of {exposures} exposures'
+        f'A user: MacGNN reads clicks on all, CountNet\n'
+        f'{hits} clicks of {exposures} exposures of the target, {names[place]}'
     )
     middle.legend(loc='lower right', frameon=False)
 

@@ -49,7 +49,9 @@ class TargetCounts(BaseTransform):
       *fresh*, as where they move with every event. Rows of the same second do not see each other.
 
     Training on fresh counts reads more than windows do, and is no leak. A test with fresh counts
-    tells what fresh serving is worth.
+    tells what fresh serving is worth, by AUC and log loss. GAUC compares rows of one user that read
+    counts of different moments, which puts each pair in the wrong order a little: its loss is one
+    of the metric, see :obj:`benchmarks/accuracy/fresh.md`.
 
     Where the log tells when a label was known, :obj:`settled`, a click counts from then on. A node
     counts as one of its macro node from the moment at which that became known.
@@ -91,6 +93,9 @@ class TargetCounts(BaseTransform):
                 f'{half_lives!r}.'
             )
         check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
+            names = [view.name for view in views]
+            if len(set(names)) < len(names):
+                raise ValueError(f"'views' must name each view once, but got {names}.")
         self.views = None if views is None else list(views)
         self.half_lives = tuple(half_lives)
         self._fitted: list[TargetView] = []

@@ -393,6 +393,8 @@ def test_what_cannot_be_counted_is_refused() -> None:
         TargetCounts(['user'])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="'views' must be a list of TargetView, but got 5"):
         TargetCounts(5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'views' must name each view once, but got \['user', "):
+        TargetCounts([TargetView('id'), TargetView('id')])
     with pytest.raises(ValueError, match=r"'views' must name something to count, but got \[\]"):
         TargetCounts([])
     with pytest.raises(TypeError, match="'half_lives' must be a sequence of seconds .* got 5.0"):
