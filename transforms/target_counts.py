@@ -87,15 +87,15 @@ class TargetCounts(BaseTransform):
                     f"'views' must name something to count, but got {views!r}: leave it out to "
                     f'count by the macro nodes of the graph.'
                 )
+            names = [view.name for view in views]
+            if len(set(names)) < len(names):
+                raise ValueError(f"'views' must name each view once, but got {names}.")
         if not isinstance(half_lives, Sequence):
             raise TypeError(
                 f"'half_lives' must be a sequence of seconds such as (86400.0,), but got "
                 f'{half_lives!r}.'
             )
         check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
-            names = [view.name for view in views]
-            if len(set(names)) < len(names):
-                raise ValueError(f"'views' must name each view once, but got {names}.")
         self.views = None if views is None else list(views)
         self.half_lives = tuple(half_lives)
         self._fitted: list[TargetView] = []
