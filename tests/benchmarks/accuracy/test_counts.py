@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(
 def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     from accuracy import counts
 
-    settings = [{'learning_rate': rate, 'weight_decay': 5e-5} for rate in (1e-2, 1e-4)]
-    monkeypatch.setattr(counts, 'TRIALS', tuple(settings))
+    monkeypatch.setattr(counts, 'LEARNING_RATES', (1e-2, 1e-4))
+    monkeypatch.setattr(counts, 'WEIGHT_DECAYS', {'market': (5e-5,)})
     return counts
 
 
