@@ -16,9 +16,9 @@ def test_the_pipeline_runs(
     monkeypatch.chdir(tmp_path)
     duckdb.sql("""
         COPY (
-            SELECT 'c' || hash(i) % 90 AS uid, hash(i + 1) % 70 AS sku, i AS ts,
-                   ((hash(i) % 90 + hash(i + 1) % 70) % 3 = 0)::INTEGER AS clicked
-            FROM range(20000) AS t(i)
+            SELECT 'c' || hash(i) % 900 AS uid, hash(i + 1) % 700 AS sku, i AS ts,
+                   ((hash(i) % 900 + hash(i + 1) % 700) % 3 = 0)::INTEGER AS clicked
+            FROM range(40000) AS t(i)
         ) TO 'clicks.parquet'
     """)
     (code,) = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
