@@ -76,8 +76,9 @@ def render(dataset: str, found: dict[str, list[np.ndarray]]) -> list[str]:
         f'# How many neighbors a user of {DATASETS[dataset].title} has',
         '',
         f'In the clicks before the test part (micro) and over 20 groups of users and the '
-        f'categories of items (macro): the median over {len(found["micro"][0]):,} users, what 90 % have at '
-        f'most, and the most; and how many times more there are on average in the micro graph.',
+        f'categories of items (macro): the median over {len(found["micro"][0]):,} users, what 90 % '
+        f'have at most, and the most; and how many times more there are on average in the micro '
+        f'graph.',
         '',
         *table([*header, 'times'], rows),
         '',
