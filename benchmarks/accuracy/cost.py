@@ -56,11 +56,12 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, all_axes = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False, layout='constrained'
+        1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout='constrained'
     )
     for axes, (dataset, found) in zip(all_axes[0], panels.items(), strict=True):
         of = {point.name: point for point in found}
-        for name, point in of.items():
+        last, below = Point('', 0.0, 0.0), 0
+        for name, point in sorted(of.items(), key=lambda item: item[1].cost):
             if name == OURS:
                 style = {'marker': '*', 's': 220, 'color': '#d55e00', 'zorder': 3}
             elif name.endswith('_counts'):
@@ -75,8 +76,13 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
                 )
             if not name.endswith('_counts'):
                 is_ours = name == OURS
+                # Labels of neighbors stand below each other.
+                is_near = point.cost < 1.5 * last.cost and abs(point.auc - last.auc) < 0.002
+                below = below + 1 if is_near else 0
+                last = point
+                place = 0, 9 if is_ours else -11 - 9 * below
                 axes.annotate(
-                    MODELS[name].title, (point.cost, point.auc), xytext=(0, 9 if is_ours else -11),
+                    MODELS[name].title, (point.cost, point.auc), xytext=place,
                     textcoords='offset points', ha='center', fontsize=9 if is_ours else 7,
                     color='#d55e00' if is_ours else '0.25', weight='bold' if is_ours else 'normal',
                 )  # fmt: skip
