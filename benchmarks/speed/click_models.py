@@ -61,7 +61,9 @@ class Contestant:
         # A batch of as many rows is a request of one user, but for the user.
         self.requests = make_loader(model, given['val'], self.num_candidates)
         parameters = [one for one in self.model.parameters() if one.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, 1e-3) if parameters else None
+        self.learns = bool(parameters)
+        if self.learns:
+            self.optimizer = torch.optim.Adam(parameters, 1e-3)
         self.turn = 0
 
     def move(self, batch: Any) -> Any:
@@ -113,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         calls = {
             name: getattr(one, stage)
             for name, one in contestants.items()
-            if stage != 'train' or one.optimizer is not None
+            if stage != 'train' or one.learns
         }
         take_turns(calls, 2)
         found[stage] = take_turns(calls, args.repeats)
