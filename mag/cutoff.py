@@ -60,7 +60,7 @@ def window_of_click(
         )
     if num_windows == 1 and of_label is None:
         return None, 1
-    return torch.bucketize(clock, cutoff, right=True), num_windows
+    return torch.bucketize(clock.contiguous(), cutoff, right=True), num_windows
 
 
 class Cutoff(NamedTuple):

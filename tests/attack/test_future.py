@@ -605,8 +605,8 @@ def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.Mo
 def test_clicks_of_a_window_in_its_own_rows_are_caught(
     attack: Any, monkeypatch: pytest.MonkeyPatch, transform: str
 ) -> None:
-    def planted(data: HeteroData, reader: str) -> Any:
-        window, num_windows = window_of_click(data, reader)
+    def planted(data: HeteroData, reader: str, *edge_type: Any) -> Any:
+        window, num_windows = window_of_click(data, reader, *edge_type)
         return None if window is None else (window - 1).clamp(min=0), num_windows
 
     monkeypatch.setattr(f'mag.transforms.{transform}.window_of_click', planted)
