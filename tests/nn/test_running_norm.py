@@ -50,11 +50,33 @@ def test_goes_on_from_a_saved_state() -> None:
     assert second.num_batches_tracked == 0 and second.running_var.tolist() == [1, 1]
 
 
-def test_compiles_in_training_and_takes_half_precision() -> None:
-    compiled = RunningNorm(2)
-    torch.compile(compiled, fullgraph=True, backend='eager')(batches(1)[0].float())
+def test_compiled_training_is_one_graph_with_the_same_averages_and_gradients() -> None:
+    plain, compiled = RunningNorm(2, momentum=0.4).double(), RunningNorm(2, momentum=0.4).double()
+    forward = torch.compile(compiled, fullgraph=True, backend='aot_eager')
+    weight = torch.arange(16).view(8, 2).double()
+    for x in batches(4):
+        x.requires_grad_()
+        out = plain(x), forward(x)
+        torch.testing.assert_close(*out)
+        torch.testing.assert_close(
+            *(torch.autograd.grad((y * weight).sum(), x)[0] for y in out), rtol=1e-12, atol=1e-12
+        )
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict())
+
+
+def test_export_reads_the_averages_for_batches_of_other_sizes() -> None:
+    norm = RunningNorm(2).double()
+    for x in batches(3):
+        norm(x)
+    rows = torch.export.Dim('rows', min=2)
+    program = torch.export.export(norm.eval(), (batches(1)[0],), dynamic_shapes=({0: rows},))
+    x = batches(2).flatten(0, 1)
+    expected = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(program.module()(x), expected)
+
+
+def test_averages_of_half_precision_are_single() -> None:
     expected = batches(1)[0].float().mean(0)
-    torch.testing.assert_close(compiled.running_mean, expected)
     half = RunningNorm(2)
     assert half(batches(1)[0].bfloat16()).dtype == torch.bfloat16
     assert half.running_mean.dtype == torch.float
