@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mag.checks import check_integers, check_keys
+from mag.checks import check_ids, check_integers, check_keys, check_tensor
 
 _IDS = ('user', 'item')
 
@@ -47,7 +47,9 @@ class FieldEmbedding(torch.nn.Embedding):
             starts[name] = size
             size += num_values[name] + 1
         super().__init__(max(size, 1), embedding_dim)
-        self.columns, self.starts = columns, starts
+        self.columns, self.names, self.starts = columns, names, starts
+        self.num_fields = len(fields)
+        self.num_values = {name: num_values[name] for name in starts}
         self.id_dropout, self.id_strength = id_dropout, id_strength
         self.requires_grad_(size > 0)
         offset = torch.tensor([starts[name] for name in names], dtype=torch.long)
@@ -63,7 +65,17 @@ class FieldEmbedding(torch.nn.Embedding):
 
     def known(self, sparse: Tensor) -> Tensor:
         r"""From the ids of all fields, those of the columns that are read, counted from 1, and 0
-        for none and for who is taken for unknown."""
+        for none and for who is taken for unknown.
+
+        Raises:
+            IndexError: If a field has no such value, whose row in the table is another field's.
+            TypeError: If they are no integers.
+            ValueError: If the shape is another.
+        """
+        check_tensor('CountNet', 'batch.sparse', sparse, ('B', self.num_fields), 'integers')
+        for column, name in zip(self.columns, self.names):
+            of_field = sparse[:, column]
+            check_ids('CountNet', f"values of '{name}'", of_field, self.num_values[name], first=-1)
         known = sparse[:, self.columns] + 1
         if self.training and self.id_dropout > 0:
             dropped = torch.rand(known.shape, device=known.device) < self.id_dropout

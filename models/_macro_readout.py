@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_ids
 from mag.loader import PairBatch
 from mag.models._field_embedding import look_up
 from mag.nn import MacroConv
@@ -41,7 +42,7 @@ class MacroReadout(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.num_hops = num_hops if rows is not None else 0
-        self.recent = recent
+        self.recent, self.num_nodes = recent, dict(num_nodes)
         num_aggregations = 2 * self.num_hops + 2 * recent
         self.out_channels = num_aggregations * embedding_dim
         self.macro = _tables(num_macro if rows is not None else {}, embedding_dim)
@@ -120,6 +121,7 @@ class MacroReadout(torch.nn.Module):
                 f'CountNet reads recent neighbors, but the batch has no recent {reached}s: apply '
                 f'RecentNeighbors, or build it with recent=False.'
             )
+        check_ids('CountNet', f'recent {reached}s', recent, self.num_nodes[reached], first=-1)
         x_attention = self._attention(reached, recent + 1) if self.attention else None
         return self.conv[reached].attend(  # type: ignore[operator]
             embed(reached, recent + 1), target[reached], recent >= 0, x_attention

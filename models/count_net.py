@@ -89,8 +89,8 @@ class CountNet(torch.nn.Module):
 
     Raises:
         TypeError: If an argument has another type.
-        ValueError: If a number is out of range, a field has no number of values, or an option lacks
-            what it reads.
+        ValueError: If a number is out of range, a field has no number of values, an option lacks
+            what it reads, or there is nothing to read.
     """
 
     def __init__(
@@ -113,6 +113,15 @@ class CountNet(torch.nn.Module):
         num_hops: int = 2,
     ) -> None:
         super().__init__()
+        if not isinstance(num_values, Mapping):
+            raise TypeError(
+                f"'num_values' must be a dictionary such as {{'user': 5}}, but got {num_values!r}."
+            )
+        if not isinstance(fields, Sequence) or isinstance(fields, str):
+            raise TypeError(
+                f"'fields' must be a sequence of names such as ('user', 'item'), but got "
+                f'{fields!r}.'
+            )
         missing = [name for name in fields if name not in num_values]
         if missing:
             raise ValueError(
@@ -150,6 +159,11 @@ class CountNet(torch.nn.Module):
         self.embedding = FieldEmbedding(
             num_values, fields, embedding_dim, ids, id_dropout, id_strength, id_counts or {}
         )
+        if not (self.embedding.columns or count_prior):
+            raise ValueError(
+                f'CountNet was given nothing to read: no counts, and of the fields {list(fields)} '
+                f'none with ids={ids}.'
+            )
         channels = len(self.embedding.columns) * embedding_dim
         self.encoder = CountEncoder(count_prior, count_rate) if count_prior else None
         if self.encoder is not None:
@@ -177,8 +191,10 @@ class CountNet(torch.nn.Module):
                 read, if macro rows are, and ids are scaled where users and items are counted.
 
         Raises:
+            TypeError: If the data is no graph, or :obj:`counts` is neither true nor false.
             ValueError: If counts, macro rows or recent lists are to be read and there are none.
         """
+        check_booleans(counts=counts)
         require(data, 'CountNet.from_data')
         clicks = data[CLICKS]
         if counts and 'count_prior' not in clicks:
@@ -188,7 +204,8 @@ class CountNet(torch.nn.Module):
             )
         names = clicks.count_names if counts and kwargs.get('ids', True) else []
         if {'user', 'item'} <= set(names):
-            kwargs['id_counts'] = {name: names.index(name) for name in ('user', 'item')}
+            places = {name: names.index(name) for name in ('user', 'item')}
+            kwargs = {'id_counts': places, **kwargs}
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)
         if kwargs.get('rows') is not None:
@@ -213,8 +230,9 @@ class CountNet(torch.nn.Module):
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
+            IndexError: If a field has no such value, or a recent neighbor does not exist.
             TypeError: If the batch is of another kind.
-            ValueError: If the batch lacks something that is read.
+            ValueError: If the batch lacks something that is read, or has other columns.
         """
         batch, pairs = _parts(batch)
         if self.encoder is not None and batch.counts is None:

@@ -36,14 +36,22 @@ from mag.loader import (
 )
 from mag.logits import as_logits
 from mag.losses import propensity_weights
-from mag.macro_graph import MacroClusters, MacroEdges, MacroRows, count_by_window
+from mag.macro_graph import (
+    MacroClusters,
+    MacroEdges,
+    MacroRows,
+    TargetState,
+    TargetView,
+    count_by_window,
+)
 from mag.macro_graph.grouping import Grouping, raw_behavior
 from mag.metrics import GroupAUROC, bayes_optimal, group_auroc, relative_improvement
-from mag.models import GMCM, HyperCTR, MacGNN, SRJGraph
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
 from mag.nn import (
     MLP,
     BehaviorGraphConv,
     BehaviorMerge,
+    CountEncoder,
     Dice,
     DomainHeads,
     HashEmbedding,
@@ -60,6 +68,7 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    TargetCounts,
     TemporalSplit,
     TextFeatures,
     TimeSlots,
@@ -159,6 +168,51 @@ def conv(macro_size: int = 3, target_size: int = 2, width: int = 4, **kwargs: ob
 def call_conv(edge_index: torch.Tensor, edge_weight: torch.Tensor | None = None, width: int = 4):
     layer, x = conv(width=width)
     return layer(x, edge_index, edge_weight)
+
+
+def counted() -> HeteroData:
+    return TargetCounts()(macro())
+
+
+def encode(*shape: int) -> torch.Tensor:
+    return CountEncoder([-1], 0.5)(torch.ones(shape))
+
+
+def count_net(**arguments: object) -> CountNet:
+    given = {'num_values': {'user': 5, 'item': 6}, 'fields': ['user', 'item'], 'count_prior': [-1]}
+    return CountNet(**{**given, 'count_rate': 0.5, **arguments})  # type: ignore[arg-type]
+
+
+def score(places: torch.Tensor | None = None, add: int = 0, **arguments: object) -> torch.Tensor:
+    r"""The logits of a batch with some columns of ids, to which something is added."""
+    data = counted()
+    batch = next(iter(ExposureLoader(data)))
+    sparse = batch.sparse if places is None else batch.sparse[:, places]
+    return CountNet.from_data(data, **arguments)(batch._replace(sparse=sparse + add))
+
+
+def score_recent(id: int) -> torch.Tensor:
+    data = counted()
+    batch = next(iter(JoinedLoader([ExposureLoader(data), PairLoader(data)])))
+    recent = torch.full_like(batch.pairs.user_recent, id)
+    batch = batch._replace(pairs=batch.pairs._replace(user_recent=recent))
+    return CountNet.from_data(data, recent=True)(batch)
+
+
+def state() -> TargetState:
+    data = macro()
+    return TargetCounts().fit(data).state(data)
+
+
+def ask(user: int = 0, item: int = 0, time: int = 99) -> torch.Tensor:
+    r"""The counts that a state knows of one candidate."""
+    return state()(torch.tensor([user]), torch.tensor([item]), torch.tensor([time]))
+
+
+def tell(clicked: float = 1.0, time: int = 99) -> None:
+    r"""Tells a state of one event."""
+    node = torch.tensor([0])
+    state().update(node, node, torch.tensor([time]), torch.tensor([clicked]))
 
 
 def module() -> ClickTask:
@@ -685,6 +739,59 @@ CASES: dict[str, Case] = {
     ),
     'coarsen other log': (
         lambda p: MacroCoarsen(GROUPS).fit(log())(smaller()), ValueError, 'fitted on 5 users'
+    ),
+    # Counts at the target
+    'counts views': (
+        lambda p: TargetCounts(['user']),  # type: ignore[list-item]
+        TypeError,
+        r"'views' must be a list of TargetView, but got \['user'\]",
+    ),
+    'counts one view': (
+        lambda p: TargetCounts(5), TypeError, "'views' must be a list of TargetView, but got 5"  # type: ignore[arg-type]
+    ),
+    'counts view twice': (
+        lambda p: TargetCounts([TargetView('id'), TargetView('id')]),
+        ValueError,
+        r"'views' must name each view once, but got \['user', 'user'\]",
+    ),
+    'counts no view': (
+        lambda p: TargetCounts([]), ValueError, r"'views' must name something to count.* got \[\]"
+    ),
+    'counts half-life': (
+        lambda p: TargetCounts(half_lives=5.0),  # type: ignore[arg-type]
+        TypeError,
+        "'half_lives' must be a sequence of seconds such as .*, but got 5.0",
+    ),
+    'counts half-life 0': (
+        lambda p: TargetCounts(half_lives=[0.0]), ValueError, r"'half_lives\[0\]' must be.*got 0.0"
+    ),
+    'counts no attribute': (
+        lambda p: TargetCounts([TargetView('id'), TargetView('id', 'brand')]).fit(macro()),
+        ValueError,
+        "counts by 'brand' of items, but data\\['item'\\] has",
+    ),
+    'counts whole log': (
+        lambda p: TargetCounts()(log()), ValueError, 'pass the parts that TemporalSplit returns'
+    ),
+    'counts no macro nodes': (
+        lambda p: TargetCounts()(seen()), ValueError, 'no macro nodes of users: apply MacroCoarsen'
+    ),
+    'counts clicked': (
+        lambda p: TargetCounts([TargetView('id')])(seen(clicked=torch.full((40,), 0.5))),
+        ValueError,
+        "'clicked' of 1 for a click and 0 for none.* such as 0.5 in row 0",
+    ),
+    'counts part as log': (
+        lambda p: TargetCounts()(macro(), log=macro()), ValueError, 'expects a whole log'
+    ),
+    'counts no state': (lambda p: TargetCounts().state(macro()), ValueError, 'fit it on a train'),
+    'state user': (lambda p: ask(user=5), IndexError, 'users from 5 to 5, .* from 0 to 4'),
+    'state item': (lambda p: ask(item=-1), IndexError, 'items from -1 to -1, .* from 0 to 5'),
+    'state past': (lambda p: ask(time=3), ValueError, 'was asked for those of 3'),
+    'state clicked': (lambda p: tell(0.5), ValueError, "'clicked' of 1 .* such as 0.5 in row 0"),
+    'state order': (lambda p: tell(time=3), ValueError, 'in the order of time, but got one of 3'),
+    'state list': (
+        lambda p: state()([0], [0], [99]), TypeError, "'user' to be a tensor of .* got list"  # type: ignore[arg-type]
     ),
     # Slots, hypergraphs, texts and behaviors
     'slots span': (
@@ -1644,6 +1751,78 @@ CASES: dict[str, Case] = {
         TypeError,
         "'logits' must be True or False, but got 'no'",
     ),
+    # Layer and model of counts
+    'encoder circle': (
+        lambda p: CountEncoder([1, 0], 0.5), ValueError, "'prior' goes round in a circle, from 0"
+    ),
+    'encoder no view': (lambda p: CountEncoder([], 0.5), ValueError, r"'prior' must name.* \[\]"),
+    'encoder prior type': (
+        lambda p: CountEncoder(5, 0.5), TypeError, "'prior' must be a sequence .* but got 5"  # type: ignore[arg-type]
+    ),
+    'encoder prior': (
+        lambda p: CountEncoder([2, -1], 0.5), ValueError, r"'prior\[0\]' must lie below 2.*got 2"
+    ),
+    'encoder rate': (lambda p: CountEncoder([-1], 1.0), ValueError, r"'rate'.*in \(0, 1\).* 1.0"),
+    'encoder strength': (
+        lambda p: CountEncoder([-1], 0.5, strength=0.0), ValueError, "'strength' must be.*got 0.0"
+    ),
+    'encoder learned': (
+        lambda p: CountEncoder([-1], 0.5, learned=1), TypeError, "'learned' must be True or.*got 1"  # type: ignore[arg-type]
+    ),
+    'encoder scale': (
+        lambda p: CountEncoder([-1], 0.5, scale='log'), ValueError, "'rate', 'logit', but got 'log'"
+    ),
+    'encoder counts': (
+        lambda p: encode(2, 2, 2),
+        ValueError,
+        r"^CountEncoder\(1, .*\) expects 'counts' of shape \[B, 1, 2\], but got shape \[2, 2, 2\]",
+    ),
+    'encoder rates': (
+        lambda p: CountEncoder([-1], 0.5).rates(torch.ones(2, 3, 2)), ValueError, r' \[2, 3, 2\]'
+    ),
+    'count net values': (
+        lambda p: count_net(num_values=[5, 6]), TypeError, r"'num_values' must be a dict.*\[5, 6\]"
+    ),
+    'count net value': (
+        lambda p: count_net(num_values={'user': 0, 'item': 6}), ValueError, "'user'.*least 1.*got 0"
+    ),
+    'count net fields': (
+        lambda p: count_net(fields='user'), TypeError, "'fields' must be a sequence .* got 'user'"
+    ),
+    'count net unknown field': (
+        lambda p: count_net(fields=['user', 'brand']), ValueError, r"lacks \['brand'\]"
+    ),
+    'count net nothing': (
+        lambda p: count_net(count_prior=[], ids=False), ValueError, r"\['user', 'item'\].*ids=False"
+    ),
+    'count net rate': (
+        lambda p: count_net(count_rate=0.0), ValueError, r"'rate' must be a number in.* got 0.0"
+    ),
+    'count net hidden': (
+        lambda p: count_net(hidden_channels=8), TypeError, "'hidden_channels' must be a seq.* got 8"
+    ),
+    'count net switch': (
+        lambda p: CountNet.from_data(counted(), counts='no'),  # type: ignore[arg-type]
+        TypeError,
+        "'counts' must be True or False, but got 'no'",
+    ),
+    'count net no counts': (
+        lambda p: CountNet.from_data(macro()), ValueError, 'apply TargetCounts, or pass counts=Fa'
+    ),
+    'count net id counts': (
+        lambda p: CountNet.from_data(counted(), id_counts={'user': 0, 'item': 9}),
+        ValueError,
+        "'item'.*' must lie below 5, but got 9",
+    ),
+    'count net columns': (
+        lambda p: score(torch.tensor([0, 1])), ValueError, r"'batch.sparse' of shape \[B, 3\].* 2\]"
+    ),
+    'count net id': (lambda p: score(add=1), IndexError, "'user' .* to 5.* from -1 to 4"),
+    'count net low id': (lambda p: score(add=-2), IndexError, "'user' from -2 .* from -1 to 4"),
+    'count net unread id': (
+        lambda p: score(add=1, ids=False), IndexError, "'item_category' .* to 3.* from -1 to 2"
+    ),
+    'count net recent': (lambda p: score_recent(6), IndexError, 'recent items .* to 6.* -1 to 5'),
     # Metrics
     'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
     'gauc shapes': (
@@ -1812,4 +1991,6 @@ def test_good_input_passes() -> None:
     assert fitted().assign(torch.rand(3, 2)).shape == (3,)
     assert torch.isfinite(MacGNN.from_data(data)(next(iter(PairLoader(data))))).all()
     assert torch.isfinite(conversions())
+    assert score().isfinite().all() and score_recent(5).isfinite().all()
+    assert encode(2, 1, 2).shape == (2, 2) and ask().shape == (1, 5, 2) and tell() is None
     assert searched().request(0, torch.tensor([1]), query=torch.ones(3).long()).user.tolist() == [0]

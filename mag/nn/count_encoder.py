@@ -111,7 +111,6 @@ class CountEncoder(torch.nn.Module):
             TypeError: If they are no numbers.
             ValueError: If the shape is another.
         """
-        check_tensor(self, 'counts', counts, ('B', len(self.prior), 2), 'numbers')
         shares, prior = self._shares(counts)
         if self.scale == 'logit':
             shares, prior = shares.log(), prior.log()
@@ -128,6 +127,7 @@ class CountEncoder(torch.nn.Module):
     def _shares(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         r"""The shrunk rates and what is left to 1, and what was expected of both, each of shape
         :obj:`[B, V, 2]`."""
+        check_tensor(self, 'counts', counts, ('B', len(self.prior), 2), 'numbers')
         seen, clicked = counts.index_select(1, self.order).to(self.theta.dtype).unbind(-1)
         parts, seen = torch.stack([clicked, seen - clicked], dim=-1), seen.unsqueeze(-1)
         strength = F.softplus(self.theta)[self.order].unsqueeze(-1)
@@ -141,6 +141,12 @@ class CountEncoder(torch.nn.Module):
             priors.append(prior)
         expected = torch.cat(priors, dim=1)
         return shares.index_select(1, self.back), expected.index_select(1, self.back - 1)
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({len(self.prior)}, strength={self.strength}, '
+            f'learned={self.learned}, scale={self.scale!r})'
+        )
 
 
 def _levels(prior: Sequence[int]) -> list[list[int]]:

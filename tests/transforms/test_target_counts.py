@@ -389,20 +389,6 @@ def test_what_cannot_be_counted_is_refused() -> None:
         TargetCounts().fit(TemporalSplit()(data)[0])
     with pytest.raises(ValueError, match="rate of 'user x item_brand' to be that of 'user'"):
         TargetCounts([TargetView('id', 'brand')]).fit(train)
-    with pytest.raises(TypeError, match="'views' must be a list of TargetView, but got"):
-        TargetCounts(['user'])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="'views' must be a list of TargetView, but got 5"):
-        TargetCounts(5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"'views' must name each view once, but got \['user', "):
-        TargetCounts([TargetView('id'), TargetView('id')])
-    with pytest.raises(ValueError, match=r"'views' must name something to count, but got \[\]"):
-        TargetCounts([])
-    with pytest.raises(TypeError, match="'half_lives' must be a sequence of seconds .* got 5.0"):
-        TargetCounts(half_lives=5.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"'half_lives\[0\]' must be a number"):
-        TargetCounts(half_lives=[0.0])
-    with pytest.raises(ValueError, match='no state yet'):
-        TargetCounts().state(test)
 
 
 @pytest.mark.parametrize('fresh', [False, True])
