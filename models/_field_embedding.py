@@ -106,7 +106,7 @@ def check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:
     r"""Raises unless there are ids, and counts of users and items to weigh them by."""
     if not ids or num_counts == 0:
         raise ValueError(
-            "'id_strength' weighs ids by how often they were seen, but CountNet was asked to do "
+            "'id_counts' weigh ids by how often they were seen, but CountNet was asked to do "
             'without ids or without counts.'
         )
     check_keys(_IDS, id_counts=id_counts)

@@ -67,7 +67,8 @@ class CountNet(torch.nn.Module):
         id_strength (float, optional): The embeddings of a user and an item are scaled by
             :math:`n / (n + s)`, with the :math:`n` exposures of each before the row, and this
             :math:`s`: as a shrunk rate, an id says half of what it knows after :math:`s` exposures.
-            At 0 they are not. (default: :obj:`100.0`)
+            At 0 they are not, and where :obj:`recent` lists and rows attend they never are.
+            (default: :obj:`100.0`)
         id_counts (Mapping[str, int], optional): The place of the column that counts the exposures
             of the :obj:`"user"` and of the :obj:`"item"`; without, embeddings are not scaled.
             (default: :obj:`None`)
@@ -155,9 +156,11 @@ class CountNet(torch.nn.Module):
         macro = dict(num_macro or {}) if rows is not None else {}
         check_integers(1, **{f'num_macro[{name!r}]': num for name, num in macro.items()})
         self.fields = tuple(fields)
-        self.ids, self.id_dropout, self.id_strength = ids, id_dropout, id_strength
+        self.ids, self.id_dropout = ids, id_dropout
+        # Nothing says by which counts.
+        self.id_strength = id_strength if id_counts is not None else 0.0
         self.embedding = FieldEmbedding(
-            num_values, fields, embedding_dim, ids, id_dropout, id_strength, id_counts or {}
+            num_values, fields, embedding_dim, ids, id_dropout, self.id_strength, id_counts or {}
         )
         if not (self.embedding.columns or count_prior):
             raise ValueError(

@@ -106,7 +106,10 @@ class SparseCounts:
         node = self._node[node_type]
         if macro.window is None:
             return macro.cluster[node], self._first
-        return macro.cluster[node], torch.maximum(self._first, macro.window[node])
+        # What becomes known after the last window is of no macro node yet.
+        num_windows, _ = self._shape
+        cluster = macro.cluster.masked_fill(macro.window >= num_windows, -1)
+        return cluster[node], torch.maximum(self._first, macro.window[node])
 
     def _sum(self, key: Tensor, window: Tensor, number: int) -> tuple[Tensor, Tensor]:
         edge_index, weight = self._arrange(key, window, torch.ones(key.shape), number)

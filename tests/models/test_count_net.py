@@ -20,6 +20,7 @@ from mag.loader import (
     PairBatch,
     PairLoader,
 )
+from mag.macro_graph import TargetView
 from mag.metrics import bayes_optimal
 from mag.models import CountNet, MacGNN
 from mag.training import ClickTask, evaluate, fit
@@ -353,6 +354,24 @@ def test_it_learns_from_a_log(parts: list[HeteroData]) -> None:
         values[counts] = evaluate(task, ExposureLoader(test))['auc']
     assert values[True] > values[False] + 0.01
     assert values[True] > 0.6
+
+
+@pytest.mark.parametrize('views', [None, [TargetView('cluster', 'category')], [TargetView('id')]])
+def test_ids_are_as_they_are_where_nothing_says_how_often_they_were_seen(
+    parts: list[HeteroData], views: list[TargetView] | None
+) -> None:
+    train = copy.copy(parts[0])
+    if views is not None:
+        train = TargetCounts(views).fit(train)(train)
+    model = CountNet.from_data(train, counts=views is not None, embedding_dim=4).eval()
+    spread(model)
+    batch = next(iter(ExposureLoader(train, 64)))
+    ids = model.embedding.known(batch.sparse)
+    assert model.id_strength == 0
+    assert torch.equal(model.embedding(ids, batch.counts), model.embedding(ids))
+    if views is None:
+        counted = model(batch)
+        assert torch.equal(model(batch._replace(counts=torch.zeros_like(batch.counts))), counted)
 
 
 @each_option

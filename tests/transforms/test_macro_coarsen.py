@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch_geometric.data import HeteroData, InMemoryDataset
 from torch_geometric.nn import SAGEConv, to_hetero
 
+from mag.datasets import SyntheticMarket
 from mag.loader import PairLoader
 from mag.macro_graph import Grouping, MacroEdges, MacroRows
+from mag.macro_graph.sparse_counts import MacroNodes, SparseCounts
 from mag.schema import NEIGHBOR_TYPE, hops
 from mag.transforms import MacroCoarsen, TargetCounts, TemporalSplit
 
@@ -902,3 +904,25 @@ def test_bad_data():
 def test_on_another_device():
     with pytest.raises(ValueError, match='MacroCoarsen works in main memory'):
         MacroCoarsen(GROUPS)(planted_log().to('cuda'))
+
+
+def test_a_node_that_is_known_after_the_last_cutoff_is_of_no_macro_node() -> None:
+    counts = SparseCounts(
+        torch.tensor([[0, 1], [0, 1]]), torch.tensor([0, 0]), 2, {'user': 2, 'item': 2}, True
+    )
+    # Item 0 would be known in a third window.
+    macro = MacroNodes(torch.tensor([0, 1]), 2, torch.tensor([2, 0]))
+    edge_index, weight = counts.hop('user', 1, macro, 'set')
+    assert edge_index.tolist() == [[1], [1]] and weight.tolist() == [[1, 1]]
+
+    data = SyntheticMarket(400, 100, 5000, log=False)[0]
+    rolling, single = (TemporalSplit(num_windows=num)(data)[0] for num in (6, 1))
+    coarsen = MacroCoarsen({'user': [20], 'item': ['category', 30]}).fit(rolling)
+    part = coarsen(single)
+    items = part['item']
+    is_late = items.cluster_30_since > part['user', 'clicks', 'item'].cutoff.max()
+    assert (is_late & (items.cluster_30 >= 0)).any()
+    pairs = part['user', 'sees', 'item'].edge_index.unique(dim=1)
+    is_known = (items.cluster_30 >= 0) & ~is_late
+    weight = part['macro_item_30', 'sees1', 'user'].edge_weight
+    assert weight.sum() == is_known[pairs[1]].sum() > 0
