@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 # Runs an example with other values of what it sets beside its options.
@@ -42,3 +43,21 @@ def run(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope='session')
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    r"""Users who click the items of their own kind."""
+    generator = torch.Generator().manual_seed(0)
+    user = torch.randint(60, (4000,), generator=generator)
+    item = torch.randint(40, (4000,), generator=generator)
+    noise = torch.rand(4000, generator=generator)
+    clicked = noise < torch.where(user % 4 == item % 4, 0.9, 0.1)
+    lines = ['who,what,when,clicked,kind']
+    lines += [
+        f'u{u},i{i},{1000 + t},{int(c)},kind {i % 4}'
+        for t, (u, i, c) in enumerate(zip(user.tolist(), item.tolist(), clicked.tolist()))
+    ]
+    path = tmp_path_factory.mktemp('log') / 'log.csv'
+    path.write_text('\n'.join(lines))
+    return path

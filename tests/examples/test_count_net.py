@@ -3,30 +3,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
-
 COLUMNS = ['user=who', 'item=what', 'time=when', 'label=clicked', 'category=kind']
 SMALL = {'user_clusters': [4], 'item_groups': ['category'], 'windows': 3, 'recent': 5}
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope='module')
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    r"""Users who click the items of their own kind."""
-    generator = torch.Generator().manual_seed(0)
-    user = torch.randint(60, (4000,), generator=generator)
-    item = torch.randint(40, (4000,), generator=generator)
-    noise = torch.rand(4000, generator=generator)
-    clicked = noise < torch.where(user % 4 == item % 4, 0.9, 0.1)
-    lines = ['who,what,when,clicked,kind']
-    lines += [
-        f'u{u},i{i},{1000 + t},{int(c)},kind {i % 4}'
-        for t, (u, i, c) in enumerate(zip(user.tolist(), item.tolist(), clicked.tolist()))
-    ]
-    path = tmp_path_factory.mktemp('log') / 'log.csv'
-    path.write_text('\n'.join(lines))
-    return path
 
 
 def test_both_models_on_own_clicks(log: Path, tmp_path: Path, run: Run) -> None:
