@@ -54,3 +54,26 @@ def arguments(tmp_path: Path) -> Callable[..., argparse.Namespace]:
         return argparse.Namespace(**{**defaults, **others})
 
     return make
+
+
+@pytest.fixture
+def market(monkeypatch: pytest.MonkeyPatch) -> str:
+    r"""The name of a log that takes a second."""
+    from accuracy import count_data
+
+    tiny = count_data.DATASETS['market']._replace(
+        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
+    )
+    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
+    return 'market'
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    r"""Lets CountNet's benches run on :obj:`root`: one trial, and few macro nodes."""
+    from accuracy import count_bench, count_data
+
+    monkeypatch.setattr(count_bench, 'TRIALS', ((1e-2, 5e-5),))
+    log = count_data.DATASETS['movielens-1m']
+    groups = {'user': [3], 'item': ['category', 4]}
+    monkeypatch.setitem(count_data.DATASETS, 'movielens-1m', log._replace(groups=groups))

@@ -10,13 +10,9 @@ from mag.schema import CLICKS, SEES
 
 
 @pytest.fixture
-def cold(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    from accuracy import cold, count_bench, count_data
+def cold(small_groups: None) -> ModuleType:
+    from accuracy import cold
 
-    monkeypatch.setattr(count_bench, 'TRIALS', ((1e-2, 5e-5),))
-    log = count_data.DATASETS['movielens-1m']
-    groups = {'user': [3], 'item': ['category', 4]}
-    monkeypatch.setitem(count_data.DATASETS, 'movielens-1m', log._replace(groups=groups))
     return cold
 
 

@@ -25,18 +25,6 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def market(monkeypatch: pytest.MonkeyPatch) -> str:
-    r"""The name of a log that takes a second."""
-    from accuracy import count_data
-
-    tiny = count_data.DATASETS['market']._replace(
-        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
-    )
-    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
-    return 'market'
-
-
-@pytest.fixture
 def make_arguments(
     arguments: Callable[..., argparse.Namespace],
 ) -> Callable[..., argparse.Namespace]:

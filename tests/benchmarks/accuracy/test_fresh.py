@@ -12,13 +12,9 @@ from mag.schema import CLICKS
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    from accuracy import count_bench, count_data, fresh
+def fresh(monkeypatch: pytest.MonkeyPatch, small_groups: None) -> ModuleType:
+    from accuracy import fresh
 
-    monkeypatch.setattr(count_bench, 'TRIALS', ((1e-2, 5e-5),))
-    log = count_data.DATASETS['movielens-1m']
-    groups = {'user': [3], 'item': ['category', 4]}
-    monkeypatch.setitem(count_data.DATASETS, 'movielens-1m', log._replace(groups=groups))
     monkeypatch.setattr(fresh, 'NUM_USERS', 200)
     return fresh
 

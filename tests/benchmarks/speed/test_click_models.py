@@ -13,16 +13,11 @@ pytestmark = pytest.mark.skipif(
 MODELS = ['macgnn', 'count_net', 'wide_deep_counts', 'lightgcn', 'lightgbm_counts']
 
 
-def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from accuracy import count_data
+def test_all_take_turns(market: str, tmp_path: Path) -> None:
     from speed import click_models
 
-    tiny = count_data.DATASETS['market']._replace(
-        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
-    )
-    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
     args = [
-        '--dataset', 'market', '--checkpoints', str(tmp_path), '--models', *MODELS,
+        '--dataset', market, '--checkpoints', str(tmp_path), '--models', *MODELS,
         '--batch-size', '64', '--candidates', '20', '--repeats', '3',
         '--threads', str(torch.get_num_threads()),
         '--markdown', str(tmp_path / 'speed.md'), '--json', str(tmp_path / 'speed.json'),
@@ -40,17 +35,11 @@ def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert rows[0][2::2] == ['1.00', '1.00', '1.00'] and rows[-1][1:3] == ['', '']
 
 
-def test_a_step_learns_and_a_score_does_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_step_learns_and_a_score_does_not(market: str, tmp_path: Path) -> None:
     from accuracy import count_data
     from speed import click_models
 
-    tiny = count_data.DATASETS['market']._replace(
-        load=count_data.market(60, 40, 4_000), groups={'user': [3, 6], 'item': ['category', 4]}
-    )
-    monkeypatch.setitem(count_data.DATASETS, 'market', tiny)
-    parts = count_data.load_parts(count_data.save_parts('market', 'rolling', '', str(tmp_path)))
+    parts = count_data.load_parts(count_data.save_parts(market, 'rolling', '', str(tmp_path)))
     args = argparse.Namespace(device='cpu', batch_size=64, candidates=20)
     one = click_models.Contestant('count_net', parts, args)
     before = {name: value.clone() for name, value in one.model.named_parameters()}
