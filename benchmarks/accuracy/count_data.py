@@ -170,11 +170,9 @@ def load_parts(path: Path) -> Parts:
 
 def sources() -> str:
     r"""A checksum of the code that makes parts."""
-    folders = [os.path.dirname(mag.__file__)]
     found = [
         os.path.join(folder, name)
-        for folder in folders
-        for folder, _, names in os.walk(folder, followlinks=True)
+        for folder, _, names in os.walk(os.path.dirname(mag.__file__), followlinks=True)
         for name in names
         if name.endswith('.py')
     ]

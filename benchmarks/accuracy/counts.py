@@ -42,6 +42,7 @@ from torch_geometric.data import HeteroData
 from accuracy.baselines import BASELINES, LOADERS, read_history
 from accuracy.boosted_trees import TRIALS as TREE_SETTINGS
 from accuracy.boosted_trees import BoostedTrees
+from accuracy.clicks import METRICS, Steps
 from accuracy.count_data import (
     DATASETS,
     PROTOCOLS,
@@ -70,7 +71,6 @@ from mag.models import CountNet
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, fit
 
-METRICS = ('auc', 'gauc', 'logloss')
 LEARNING_RATES = (3e-3, 1e-2)
 # On MovieLens-1M the larger one was behind for each of the seven models that were tried with both.
 WEIGHT_DECAYS = {'movielens-1m': (1e-5,)}
@@ -316,16 +316,6 @@ class Plan:
 
 def key_of(record: Record) -> str:
     return json.dumps({name: record[name] for name in Job._fields}, sort_keys=True)
-
-
-class Steps:
-    r"""Counts the steps of a run."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on_train_batch_end(self) -> None:
-        self.count += 1
 
 
 # Each log is read once a process; the memory of its columns is that of the file, for all.

@@ -37,7 +37,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from accuracy.count_bench import Bench
-from accuracy.count_data import DATASETS
+from accuracy.count_data import DATASETS, kind
 from accuracy.harness import (
     PACKAGES,
     add_commands,
@@ -53,30 +53,22 @@ from mag.schema import CLICKS, label_attributes
 from mag.training import ClickTask, evaluate, predict
 
 METRICS = ('auc', 'gauc', 'equal_gauc', 'logloss')
-# Of which the views are served fresh, the others as of the cutoff.
+# Of which kinds the views are served fresh, the others as of the cutoff.
+EDGE, ITEM_EDGE = 'user x item_cluster', 'user_cluster x item'
+COARSE = 'user_cluster x item_cluster'
 SERVED = {
     'none': (),
     'the user': ('user',),
-    'user x macro item': ('edge',),
-    'the user, user x macro item': ('user', 'edge'),
-    'the item, macro user x item, macro user x macro item': ('item', 'item_edge', 'coarse'),
-    'all but the user': ('edge', 'item', 'item_edge', 'coarse'),
-    'all': ('user', 'edge', 'item', 'item_edge', 'coarse'),
+    'user x macro item': (EDGE,),
+    'the user, user x macro item': ('user', EDGE),
+    'the item, macro user x item, macro user x macro item': ('item', ITEM_EDGE, COARSE),
+    'all but the user': (EDGE, 'item', ITEM_EDGE, COARSE),
+    'all': ('user', EDGE, 'item', ITEM_EDGE, COARSE),
 }
 # In the simulation, users, their rows that are ranked, and their rows before these.
 NUM_USERS = 20_000
 NUM_ROWS = (2, 3, 5, 10, 30, 100)
 HISTORIES = (0, 10, 1_000)
-
-
-def kind(name: str) -> str:
-    r"""Of which kind a view is, by the name of its column."""
-    user, _, item = name.partition(' x ')
-    if not item:
-        return user
-    if user == 'user':
-        return 'edge'
-    return 'item_edge' if item == 'item' else 'coarse'
 
 
 def pairs(user: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
