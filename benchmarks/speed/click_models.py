@@ -3,8 +3,8 @@ r"""How fast CountNet, MacGNN and all models of accuracy.counts train, score, an
 All are built as in accuracy.counts, on its parts of a log, and read rows of the sizes of that log.
 They take turns, in one process, and are compared with MacGNN turn by turn. A training step is a
 forward, a backward and a step of Adam on a batch of 1,024 rows that is loaded already; a scored
-batch is as large; a request loads and scores one user and 1,000 candidates. Boosted trees have no
-training step. Timings mean something only on a machine that does nothing else.
+batch is as large; a request loads and scores 1,000 rows, as one of 1,000 candidates does. Boosted
+trees have no training step. Timings mean something only on a machine that does nothing else.
 
     python benchmarks speed.click_models --dataset movielens-1m --root data/movielens-1m \
         --markdown benchmarks/speed/click_models.md --json benchmarks/speed/click_models.json
@@ -58,7 +58,7 @@ class Contestant:
         read_history(self.model, given['val'])
         train = make_loader(model, given['train'], args.batch_size, parts.log)
         self.batches = [self.move(batch) for batch in islice(train, 4)]
-        # A batch of as many rows is a request of one user, but for the user.
+        # As many rows as a request has candidates, which are of several users here.
         self.requests = make_loader(model, given['val'], self.num_candidates)
         parameters = [one for one in self.model.parameters() if one.requires_grad]
         self.learns = bool(parameters)
@@ -127,7 +127,7 @@ def render(found: dict[str, dict[str, list[float]]], args: argparse.Namespace) -
     yield ''
     yield (
         f'Milliseconds of a training step and of scoring, {args.batch_size:,} rows each, and of a '
-        f'request of {args.candidates:,} candidates with what it loads, of the rows of '
+        f'request, which loads and scores {args.candidates:,} rows, of the rows of '
         f'{DATASETS[args.dataset].title} in six windows; the median of {args.repeats} turns, on '
         f'{args.device}, {in_words(args.threads)}. Ratios are to MacGNN, turn by turn: below 1 is '
         f'faster.'
