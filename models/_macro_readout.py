@@ -8,7 +8,7 @@ from mag.checks import check_ids
 from mag.loader import PairBatch
 from mag.models._field_embedding import look_up
 from mag.nn import MacroConv
-from mag.schema import NEIGHBOR_TYPE, hops
+from mag.schema import NEIGHBOR_TYPE, hops, reached
 
 # From a node type and ids, 0 for none, to their embeddings.
 Embed = Callable[[str, Tensor], Tensor]
@@ -106,25 +106,25 @@ class MacroReadout(torch.nn.Module):
                 f'CountNet reads {self.num_hops} hops, but the batch has {len(hops)} of the '
                 f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
             )
-        reached = node_type if hop % 2 == 0 else NEIGHBOR_TYPE[node_type]
-        x_attention = self.macro_attention[reached] if self.macro_attention else None
-        return self.conv[reached](
-            (self.macro[reached], target[reached]), hops[hop - 1], x_attention=x_attention
+        source = reached(node_type, hop)
+        x_attention = self.macro_attention[source] if self.macro_attention else None
+        return self.conv[source](
+            (self.macro[source], target[source]), hops[hop - 1], x_attention=x_attention
         )
 
     def _read_recent(
         self, node_type: str, recent: Tensor, target: Mapping[str, Tensor], embed: Embed
     ) -> Tensor:
-        reached = NEIGHBOR_TYPE[node_type]
+        source = NEIGHBOR_TYPE[node_type]
         if recent.size(1) == 0:
             raise ValueError(
-                f'CountNet reads recent neighbors, but the batch has no recent {reached}s: apply '
+                f'CountNet reads recent neighbors, but the batch has no recent {source}s: apply '
                 f'RecentNeighbors, or build it with recent=False.'
             )
-        check_ids('CountNet', f'recent {reached}s', recent, self.num_nodes[reached], first=-1)
-        x_attention = self._attention(reached, recent + 1) if self.attention else None
-        return self.conv[reached].attend(  # type: ignore[operator]
-            embed(reached, recent + 1), target[reached], recent >= 0, x_attention
+        check_ids('CountNet', f'recent {source}s', recent, self.num_nodes[source], first=-1)
+        x_attention = self._attention(source, recent + 1) if self.attention else None
+        return self.conv[source].attend(  # type: ignore[operator]
+            embed(source, recent + 1), target[source], recent >= 0, x_attention
         )
 
 
