@@ -131,6 +131,7 @@ class TargetCounts(BaseTransform):
             ValueError: If the part holds no exposures that it may read, or has no macro nodes where
                 no views are given, or a view's prior is none of the views.
         """
+        _require_part(data)
         sees, clock = _history(data)
         views = self.views
         if views is None:
@@ -268,7 +269,6 @@ class TargetCounts(BaseTransform):
 
 def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:
     r"""The exposures that a part may read, and the clock that it was cut by."""
-    _require_part(data)
     sees = data[SEES]
     check_tensor('TargetCounts', 'edge_index', sees.get('edge_index'), (2, 'E'), torch.long)
     size = sees.edge_index.size(1)

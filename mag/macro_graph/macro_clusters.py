@@ -72,7 +72,7 @@ class MacroClusters:
         check_booleans(binary=binary, spherical=spherical)
         self.groups = groups
         self._first = {node.node_type: node for node in self.resolutions if not node.suffix}
-        self.behaviors = resolve_behavior(groups, behavior)
+        self.behaviors = resolve_behavior(groups, self.resolutions, behavior)
         self.binary = binary
         self.spherical = spherical
         self.projection_dim = projection_dim
@@ -254,11 +254,12 @@ def resolutions(groups: Mapping[str, Group]) -> list[Resolution]:
     return found
 
 
-def resolve_behavior(groups: Mapping[str, Group], behavior: Any) -> dict[str, str]:
+def resolve_behavior(
+    groups: Mapping[str, Group], found: list[Resolution], behavior: Any
+) -> dict[str, str]:
     r"""What is clustered of each node type whose clusters are learned: by default
     :obj:`"macro"` where the neighbors are grouped by an attribute, at the first resolution, else
     :obj:`"raw"`."""
-    found = resolutions(groups)
     first = {of.node_type: of.group for of in found if not of.suffix}
     is_learned = {of.node_type for of in found if isinstance(of.group, int)}
     learned = [node_type for node_type in groups if node_type in is_learned]
