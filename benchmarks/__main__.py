@@ -14,6 +14,7 @@ NAMES = (
     'accuracy.cost',
     'accuracy.counts',
     'accuracy.fresh',
+    'accuracy.macro_nodes',
     'accuracy.neighbors',
     'accuracy.search',
     'accuracy.videos',

@@ -184,6 +184,7 @@ def add_commands(
     models: Iterable[str],
     run: Callable[[argparse.Namespace], None],
     render: Callable[[list[Record]], Iterable[str]],
+    draw: Callable[[list[Record], Path], None] | None = None,
     **defaults: Any,
 ) -> argparse.ArgumentParser:
     r"""Gives a parser the commands `run` and `table`, and returns that of `run`.
@@ -194,6 +195,7 @@ def add_commands(
         models: The models to choose from.
         run: What `run` does.
         render: The lines of the table of `table`.
+        draw: Draws the figure of `table` into a file, if it has one.
         **defaults: Those of checkpoints, batch_size, max_epochs and patience, and of learning_rate
             where it is not tuned.
     """
@@ -219,13 +221,27 @@ def add_commands(
     tabler = commands.add_parser('table', help='print the Markdown table of result files')
     tabler.add_argument('results', nargs='+', help='JSON files of run')
     tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=lambda args: print_table(args, render))
+    tabler.set_defaults(act=lambda args: print_table(args, render, draw), figure=None)
+    if draw is not None:
+        tabler.add_argument('--figure', type=Path, help='PNG file to write')
     return runner
 
 
-def print_table(args: argparse.Namespace, render: Callable[[list[Record]], Iterable[str]]) -> None:
-    r"""Prints the table of the files of :obj:`args`, with the findings after its title."""
-    records = [record for path in args.results for record in Results(Path(path)).records]
+def read_records(paths: Iterable[str]) -> list[Record]:
+    r"""The records of several files."""
+    return [record for path in paths for record in Results(Path(path)).records]
+
+
+def print_table(
+    args: argparse.Namespace,
+    render: Callable[[list[Record]], Iterable[str]],
+    draw: Callable[[list[Record], Path], None] | None,
+) -> None:
+    r"""Prints the table of the files of :obj:`args`, with the findings after its title, and draws
+    its figure if asked to."""
+    records = read_records(args.results)
+    if draw is not None and args.figure is not None:
+        draw(records, args.figure)
     findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
     title, *lines = render(records)
     print('\n'.join([title, *findings, *lines]))
