@@ -8,6 +8,7 @@ import importlib
 import sys
 
 NAMES = (
+    'accuracy.activity',
     'accuracy.clicks',
     'accuracy.cold',
     'accuracy.conversions',

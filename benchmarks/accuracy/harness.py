@@ -8,11 +8,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from records import Record, Results, made_by, select, stamp
 from scipy.stats import ttest_rel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mag.metrics import group_auroc
 from mag.training import ClickTask, fit
 
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
@@ -114,6 +117,28 @@ def tune(
             results.append({**found[0], 'purpose': 'tune'})
         gains.append((gain(found[0]['val']), setting))
     return max(gains, key=lambda trial: trial[0])[1]
+
+
+def score_groups(
+    probability: Tensor, label: Tensor, groups: Mapping[str, Tensor], user: Tensor | None = None
+) -> Record:
+    r"""AUC and log loss of groups of rows, and where users are told GAUC.
+
+    Args:
+        probability: What was predicted, shape :obj:`[L]`.
+        label: What was clicked, shape :obj:`[L]`.
+        groups: By its name which rows are of a group, shape :obj:`[L]`.
+        user: The user of each row, shape :obj:`[L]`.
+    """
+    scores = {}
+    for name, is_in in groups.items():
+        found, clicked = probability[is_in].double(), label[is_in]
+        auc, _ = group_auroc(found, clicked, torch.zeros_like(clicked, dtype=torch.long))
+        logloss = F.binary_cross_entropy(found, clicked.double())
+        scores[name] = {'auc': float(auc), 'logloss': float(logloss)}
+        if user is not None:
+            scores[name]['gauc'] = float(group_auroc(found, clicked, user[is_in])[0])
+    return scores
 
 
 def describe_rows(run: Record) -> str:

@@ -110,10 +110,10 @@ def test_claims_are_of_what_validation_chooses() -> None:
         record('count_net', 'number', 50, 0.63, 0.73),
     ]
     found = list(macro_nodes.claims(runs))
-    assert found[0].startswith('"A temperature that is too small hurts" holds: ')
+    assert found[0].startswith('That too small a temperature hurts holds: ')
     assert '0.7000 at 0.1 and 0.7200 at 1,' in found[0] and '+0.0200' in found[0]
-    assert 'enough" holds for MacGNN: it has 0.7200 with 20 a side and 0.7205 with 50' in found[1]
-    assert 'enough" does not hold for CountNet' in found[2] and '+0.0100' in found[2]
+    assert 'enough holds for MacGNN: it has 0.7200 with 20 a side and 0.7205 with 50' in found[1]
+    assert 'enough does not hold for CountNet' in found[2] and '+0.0100' in found[2]
     # Two seeds that differ by more than the number of macro nodes does.
     runs.append({**record('count_net', 'number', 50, 0.63, 0.71), 'seed': 1})
-    assert 'enough" holds for CountNet' in list(macro_nodes.claims(runs))[2]
+    assert 'enough holds for CountNet' in list(macro_nodes.claims(runs))[2]
