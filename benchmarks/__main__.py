@@ -23,6 +23,7 @@ NAMES = (
     'speed.click_models',
     'speed.coarsening',
     'speed.gmcm',
+    'speed.history_length',
     'speed.hyperctr',
     'speed.hypergraph',
     'speed.macgnn',
