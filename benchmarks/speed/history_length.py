@@ -19,8 +19,9 @@ without counts but CountNet, and read the whole history where they read one:
   the last 20 users of the item.
 
 Candidates are scored in slices that bound the memory of pairs of candidates and clicks. Models
-take turns. One that takes longer than --limit is measured once, and not at greater lengths. Timings
-mean something only on a machine that does nothing else; ratios, turn by turn, bear more.
+take turns, on one thread. Timed is its processor time, which is the response time on a machine that
+does nothing else. A model that takes longer than --limit is measured once, and not at greater
+lengths.
 
     python benchmarks speed.history_length --markdown benchmarks/speed/history_length.md \
         --json benchmarks/speed/history_length.json --figure docs/history_length.png
@@ -41,7 +42,7 @@ from accuracy.graph_models import GraphTransformer
 from accuracy.harness import PACKAGES, prepare
 from accuracy.long_history_models import NUM_RECENT, SIM, best
 from records import made_here, make_parser, publish, table
-from timing import in_words, median_ratio, seconds_of, take_turns
+from timing import median_ratio, processor_seconds_of, take_turns
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import Compose
@@ -263,7 +264,7 @@ def measure(args: argparse.Namespace, sizes: Sizes) -> Found:
                 sizes.items, (number,), generator=torch.Generator().manual_seed(0)
             )
             calls = {
-                name: partial(seconds_of, partial(act, items))
+                name: partial(processor_seconds_of, partial(act, items))
                 for name, act in answers.items()
                 if name not in slow[number]
             }
@@ -320,8 +321,8 @@ def render(found: Found, args: argparse.Namespace, sizes: Sizes) -> Iterator[str
     yield ''
     yield (
         f'Milliseconds of a request of one user, who has clicked as many items as the column says, '
-        f'with {" and ".join(f"{number:,}" for number in args.candidates)} candidates, on '
-        f'{in_words(args.threads)}; {sizes.users - 1:,} other users have {sizes.clicks} clicks '
+        f'with {" and ".join(f"{number:,}" for number in args.candidates)} candidates, in '
+        f'processor time of one thread; {sizes.users - 1:,} other users have {sizes.clicks} clicks '
         f'each, of {sizes.items:,} items. The median of {args.repeats} turns, and in brackets the '
         f'ratio to MacGNN, turn by turn: below 1 is faster. What took longer than '
         f'{args.limit:g} s was measured once (\\*), and not at greater lengths.'
@@ -395,13 +396,12 @@ def main(arguments: Sequence[str], sizes: Sizes = SIZES) -> None:
     parser.add_argument('--lengths', nargs='+', type=int, default=list(LENGTHS))
     parser.add_argument('--candidates', nargs='+', type=int, default=[100, 1000])
     parser.add_argument('--repeats', type=int, default=11, help='turns of each')
-    parser.add_argument('--limit', type=float, default=2.0, help='seconds of what takes turns')
-    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--limit', type=float, default=0.5, help='seconds of what takes turns')
     parser.add_argument('--markdown', type=Path, help='file to write; default: print')
     parser.add_argument('--json', type=Path, help='file for the milliseconds of each turn')
     parser.add_argument('--figure', type=Path, help='PNG file to write')
     args = parser.parse_args(arguments)
-    prepare(args.threads)
+    prepare(threads=1)
     found = measure(args, sizes)
     publish(render(found, args, sizes), args.markdown)
     if args.json is not None:

@@ -101,7 +101,7 @@ def test_all_take_turns(tmp_path: Path) -> None:
     files = {name: tmp_path / f'found.{name}' for name in ('md', 'json', 'png')}
     args = [
         '--lengths', '10', '40', '--candidates', '5', '--repeats', '3', '--limit', '100',
-        '--threads', str(torch.get_num_threads()), '--markdown', str(files['md']),
+        '--markdown', str(files['md']),
         '--json', str(files['json']), '--figure', str(files['png']),
     ]  # fmt: skip
     sizes = history_length.Sizes(users=20, items=90, clicks=5)
