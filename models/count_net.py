@@ -59,7 +59,7 @@ class CountNet(torch.nn.Module):
         count_rate (float): The share of exposures that are clicked, of all together.
         embedding_dim (int, optional): Size of an embedding. (default: :obj:`16`)
         hidden_channels (Sequence[int], optional): Hidden sizes of the head.
-            (default: :obj:`(200, 80)`)
+            (default: :obj:`(64, 32)`)
         ids (bool, optional): If set to :obj:`False`, users and items have no embedding of their
             own. (default: :obj:`True`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
@@ -101,7 +101,7 @@ class CountNet(torch.nn.Module):
         count_prior: Sequence[int],
         count_rate: float,
         embedding_dim: int = 16,
-        hidden_channels: Sequence[int] = (200, 80),
+        hidden_channels: Sequence[int] = (64, 32),
         ids: bool = True,
         id_dropout: float = 0.0,
         id_strength: float = 100.0,

@@ -65,6 +65,7 @@ from accuracy.harness import (
     value_of,
 )
 from accuracy.jobs import run_jobs
+from accuracy.pair_models import HIDDEN
 from mag.loader import ExposureLoader, JoinedLoader
 from mag.loader.row_loader import RowLoader
 from mag.models import CountNet
@@ -220,6 +221,7 @@ MODELS = {
     ),
     'recent': option('+ recent lists', {'recent': True}, 'pairs', effort=3.0),
     'crosses': option('+ crosses (DCN V2)', {'num_crosses': 2}, effort=3.0),
+    'wide_head': option('with the head of the baselines (200-80)', {'hidden_channels': HIDDEN}),
     'id_dropout': option('+ ids dropped at random', {'id_dropout': 0.1}),
 }
 
