@@ -6,7 +6,7 @@ random; weights are, too, as time alone matters. A request is that user and some
 is all that is read and computed for it, from ids to logits. Models are those of accuracy.counts
 without counts but CountNet, and read the whole history where they read one:
 
-- CountNet looks its counts up in :class:`~mag.macro_graph.TargetState`;
+- CountNet looks its counts up in :class:`~mag.macro_graph.TargetState`, which is also timed alone;
 - MacGNN reads macro rows and the last 20 clicks, as ever;
 - Wide & Deep reads the fields of user and item alone;
 - DIN attends to all clicks;
@@ -66,6 +66,7 @@ MAX_PAIRS = 2**19
 CLAIM = 0.2097
 TITLES = {
     'count_net': 'CountNet',
+    'look_up': 'CountNet, look-up of counts alone',
     'macgnn': 'MacGNN',
     'wide_deep': 'Wide & Deep',
     'din': 'DIN',
@@ -191,9 +192,11 @@ def make_answers(length: int, sizes: Sizes) -> dict[str, Answer]:
     counted_part = counts(part)
     counted, state = ExposureLoader(counted_part), counts.state(part)
 
+    def look_up(items: Tensor) -> Tensor:
+        return state(torch.full_like(items, USER), items, now.expand(items.shape))
+
     def with_counts(items: Tensor) -> Any:
-        user = torch.full_like(items, USER)
-        return counted.request(USER, items, counts=state(user, items, now.expand(items.shape)))
+        return counted.request(USER, items, counts=look_up(items))
 
     def with_history(num_clicks: int) -> Callable[[Tensor], JoinedBatch]:
         histories = HistoryLoader(part, length=num_clicks)
@@ -221,6 +224,7 @@ def make_answers(length: int, sizes: Sizes) -> dict[str, Answer]:
     num_tokens = 2 + length + min(length, NUM_RECENT)
     answers = {
         'count_net': answer(build('count_net', counted_part), with_counts),
+        'look_up': look_up,
         'macgnn': answer(build('macgnn', part), join(part, 'pairs')),
         'wide_deep': answer(build('wide_deep', part), join(part, 'features')),
         'din': answer(build('din', long_part), join(long_part, 'features', 'pairs'), length),
@@ -361,6 +365,7 @@ def draw(found: Found, path: Path) -> None:
     )  # fmt: skip
     styles: dict[str, dict[str, Any]] = {
         'count_net': {'color': '#d55e00', 'lw': 2.5},
+        'look_up': {'color': '#d55e00', 'ls': ':'},
         'macgnn': {'color': '#0072b2', 'lw': 2.5},
         'wide_deep': {'color': '0.6'},
         'din': {'color': '#009e73'},
