@@ -159,22 +159,21 @@ def claims(runs: list[Record]) -> Iterable[str]:
         others = [name for name in names if name not in ('macgnn', 'count_net')]
         if ours not in names or not others:
             continue
-        leads = {}
-        for metric in METRICS:
+        told = []
+        for metric, title in METRICS.items():
             mine = means_of(runs, ours, metric)
             theirs = [means_of(runs, name, metric) for name in others]
-            leads[metric] = [mine[one] - max(their[one] for their in theirs) for one in fifths]
-        ahead = [one for one, lead in zip(fifths, leads['auc'], strict=True) if lead > 0]
-        verdict = 'holds' if len(ahead) == len(fifths) else 'does not hold'
-        listed = ', '.join(MODELS[name].title for name in others)
-        told = '; '.join(
-            f'{title} {", ".join(f"{lead:+.4f}" for lead in leads[metric])}'
-            for metric, title in METRICS.items()
-        )
+            leads = [mine[one] - max(their[one] for their in theirs) for one in fifths]
+            num_ahead = sum(lead > 0 for lead in leads)
+            verdict = 'holds' if num_ahead == len(fifths) else 'does not hold'
+            told.append(
+                f'{verdict} by {title}, in {num_ahead} of {len(fifths)} fifths '
+                f'({", ".join(f"{lead:+.4f}" for lead in leads)})'
+            )
         yield (
-            f'That {MODELS[ours].title} is ahead of all others ({listed}) for users of any '
-            f'activity {verdict}: by AUC it is in {len(ahead)} of {len(fifths)} fifths. To the '
-            f'best of them in each fifth, from the least active on: {told}.'
+            f'That {MODELS[ours].title} is ahead of all others '
+            f'({", ".join(MODELS[name].title for name in others)}) for users of any activity '
+            f'{", and ".join(told)}: to the best of them in each fifth, from the least active on.'
         )
 
 
