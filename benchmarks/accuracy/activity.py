@@ -67,16 +67,17 @@ def groups_of(test: HeteroData) -> tuple[dict[str, Tensor], dict[str, dict[str, 
     return groups, sizes
 
 
-def score(groups: dict[str, Tensor], trained: Any, loader: RowLoader) -> Record:
-    r"""What a model reaches in each group of the rows of a loader."""
-    rows = loader.dataset.exposures
-    return score_groups(predict(trained, loader)['click'], rows.label, groups, rows.user)
+def score(test: HeteroData, groups: dict[str, Tensor], trained: Any, loader: RowLoader) -> Record:
+    r"""What a model reaches in each group of the rows of the test part, which a loader loads."""
+    clicks = test[CLICKS]
+    probability = predict(trained, loader)['click']
+    return score_groups(probability, clicks.edge_label, groups, clicks.edge_label_index[0])
 
 
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
     parts = read_parts(paths[job.dataset, job.protocol])
     groups, sizes = groups_of(parts.test)
-    return {'groups': sizes, **run_on(parts, job, args, partial(score, groups))}
+    return {'groups': sizes, **run_on(parts, job, args, partial(score, parts.test, groups))}
 
 
 def run(args: argparse.Namespace) -> None:

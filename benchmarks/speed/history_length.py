@@ -215,7 +215,7 @@ def make_answers(length: int, sizes: Sizes) -> dict[str, Answer]:
 
         return request
 
-    propagated = build('lightgcn', part)
+    propagated: Any = build('lightgcn', part)
 
     def propagate(batch: JoinedBatch) -> Tensor:
         propagated.model.embedding = None
