@@ -9,8 +9,8 @@ the test part, as whoever chooses a number has nothing else to look at.
 
     python benchmarks accuracy.macro_nodes run --dataset movielens-1m --root data/movielens-1m \
         --settings benchmarks/accuracy/results/counts-movielens-1m.json --seeds 1 \
-        --out benchmarks/accuracy/results/macro-nodes.json
-    python benchmarks accuracy.macro_nodes table benchmarks/accuracy/results/macro-nodes.json \
+        --out benchmarks/accuracy/results/macro-nodes-movielens-1m.json
+    python benchmarks accuracy.macro_nodes table benchmarks/accuracy/results/macro-nodes-*.json \
         --figure docs/macro_nodes.png > benchmarks/accuracy/macro_nodes.md
 """
 
@@ -67,15 +67,22 @@ def with_macro_nodes(parts: Parts, number: int) -> Parts:
     )  # fmt: skip
 
 
-def chosen(records: list[Record], dataset: str, model: str) -> dict[str, float]:
-    r"""The setting of a model that accuracy.counts ran on six rolling windows."""
+def tabled(records: list[Record], dataset: str, model: str) -> list[Record]:
+    r"""The runs of a model by accuracy.counts on six rolling windows, all of one setting."""
     found = select(records, dataset=dataset, protocol='rolling', purpose='run', model=model)
     if not found:
         raise ValueError(
             f'No file of --settings has a run of {model} on {dataset} in six rolling windows: run '
             f'accuracy.counts first.'
         )
-    return found[0]['setting']
+    return found
+
+
+def noise_of(runs: list[Record]) -> float:
+    r"""The difference of AUC on the test part below which there is none: twice the standard
+    deviation over the seeds of a model."""
+    aucs = [run['test']['auc'] for run in runs]
+    return 2 * stdev(aucs) if len(aucs) > 1 else 0.0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -107,8 +114,10 @@ def run(args: argparse.Namespace) -> None:
     for dataset, seed, name, axis, value in tqdm(jobs):
         wanted = {'dataset': dataset, 'model': name, 'seed': seed, 'axis': axis, 'value': value}
         if not results.find(**wanted):
-            job = Job(dataset, 'rolling', name, seed, chosen(settings, dataset, name), 'run')
-            results.append({**wanted, **run_on(parts_at(dataset, axis, value), job, args)})
+            same = tabled(settings, dataset, name)
+            job = Job(dataset, 'rolling', name, seed, same[0]['setting'], 'run')
+            record = run_on(parts_at(dataset, axis, value), job, args)
+            results.append({**wanted, 'noise': noise_of(same), **record})
 
 
 class Curve(NamedTuple):
@@ -151,7 +160,9 @@ def render(records: list[Record]) -> Iterable[str]:
         'AUC on validation and on the test part, mean and standard deviation over seeds, in six '
         'rolling windows, counts served stale. Temperature is that of the softmax over the counts '
         'of macro nodes (eq. 6), of which there are 20 for users and one a category for items. '
-        'The number is that of clusters of users, and also that of clusters of items.'
+        'The number is that of clusters of users, and also that of clusters of items. What seeds '
+        'differ by is twice the standard deviation over those of the same model in '
+        '[counts.md](counts.md).'
     )
     for dataset, log in DATASETS.items():
         found = sorted(select(records, dataset=dataset), key=lambda record: record['seed'])
@@ -183,16 +194,18 @@ def section(axis: str, runs: list[Record]) -> Iterable[str]:
 
 
 def claims(runs: list[Record]) -> Iterable[str]:
-    r"""For each claim of the paper whether it holds, see :func:`noise`."""
+    r"""For each claim of the paper whether it holds, see :func:`noise_of`."""
     of_temperature = curve(runs, 'temperature', 'macgnn')
     if len(of_temperature.values) > 1:
         best, least = of_temperature.best(), min(of_temperature.values)
         lost = of_temperature.at(best) - of_temperature.at(least)
-        verdict = 'holds' if lost > noise(runs, 'macgnn') else 'does not hold'
+        noise = select(runs, model='macgnn')[0]['noise']
+        verdict = 'holds' if lost > noise else 'does not hold'
         yield (
             f'That too small a temperature hurts {verdict}: MacGNN has '
             f'{of_temperature.at(least):.4f} at {least:g} and {of_temperature.at(best):.4f} at '
-            f'{best:g}, the best on validation, a difference of {lost:+.4f}; from '
+            f'{best:g}, the best on validation, a difference of {lost:+.4f} where '
+            f'seeds differ by {noise:.4f}; from '
             f'{min(of_temperature.test):.4f} to {max(of_temperature.test):.4f} in all.'
         )
     for name in AXES['number'].models:
@@ -200,28 +213,15 @@ def claims(runs: list[Record]) -> Iterable[str]:
         if ENOUGH in found.values and len(found.values) > 1:
             best = found.best()
             gained = found.at(best) - found.at(ENOUGH)
-            verdict = 'does not hold' if gained > noise(runs, name) else 'holds'
+            noise = select(runs, model=name)[0]['noise']
+            verdict = 'does not hold' if gained > noise else 'holds'
             yield (
                 f'That {ENOUGH} macro nodes are enough {verdict} for {TITLES[name]}: it has '
                 f'{found.at(ENOUGH):.4f} with {ENOUGH} a side and {found.at(best):.4f} with '
-                f'{best:g}, the best on validation, a difference of {gained:+.4f}; from '
+                f'{best:g}, the best on validation, a difference of {gained:+.4f} '
+                f'where seeds differ by {noise:.4f}; from '
                 f'{min(found.test):.4f} to {max(found.test):.4f} in all.'
             )
-
-
-# Twice the standard deviation over five seeds of MacGNN on MovieLens-1M; CountNet's is smaller.
-NOISE = 0.001
-
-
-def noise(runs: list[Record], model: str) -> float:
-    r"""The difference of AUC below which there is none: twice the standard deviation over seeds
-    where there are several, and :obj:`NOISE` at least."""
-    spreads = []
-    for run in select(runs, model=model, seed=0):
-        same = select(runs, model=model, axis=run['axis'], value=run['value'])
-        if len(same) > 1:
-            spreads.append(stdev(one['test']['auc'] for one in same))
-    return max(NOISE, 2 * max(spreads, default=0.0))
 
 
 def draw(records: list[Record], path: Path) -> None:

@@ -20,7 +20,8 @@ def settings(tmp_path: Path) -> str:
     r"""What accuracy.counts would have chosen."""
     records = [
         {'dataset': 'market', 'protocol': 'rolling', 'purpose': 'run', 'model': model,
-         'setting': {'learning_rate': rate, 'weight_decay': 1e-5}}
+         'setting': {'learning_rate': rate, 'weight_decay': 1e-5}, 'test': {'auc': auc}}
+        for auc in (0.70, 0.74)
         for model, rate in (('macgnn', 0.01), ('count_net', 0.003))
     ]  # fmt: skip
     path = tmp_path / 'counts.json'
@@ -64,6 +65,8 @@ def test_runs_tables_and_goes_on(
         ('macgnn', 'number', 20), ('count_net', 'number', 3), ('count_net', 'number', 20),
     ]  # fmt: skip
     assert [record['setting']['learning_rate'] for record in records] == [0.01] * 4 + [0.003] * 2
+    # The standard deviation of .70 and .74 is .04 / sqrt(2).
+    assert {round(record['noise'], 6) for record in records} == {0.056569}
     # A temperature changes what a model says of the same rows.
     assert records[0]['val']['logloss'] != records[1]['val']['logloss']
     macro_nodes.run(args)
@@ -92,7 +95,7 @@ def test_runs_tables_and_goes_on(
 def record(model: str, axis: str, value: float, val: float, test: float) -> dict[str, Any]:
     return {
         'dataset': 'market', 'model': model, 'axis': axis, 'value': value, 'seed': 0,
-        'val': {'auc': val}, 'test': {'auc': test},
+        'val': {'auc': val}, 'test': {'auc': test}, 'noise': 0.001,
     }  # fmt: skip
 
 
@@ -114,6 +117,7 @@ def test_claims_are_of_what_validation_chooses() -> None:
     assert '0.7000 at 0.1 and 0.7200 at 1,' in found[0] and '+0.0200' in found[0]
     assert 'enough holds for MacGNN: it has 0.7200 with 20 a side and 0.7205 with 50' in found[1]
     assert 'enough does not hold for CountNet' in found[2] and '+0.0100' in found[2]
-    # Two seeds that differ by more than the number of macro nodes does.
-    runs.append({**record('count_net', 'number', 50, 0.63, 0.71), 'seed': 1})
+    # Where seeds differ by more than the numbers do.
+    for run in runs:
+        run['noise'] = 0.02
     assert 'enough holds for CountNet' in list(macro_nodes.claims(runs))[2]
