@@ -234,7 +234,7 @@ def draw(records: list[Record], path: Path) -> None:
 
     datasets = [dataset for dataset in DATASETS if select(records, dataset=dataset)]
     figure, all_axes = plt.subplots(
-        len(datasets), len(AXES), figsize=(9, 3.4 * len(datasets)), squeeze=False, sharey='row',
+        len(datasets), len(AXES), figsize=(11, 3.4 * len(datasets)), squeeze=False, sharey='row',
         layout='constrained',
     )  # fmt: skip
     colors = {'macgnn': '#0072b2', 'count_net': '#d55e00'}
@@ -257,7 +257,7 @@ def draw(records: list[Record], path: Path) -> None:
             axes.set_title(DATASETS[dataset].title)
             axes.spines[['top', 'right']].set_visible(False)
         row[0].set_ylabel('AUC')
-        row[-1].legend(frameon=False, fontsize=8)
+    all_axes[0, -1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
