@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.datasets._negatives import draw_negatives
+from mag.datasets.micro_video import _draw_negatives as draw_negatives
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
-from mag.loader.unclicked_items import UnclickedItems
 from mag.macro_graph import (
     Grouping,
     MacroEdges,
@@ -28,6 +27,7 @@ from mag.macro_graph import (
     target_counts,
 )
 from mag.metrics import bayes_optimal, group_auroc
+from mag.negatives import UnclickedItems
 from mag.nn import HypergraphConv, IntentionConv, MacroConv, SlotHypergraphConv
 from mag.transforms import (
     BehaviorGraph,
