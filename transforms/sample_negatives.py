@@ -122,9 +122,14 @@ class SampleNegatives(BaseTransform):
         if 'edge_label_settled' in clicks:
             require(data, 'SampleNegatives', 'edge_label_index', 'edge_label_settled')
         positive = (clicks.edge_label == 1).nonzero().view(-1)
+        if positive.numel() == 0:
+            raise ValueError(
+                f'SampleNegatives adds to exposures that were clicked, but none of '
+                f'{clicks.edge_label.numel()} was.'
+            )
         drawn = self._draw(data, positive)
         has_drawn = drawn[:, 0] >= 0
-        self._check(drawn.size(0), int(has_drawn.sum()))
+        self._check(positive.numel(), int(has_drawn.sum()))
 
         size = torch.ones_like(clicks.edge_label, dtype=torch.long)
         size[positive[has_drawn]] += self.num
@@ -190,10 +195,6 @@ class SampleNegatives(BaseTransform):
         return torch.from_numpy(drawn)
 
     def _check(self, num_clicked: int, num_drawn: int) -> None:
-        if num_clicked == 0:
-            raise ValueError(
-                'SampleNegatives adds to exposures that were clicked, but none was in this log.'
-            )
         if num_drawn == 0:
             raise ValueError(
                 f'{self!r} leaves no item to draw: at each of {num_clicked} clicks its user has '
