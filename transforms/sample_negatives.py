@@ -158,8 +158,7 @@ class SampleNegatives(BaseTransform):
     def _draw(self, data: HeteroData, positive: Tensor) -> Tensor:
         r"""Items for each exposure that was clicked, shape :obj:`[R, num]`, or :obj:`-1`."""
         clicks, num_items = data[CLICKS], data['item'].num_nodes
-        is_click_alone = positive.numel() == clicks.edge_label.numel()
-        if self.by == 'exposure' and is_click_alone:
+        if self.by == 'exposure' and positive.numel() == clicks.edge_label.numel():
             raise ValueError(
                 f'SampleNegatives draws by exposures, but all of {positive.numel()} in this log '
                 f"were clicked, and so tell no more than clicks: pass by='popularity'."
@@ -174,20 +173,18 @@ class SampleNegatives(BaseTransform):
         clicked_moment = torch.cat([of_click, of_label[positive]])
         if self.exclude == 'all':
             clicked_moment = torch.zeros_like(clicked_moment)
-        clicked = ClickedByThen(
-            *clicked_index.numpy(), clicked_moment.numpy(), num_items, num_moments
-        )
+        user, item = clicked_index.numpy()
+        clicked = ClickedByThen(user, item, clicked_moment.numpy(), num_items, num_moments)
         items: ItemsByArrival | ItemsByEvents
         if self.by == 'uniform':
-            item = torch.cat([clicks.edge_index[1], clicks.edge_label_index[1]])
-            first = first_click(moment, item, num_items)
+            known = torch.cat([clicks.edge_index[1], clicks.edge_label_index[1]])
+            first = first_click(moment, known, num_items)
             items = ItemsByArrival((first + 1).where(first < num_moments, NEVER).numpy())
-        elif self.by == 'popularity':
-            item = clicks.edge_index[1]
-            items = ItemsByEvents(item.numpy(), of_click.numpy(), num_items, num_moments)
         else:
-            item = clicks.edge_label_index[1]
-            items = ItemsByEvents(item.numpy(), of_label.numpy(), num_items, num_moments)
+            is_shown = self.by == 'exposure'
+            event = clicks.edge_label_index[1] if is_shown else clicks.edge_index[1]
+            when = of_label if is_shown else of_click
+            items = ItemsByEvents(event.numpy(), when.numpy(), num_items, num_moments)
         user, item = clicks.edge_label_index[:, positive].numpy()
         time = clicks.edge_label_time[positive].numpy()
         chance = hash_clicks(self.seed, user, item, time, self.num)

@@ -79,7 +79,7 @@ class ClickTask(Task):
         r"""Raises a :class:`ValueError` if all rows of a dataset with :obj:`exposures`, such as
         those of the loaders of mag, are clicks or none is; where the model has a loss of its own,
         unless their conversions differ."""
-        exposures = getattr(dataset, 'exposures', None)
+        exposures: Any = getattr(dataset, 'exposures', None)
         label = getattr(exposures, 'label', None)
         if label is None or bool((label != label[:1]).any()):
             return
