@@ -38,8 +38,11 @@ class SampleNegatives(BaseTransform):
     >>> clicks.time = torch.tensor([10, 20, 30, 40])
     >>> clicks.edge_label_index, clicks.edge_label_time = clicks.edge_index, clicks.time
     >>> clicks.edge_label = torch.ones(4)
+    >>> clicks.edge_label_index  # before
+    tensor([[0, 1, 0, 1],
+            [0, 1, 2, 3]])
     >>> out = SampleNegatives(num=1)(data)['user', 'clicks', 'item']
-    >>> out.edge_label_index
+    >>> out.edge_label_index  # after
     tensor([[0, 1, 1, 0, 0, 1, 1],
             [0, 1, 0, 2, 1, 3, 2]])
     >>> out.edge_label
@@ -58,15 +61,15 @@ class SampleNegatives(BaseTransform):
 
     An item is drawn from those that are known: that have an exposure or a click strictly before the
     time of the row, of whichever user. So later rows, new items among them, change no draw. A click
-    on an item that nobody knew is a row of label 1 as any other, although no such row of label 0
-    can be: :class:`TemporalSplit` leaves both out unless :obj:`keep_cold` is set. Where a user has
-    clicked all that is known, as in the first moments of a log, nothing is drawn:
-    :obj:`num_without_negatives` says of how many rows, and a warning does if they are more than a
-    fifth.
+    on an item that nobody knew stays a row of label 1, and no row of label 0 has such an item:
+    :class:`TemporalSplit` leaves it out unless :obj:`keep_cold` is set. Where a user has clicked
+    all that is known, as in the first moments of a log, nothing is drawn:
+    :obj:`num_without_negatives` says for how many clicks, and a warning does if they are more than
+    a fifth.
 
     Draws are exact, with replacement, whatever a user has clicked, in time that is linear in the
-    log up to logarithms. Each is a hash of its user, item and time and of :obj:`seed`, and so does
-    not depend on the order of the log.
+    log up to logarithms. Each depends on :obj:`seed`, on the user, the item and the time of its
+    click, and on what came before, but not on the order of the log.
 
     Added exposures are exposures from then on: what counts what was shown, such as
     :class:`TargetCounts`, counts them.
@@ -74,16 +77,16 @@ class SampleNegatives(BaseTransform):
     Args:
         num (int, optional): How many exposures to add to each that was clicked; one item may be
             drawn twice. (default: :obj:`1`)
-        by (str, optional): :obj:`"uniform"` draws all items with the same chance,
+        by (str, optional): :obj:`"uniform"` draws all known items with the same chance,
             :obj:`"popularity"` with one that grows with their clicks strictly before the time of
             the row, and :obj:`"exposure"` with their exposures before, clicked or not. An item
             without any is not drawn. (default: :obj:`"uniform"`)
         exclude (str, optional): :obj:`"past"` leaves out what the user has clicked up to the time
-            of the row, which is itself left out. What is clicked later may be drawn, as it may be
-            shown. :obj:`"all"` leaves out whatever the user clicks in the whole log, which leaks:
-            that an item was drawn tells that the user clicks it never after, and that a known item
-            is never drawn for a user tells which clicks are to come, those of the test part among
-            them. (default: :obj:`"past"`)
+            of the row, its own item and others of that time among them; a click counts from the
+            time of its exposure on. What is clicked later may be drawn. :obj:`"all"` leaves out
+            whatever the user clicks in the whole log, which leaks: an item that was drawn is never
+            clicked later, and a known item that is never drawn for a user tells of clicks to come,
+            those of the test part among them. (default: :obj:`"past"`)
         seed (int, optional): Seed of the draws. (default: :obj:`0`)
 
     Raises:
