@@ -39,6 +39,7 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    SampleNegatives,
     TargetCounts,
     TemporalSplit,
     TimeSlots,
@@ -515,6 +516,28 @@ def check_micro_video(folder: Path, has_time: bool, change: Change) -> None:
     assert_same(*read)
 
 
+def check_sampled_negatives(
+    exclude: str, change: Change, by: str, num: int, with_all_nodes: bool
+) -> None:
+    r"""All that is told of rows of the past, and of those added to them, of which there is none
+    whose item comes later."""
+    transform, read = SampleNegatives(num, by, exclude), []
+    for future in (0, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # too few items
+            log = change.log(future, with_all_nodes)
+            expected = ('none of', 'leaves no item', 'draws by exposures')
+            clicks = or_reject(lambda log=log: transform(log), *expected)[CLICKS]
+        # They are the first, as rows are in the order of time.
+        num_past = int((clicks.edge_label_time < MOMENT).sum())
+        told = {name: clicks[name] for name in clicks.keys() if name.startswith('edge_label_')}
+        assert {'edge_label_query', 'edge_label_x', 'edge_label_conversion'} < {*told}
+        user, item = told.pop('edge_label_index')
+        columns = (user, item, clicks.edge_label, *told.values())
+        read.append([column[:num_past] for column in columns])
+    assert_same(*read)
+
+
 WHOLE = st.none()
 # As often as not the moment lies within training.
 REPLACED = changes((10, 24), (10, 24), same_times=True)
@@ -579,6 +602,18 @@ def test_event_log(attack: Any, tmp_path: Path) -> None:
 def test_micro_video(attack: Any, tmp_path: Path, has_time: bool) -> None:
     check = partial(check_micro_video, tmp_path, has_time)
     attack(check, changes(num_new=0), examples=10)
+
+
+NEGATIVES = (
+    changes((6, 24)),
+    st.sampled_from(['uniform', 'popularity', 'exposure']),
+    st.integers(1, 3),
+    st.booleans(),
+)
+
+
+def test_sampled_negatives(attack: Any) -> None:
+    attack(partial(check_sampled_negatives, 'past'), *NEGATIVES, examples=60)
 
 
 # The planted leaks. Each is one place off from what a row may read.
@@ -647,3 +682,7 @@ def test_counts_of_the_own_moment_are_caught(attack: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TargetCounts, '_fresh', look)
     expect_caught(attack, check_target_counts, REPLACED, SPLITS, COARSENINGS, st.just(True))
+
+
+def test_negatives_that_leave_out_later_clicks_are_caught(attack: Any) -> None:
+    expect_caught(attack, partial(check_sampled_negatives, 'all'), *NEGATIVES)
