@@ -16,8 +16,8 @@ from mag.cutoff import (
     require_same_nodes,
     require_whole_log,
 )
-from mag.macro_graph.target_counts import check_settled
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
+from mag.macro_graph.target_counts import check_settled
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
 from mag.transforms._clock import user_position
 
