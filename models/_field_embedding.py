@@ -70,6 +70,9 @@ class FieldEmbedding(torch.nn.Embedding):
         r"""From the ids of all fields, those of the columns that are read, counted from 1, and 0
         for none and for who is taken for unknown.
 
+        Values are checked on the CPU alone, as a GPU would have to be waited for. What an
+        :class:`~mag.loader.ExposureLoader` makes, of rows or of a request, was checked there.
+
         Raises:
             IndexError: If a field has no such value, whose row in the table is another field's.
             TypeError: If they are no integers.
