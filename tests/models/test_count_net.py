@@ -350,6 +350,26 @@ def test_export_scores_batches_of_other_sizes(options: dict[str, Any]) -> None:
             torch.testing.assert_close(scorer(batch), model(batch))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+@each_path
+def test_cuda_agrees_with_cpu(options: dict[str, Any]) -> None:
+    model, batch = spread(make(**options)), make_joined()
+    twin = copy.deepcopy(model).cuda()
+    on_device = torch.utils._pytree.tree_map_only(Tensor, lambda value: value.cuda(), batch)
+    torch.compiler.reset()
+    for scorer in (twin, torch.compile(twin, fullgraph=True, backend='aot_eager')):
+        model.zero_grad()
+        twin.zero_grad()
+        out, other = model(batch), scorer(on_device)
+        torch.testing.assert_close(other.cpu(), out, atol=1e-5, rtol=1e-4)
+        out.square().sum().backward()
+        other.square().sum().backward()
+        for (name, parameter), copied in zip(model.named_parameters(), twin.parameters()):
+            torch.testing.assert_close(
+                copied.grad.cpu(), parameter.grad, msg=name, atol=1e-4, rtol=1e-3
+            )
+
+
 @each_option
 def test_bfloat16(options: dict[str, Any]) -> None:
     model, batch = make(**options).eval(), make_joined()
