@@ -91,6 +91,6 @@ def test_movielens_without_an_encoder(tmp_path: Path, run: Run) -> None:
     write_movielens(tmp_path)
     (tmp_path / 'modules').mkdir()
     (tmp_path / 'modules' / 'wordllama.py').write_text('raise ImportError')
-    done = run('hyperctr', '--dataset', 'movielens-1m', extra=[str(tmp_path / 'modules')])
+    done = run('hyperctr', '--dataset', 'movielens-1m', extra=[tmp_path / 'modules'])
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith('there is none: pip install wordllama')
