@@ -84,12 +84,13 @@ PRELOADED = [
     'matplotlib.backends.backend_agg',
 ]  # fmt: skip
 FORKED = """
-import os, sys
+import multiprocessing, os, sys
 
+multiprocessing.set_start_method(None, force=True)  # what it starts is started as elsewhere
 os.dup2(stdout.fileno(), 1)
 os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
 os.environ.update(env)
-os.chdir(cwd)
+os.chdir(cwd or os.getcwd())
 sys.path[:0] = path
 sys.argv = ['-c', *arguments]
 exec(code, {'__name__': '__main__'})
@@ -101,7 +102,7 @@ class Forked:
 
     def __init__(
         self, context: ForkServerContext, stderr: Path, code: str, *arguments: str,
-        cwd: Path, path: Sequence[Path] = (), env: dict[str, str] | None = None,
+        cwd: Path | str = '', path: Sequence[Path] = (), env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         receiver, sender = context.Pipe(duplex=False)
         names = {
@@ -110,6 +111,7 @@ class Forked:
         }  # fmt: skip
         self.process = context.Process(target=exec, args=(FORKED, names))
         self.process.start()
+        self.pid = self.process.pid
         sender.close()
         self.stdout = os.fdopen(os.dup(receiver.fileno()))
         self.stderr = stderr
