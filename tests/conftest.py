@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -117,10 +118,13 @@ class Forked:
         self.stderr = stderr
 
     def finish(self) -> subprocess.CompletedProcess[str]:
-        r"""Waits for its end; what it wrote that has not been read."""
+        r"""Waits for its end, ten minutes at most; what it wrote that has not been read."""
+        too_long = threading.Timer(600, self.process.kill)
+        too_long.start()
         with self.stdout:
             output = self.stdout.read()
         self.process.join()
+        too_long.cancel()
         assert self.process.exitcode is not None
         return subprocess.CompletedProcess(
             [], self.process.exitcode, output, self.stderr.read_text()
