@@ -11,10 +11,16 @@ from torch_geometric.data import HeteroData
 from mag.checks import check_integers
 from mag.datasets._interactions import SPLITS, read_interactions
 from mag.datasets._modality import count_rows, name_modalities, read_features
-from mag.datasets._negatives import draw_negatives
-from mag.datasets._row_hash import hash_rows, number_repeats
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_table import LogTable
+from mag.negatives import (
+    ClickedByThen,
+    ItemsByArrival,
+    draw_negatives,
+    hash_clicks,
+    hash_rows,
+    number_repeats,
+)
 from mag.schema import CLICKS
 
 _FILES = ('interactions.csv', 'interactions.parquet')
@@ -209,7 +215,7 @@ class MicroVideo(ClickDataset):
         if 'time' not in rows:
             rows['time'] = _deal_slots(rows, split, self.num_slots, self.seed)
         if 'label' not in rows and rows['user'].size:
-            negatives = draw_negatives(
+            negatives = _draw_negatives(
                 rows['user'], rows['item'], stage, self.num_negatives, self.seed
             )
             items = np.column_stack([rows['item'], negatives])
@@ -252,3 +258,37 @@ def _deal_slots(
     # Intervals of that order, so that a training row more moves one row a slot at most.
     time[train[order]] = np.arange(train.size) * num_slots // max(train.size, 1)
     return time
+
+
+def _draw_negatives(
+    user: np.ndarray, item: np.ndarray, stage: np.ndarray, num_negatives: int, seed: int
+) -> np.ndarray:
+    r"""For each click items that its user has clicked neither at the stage of the click nor before,
+    with the same chance from the items that anybody clicked.
+
+    Args:
+        user (numpy.ndarray): The user of each click, any int64, shape :obj:`[E]`.
+        item (numpy.ndarray): Its item, likewise.
+        stage (numpy.ndarray): When it happened, on any clock, likewise.
+        num_negatives (int): How many to draw for each click.
+        seed (int): Seed of the draws.
+
+    Returns:
+        Items, shape :obj:`[E, num_negatives]`.
+    """
+    chance = hash_clicks(seed, user, item, stage, num_negatives)
+    users, user = np.unique(user, return_inverse=True)
+    items, item = np.unique(item, return_inverse=True)
+    stages, stage = np.unique(stage, return_inverse=True)
+    clicked = ClickedByThen(user, item, stage, items.size, stages.size)
+    # Stages are too few for items to come with the first click: in the first none would be there.
+    pool = ItemsByArrival(np.zeros(items.size, dtype=np.int64))
+    drawn = draw_negatives(pool, clicked, user, stage, chance)
+    is_empty = drawn[:, 0] < 0
+    if is_empty.any():
+        raise ValueError(
+            f'A user must leave an item to draw as a negative, but the user '
+            f'{users[user[is_empty.argmax()]]} has clicked all of the {items.size} items that '
+            f'anybody clicked.'
+        )
+    return items[drawn]

@@ -68,6 +68,7 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    SampleNegatives,
     TargetCounts,
     TemporalSplit,
     TextFeatures,
@@ -626,6 +627,49 @@ CASES: dict[str, Case] = {
         ),
         ValueError,
         'no training exposure',
+    ),
+    # Sampled negatives
+    'sampled number': (lambda p: SampleNegatives(0), ValueError, "'num' must be at least 1, .*0"),
+    'sampled number type': (
+        lambda p: SampleNegatives(1.5), TypeError, "'num' must be an integer.*got 1.5"  # type: ignore[arg-type]
+    ),
+    'sampled by': (
+        lambda p: SampleNegatives(by='rank'), ValueError, "'by'.*'popularity', 'exposure'.*'rank'"
+    ),
+    'sampled exclude': (
+        lambda p: SampleNegatives(exclude=None), ValueError, "'past', 'all', but got None"  # type: ignore[arg-type]
+    ),
+    'sampled seed': (lambda p: SampleNegatives(seed=-1), ValueError, "'seed'.*least 0.*got -1"),
+    'sampled no data': (lambda p: SampleNegatives()([1]), TypeError, 'HeteroData.*got list'),
+    'sampled part': (
+        lambda p: SampleNegatives()(TemporalSplit(0.5, num_windows=1)(log())[0]),
+        ValueError,
+        'expects a whole log.*Apply SampleNegatives before TemporalSplit',
+    ),
+    'sampled no labels': (
+        lambda p: SampleNegatives()(without('edge_label')), ValueError, r"\['edge_label'\]"
+    ),
+    'sampled context': (
+        lambda p: SampleNegatives()(edited(edge_label_device=torch.zeros(39))),
+        ValueError,
+        r"'edge_label_device' of shape \[40\], but got shape \[39\]",
+    ),
+    'sampled no clicks': (
+        lambda p: SampleNegatives()(edited(edge_label=torch.zeros(40))),
+        ValueError,
+        'adds to exposures that were clicked, but none of 40 was',
+    ),
+    'sampled by clicks': (
+        lambda p: SampleNegatives(by='exposure')(edited(edge_label=torch.ones(40))),
+        ValueError,
+        "all of 40 in this log were clicked.*pass by='popularity'",
+    ),
+    'sampled one moment': (
+        lambda p: SampleNegatives()(
+            edited(edge_label_time=torch.zeros(40).long(), time=torch.zeros(20).long())
+        ),
+        ValueError,
+        r'SampleNegatives\(num=1.*\) leaves no item to draw: at each of 20 clicks its user has',
     ),
     # Recent neighbors
     'recent num': (lambda p: RecentNeighbors(0), ValueError, 'at least 1.*0'),
@@ -1890,6 +1934,16 @@ CASES: dict[str, Case] = {
     'logits tuple': (
         lambda p: as_logits('DIN', (torch.ones(2),)), TypeError, 'DIN must return.*returned tuple'  # type: ignore[arg-type]
     ),
+    'fit clicks alone': (
+        lambda p: fit(module(), PairLoader(labelled(1.0), 8), loader(), directory=p),
+        ValueError,
+        r'but all \d+ of train_loader are clicks: apply .*SampleNegatives to the log, before it is',
+    ),
+    'fit no clicks': (
+        lambda p: fit(module(), PairLoader(labelled(0.0), 8), directory=p),
+        ValueError,
+        'learns from rows with a click and rows without one, but none of .* is a click: take a',
+    ),
     'fit callbacks': (
         lambda p: fit(module(), loader(), loader(), directory=p, callbacks=[1]),
         TypeError,
@@ -1903,6 +1957,12 @@ CASES: dict[str, Case] = {
 
 def loader() -> PairLoader:
     return PairLoader(macro(), 8)
+
+
+def labelled(label: float) -> HeteroData:
+    data = macro()
+    data[CLICKS].edge_label = torch.full_like(data[CLICKS].edge_label, label)
+    return data
 
 
 def rows_of(num_rows: int) -> Callable[[list[str]], np.ndarray]:

@@ -4,6 +4,7 @@ from mag.transforms.behavior_graph import BehaviorGraph
 from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
+from mag.transforms.sample_negatives import SampleNegatives
 from mag.transforms.target_counts import TargetCounts
 from mag.transforms.temporal_split import TemporalSplit
 from mag.transforms.text_features import TextFeatures
@@ -15,6 +16,7 @@ __all__ = [
     'InterestHypergraph',
     'MacroCoarsen',
     'RecentNeighbors',
+    'SampleNegatives',
     'TargetCounts',
     'TemporalSplit',
     'TextFeatures',

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from mag.checks import check_integers
 from mag.loader.batch_index_sampler import BatchIndexSampler
 from mag.loader.negative_batch import NegativeBatch
-from mag.loader.unclicked_items import UnclickedItems
+from mag.negatives import UnclickedItems
 
 
 class NegativeLoader(DataLoader):

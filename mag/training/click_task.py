@@ -75,16 +75,42 @@ class ClickTask(Task):
             return self.model(batch)
         return self.averaged(batch)
 
+    def check_rows(self, dataset: Any) -> None:
+        r"""Raises a :class:`ValueError` if all rows of a dataset with :obj:`exposures`, such as
+        those of the loaders of mag, are clicks or none is; where the model has a loss of its own,
+        unless their conversions differ."""
+        exposures: Any = getattr(dataset, 'exposures', None)
+        label = getattr(exposures, 'label', None)
+        if label is None or bool((label != label[:1]).any()):
+            return
+        conversion = exposures.conversion if self._has_loss else None
+        if conversion is not None and bool((conversion != conversion[:1]).any()):
+            return
+        number = label.numel()
+        found = (
+            f'none of {number} of train_loader is a click: take a part of the log that has some'
+            if not label.any()
+            else f'all {number} of train_loader are clicks: apply mag.transforms.SampleNegatives '
+            f'to the log, before it is split'
+        )
+        raise ValueError(
+            f'{type(self).__name__} learns from rows with a click and rows without one, but '
+            f'{found}.'
+        )
+
+    @property
+    def _has_loss(self) -> bool:
+        # A model may as well keep a loss function under that name.
+        return inspect.ismethod(getattr(self.model, 'loss', None))
+
     def after_step(self) -> None:
         if isinstance(self.averaged, AveragedModel):
             self.averaged.update_parameters(self.model)
 
     def loss(self, batch: Any) -> Tensor:
         r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""
-        loss: Any = getattr(self.model, 'loss', None)
-        # A model may as well keep a loss function under that name.
-        if inspect.ismethod(loss):
-            return loss(self.model(batch), batch)
+        if self._has_loss:
+            return self.model.loss(self.model(batch), batch)  # type: ignore[operator]
         logit, label, *_ = self.score(batch)
         return F.binary_cross_entropy_with_logits(logit.float(), label.float())
 

@@ -94,9 +94,10 @@ def fit(
     Raises:
         TypeError: If :obj:`task` is no :class:`Task`, a loader cannot be resumed, or an argument
             has another type or is unknown.
-        ValueError: If a number or :obj:`monitor` is out of range, a loader is empty,
-            :obj:`directory` is a file or is missing where there are several processes, or the run
-            in it was started with other settings or has a missing, damaged or foreign checkpoint.
+        ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, all rows to
+            train on are clicks or none is where the task learns clicks, :obj:`directory` is a file
+            or is missing where there are several processes, or the run in it was started with other
+            settings or has a missing, damaged or foreign checkpoint.
         OSError: If the disk is full.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
@@ -211,6 +212,7 @@ def _check_task_and_loaders(task: Any, train_loader: Any, val_loader: Any) -> No
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if loader is not None and len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
+    task.check_rows(train_loader.dataset)
 
 
 def _check_callbacks(callbacks: Any) -> None:

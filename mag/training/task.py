@@ -26,6 +26,10 @@ class Task(torch.nn.Module):
         r"""What a step on :obj:`batch` minimises, a scalar."""
         raise NotImplementedError(f'{type(self).__name__} has no loss.')
 
+    def check_rows(self, dataset: Any) -> None:
+        r"""Raises a :class:`ValueError` if nothing can be learned from the rows of a
+        :obj:`dataset`, before the first step."""
+
     def after_step(self) -> None:
         r"""What follows each step of the optimizer, such as an average of the weights."""
 

@@ -39,10 +39,12 @@ from mag.transforms import (
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
+    SampleNegatives,
     TargetCounts,
     TemporalSplit,
     TimeSlots,
 )
+from mag.transforms._clock import user_position
 
 CLICKS = ('user', 'clicks', 'item')
 MOMENT = 12
@@ -515,6 +517,28 @@ def check_micro_video(folder: Path, has_time: bool, change: Change) -> None:
     assert_same(*read)
 
 
+def check_sampled_negatives(
+    exclude: str, change: Change, by: str, num: int, with_all_nodes: bool
+) -> None:
+    r"""All that is told of rows of the past, and of those added to them, of which there is none
+    whose item comes later."""
+    transform, read = SampleNegatives(num, by, exclude), []
+    for future in (0, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # too few items
+            log = change.log(future, with_all_nodes)
+            expected = ('none of', 'leaves no item', 'draws by exposures')
+            clicks = or_reject(lambda log=log: transform(log), *expected)[CLICKS]
+        # They are the first, as rows are in the order of time.
+        num_past = int((clicks.edge_label_time < MOMENT).sum())
+        told = {name: clicks[name] for name in clicks.keys() if name.startswith('edge_label_')}
+        assert {'edge_label_query', 'edge_label_x', 'edge_label_conversion'} < {*told}
+        user, item = told.pop('edge_label_index')
+        columns = (user, item, clicks.edge_label, *told.values())
+        read.append([column[:num_past] for column in columns])
+    assert_same(*read)
+
+
 WHOLE = st.none()
 # As often as not the moment lies within training.
 REPLACED = changes((10, 24), (10, 24), same_times=True)
@@ -581,12 +605,92 @@ def test_micro_video(attack: Any, tmp_path: Path, has_time: bool) -> None:
     attack(check, changes(num_new=0), examples=10)
 
 
+NEGATIVES = (
+    changes((6, 24)),
+    st.sampled_from(['uniform', 'popularity', 'exposure']),
+    st.integers(1, 3),
+    st.booleans(),
+)
+
+
+def test_sampled_negatives(attack: Any) -> None:
+    attack(partial(check_sampled_negatives, 'past'), *NEGATIVES, examples=60)
+
+
 # The planted leaks. Each is one place off from what a row may read.
 
 
 def expect_caught(attack: Any, check: Callable[..., None], *strategies: SearchStrategy) -> None:
     with pytest.raises(AssertionError):
         attack(check, *strategies, examples=60, shrink=False)
+
+
+def seen_by_user(since: float | None = None) -> HeteroData:
+    r"""A log, all of whose events are others from a position of its user's own log on, at the same
+    times."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (300,), generator=generator)
+
+    user, item, label = draw(12), draw(20), draw(2)
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 12, 20
+    data['item'].category, data['item'].num_category = torch.arange(20) % 4, 4
+    clicks = data[CLICKS]
+    clicks.edge_label_time = torch.arange(300)
+    for is_last in (False, True):
+        clicks.edge_label_index, clicks.edge_label = torch.stack([user, item]), label.float()
+        clicks.edge_index = clicks.edge_label_index[:, label == 1]
+        clicks.time = clicks.edge_label_time[label == 1]
+        if since is not None and not is_last:
+            is_later = user_position(data)[1] >= since
+            assert bool(is_later.any())
+            item, label = item.where(~is_later, (item + 7) % 20), label ^ is_later
+    return data
+
+
+def check_seen_by_user() -> None:
+    r"""The exposures of macro nodes as of each cutoff of parts that were cut by position."""
+    split = TemporalSplit(by='user', num_windows=3, keep_cold=True)
+    first = split(seen_by_user())
+    coarsen = MacroCoarsen({'user': [3, 5], 'item': ['category', 4]}, exposure_hops=2)
+    coarsen.fit(first[0])
+    num_edges = 0
+    for place, part in enumerate(first):
+        for window, cutoff in enumerate(part[CLICKS].cutoff.tolist()):
+            other = coarsen(split(seen_by_user(cutoff))[place])
+            for edge_type in coarsen(part).edge_types:
+                if not edge_type[1].startswith('sees') or not edge_type[0].startswith('macro'):
+                    continue
+                counts = []
+                for graph in (coarsen(part), other):
+                    index, weight = graph[edge_type].edge_index, graph[edge_type].edge_weight
+                    weight = weight.view(weight.size(0), -1)[:, window]
+                    index, weight = index[:, weight > 0], weight[weight > 0]
+                    order = (index[0] * 100 + index[1]).argsort()
+                    counts.append(
+                        index[:, order].numpy().tobytes() + weight[order].numpy().tobytes()
+                    )
+                assert counts[0] == counts[1], (edge_type, window)
+                num_edges += len(counts[0])
+    assert num_edges > 0
+
+
+def test_exposures_of_macro_nodes_cut_by_position() -> None:
+    check_seen_by_user()
+
+
+def test_exposures_of_the_window_after_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(data: HeteroData, reader: str, edge_type: Any = CLICKS) -> Any:
+        window, num_windows = window_of_click(data, reader, edge_type)
+        if window is not None and edge_type != CLICKS:
+            window = (window - 1).clamp(min=0)
+        return window, num_windows
+
+    monkeypatch.setattr('mag.transforms.macro_coarsen.window_of_click', planted)
+    with pytest.raises(AssertionError, match='sees'):
+        check_seen_by_user()
 
 
 def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,3 +751,7 @@ def test_counts_of_the_own_moment_are_caught(attack: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TargetCounts, '_fresh', look)
     expect_caught(attack, check_target_counts, REPLACED, SPLITS, COARSENINGS, st.just(True))
+
+
+def test_negatives_that_leave_out_later_clicks_are_caught(attack: Any) -> None:
+    expect_caught(attack, partial(check_sampled_negatives, 'all'), *NEGATIVES)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.datasets._negatives import draw_negatives
+from mag.datasets.micro_video import _draw_negatives
 from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
-from mag.loader.unclicked_items import UnclickedItems
 from mag.macro_graph import (
     Grouping,
     MacroEdges,
@@ -28,6 +27,15 @@ from mag.macro_graph import (
     target_counts,
 )
 from mag.metrics import bayes_optimal, group_auroc
+from mag.negatives import (
+    NEVER,
+    ClickedByThen,
+    ItemsByArrival,
+    ItemsByEvents,
+    UnclickedItems,
+    draw_negatives,
+    hash_clicks,
+)
 from mag.nn import HypergraphConv, IntentionConv, MacroConv, SlotHypergraphConv
 from mag.transforms import (
     BehaviorGraph,
@@ -868,15 +876,46 @@ def check_negatives(rows: list[Click], seed: int) -> None:
     ]
     if not all(left):
         with pytest.raises(ValueError, match='has clicked all'):
-            draw_negatives(user, item, stage, 1, seed)
+            _draw_negatives(user, item, stage, 1, seed)
         reject()
-    drawn = draw_negatives(user, item, stage, 200, seed)
+    drawn = _draw_negatives(user, item, stage, 200, seed)
     assert [{*row} for row in drawn.tolist()] == left
 
 
 def test_negatives(attack: Any) -> None:
     rows = st.lists(st.tuples(USER, ITEM, st.integers(0, 2)), min_size=1, max_size=12)
     attack(check_negatives, rows, SEED, examples=60)
+
+
+def check_known_negatives(
+    rows: list[Click], events: list[tuple[int, int]], arrival: list[int], seed: int
+) -> None:
+    r"""Drawn from the items that have come, or that had an event before, but not from what the user
+    clicked up to then; often enough that all are drawn, as above, though one of ten."""
+    user, item, moment = (column.numpy() for column in columns(rows, 3))
+    clicked = ClickedByThen(user, item, moment, NUM_ITEMS, 10)
+    chance = hash_clicks(seed, user, item, moment, 400)
+    shown, when = (column.numpy() for column in columns(events, 2))
+    pools = {
+        'arrival': ItemsByArrival(np.array([NEVER if a == 9 else a for a in arrival])),
+        'events': ItemsByEvents(shown, when, NUM_ITEMS, 10),
+    }
+    for by, pool in pools.items():
+        drawn = draw_negatives(pool, clicked, user, moment, chance)
+        for (owner, _, now), found in zip(rows, drawn.tolist(), strict=True):
+            if by == 'events':
+                there = {event for event, then in events if then < now}
+            else:
+                there = {number for number, come in enumerate(arrival) if come <= now and come < 9}
+            left = there - {taken for who, taken, then in rows if who == owner and then <= now}
+            assert {*found} == (left or {-1})
+
+
+def test_known_negatives(attack: Any) -> None:
+    rows = st.lists(st.tuples(USER, ITEM, TIME), min_size=1, max_size=12)
+    events = st.lists(st.tuples(ITEM, TIME), max_size=10)
+    arrival = st.lists(TIME, min_size=NUM_ITEMS, max_size=NUM_ITEMS)
+    attack(check_known_negatives, rows, events, arrival, SEED, examples=100)
 
 
 def check_batches(

@@ -11,7 +11,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mag.datasets import MicroVideo
-from mag.datasets._negatives import _find_missing, draw_negatives
+from mag.datasets.micro_video import _draw_negatives as draw_negatives
 from mag.loader import HistoryLoader
 from mag.transforms import TemporalSplit
 
@@ -169,23 +169,6 @@ def test_later_rows_change_no_negative() -> None:
         rows.append(np.array([place for place in range(900) if order[place] in rows[0]]))
         found = [sorted(map(tuple, table[row])) for table, row in zip((whole, shuffled), rows)]
         assert found[0] == found[1]
-
-
-@pytest.mark.parametrize('num_items', [1, 2, 7, 8, 9, 100])
-def test_missing_items_are_found_one_by_one(num_items: int) -> None:
-    rng = np.random.default_rng(num_items)
-    sizes = [0, num_items - 1, *rng.integers(num_items, size=8)]
-    sets = [rng.permutation(num_items)[:size] for size in sizes]
-    starts = np.cumsum([0, *map(len, sets)])
-    queries = [
-        (starts[number], starts[number] + size, rank, missing)
-        for number, known in enumerate(sets)
-        for size in range(len(known) + 1)
-        for rank, missing in enumerate(sorted({*range(num_items)} - {*known[:size].tolist()}))
-    ]
-    *columns, expected = (np.array(column) for column in zip(*queries))
-    found = _find_missing(np.concatenate(sets), *columns, num_items)
-    assert found.tolist() == expected.tolist()
 
 
 def test_negatives_of_who_clicked_nearly_everything() -> None:

@@ -242,13 +242,14 @@ def test_equals_plain_python_on_1m(tmp_path):
     assert store.time.numel() == 575_281
 
     assert dataset.texts[0] == "Toy Story (1995). Animation, Children's, Comedy"
-    names, ids = dataset.names, dataset.raw_ids
+    # Each of them is a file.
+    names, ids, titles = dataset.names, dataset.raw_ids, dataset.titles.tolist()
     with open(os.path.join(folder, 'movies.dat'), encoding='latin-1') as file:
         movies = {int(row[0]): row[1:] for row in (line.rstrip('\n').split('::') for line in file)}
     assert names['category'] == GENRES[1:]
     for node, item in enumerate(ids['item'].tolist()):
         title, genres = movies[item]
-        assert dataset.titles[node] == title
+        assert titles[node] == title
         assert names['category'][data['item'].category[node]] == genres.split('|')[0]
         assert names['year'][data['item'].year[node]] == title[-5:-1]
     listed = [[name in movies[item][1].split('|') for name in names['category']] for item in items]

@@ -132,6 +132,21 @@ def test_an_id_says_as_much_as_it_was_seen() -> None:
     assert torch.equal(model(new), before)
 
 
+@pytest.mark.parametrize('name', ['user', 'item'])
+def test_an_id_is_scaled_where_its_own_count_is_known(parts: list[HeteroData], name: str) -> None:
+    model, batch = spread(make(id_strength=3.0, id_counts={name: 1}).eval()), make_batch()
+    ids = model.embedding.known(batch.sparse)
+    expected = model.embedding(ids)
+    seen = batch.counts[:, 1, 0]
+    expected[:, FIELDS.index(name)] *= (seen / (seen + 3)).unsqueeze(1)
+    torch.testing.assert_close(model.embedding(ids, batch.counts), expected)
+    # Ablations count but one of the two.
+    counts = TargetCounts([TargetView(**{name: 'id'})]).fit(parts[0])
+    built = CountNet.from_data(counts(parts[0]))
+    is_scaled = built.embedding.is_weighed
+    assert [built.fields[place] for place in is_scaled.nonzero().view(-1)] == [name]
+
+
 def softmax_sum(score: list[Tensor], value: list[Tensor]) -> Tensor:
     if not value:
         return torch.zeros(2)
@@ -235,6 +250,37 @@ def test_dropped_ids_are_those_of_nobody_in_training_alone(options: dict[str, An
     assert torch.equal(model.eval()(batch), plain.eval()(batch))
 
 
+@pytest.mark.parametrize('separate_tables', [False, True])
+@pytest.mark.parametrize('id_dropout', [0.0, 0.999999])
+def test_dropped_ids_are_not_read_as_recent_neighbors_either(
+    id_dropout: float, separate_tables: bool
+) -> None:
+    model = spread(make(recent=True, separate_tables=separate_tables, id_dropout=id_dropout))
+    batch = make_joined()
+    # A repeated click: the user is among the recent users of the item, and the other way around.
+    user, item = torch.full((8,), 1), torch.full((8,), 2)
+    sparse = batch.features.sparse.clone()
+    sparse[:, 0], sparse[:, 1] = user, item
+    batch = batch._replace(
+        features=batch.features._replace(user=user, item=item, sparse=sparse),
+        pairs=batch.pairs._replace(
+            user=user,
+            item=item,
+            user_recent=torch.tensor([[3, 2, -1]]).expand(8, 3),
+            item_recent=torch.tensor([[1, 0]]).expand(8, 2),
+        ),
+    )
+    model.train()(batch).square().sum().backward()
+    tables = {'user': model.embedding.weight.grad[1:6], 'item': model.embedding.weight.grad[7:11]}
+    for name, own, other in (('user', 1, 0), ('item', 2, 3)):
+        grads = [tables[name]]
+        if separate_tables:
+            grads.append(model.readout.attention[name].grad[1:])
+        for grad in grads:
+            assert bool(grad[own].any()) == (id_dropout == 0.0)
+            assert bool(grad[other].any())
+
+
 @each_option
 def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
     model = spread(make(**options))
@@ -304,6 +350,26 @@ def test_export_scores_batches_of_other_sizes(options: dict[str, Any]) -> None:
             torch.testing.assert_close(scorer(batch), model(batch))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+@each_path
+def test_cuda_agrees_with_cpu(options: dict[str, Any]) -> None:
+    model, batch = spread(make(**options)), make_joined()
+    twin = copy.deepcopy(model).cuda()
+    on_device = torch.utils._pytree.tree_map_only(Tensor, lambda value: value.cuda(), batch)
+    torch.compiler.reset()
+    for scorer in (twin, torch.compile(twin, fullgraph=True, backend='aot_eager')):
+        model.zero_grad()
+        twin.zero_grad()
+        out, other = model(batch), scorer(on_device)
+        torch.testing.assert_close(other.cpu(), out, atol=1e-5, rtol=1e-4)
+        out.square().sum().backward()
+        other.square().sum().backward()
+        for (name, parameter), copied in zip(model.named_parameters(), twin.parameters()):
+            torch.testing.assert_close(
+                copied.grad.cpu(), parameter.grad, msg=name, atol=1e-4, rtol=1e-3
+            )
+
+
 @each_option
 def test_bfloat16(options: dict[str, Any]) -> None:
     model, batch = make(**options).eval(), make_joined()
@@ -356,7 +422,7 @@ def test_it_learns_from_a_log(parts: list[HeteroData]) -> None:
     assert values[True] > 0.6
 
 
-@pytest.mark.parametrize('views', [None, [TargetView('cluster', 'category')], [TargetView('id')]])
+@pytest.mark.parametrize('views', [None, [TargetView('cluster', 'category')]])
 def test_ids_are_as_they_are_where_nothing_says_how_often_they_were_seen(
     parts: list[HeteroData], views: list[TargetView] | None
 ) -> None:
@@ -487,6 +553,8 @@ def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
         ),
         (lambda: make(id_strength=1.0, ids=False), ValueError, 'without ids or without counts'),
         (lambda: make(id_strength=1.0, id_counts=3), TypeError, "'id_counts' must be a dict"),
+        (lambda: make(id_strength=1.0, id_counts={}), ValueError, 'of both, but got {}'),
+        (lambda: make(id_strength=1.0, id_counts={'tag': 0}), ValueError, "but got {'tag': 0}"),
         (
             lambda: make(id_strength=1.0, id_counts={'user': 0, 'item': 2}),
             ValueError,

@@ -3,6 +3,7 @@ r"""What a task brings is what is trained: losses, metrics, optimizers, schedule
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -362,3 +363,31 @@ def test_seeds_of_all_generators(tmp_path: Path) -> None:
         run(tmp_path / name, max_epochs=1, seed=seed, callbacks=[Draw()])
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[2][0] and drawn[0][1] != drawn[2][1]
+
+
+class Rows(torch.utils.data.Dataset):
+    r"""A dataset of exposures, as those of the loaders of mag."""
+
+    def __init__(self, label: list[float], conversion: list[float] | None = None) -> None:
+        self.exposures = SimpleNamespace(
+            label=torch.tensor(label),
+            conversion=None if conversion is None else torch.tensor(conversion),
+        )
+
+
+def test_rows_of_one_class_are_refused_where_nothing_else_is_learned() -> None:
+    clicks, conversions = ClickTask(torch.nn.Linear(1, 1)), ClickTask(OwnLoss(1.0))
+    for task in (clicks, conversions):
+        task.check_rows(Rows([0.0, 1.0, 1.0], [0.0, 0.0, 0.0]))
+        # Who knows what those hold.
+        task.check_rows(Points(3, 0))
+        task.check_rows([1, 2])
+        for label, found in ((1.0, 'all 3 of train_loader are clicks'), (0.0, 'none of 3')):
+            with pytest.raises(ValueError, match=found):
+                task.check_rows(Rows([label] * 3, [0.0] * 3))
+            with pytest.raises(ValueError, match=found):
+                task.check_rows(Rows([label] * 3))
+    # What follows a click is learned from clicks alone, but not by a model of clicks.
+    conversions.check_rows(Rows([1.0] * 3, [0.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match='apply mag.transforms.SampleNegatives'):
+        clicks.check_rows(Rows([1.0] * 3, [0.0, 1.0, 0.0]))

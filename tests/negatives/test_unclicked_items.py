@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mag.loader.unclicked_items import UnclickedItems
+from mag.negatives import UnclickedItems
 
 
 def test_any_item_that_was_not_clicked_is_as_likely() -> None:

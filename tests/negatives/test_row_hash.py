@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mag.datasets._row_hash import hash_rows, mix, number_repeats
+from mag.negatives.row_hash import hash_rows, mix, number_repeats
 
 
 def test_mix_gives_the_published_numbers() -> None:

@@ -2,6 +2,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: The stream of chance that negatives are drawn from.
+_STREAM = 1
+
 
 def hash_rows(seed: Sequence[int], *columns: np.ndarray) -> np.ndarray:
     r"""Chance that depends on a row's content alone, and so neither on how
@@ -51,3 +54,23 @@ def number_repeats(*columns: np.ndarray) -> np.ndarray:
     repeat = np.empty_like(place)
     repeat[order] = place - np.maximum.accumulate(np.where(differs, place, 0))
     return repeat
+
+
+def hash_clicks(
+    seed: int, user: np.ndarray, item: np.ndarray, time: np.ndarray, num: int
+) -> np.ndarray:
+    r"""Chance to draw negatives by, which depends on a click alone, and on how often that was
+    listed before: clicks that come later change none.
+
+    Args:
+        seed (int): A seed.
+        user (numpy.ndarray): The user of each click, int64, shape :obj:`[E]`.
+        item (numpy.ndarray): Its item, likewise.
+        time (numpy.ndarray): When it happened, on any clock, likewise.
+        num (int): How many numbers a click.
+
+    Returns:
+        uint64, shape :obj:`[E, num]`.
+    """
+    columns = (user, item, time, number_repeats(user, item, time))
+    return hash_rows((seed, _STREAM), *(column[:, None] for column in columns), np.arange(num))
