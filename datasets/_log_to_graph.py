@@ -203,7 +203,7 @@ class LogToGraph:
     def _keep_nodes(self, node: str, known: IdMap) -> None:
         r"""Gives the ids that are known their nodes, and new ones those after."""
         raw = np.concatenate([*self._raw_ids(node)])
-        grown = _append(known, raw, f'{node}s')
+        grown = _append(known, raw, node)
         kind = column_kinds(self.connection, f'{node}_node')['id']
         if grown.kind == 'text' and kind != 'VARCHAR':
             # The earlier log had texts, or this one has what is no number.
@@ -242,7 +242,7 @@ class LogToGraph:
             self.names[attribute] = values
             self.lineages[attribute] = lineage_of([values], [len(values)])
             return None
-        grown = _append(known, values, f'values of {attribute!r}')
+        grown = known.append(values)
         # Users and items may have attributes of one name.
         self._maps[attribute] = grown
         self.names[attribute] = grown.decode(np.arange(len(grown))).tolist()
@@ -340,15 +340,16 @@ class LogToGraph:
         return torch.from_numpy(code)
 
 
-def _append(known: IdMap, raw: Any, what: str) -> IdMap:
+def _append(known: IdMap, raw: np.ndarray, node: str) -> IdMap:
+    r"""The map with the users or items of a log, ascending, that it does not have."""
     try:
         is_known = known.encode(raw) >= 0
     except TypeError as error:
-        raise TypeError(f"'ids' must have {what} as the log has: {error}") from error
-    if is_known.size and len(known) and not is_known.any():
-        (there,), (here,) = known.decode([0]).tolist(), np.asarray(raw[:1]).tolist()
+        raise TypeError(f"'ids' must have {node}s as the log has: {error}") from error
+    if len(known) and not is_known.any():
+        (there,), (here,) = known.decode([0]).tolist(), raw[:1].tolist()
         warnings.warn(
-            f'None of the {is_known.size:,} {what} of the log, such as {here!r}, is among the '
+            f'None of the {is_known.size:,} {node}s of the log, such as {here!r}, is among the '
             f"{len(known):,} of 'ids', such as {there!r}: is that the log of another shop, or are "
             f'they written in another way?',
             stacklevel=2,
