@@ -2,15 +2,18 @@ r"""Which ids the nodes of a graph stand for, as far as a graph says it: what wa
 of one log is refused on those of another, and taken where its ids only grew."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch_geometric.data import HeteroData
 
+_Module = TypeVar('_Module', bound=torch.nn.Module)
 
-def id_maps(data: HeteroData) -> dict[str, str]:
+
+def id_maps(data: Any) -> dict[str, str]:
     r"""What :obj:`data.id_maps` says: for :obj:`"user"`, :obj:`"item"` and each categorical
     attribute the :attr:`~mag.datasets.IdMap.lineage` of its values. Of a graph that says nothing,
-    such as one made by hand, nothing."""
+    such as one made by hand, nothing; models and exposures say that of their graph."""
     found = getattr(data, 'id_maps', None)
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -45,9 +48,35 @@ def require_same_ids(
             )
 
 
-def ids_of(module: Any) -> dict[str, str]:
-    r"""The lineages that a model was built for, and all models in it."""
+def remember_ids(model: _Module, data: HeteroData) -> _Module:
+    r"""Gives a model that was built from a graph the attribute :obj:`id_maps` of the graph, if that
+    has one."""
+    found = id_maps(data)
+    if found:
+        model.id_maps = found  # type: ignore[assignment]
+    return model
+
+
+def ids_of(module: torch.nn.Module) -> dict[str, str]:
+    r"""The lineages that a model, and all models in it, were built for."""
     found: dict[str, str] = {}
     for part in module.modules():
-        found |= getattr(part, 'id_maps', {})
+        found |= id_maps(part)
     return found
+
+
+def require_ids_of(module: torch.nn.Module, loader: Any, what: str) -> None:
+    r"""Raises a :class:`ValueError` unless a loader loads rows of the log that a model, and all
+    models in it, were built for.
+
+    Args:
+        module: The model, or a task.
+        loader: A loader of :mod:`mag.loader`, or one of PyG's. Of another nothing is known.
+        what: What the message calls it.
+    """
+    # PyG's loaders hold the graph, those of mag its exposures.
+    graph = getattr(loader, 'data', None)
+    exposures = getattr(getattr(loader, 'dataset', None), 'exposures', None)
+    given = id_maps(graph if isinstance(graph, HeteroData) else exposures)
+    for part in module.modules():
+        require_same_ids(f'{type(part).__name__} was built for', id_maps(part), given, what)
