@@ -70,8 +70,8 @@ class KnownLogReader:
             return {name: map_.fingerprint for name, map_ in self._maps.items()} or None
         lineages = self._manifest['id_maps']
         last = {name: lineage.split()[-1] for name, lineage in lineages.items()}
-        # Of a node it also tells the attributes.
-        return last | {'graph': self._manifest['files']['data.pt']}
+        # That also tells the attributes of nodes.
+        return last | {'data.pt': self._manifest['files']['data.pt']}
 
     def read(self) -> KnownLog:
         if self._cache is None:

@@ -110,7 +110,7 @@ class IdMap:
         made = cls.in_order(raw, [int(step.partition(':')[0]) for step in lineage.split()])
         if made.lineage != lineage:
             raise ValueError(
-                f'the ids have the fingerprint {made.fingerprint}, but those that were written had '
+                f'Ids have the fingerprint {made.fingerprint}, but those that were written had '
                 f'{lineage.split()[-1]}.'
             )
         return made
@@ -284,7 +284,9 @@ class IdMap:
 
     def _encode(self, given: '_Raw') -> np.ndarray:
         values = given.values
-        if not len(self) or not values.size:
+        is_none = given.is_missing is not None and bool(given.is_missing.all())
+        # Where all are missing, nothing tells of what kind they are.
+        if not len(self) or is_none or not values.size:
             return np.full(values.size, -1)
         if given.kind == self.kind or {given.kind, self.kind} == {'text', 'uuid'}:
             nodes = self._find(values)

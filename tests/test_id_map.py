@@ -118,6 +118,7 @@ def test_what_is_missing_is_unknown() -> None:
     zoned = datetime.datetime(2024, 1, 1, 2, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
     assert times.encode([zoned]).tolist() == [1]
     assert IdMap([0.0, 1.5]).encode([float('nan'), 1.5, -0.0]).tolist() == [-1, 1, 0]
+    assert IdMap([1.5]).encode([None]).tolist() == [-1]
     assert IdMap().encode(['a']).tolist() == [-1]
 
 
