@@ -333,8 +333,9 @@ class LogToGraph:
         is_open[: known.size] = known == unknown
         # What this log tells against the earlier one is no name that any node has.
         used = np.unique(code[is_open])
+        kept = self._name(attribute, [names[place] for place in used])
         lasting = np.zeros(len(names), dtype=np.int64)
-        lasting[used] = self._name(attribute, [names[place] for place in used])
+        lasting[used] = used if kept is None else kept.numpy()
         code = lasting[code]
         code[: known.size][~is_open[: known.size]] = known[~is_open[: known.size]]
         return torch.from_numpy(code)

@@ -454,10 +454,9 @@ def _read_objects(values: np.ndarray, caller: str) -> _Raw:
         filled[~is_missing] = there.values
         return there._replace(values=filled, is_missing=is_missing)
     kinds = {_kind_of(kind) for kind in types}
-    bad = sorted(kind.__name__ for kind in types if _kind_of(kind) is None)
-    if bad or (len(kinds) > 1 and not kinds <= {*_TEXTS}):
-        found = bad or sorted(kind.__name__ for kind in types)
-        raise TypeError(f'{caller} expects ids that are {_KNOWN}, but got {" and ".join(found)}.')
+    if '' in kinds or (len(kinds) > 1 and not kinds <= {*_TEXTS}):
+        found = ' and '.join(sorted(kind.__name__ for kind in types))
+        raise TypeError(f'{caller} expects ids that are {_KNOWN}, but got {found}.')
     kind = kinds.pop() if len(kinds) == 1 else 'text'
     if kind in ('boolean', 'float'):
         return _read(np.array(listed, dtype=bool if kind == 'boolean' else float), caller)
@@ -476,8 +475,8 @@ def _read_objects(values: np.ndarray, caller: str) -> _Raw:
     return _Raw(kind, _objects(map(str, listed), len(listed)), None, ())
 
 
-def _kind_of(kind: type) -> str | None:
-    return next((name for name, types in _KINDS.items() if issubclass(kind, types)), None)
+def _kind_of(kind: type) -> str:
+    return next((name for name, types in _KINDS.items() if issubclass(kind, types)), '')
 
 
 def _is_none(kind: type) -> bool:

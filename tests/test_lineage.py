@@ -20,7 +20,7 @@ GROWN, OTHER = OLD.extend(['c']), IdMap(['b', 'z'])
 def graph(user: IdMap, **ids: IdMap) -> HeteroData:
     data = HeteroData()
     data['user'].num_nodes = data['item'].num_nodes = 3
-    data['user'].x = torch.ones(3, 2)
+    data['user'].x, data['item'].x = torch.ones(3, 2), torch.ones(3, 1)
     data[CLICKS].edge_index = torch.tensor([[0, 1], [1, 2]])
     data.id_maps = {name: id_map.lineage for name, id_map in {'user': user, **ids}.items()}
     return data
@@ -89,9 +89,7 @@ def test_graphs_keep_what_their_ids_are(tmp_path: Path) -> None:
 
 @pytest.mark.sparse
 def test_neighbor_loaders_keep_what_ids_are() -> None:
-    data = graph(OLD)
-    data['item'].x = torch.ones(3, 1)
-    data = T.ToUndirected()(data)
+    data = T.ToUndirected()(graph(OLD))
     loader = NeighborLoader(data, [2], input_nodes='user', batch_size=2)
     assert [id_maps(batch) for batch in loader] == [{'user': OLD.lineage}] * 2
     links = LinkNeighborLoader(data, [2], edge_label_index=(CLICKS, data[CLICKS].edge_index))

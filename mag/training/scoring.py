@@ -37,8 +37,8 @@ def evaluate(
         ValueError: If the loader is empty, unlabelled or of another log than the model was built
             for, a logit is NaN or infinite, or no user has both classes.
     """
-    require_ids_of(model, loader, 'the loader')
     with _scoring(model) as (task, device):
+        require_ids_of(task, loader, 'the loader')
         batches = tqdm(loader, 'evaluate', disable=not progress)
         return task.measure([task.score(to_device(batch, device)) for batch in batches], device)
 
@@ -94,8 +94,8 @@ def predict(
             raise ValueError(f'predict runs in one process, but {number} share the rows here.')
     if len(loader) == 0:
         raise ValueError('There is nothing to predict: the loader is empty.')
-    require_ids_of(model, loader, 'the loader')
     with _scoring(model) as (task, device):
+        require_ids_of(task, loader, 'the loader')
         predicted = (
             {name: value.cpu() for name, value in task.predict(to_device(batch, device)).items()}
             for batch in tqdm(loader, 'predict', disable=not progress)
