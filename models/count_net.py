@@ -13,6 +13,7 @@ from mag.checks import (
     check_numbers,
     check_sizes,
 )
+from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
 from mag.models._field_embedding import FieldEmbedding, check_id_counts
 from mag.models._macro_readout import MacroReadout, require_macro
@@ -218,7 +219,7 @@ class CountNet(torch.nn.Module):
             require_macro(data, 'CountNet.from_data', kwargs['num_hops'], False)
             kwargs['num_macro'] = {name: data[macro].num_nodes for name, macro in MACRO.items()}
         require_macro(data, 'CountNet.from_data', 0, kwargs.get('recent', False))
-        return cls(features.num_values, features.fields, prior, rate, **kwargs)
+        return remember_ids(cls(features.num_values, features.fields, prior, rate, **kwargs), data)
 
     def reset_parameters(self) -> None:
         for part in (self.embedding, self.encoder, self.readout, self.cross, self.head):

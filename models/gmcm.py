@@ -16,6 +16,7 @@ from mag.checks import (
     check_tensor,
     check_values,
 )
+from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.logits import Logits
 from mag.losses import (
@@ -219,7 +220,7 @@ class GMCM(torch.nn.Module):
         mean, deviation = features.moments()
         model.mean.copy_(mean)
         model.deviation.copy_(deviation)
-        return model
+        return remember_ids(model, data)
 
     def reset_parameters(self) -> None:
         for module in self.children():

@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
 from mag.checks import check_booleans, check_integers, check_sizes
+from mag.lineage import remember_ids
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.nn import SlotHypergraphConv, TensorFusion
@@ -199,7 +200,7 @@ class HyperCTR(torch.nn.Module):
                 for node_type in ('user', 'item')
             }
         features = {name: existing[name] for name in modalities}
-        return cls(data['user'].num_nodes, features, **kwargs)
+        return remember_ids(cls(data['user'].num_nodes, features, **kwargs), data)
 
     def reset_parameters(self) -> None:
         for weight in (self.user_embedding.weight, self.item_embedding.weight, self.position):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_booleans, check_choice, check_integers, check_sizes
+from mag.lineage import remember_ids
 from mag.loader import PairBatch
 from mag.models._macro_readout import require_macro
 from mag.nn import MLP, MacroConv
@@ -140,13 +141,14 @@ class MacGNN(torch.nn.Module):
         num_hops = max(len(hops(data, 'user')), 1)
         kwargs = {'num_hops': num_hops, 'recent': 'recent' in data['user'], **kwargs}
         require_macro(data, 'MacGNN.from_data', kwargs['num_hops'], kwargs['recent'])
-        return cls(
+        model = cls(
             data['user'].num_nodes,
             data['item'].num_nodes,
             data[MACRO['user']].num_nodes,
             data[MACRO['item']].num_nodes,
             **kwargs,
         )
+        return remember_ids(model, data)
 
     def reset_parameters(self) -> None:
         for embedding in (

@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.lineage import remember_ids
 from mag.nn import DomainHeads, IntentionConv, QueryEmbedding
 from mag.schema import CLICKS, NEIGHBOR_TYPE, REVERSE_CLICKS, TO_PRECURSOR, categoricals, require
 
@@ -150,7 +151,7 @@ class SRJGraph(torch.nn.Module):
         kwargs.setdefault('num_terms', data[CLICKS].get('num_query', 1))
         kwargs.setdefault('num_domains', data[CLICKS].get('num_domain', 1))
         num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
-        return cls(num_nodes, **kwargs)
+        return remember_ids(cls(num_nodes, **kwargs), data)
 
     def reset_parameters(self) -> None:
         for module in self.modules():

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import operator
 import os
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_both_copies_of_100k_are_equal(tmp_path):
     for ours, theirs in zip(one[0].stores, other[0].stores):
         assert list(ours.keys()) == list(theirs.keys())
         for key, value in ours.items():
-            is_equal = torch.equal if torch.is_tensor(value) else int.__eq__
+            is_equal = torch.equal if torch.is_tensor(value) else operator.eq
             assert is_equal(value, theirs[key]), key
 
 
