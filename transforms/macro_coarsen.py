@@ -1,4 +1,5 @@
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -50,7 +51,9 @@ class MacroCoarsen(BaseTransform):
     later part knows is assigned by what that part knows of it.
     A part whose first cutoff is earlier than that of the part it was fitted on is refused, as those
     clusters know its future.
-    An unfitted transform that is called fits on what it is given and leaves itself unchanged.
+    An unfitted transform that is called fits on what it is given and leaves itself unchanged: each
+    part would get clusters of its own, and a model that learned of one cluster would be asked about
+    another. Where clusters are learned from a part, it therefore warns.
 
     Of a list, the first group makes the macro graph that :class:`~mag.models.MacGNN` reads. Each
     further one adds a *resolution*: another attribute, another type of macro nodes, and edges that
@@ -62,7 +65,7 @@ class MacroCoarsen(BaseTransform):
     >>> train, _, _ = TemporalSplit(num_windows=6)(data)
     >>> train.edge_types
     [('user', 'clicks', 'item'), ('user', 'sees', 'item')]
-    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]})(train)
+    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]}).fit(train)(train)
     >>> [name for name in train['user'].keys() if name.startswith('cluster')]
     ['cluster', 'cluster_since', 'cluster_50', 'cluster_50_since']
     >>> train.node_types
@@ -220,6 +223,16 @@ class MacroCoarsen(BaseTransform):
         require(data, 'MacroCoarsen', 'edge_index')
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
+            if 'cutoff' in data[CLICKS] and any(
+                isinstance(of.group, int) for of in self._resolutions
+            ):
+                warnings.warn(
+                    'MacroCoarsen was not fitted, so it learns clusters from this part alone, and '
+                    'each part gets clusters of its own: call fit(train) once, then apply it to '
+                    'every part.',
+                    # Above are forward and the call of PyG's base class.
+                    stacklevel=3,
+                )
             return copy.copy(self).fit(data).forward(data)
         # Of attributes nothing is learned.
         if self.groupings and self._cutoff is not None:
