@@ -9,6 +9,7 @@ from mag.transforms.temporal_split import TemporalSplit
 from mag.transforms.text_features import TextFeatures
 from mag.transforms.time_slots import TimeSlots
 from mag.transforms.user_interest import UserInterest
+from mag.transforms.window import window
 
 __all__ = [
     'BehaviorGraph',
@@ -20,4 +21,5 @@ __all__ = [
     'TextFeatures',
     'TimeSlots',
     'UserInterest',
+    'window',
 ]
