@@ -55,7 +55,9 @@ class KuaiSAR(NamedRelease):
       term :obj:`'unknown'`. When a result was clicked is not in the log, so
       clicks have the time of their search session: none is before another of
       the same session, and paths, which go strictly back in time, never lead
-      from one to the other.
+      from one to the other. It costs something between the two logs: a
+      recommendation that was shown after a session began may read a click of
+      that session that came after it.
 
     Nodes are the users and items of the logs, in ascending order of their
     ids, whatever kind of item a search found; users and items that only the

@@ -3,6 +3,7 @@ r"""What the examples show: a line on the log, a table, JSON, and figures."""
 import argparse
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> 
 def improvements(rows: Mapping[str, Mapping[str, float]], base: str) -> str:
     r"""How much better the AUC of each row is than that of one of them."""
     least = rows[base]['auc']
+    # All rows have the same labels, and so all of them an AUC or none.
+    if math.isnan(least):
+        return 'Of rows of one class there is no AUC to improve.'
     if least <= 0.5:
         return f'{base} is not better than chance.'
     gains = [

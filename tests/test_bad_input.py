@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
+from torch_geometric.transforms import ToUndirected
 
 from mag.click_index import ClickIndex
 from mag.datasets import (
@@ -75,6 +76,7 @@ from mag.transforms import (
     TextFeatures,
     TimeSlots,
     UserInterest,
+    window,
 )
 
 CLICKS = ('user', 'clicks', 'item')
@@ -810,6 +812,22 @@ CASES: dict[str, Case] = {
     ),
     'coarsen other log': (
         lambda p: MacroCoarsen(GROUPS).fit(log())(smaller()), ValueError, 'fitted on 5 users'
+    ),
+    # Views of one window
+    'window log': (lambda p: window(log(), 0), ValueError, "'cutoff'.*but got a whole log"),
+    'window graph': (lambda p: window('log', 0), TypeError, 'HeteroData.*got str'),  # type: ignore[arg-type]
+    'window type': (lambda p: window(seen(), 0.0), TypeError, "'number' must be an integer.*0.0"),  # type: ignore[arg-type]
+    'window below': (lambda p: window(seen(), -1), IndexError, 'from 0 to 0.*1 window, but got -1'),
+    'window beyond': (
+        lambda p: window(TemporalSplit(0.4, 0.7, 0.85, num_windows=3)(log())[0], 3),
+        IndexError,
+        'from 0 to 2, as this part has 3 windows, but got 3',
+    ),
+    'window reversed': (
+        lambda p: window(ToUndirected()(seen()), 0), ValueError, "'rev_clicks'.*ToUndirected.*views"
+    ),
+    'window seen time': (
+        lambda p: window(seen(time=None), 0), ValueError, "no 'time'.*'sees', 'item'"
     ),
     # Counts at the target
     'counts views': (

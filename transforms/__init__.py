@@ -10,6 +10,7 @@ from mag.transforms.temporal_split import TemporalSplit
 from mag.transforms.text_features import TextFeatures
 from mag.transforms.time_slots import TimeSlots
 from mag.transforms.user_interest import UserInterest
+from mag.transforms.window import window
 
 __all__ = [
     'BehaviorGraph',
@@ -22,4 +23,5 @@ __all__ = [
     'TextFeatures',
     'TimeSlots',
     'UserInterest',
+    'window',
 ]

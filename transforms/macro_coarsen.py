@@ -1,4 +1,5 @@
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -57,7 +58,9 @@ class MacroCoarsen(BaseTransform):
     A click takes part from its own time on, the :obj:`click_time` of the log: it is known to be one
     when it happens. The log's :obj:`settled` tells since when it is known that nothing was
     clicked, which clusters do not read.
-    An unfitted transform that is called fits on what it is given and leaves itself unchanged.
+    An unfitted transform that is called fits on what it is given and leaves itself unchanged: each
+    part would get clusters of its own, and a model that learned of one cluster would be asked about
+    another. Where clusters are learned from a part, it therefore warns.
 
     Of a list, the first group makes the macro graph that :class:`~mag.models.MacGNN` reads. Each
     further one adds a *resolution*: another attribute, another type of macro nodes, and edges that
@@ -69,7 +72,7 @@ class MacroCoarsen(BaseTransform):
     >>> train, _, _ = TemporalSplit(num_windows=6)(data)
     >>> train.edge_types
     [('user', 'clicks', 'item'), ('user', 'sees', 'item')]
-    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]})(train)
+    >>> train = MacroCoarsen({'user': [20, 50], 'item': ['category', 30]}).fit(train)(train)
     >>> [name for name in train['user'].keys() if name.startswith('cluster')]
     ['cluster', 'cluster_since', 'cluster_50', 'cluster_50_since']
     >>> train.node_types
@@ -229,6 +232,16 @@ class MacroCoarsen(BaseTransform):
         require(data, 'MacroCoarsen', 'edge_index')
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
+            if 'cutoff' in data[CLICKS] and any(
+                isinstance(of.group, int) for of in self._resolutions
+            ):
+                warnings.warn(
+                    'MacroCoarsen was not fitted, so it learns clusters from this part alone, and '
+                    'each part gets clusters of its own: call fit(train) once, then apply it to '
+                    'every part.',
+                    # Above are forward and the call of PyG's base class.
+                    stacklevel=3,
+                )
             return copy.copy(self).fit(data).forward(data)
         require_same_ids('MacroCoarsen was fitted on', self._id_maps, id_maps(data))
         # Of attributes nothing is learned.

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ from mag.transforms._clock import user_position
 _NEEDED = ('edge_index', 'time', 'edge_label_index', 'edge_label', 'edge_label_time')
 # By node type, what transforms have made where these are there.
 _LEARNED = ('recent', 'cluster', 'interest', 'hyperedge_index')
+# A part that loses a larger share of its exposures is not what was asked for.
+_LOST_SHARE = 0.2
 
 
 @functional_transform('temporal_split')
@@ -89,6 +93,8 @@ class TemporalSplit(BaseTransform):
         ValueError: If the shares do not ascend, there are more windows than exposures, a part holds
             no exposure, or the data is a part already or has features made from the whole log,
             which would tell of the future.
+
+    Warns if a part loses more than a fifth of its exposures, and says why and what to change.
     """
 
     def __init__(
@@ -219,6 +225,10 @@ class TemporalSplit(BaseTransform):
                 f'{labels.numel()} have a user or an item without an earlier click.{advice}'
             )
 
+        num_cold = labels.numel() - int(warm.sum())
+        if num_cold + num_unsettled > _LOST_SHARE * num_labels:
+            self._warn_of_loss(name, num_labels, num_cold, num_unsettled)
+
         part = data.__copy__()
         source, store = data[CLICKS], part[CLICKS]
         for attribute in click_attributes(data):
@@ -232,10 +242,29 @@ class TemporalSplit(BaseTransform):
         store.cutoff = cutoff.view(-1)
         if window is not None:
             store.edge_label_window = window[warm]
-        store.num_dropped = int((~warm).sum())
+        store.num_dropped = num_cold
         store.num_unsettled = num_unsettled
         _add_exposures(part, data, label_clock, cutoff.max())
         return part
+
+    def _warn_of_loss(self, name: str, num_labels: int, num_cold: int, num_unsettled: int) -> None:
+        reasons, advice = [], []
+        if num_cold > 0:
+            reasons.append(f'{num_cold:,} have a user or an item without an earlier click')
+            advice.append('keep_cold=True for models that read other features')
+            if self.by == 'global':
+                advice.append("by='user' to split each user's own log")
+        if num_unsettled > 0:
+            reasons.append(
+                f'{num_unsettled:,} have labels that are known only when the next part begins'
+            )
+            advice.append('shares further apart')
+        warnings.warn(
+            f'TemporalSplit leaves out {num_cold + num_unsettled:,} of the {num_labels:,} {name} '
+            f'exposures: {" and ".join(reasons)}. To keep more, pass {", or ".join(advice)}.',
+            # Above are _part, forward, and the call of PyG's base class.
+            stacklevel=5,
+        )
 
     def _next_start(self, data: HeteroData, label_clock: Tensor, end: Tensor) -> Tensor:
         r"""When the next part begins, in seconds: one number, or one for each exposure."""

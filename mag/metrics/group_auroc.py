@@ -14,6 +14,10 @@ from mag.checks import check_choice, check_tensor, check_values
 WEIGHTINGS = ('impressions', 'positives', 'none')
 
 
+class OneClassError(ValueError):
+    r"""Says that there is nothing to rank: no group has both a click and a row without one."""
+
+
 def group_auroc(
     preds: Tensor, target: Tensor, group: Tensor, weighting: str = 'impressions'
 ) -> tuple[Tensor, int]:
@@ -66,7 +70,7 @@ def group_auroc(
     kept = (positives > 0) & (negatives > 0)
     num_dropped = int((~kept).sum())
     if num_dropped == kept.numel():
-        raise ValueError(
+        raise OneClassError(
             f'group_auroc found no group with both classes: {num_dropped} groups over '
             f'{preds.numel()} rows, of which {int(clicked.sum())} are clicks.'
         )

@@ -185,8 +185,10 @@ def _gain(task: Task, values: dict[str, float], monitor: str) -> float:
             f'{sorted(values)}.'
         )
     if not math.isfinite(values[monitor]):
+        others = sorted(name for name in values if math.isfinite(values[name]))
+        advice = f": pass as 'monitor' one of {others}" if others else ''
         raise FloatingPointError(
-            f'The run is to stop by {monitor!r}, but a validation gives {values[monitor]}.'
+            f'The run is to stop by {monitor!r}, but a validation gives {values[monitor]}{advice}.'
         )
     return values[monitor] if task.modes[monitor] == 'max' else -values[monitor]
 

@@ -21,7 +21,8 @@ def evaluate(
     model: torch.nn.Module, loader: DataLoader, progress: bool = False
 ) -> dict[str, float]:
     r"""The metrics of a model: AUC, GAUC and log loss of clicks, and those of conversions where it
-    predicts them, see :func:`mag.metrics.click_metrics`; or those of another task.
+    predicts them, see :func:`mag.metrics.click_metrics`; or those of another task. What the rows do
+    not define, such as the AUC of a log of clicks alone, is NaN with a warning.
 
     Where a process group exists, each process scores its share, and all return the values of the
     whole.
@@ -35,7 +36,7 @@ def evaluate(
 
     Raises:
         ValueError: If the loader is empty, unlabelled or of another log than the model was built
-            for, a logit is NaN or infinite, or no user has both classes.
+            for, or a logit is NaN or infinite.
     """
     with _scoring(model) as (task, device):
         require_ids_of(task, loader, 'the loader')

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -44,3 +45,11 @@ def test_trivago(tmp_path: Path, mag_data: Path, run: Run) -> None:
     assert '312,539 exposures, 16,401 clicks, 151,255 of the exposures from search' in done.stdout
     results = results_of(tmp_path, 'srjgraph-trivago-seed0')
     assert results['SRJGraph']['search']['logloss'] < 0.4
+
+
+def test_a_small_log_whose_searches_are_of_one_class(tmp_path: Path, run: Run) -> None:
+    done = run('srjgraph', '--exposures', '120', '--epochs', '1')
+    assert done.returncode == 0, done.stderr
+    assert 'Of rows of one class there is no AUC to improve.' in done.stdout
+    search = results_of(tmp_path, 'srjgraph-synthetic-seed0')['SRJGraph']['search']
+    assert math.isnan(search['auc']) and 0 < search['logloss'] < 1

@@ -6,6 +6,7 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets import SyntheticMarket
 from mag.loader import PathLoader
+from mag.models import SRJGraph
 from mag.transforms import TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
@@ -283,3 +284,31 @@ def test_a_batch_is_valid_and_can_be_written(train: HeteroData) -> None:
     assert batch.validate()
     batch[CLICKS].edge_label_index += 1
     assert batch[CLICKS].edge_label_index.tolist() == [list(range(1, 21))] * 2
+
+
+def test_a_request_reads_what_the_loaded_rows_read(market: HeteroData) -> None:
+    # Of all candidates nothing is drawn, so that what is loaded and what is served is the same.
+    widths, history = {'user': [400, 400], 'item': [400, 400]}, market
+    train, val, _ = TemporalSplit(num_windows=1)(market)
+    loader = PathLoader(val, 8, widths=widths, attribute=None, replace=False, history=history)
+    model = SRJGraph.from_data(train).eval()
+    batch = next(iter(loader))
+    rows, clicks = batch[CLICKS].input_id, val[CLICKS]
+    user, item = clicks.edge_label_index[:, rows]
+    request = loader.request(
+        user,
+        item,
+        clicks.edge_label_time[rows],
+        query=clicks.edge_label_query[rows],
+        domain=clicks.edge_label_domain[rows],
+    )
+    assert batch['user'].num_nodes > 1000
+    followed = ('edge_label', 'edge_label_row', 'edge_label_behavior', 'edge_label_conversion')
+    for name in (*followed, 'input_id'):
+        assert name in batch[CLICKS] and name not in request[CLICKS]
+        del batch[CLICKS][name]
+    for store, other in zip(batch.stores, request.stores, strict=True):
+        assert {*store.keys()} == {*other.keys()}
+    assert same(batch, request)
+    with torch.no_grad():
+        assert torch.equal(model(batch), model(request))

@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -204,11 +205,80 @@ def test_certain_predictions() -> None:
     assert values['cvr_auc'] == values['ctcvr_auc'] == 1
 
 
-def test_without_a_conversion_there_is_nothing_to_rank() -> None:
+def undefined(caught: pytest.WarningsRecorder) -> dict[str, str]:
+    r"""By the metrics that warnings say are not defined, why."""
+    found = [re.fullmatch(r"'(\w+)' is not .*, as (.*)\.", str(w.message)) for w in caught]
+    return {match[1]: match[2] for match in found if match}
+
+
+def assert_others_stand(values: dict[str, float], expected: dict[str, float], *names: str) -> None:
+    assert list(values) == NAMES
+    assert [name for name in NAMES if math.isnan(values[name])] == [*names]
+    for name in set(NAMES).difference(names):
+        assert values[name] == pytest.approx(expected[name], abs=1e-6), name
+
+
+ONE_CLASS, NO_USER = 'its rows are all of one class', 'no user has rows of both classes'
+
+
+def test_without_a_conversion_what_ranks_them_is_nan_and_the_others_stand() -> None:
     batch, model = random_batch(), random_table()
-    for conversion in (torch.zeros(400), batch.label):
-        with pytest.raises(ValueError, match='Of conversions: .* no group with both classes'):
-            click_metrics([score(model, batch._replace(conversion=conversion))], CPU)
+    whole = click_metrics([score(model, batch)], CPU)
+    batch = batch._replace(conversion=torch.zeros(400))
+    click, conversion = (logit.double().sigmoid() for logit in model.logits)
+    clicked = batch.label == 1
+    whole['cvr_mse'] = float(conversion[clicked].square().mean())
+    whole['ctcvr_mse'] = float((click * conversion).square().mean())
+    whole['cvr_calibration_error'] = float(conversion[clicked].mean())
+    whole['ctcvr_calibration_error'] = float((click * conversion).mean())
+    with pytest.warns(UserWarning) as caught:
+        values = click_metrics([score(model, part) for part in split(batch, 90)], CPU)
+    assert_others_stand(values, whole, 'cvr_auc', 'ctcvr_gauc', 'ctcvr_auc')
+    assert undefined(caught) == {
+        'cvr_auc': ONE_CLASS, 'ctcvr_gauc': NO_USER, 'ctcvr_auc': ONE_CLASS
+    }  # fmt: skip
+
+
+def test_of_clicks_and_conversions_alone_conversions_are_ranked() -> None:
+    batch, model = random_batch(), random_table()
+    bought = (torch.rand(400, generator=torch.Generator().manual_seed(5)) < 0.4).float()
+    batch = batch._replace(label=torch.ones(400), conversion=bought)
+    with pytest.warns(UserWarning) as caught:
+        values = click_metrics([score(model, batch)], CPU)
+    click, conversion = (sigmoid(logit) for logit in model.logits)
+    assert values['cvr_auc'] == pytest.approx(auc(conversion, bought.tolist()), abs=1e-4)
+    assert values['logloss'] == pytest.approx(-sum(map(math.log, click)) / 400, abs=1e-6)
+    assert_others_stand(values, values, 'gauc', 'auc')
+    assert undefined(caught) == {'gauc': NO_USER, 'auc': ONE_CLASS}
+
+
+def test_a_gauc_alone_may_be_undefined() -> None:
+    # Each user is of one class, and the rows are of both.
+    batch, model = random_batch(40, 2), random_table(40)
+    batch = batch._replace(user=batch.label.long())
+    model.only_click = True
+    with pytest.warns(UserWarning) as caught:
+        values = click_metrics([score(model, batch)], CPU)
+    assert math.isnan(values['gauc'])
+    expected = auc(sigmoid(model.logits[0]), batch.label.tolist())
+    assert values['auc'] == pytest.approx(expected, abs=1e-6)
+    assert undefined(caught) == {'gauc': NO_USER}
+
+
+def test_without_a_click_nothing_is_measured_on_clicked_rows() -> None:
+    batch, model = random_batch(), random_table()
+    batch = batch._replace(label=torch.zeros(400), conversion=torch.zeros(400))
+    with pytest.warns(UserWarning) as caught:
+        values = click_metrics([score(model, batch)], CPU)
+    names = [name for name in NAMES if name.startswith('cvr')]
+    assert_others_stand(values, values, *NAMES[:2], *names, 'ctcvr_gauc', 'ctcvr_auc')
+    assert {name: undefined(caught)[name] for name in names} == dict.fromkeys(
+        names, 'no row is clicked'
+    )
+
+
+def test_nan_logits_of_conversions_are_refused() -> None:
+    batch, model = random_batch(), random_table()
     model.logits = model.logits[0], torch.full((400,), torch.nan)
     with pytest.raises(ValueError, match='Of conversions: .* such as nan'):
         click_metrics([score(model, batch)], CPU)

@@ -30,6 +30,7 @@ from mag.files import write_tensors
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch, PairLoader
 from mag.logits import Logits
 from mag.models import GMCM
+from mag.schema import label_attributes
 from mag.training import ClickTask, evaluate, fit
 from mag.transforms import BehaviorGraph, TemporalSplit
 
@@ -942,10 +943,6 @@ def test_bad_batches() -> None:
             lambda: evaluate(Scores(torch.tensor([1.0, math.inf])), labelled),
             'log loss is inf: the model returned an infinite logit',
         ),
-        (
-            lambda: evaluate(Scores(torch.ones(2)), pairs([0, 0], [1.0, 1.0], 2)),
-            'no group with both classes',
-        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
@@ -1026,6 +1023,32 @@ def test_smallest_calibration_error_is_best(tmp_path: Path) -> None:
     _, values = train_conversions(tmp_path, monitor='cvr_calibration_error')
     logged = [float(row['val_cvr_calibration_error']) for row in rows(tmp_path) if row['val_auc']]
     assert values['cvr_calibration_error'] == pytest.approx(min(logged), abs=1e-6)
+
+
+@pytest.mark.filterwarnings('ignore:.*is not defined here')
+def test_clicks_and_conversions_alone_are_selected_by_conversions(tmp_path: Path) -> None:
+    parts = []
+    for part in market():
+        part = copy.copy(part)
+        clicks = part['user', 'clicks', 'item']
+        clicked = clicks.edge_label == 1
+        for name in label_attributes(part):
+            value = clicks[name]
+            clicks[name] = value[:, clicked] if name == 'edge_label_index' else value[clicked]
+        parts.append(part)
+    train_part, val_part = parts
+    lightning.seed_everything(1, verbose=False)
+    model = GMCM.from_data(train_part, tower_channels=(8, 8), hidden_channels=4, embedding_dim=4)
+    task = ClickTask(model, 5e-3, 1e-5)
+    loaders = ExposureLoader(train_part, 100, shuffle=True), ExposureLoader(val_part, 200)
+    arguments = {'max_epochs': 3, 'progress': False, 'accelerator': 'cpu'}
+    fit(task, *loaders, directory=tmp_path, monitor='cvr_auc', **arguments)
+    validated = [float(row['val_cvr_auc']) for row in rows(tmp_path) if row['val_cvr_auc']]
+    assert len(validated) == 3
+    assert evaluate(task, loaders[1])['cvr_auc'] == pytest.approx(max(validated), abs=1e-6)
+    sentence = "stop by 'auc', but a validation gives nan: pass as 'monitor' one of .*'cvr_auc'"
+    with pytest.raises(FloatingPointError, match=sentence):
+        fit(task, *loaders, **arguments)
 
 
 def test_conversion_steps_are_those_of_a_bare_loop(tmp_path: Path) -> None:

@@ -773,6 +773,23 @@ def test_is_an_ordinary_graph(num_windows, tmp_path):
             assert torch.equal(back.edge_weight, forth.edge_weight)
 
 
+@pytest.mark.parametrize('groups', [GROUPS, {'user': ['gender', 5], 'item': 'category'}])
+def test_an_unfitted_transform_that_learns_from_a_part_warns(groups: dict) -> None:
+    log = planted_log()
+    train, val, _ = split(log)
+    with pytest.warns(
+        UserWarning, match=r'not fitted.*clusters of its own: call fit\(train\)'
+    ) as caught:
+        MacroCoarsen(groups)(val)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        MacroCoarsen(groups).fit(train)(val)
+        # A whole log has no other part, and of attributes nothing is learned.
+        MacroCoarsen(groups)(log)
+        MacroCoarsen({'user': 'gender', 'item': 'category'})(val)
+
+
 @pytest.mark.sparse
 def test_to_sparse_tensor():
     train, _, _ = split(planted_log(), num_windows=1)

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from collections import Counter
 from math import floor
 
@@ -277,6 +278,55 @@ def test_cold_exposures_are_kept_on_demand(by):
         assert torch.equal(a.cutoff, b.cutoff)
         num_cold += a.num_dropped
     assert num_cold > 0
+
+
+def newcomers(num_new: int) -> HeteroData:
+    r"""A hundred clicks a second apart, all of one user but for the last of every ten before the
+    90th second: of these, so many are of users who come once."""
+    user = torch.zeros(100, dtype=torch.long)
+    user[30 + torch.arange(num_new) * 58 // max(num_new, 1)] = 1 + torch.arange(num_new)
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 1 + num_new, 1
+    clicks = data[CLICKS]
+    clicks.edge_index = clicks.edge_label_index = torch.stack([user, torch.zeros_like(user)])
+    clicks.time = clicks.edge_label_time = torch.arange(100)
+    clicks.edge_label = torch.ones(100)
+    return data
+
+
+def test_a_part_that_loses_more_than_a_fifth_warns_and_says_what_to_change() -> None:
+    # Training is 58 seconds, of which 11 are less than a fifth and 12 more.
+    split = TemporalSplit(num_windows=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        train = split(newcomers(11))[0]
+        assert train[CLICKS].num_dropped == 11
+        assert train[CLICKS].edge_label.numel() == 47
+        TemporalSplit(num_windows=1, keep_cold=True)(newcomers(30))
+    with pytest.warns(UserWarning) as caught:
+        train = split(newcomers(12))[0]
+    assert train[CLICKS].num_dropped == 12
+    (warning,) = caught
+    assert str(warning.message) == (
+        'TemporalSplit leaves out 12 of the 58 training exposures: 12 have a user or an item '
+        'without an earlier click. To keep more, pass keep_cold=True for models that read other '
+        "features, or by='user' to split each user's own log."
+    )
+    assert warning.filename == __file__
+
+
+def test_labels_that_are_known_too_late_warn() -> None:
+    data = newcomers(0)
+    # Of the 20 seconds of training, 5 are more than a fifth; of the 40 of validation they are not.
+    data[CLICKS].edge_label_settled = data[CLICKS].edge_label_time + 5
+    with pytest.warns(UserWarning) as caught:
+        train, val, _ = TemporalSplit(0.3, 0.5, 0.9, num_windows=1)(data)
+    assert [part[CLICKS].num_unsettled for part in (train, val)] == [5, 5]
+    (warning,) = caught
+    assert str(warning.message) == (
+        'TemporalSplit leaves out 5 of the 20 training exposures: 5 have labels that are known '
+        'only when the next part begins. To keep more, pass shares further apart.'
+    )
 
 
 @pytest.mark.parametrize('split', SPLITS, ids=repr)

@@ -1,0 +1,159 @@
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.storage import EdgeStorage
+
+from mag.checks import check_integers
+from mag.cutoff import history_clock, window_of_click
+from mag.schema import (
+    CLICKS,
+    MACRO,
+    SEES,
+    click_attributes,
+    label_attributes,
+    require,
+    require_cpu,
+    windows,
+)
+
+_MACRO_TYPES = tuple(MACRO.values())
+# What counts or numbers all windows.
+_OF_THE_PART = ('edge_label_window', 'num_dropped', 'num_unsettled')
+
+
+def window(data: HeteroData, number: int) -> HeteroData:
+    r"""The view of one window of a part that rolls over several: its exposures, and of all else
+    what happened strictly before its cutoff.
+
+    The :obj:`edge_index` of a rolling part reaches its last cutoff, and so holds nearly all of the
+    clicks that are labels of earlier windows. Loaders of mag read of it what each row may. A
+    generic graph network reads it whole, with the answers in it, and has to be given views:
+
+    .. code-block:: python
+
+        for number in range(train['user', 'clicks', 'item'].cutoff.numel()):
+            view = T.ToUndirected()(window(train, number))
+            for batch in LinkNeighborLoader(
+                view,
+                [10, 10],
+                edge_label_index=(CLICKS, view[CLICKS].edge_label_index),
+                edge_label=view[CLICKS].edge_label,
+            ):
+                ...
+
+    A view is a shallow copy that holds, of window :math:`s`,
+
+    * :obj:`data['user', 'clicks', 'item']`: the clicks strictly before :obj:`cutoff[s]`, the
+      exposures of that window alone, and :obj:`cutoff` of shape :obj:`[1]`. There is no
+      :obj:`edge_label_window`, and :obj:`num_dropped` and :obj:`num_unsettled`, which count the
+      whole part, are left out;
+    * :obj:`data['user', 'sees', 'item']`, where it is there: the exposures strictly before it;
+    * where :class:`~mag.transforms.RecentNeighbors` was applied, :obj:`recent` of shape
+      :obj:`[N, num]`;
+    * where :class:`~mag.transforms.MacroCoarsen` was, the macro edges that count something by then,
+      with :obj:`edge_weight` of shape :obj:`[E]`, and the clusters that were known by then: of
+      other nodes :obj:`cluster` is :obj:`-1`, and :obj:`size` counts them in no macro node.
+      :obj:`macro_edges_k`, which are as of the last cutoff, stay in the view of the last window
+      alone.
+
+    All views of a part have the same nodes, so that one model is trained on all of them.
+
+    Args:
+        data (HeteroData): A part that :class:`~mag.transforms.TemporalSplit` returns.
+        number (int): The window, from 0.
+
+    Raises:
+        IndexError: If there is no such window.
+        TypeError: If :obj:`number` is no integer, or the data no
+            :class:`~torch_geometric.data.HeteroData`.
+        ValueError: If the data is no part, a click lies at or after the last cutoff, or edges were
+            reversed, of which nothing tells when they happened.
+    """
+    require(data, 'window', 'edge_index')
+    require_cpu(data, 'window')
+    _require_part(data)
+    check_integers(number=number)
+    cutoff, num_windows, of_label = windows(data, 'window')
+    if cutoff is None or not 0 <= number < num_windows:
+        raise IndexError(
+            f'window expects a number from 0 to {num_windows - 1}, as this part has {num_windows} '
+            f'{"window" if num_windows == 1 else "windows"}, but got {number}.'
+        )
+    # Raises unless all of the history has a time before the last cutoff.
+    window_of_click(data, 'window')
+    moment, view = cutoff[number], data.__copy__()
+    _cut_events(data[CLICKS], view[CLICKS], click_attributes(data), history_clock(data) < moment)
+    if SEES in data.edge_types:
+        window_of_click(data, 'window', SEES)
+        sees = data[SEES]
+        clock = sees['position' if 'position' in data[CLICKS] else 'time']
+        _cut_events(sees, view[SEES], sees.edge_attrs(), clock < moment)
+    if of_label is not None:
+        _keep_labels(data, view, of_label == number)
+    view[CLICKS].cutoff = moment.view(1)
+    for name in _OF_THE_PART:
+        view[CLICKS].pop(name, None)
+    for node_type in MACRO:
+        _cut_nodes(view, node_type, number, num_windows, moment)
+    for edge_type in data.edge_types:
+        if edge_type[0].startswith(_MACRO_TYPES):
+            _cut_macro_edges(data[edge_type], view[edge_type], number)
+    return view
+
+
+def _require_part(data: HeteroData) -> None:
+    r"""Raises unless the data is a part whose edges say when they happened."""
+    if 'cutoff' not in data[CLICKS]:
+        raise ValueError(
+            "window expects a part with a 'cutoff', as TemporalSplit returns, but got a whole log."
+        )
+    turned = [edge_type for edge_type in data.edge_types if edge_type[1].startswith('rev_')]
+    if turned:
+        raise ValueError(
+            f'window found {turned}, and nothing tells which of these edges were there in a '
+            f'window: apply T.ToUndirected to the views, and not to the part.'
+        )
+
+
+def _cut_events(
+    source: EdgeStorage, store: EdgeStorage, names: list[str], is_before: Tensor
+) -> None:
+    r"""Keeps the events before a moment, which are a slice where they are in the order of time."""
+    num_kept = int(is_before.sum())
+    kept: Tensor | slice = slice(0, num_kept) if bool(is_before[:num_kept].all()) else is_before
+    for name in names:
+        value = source[name]
+        store[name] = value[:, kept] if name == 'edge_index' else value[kept]
+
+
+def _keep_labels(data: HeteroData, view: HeteroData, of_window: Tensor) -> None:
+    rows = of_window.nonzero().view(-1)
+    for name in label_attributes(data):
+        value = data[CLICKS][name]
+        view[CLICKS][name] = value[:, rows] if name == 'edge_label_index' else value[rows]
+
+
+def _cut_nodes(
+    view: HeteroData, node_type: str, number: int, num_windows: int, moment: Tensor
+) -> None:
+    r"""Keeps what was known of users or items by then."""
+    nodes = view[node_type]
+    recent = nodes.get('recent')
+    if isinstance(recent, Tensor) and recent.dim() == 3:
+        nodes.recent = recent[:, number]
+    for name in list(nodes.keys()):
+        if name.startswith('macro_edges_') and number < num_windows - 1:
+            del nodes[name]
+        elif name.startswith('cluster') and f'{name}_since' in nodes:
+            known = nodes[f'{name}_since'] <= moment
+            nodes[name] = cluster = nodes[name].where(known, -1)
+            macro = view[MACRO[node_type] + name.removeprefix('cluster')]
+            macro.size = cluster[cluster >= 0].bincount(minlength=macro.num_nodes)
+
+
+def _cut_macro_edges(source: EdgeStorage, store: EdgeStorage, number: int) -> None:
+    weight = source.edge_weight
+    # Of a part that does not roll, all counts are as of the one cutoff.
+    if weight.dim() == 2:
+        weight = weight[:, number]
+        counted = weight > 0
+        store.edge_index, store.edge_weight = source.edge_index[:, counted], weight[counted]
