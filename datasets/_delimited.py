@@ -1,7 +1,7 @@
 import csv
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice, takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 
@@ -47,15 +47,29 @@ class DelimitedScan(NamedTuple):
     num_skipped: int = 0
 
     def __str__(self) -> str:
+        # Its own force_not_null takes another column where some are skipped.
+        filled = ', '.join(
+            f'{_filled(name, self.columns[name])} AS {quote_name(name)}' for name in self.required
+        )
+        return f'(SELECT *{f" REPLACE ({filled})" if filled else ""} FROM {self.nullable})'
+
+    @property
+    def nullable(self) -> str:
+        r"""The SQL that reads it, empty values of all columns as NULL."""
         types = ', '.join(f'{quote(name)}: {quote(kind)}' for name, kind in self.columns.items())
-        not_null = ', '.join(quote(name) for name in self.required)
         mark = quote('"') if self.quotes else "''"
         return (
             f'read_csv({one_file(self.path)}, auto_detect=false, columns={{{types}}}, '
             f'delim={quote(self.delimiter)}, header={self.header}, skip={self.num_skipped}, '
-            f'quote={mark}, escape={mark}, force_not_null=[{not_null}], '
-            f'encoding={quote(self.encoding)})'
+            f'quote={mark}, escape={mark}, encoding={quote(self.encoding)})'
         )
+
+
+def _filled(name: str, kind: str) -> str:
+    # An empty text is one.
+    empty = "''" if kind == 'VARCHAR' else f'error({quote(_EMPTY)})'
+    quoted = quote_name(name)
+    return f'CASE WHEN {quoted} IS NULL THEN {empty} ELSE {quoted} END'
 
 
 def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...]) -> DelimitedScan:
@@ -120,7 +134,9 @@ def execute_scan(connection: duckdb.DuckDBPyConnection, query: str, scan: Delimi
     try:
         return connection.execute(query).fetchall()[0][0]
     except duckdb.Error as error:
-        # These two errors do not tell the file.
+        # These errors do not tell the file.
+        if _EMPTY in str(error):
+            _raise_empty(connection, scan, error)
         if 'GZIP' in str(error):
             reason = first_line(error).removeprefix('IO Error: ')
             raise ValueError(
@@ -132,6 +148,31 @@ def execute_scan(connection: duckdb.DuckDBPyConnection, query: str, scan: Delimi
                 f'{scan.path}: a row must have at most {LONGEST_ROW:,} bytes, but got more.'
             ) from error
         raise
+
+
+def _raise_empty(
+    connection: duckdb.DuckDBPyConnection, scan: DelimitedScan, error: duckdb.Error
+) -> None:
+    names = [name for name in scan.required if scan.columns[name] != 'VARCHAR']
+    row, *found = _first_row(
+        connection, scan.nullable, names, [f'{quote_name(name)} IS NULL' for name in names]
+    )
+    name = names[found.index(None)]
+    expected = EXPECTED.get(scan.columns[name], 'a number')
+    place = f'{scan.path}, line {_line_of(scan, row)}'
+    raise bad_value(place, repr(name), show(None), expected) from error
+
+
+def _first_row(
+    connection: duckdb.DuckDBPyConnection, source: str, names: list[str], is_bad: list[str]
+) -> tuple[Any, ...]:
+    r"""The number of the first row with a bad value, from 0, and its values."""
+    values = ', '.join(map(quote_name, names))
+    # One thread alone numbers the rows.
+    return connection.execute(f"""
+        SELECT row, {values} FROM (SELECT row_number() OVER () - 1 AS row, {values} FROM {source})
+        WHERE {' OR '.join(is_bad)} ORDER BY row LIMIT 1
+    """).fetchall()[0]
 
 
 def check_rows(
@@ -146,8 +187,8 @@ def check_rows(
         num_rows (int): The number of rows that were read.
 
     Raises:
-        ValueError: If there are another number of records, or a number was
-            read from digits with a ``_`` between them.
+        ValueError: If there are another number of records, a number was read from digits with a
+            ``_`` between them, or a whole number from a fraction.
     """
     num_records = content.num_records - scan.header
     if num_rows != num_records:
@@ -156,29 +197,41 @@ def check_rows(
             f'{num_rows:,}: end all lines alike, also those within quotes, write quotes around '
             f'whole values only, and rows of at most {LONGEST_ROW:,} bytes.'
         )
-    numbers = [name for name, kind in scan.columns.items() if kind in _NUMBERS]
-    if content.has_underscores and numbers:
-        _check_underscores(connection, scan, numbers)
+    if content.has_underscores:
+        # DuckDB, as Python, reads `1_000` as 1000.
+        _check_texts(connection, scan, _NUMBERS, "contains({}, '_')", '{} without underscores')
+    if content.has_fractions:
+        # DuckDB rounds them.
+        _check_texts(connection, scan, _WHOLE_NUMBERS, _IS_FRACTION, '{}')
 
 
-def _check_underscores(
-    connection: duckdb.DuckDBPyConnection, scan: DelimitedScan, numbers: list[str]
+def _check_texts(
+    connection: duckdb.DuckDBPyConnection,
+    scan: DelimitedScan,
+    kinds: Collection[str],
+    is_bad: str,
+    expected: str,
 ) -> None:
-    # DuckDB, as Python, reads `1_000` as 1000.
-    texts = scan._replace(columns={**scan.columns, **dict.fromkeys(numbers, 'VARCHAR')})
-    values = ', '.join(f'{quote_name(name)} AS value_{i}' for i, name in enumerate(numbers))
-    is_bad = ' OR '.join(f"contains(value_{i}, '_')" for i in range(len(numbers)))
+    r"""Raises for the first text that a number of these kinds was read from and that is bad."""
+    names = [name for name, kind in scan.columns.items() if kind in kinds]
+    if not names:
+        return
+    texts = scan._replace(columns={**scan.columns, **dict.fromkeys(names, 'VARCHAR')}).nullable
+    conditions = [is_bad.format(quote_name(name)) for name in names]
+    values = ', '.join(map(quote_name, names))
+    any_bad = ' OR '.join(conditions)
     if not connection.execute(
-        f'SELECT 1 FROM (SELECT {values} FROM {texts}) WHERE {is_bad} LIMIT 1'
+        f'SELECT 1 FROM (SELECT {values} FROM {texts}) WHERE {any_bad} LIMIT 1'
     ).fetchall():
         return
-    # One thread alone numbers the rows.
-    row, *found = connection.execute(f"""
-        SELECT * FROM (SELECT row_number() OVER () - 1 AS row, {values} FROM {texts})
-        WHERE {is_bad} ORDER BY row LIMIT 1
-    """).fetchall()[0]
-    name, value = next((n, v) for n, v in zip(numbers, found) if v is not None and '_' in v)
-    expected = f'{EXPECTED.get(scan.columns[name], "a number")} without underscores'
+    row, *found = _first_row(connection, texts, names, conditions)
+    ((*flags,),) = connection.execute(
+        f'SELECT {", ".join(conditions)} FROM (SELECT {", ".join("?" for _ in names)}) '
+        f'AS texts({values})',
+        found,
+    ).fetchall()
+    name, value = next((n, v) for n, v, flag in zip(names, found, flags) if flag)
+    expected = expected.format(EXPECTED.get(scan.columns[name], 'a number'))
     raise bad_value(f'{scan.path}, line {_line_of(scan, row)}', repr(name), show(value), expected)
 
 
@@ -252,4 +305,12 @@ def line_of_row(path: str, row: int, delimiter: str) -> int:
         return reader.line_num
 
 
-_NUMBERS = ('BIGINT', 'INTEGER', 'DOUBLE', FLAG)
+_WHOLE_NUMBERS = ('BIGINT', 'INTEGER', FLAG)
+_NUMBERS = (*_WHOLE_NUMBERS, 'DOUBLE')
+# A double has not the fractions of large numbers, which have no exponent.
+_IS_FRACTION = (
+    "CASE WHEN contains(lower({0}), 'e') THEN {0}::DOUBLE <> floor({0}::DOUBLE) "
+    "ELSE regexp_matches({0}, '[.]0*[1-9]') END"
+)
+# What no value of a log holds, by which the error is known.
+_EMPTY = 'a required value is empty'
