@@ -32,7 +32,7 @@ class Content(NamedTuple):
     has_fractions: bool
 
 
-def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
+def inspect_content(path: str, delimiter: str, quotes: bool, encoding: str = 'utf-8') -> Content:
     r"""Counts the records of a delimited file, about as fast as its bytes can
     be read.
 
@@ -41,6 +41,7 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
             ``.gz``.
         delimiter (str): What separates the columns.
         quotes (bool): Whether ``"`` quotes a value.
+        encoding (str, optional): The encoding.
 
     Raises:
         ValueError: If the file holds a NUL or is no whole gzip file, of which
@@ -80,7 +81,7 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
         num_records += int(np.count_nonzero(num_marks % 2 == 0))
         is_quoted = (marks.size + is_quoted) % 2 == 1
     # Else a quote is part of a value, as in `5" pipe`.
-    num_records = num_records if is_regular else _count_slowly(path, delimiter)
+    num_records = num_records if is_regular else _count_slowly(path, delimiter, encoding)
     return Content(num_records, has_underscores, has_fractions)
 
 
@@ -113,8 +114,8 @@ def _line_of_nul(path: str) -> int:
         return next(number for number, line in enumerate(file, 1) if '\0' in line)
 
 
-def _count_slowly(path: str, delimiter: str) -> int:
-    with open_text(path) as file:
+def _count_slowly(path: str, delimiter: str, encoding: str) -> int:
+    with open_text(path, 'utf-8-sig' if encoding == 'utf-8' else encoding) as file:
         # DuckDB ignores a space before a quote.
         rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         return sum(1 for row in rows if row)

@@ -72,14 +72,27 @@ def _filled(name: str, kind: str) -> str:
     return f'CASE WHEN {quoted} IS NULL THEN {empty} ELSE {quoted} END'
 
 
-def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...]) -> DelimitedScan:
+def scan_csv(
+    path: str,
+    types: Mapping[str, str],
+    required: tuple[str, ...],
+    separator: str | None = None,
+    encoding: str = 'utf-8',
+) -> DelimitedScan:
     r"""The columns named in :obj:`types` of a CSV file with a header.
 
+    Args:
+        path (str): The file.
+        types (dict): From columns to their types.
+        required (tuple): Those that must not be empty.
+        separator (str, optional): What stands between columns, if that is known.
+        encoding (str, optional): :obj:`'utf-8'` or :obj:`'latin-1'`.
+
     Raises:
-        ValueError: If the file is empty, is not UTF-8, lacks a column or
+        ValueError: If the file is empty, is not of the encoding, lacks a column or
             names it twice.
     """
-    delimiter, header = read_header(path, tuple(types))
+    delimiter, header = read_header(path, tuple(types), separator, encoding)
     columns: dict[str, str] = {}
     for position, name in enumerate(header):
         # DuckDB's names are blind to case and must differ.
@@ -94,9 +107,11 @@ def scan_csv(path: str, types: Mapping[str, str], required: tuple[str, ...]) -> 
         delimiter,
         required,
         header=True,
-        quotes=True,
+        # Quotes mean nothing beside a separator of several characters.
+        quotes=len(delimiter) == 1,
+        encoding=encoding,
         # DuckDB skips blank lines between rows, and takes one before the header for it.
-        num_skipped=_count_blank_lines(path),
+        num_skipped=count_blank_lines(path, encoding),
     )
 
 
@@ -122,7 +137,7 @@ def create_table(
         ValueError: If not all rows were read, or for what
             :meth:`inspect_content` and :meth:`check_rows` refuse.
     """
-    content = inspect_content(scan.path, scan.delimiter, scan.quotes)
+    content = inspect_content(scan.path, scan.delimiter, scan.quotes, scan.encoding)
     what = f'INSERT INTO {table}' if append else f'CREATE OR REPLACE TABLE {table} AS'
     check_rows(connection, scan, content, execute_scan(connection, f'{what} {select}', scan))
 
@@ -159,7 +174,7 @@ def _raise_empty(
     )
     name = names[found.index(None)]
     expected = EXPECTED.get(scan.columns[name], 'a number')
-    place = f'{scan.path}, line {_line_of(scan, row)}'
+    place = f'{scan.path}, line {line_of_scan(scan, row)}'
     raise bad_value(place, repr(name), show(None), expected) from error
 
 
@@ -232,29 +247,41 @@ def _check_texts(
     ).fetchall()
     name, value = next((n, v) for n, v, flag in zip(names, found, flags) if flag)
     expected = expected.format(EXPECTED.get(scan.columns[name], 'a number'))
-    raise bad_value(f'{scan.path}, line {_line_of(scan, row)}', repr(name), show(value), expected)
+    raise bad_value(
+        f'{scan.path}, line {line_of_scan(scan, row)}', repr(name), show(value), expected
+    )
 
 
-def _line_of(scan: DelimitedScan, row: int) -> int:
+def line_of_scan(scan: DelimitedScan, row: int) -> int:
+    r"""The line, from 1, that row number :obj:`row` of a delimited file ends on."""
     if scan.quotes:
-        return line_of_row(scan.path, row, scan.delimiter)
+        return line_of_row(scan.path, row + scan.header - 1, scan.delimiter, scan.encoding)
     with open_text(scan.path, 'latin-1') as file:
         filled = (number for number, line in enumerate(file, 1) if line.strip('\r\n'))
         return next(islice(filled, row + scan.header, None))
 
 
-def _count_blank_lines(path: str) -> int:
+def count_blank_lines(path: str, encoding: str) -> int:
     r"""The number of lines before the header."""
-    with open_text(path) as file:
+    with open_text(path, _python_encoding(encoding)) as file:
         return sum(1 for _ in takewhile(lambda line: not line.strip('\r\n'), file))
 
 
-def read_header(path: str, wanted: Collection[str]) -> tuple[str, list[str]]:
+def _python_encoding(encoding: str) -> str:
+    return 'utf-8-sig' if encoding == 'utf-8' else encoding
+
+
+def read_header(
+    path: str, wanted: Collection[str], separator: str | None = None, encoding: str = 'utf-8'
+) -> tuple[str, list[str]]:
     r"""Returns the delimiter of a CSV file and the names in its first line.
 
-    The delimiter is the one under which all of :obj:`wanted` are there.
+    The delimiter is :obj:`separator`, or the one under which all of :obj:`wanted` are there.
     """
-    rows = {delimiter: next(read_rows(path, delimiter), []) for delimiter in ',\t;|'}
+    rows = {
+        delimiter: next(read_rows(path, delimiter, encoding=encoding), [])
+        for delimiter in (',\t;|' if separator is None else [separator])
+    }
     if not any(rows.values()):
         raise ValueError(
             f'{path} must have a header with the columns {", ".join(map(repr, wanted))}, but is '
@@ -269,12 +296,19 @@ def read_header(path: str, wanted: Collection[str]) -> tuple[str, list[str]]:
     raise missing_columns(path, missing, header)
 
 
-def read_rows(path: str, delimiter: str, count: int | None = None) -> Iterator[list[str]]:
+def read_rows(
+    path: str, delimiter: str, count: int | None = None, encoding: str = 'utf-8'
+) -> Iterator[list[str]]:
     r"""Yields the first :obj:`count` rows of a CSV file that are not blank,
     header included.
     """
-    with explaining_gzip(path), open_text(path) as file:
-        rows = (row for row in csv.reader(file, delimiter=delimiter) if row)
+    with explaining_gzip(path), open_text(path, _python_encoding(encoding)) as file:
+        lines = (line.rstrip('\r\n') for line in file)
+        rows = (
+            (row for row in csv.reader(file, delimiter=delimiter) if row)
+            if len(delimiter) == 1
+            else (line.split(delimiter) for line in lines if line)
+        )
         try:
             yield from islice(rows, count)
         except UnicodeDecodeError as error:
@@ -295,11 +329,11 @@ def place_of_row(path: str, columns: Collection[str], row: int) -> str:
     return f'{path}, line {line_of_row(path, row, delimiter)}'
 
 
-def line_of_row(path: str, row: int, delimiter: str) -> int:
+def line_of_row(path: str, row: int, delimiter: str, encoding: str = 'utf-8') -> int:
     r"""The line, from 1, that row number :obj:`row` (from 0, below the header)
     of a CSV file ends on.
     """
-    with open_text(path) as file:
+    with open_text(path, _python_encoding(encoding)) as file:
         reader = csv.reader(file, delimiter=delimiter)
         next(islice((values for values in reader if values), row + 1, None))
         return reader.line_num
