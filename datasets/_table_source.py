@@ -2,7 +2,9 @@ r"""A table that a user names: files, or one in memory, and how its columns are 
 
 import os
 import os.path as osp
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -85,9 +87,9 @@ class MemoryTable:
 
     def __init__(self, table: Any, name: str, columns: Sequence[str]) -> None:
         self.name = name
-        # What is written with the table is deleted with this object.
-        self._folder = tempfile.TemporaryDirectory(prefix='mag-')
-        self.path = osp.join(self._folder.name, 'table.parquet')
+        folder = tempfile.mkdtemp(prefix='mag-')
+        weakref.finalize(self, shutil.rmtree, folder, True)
+        self.path = osp.join(folder, 'table.parquet')
         kind = f'{type(table).__module__.partition(".")[0]}.{type(table).__name__}'
         try:
             self._write(table)

@@ -289,9 +289,9 @@ class EventLog(ClickDataset):
             )
         if num_clicks == num_rows:
             warnings.warn(
-                f'All {num_rows:,} rows are clicks, and no model learns from these alone: name the '
-                f"column that tells the others as 'label', or draw rows without a click by "
-                f'mag.transforms.SampleNegatives.',
+                f'Each of the {num_rows:,} rows is a click, and no model learns from these alone: '
+                f"name the column that tells the others as 'label', or draw rows without a click "
+                f'by mag.transforms.SampleNegatives.',
                 stacklevel=2,
             )
 

@@ -37,7 +37,7 @@ _SEVERAL = {
 }
 _OPTIONAL = tuple(
     role
-    for role in ('label', 'category', *_SINGLE, *_SEVERAL, 'separators')
+    for role in dict.fromkeys(('label', 'category', 'weight', *_SINGLE, *_SEVERAL, 'separators'))
     if role not in _REQUIRED
 )
 _SIDE_ROLES = {
