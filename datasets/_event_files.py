@@ -330,7 +330,7 @@ def _kind_of_times(values: list[str]) -> str:
     return 'DOUBLE' if numbers or not any(values) else 'TIMESTAMP WITH TIME ZONE'
 
 
-def _kind_of_labels(values: list[str | None]) -> str:
+def _kind_of_labels(values: Sequence[str | None]) -> str:
     numbers = [number for number in map(_to_number, values) if number is not None]
     is_boolean = not numbers and any(
         value.lower() in ('true', 'false') for value in values if value is not None

@@ -349,7 +349,7 @@ def _moved(found: dict[str, Any], folder: str) -> dict[str, Any]:
             return osp.join(folder, osp.expanduser(path))
         return [move(one) for one in path] if isinstance(path, list) else path
 
-    moved = found | {'path': move(found['path'])}
+    moved: dict[str, Any] = found | {'path': move(found['path'])}
     for key in ('users', 'items', 'actions'):
         table = moved.get(key)
         if isinstance(table, dict) and 'path' in table:
@@ -361,7 +361,7 @@ def _moved(found: dict[str, Any], folder: str) -> dict[str, Any]:
                     name: move(file) if isinstance(file, str) and file.endswith('.npy') else file
                     for name, file in modalities.items()
                 }
-                table['columns'] = columns | {'modalities': modalities}
+                table['columns'] = {**columns, 'modalities': modalities}
             moved[key] = table
     return moved
 
