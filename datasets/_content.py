@@ -58,11 +58,12 @@ def inspect_content(path: str, delimiter: str, quotes: bool, encoding: str = 'ut
             raise ValueError(
                 f'{path}, line {_line_of_nul(path)}: a line must hold text, but got a NUL.'
             )
-        data = np.frombuffer(before + block + b'\n', dtype=np.uint8)
+        text = before + block + b'\n'
+        data = np.frombuffer(text, dtype=np.uint8)
         before = block[-1:]
         if not has_underscores and b'_' in block:
             has_underscores = _has_underscores(data)
-        if not has_fractions:
+        if not has_fractions and any(mark in text for mark in (b'.', b'e-', b'E-')):
             has_fractions = _has_fractions(data)
         if not is_regular:
             continue

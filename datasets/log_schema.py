@@ -354,7 +354,7 @@ def _moved(found: dict[str, Any], folder: str) -> dict[str, Any]:
         table = moved.get(key)
         if isinstance(table, dict) and 'path' in table:
             table = table | {'path': move(table['path'])}
-            columns = table.get('columns')
+            columns: Any = table.get('columns')
             modalities = columns.get('modalities') if isinstance(columns, dict) else None
             if isinstance(modalities, dict):
                 modalities = {
