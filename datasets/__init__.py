@@ -4,6 +4,7 @@ from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.event_log import EventLog
 from mag.datasets.kuai_rand import KuaiRand
 from mag.datasets.kuai_sar import KuaiSAR
+from mag.datasets.log_schema import LogSchema
 from mag.datasets.log_table import LogTable
 from mag.datasets.micro_video import MicroVideo
 from mag.datasets.movie_lens import MovieLens
@@ -17,6 +18,7 @@ __all__ = [
     'IdMap',
     'KuaiRand',
     'KuaiSAR',
+    'LogSchema',
     'LogTable',
     'MicroVideo',
     'MovieLens',

@@ -12,7 +12,9 @@ csv.field_size_limit(2**31 - 1)
 
 _BLOCK_SIZE = 1 << 20
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
-_LINE_FEED, _RETURN, _QUOTE, _UNDERSCORE = b'\n\r"_'
+_LINE_FEED, _RETURN, _QUOTE, _UNDERSCORE, _POINT, _MINUS = b'\n\r"_.-'
+# The bit by which small letters differ from capitals.
+_LOWER_CASE = 0x20
 
 
 class Content(NamedTuple):
@@ -22,13 +24,15 @@ class Content(NamedTuple):
         num_records (int): The number of lines that are not blank, without
             those on which a quoted value goes on.
         has_underscores (bool): Whether a ``_`` stands between two digits.
+        has_fractions (bool): Whether a ``.`` or an exponent's ``-`` stands before a digit.
     """
 
     num_records: int
     has_underscores: bool
+    has_fractions: bool
 
 
-def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
+def inspect_content(path: str, delimiter: str, quotes: bool, encoding: str = 'utf-8') -> Content:
     r"""Counts the records of a delimited file, about as fast as its bytes can
     be read.
 
@@ -37,13 +41,14 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
             ``.gz``.
         delimiter (str): What separates the columns.
         quotes (bool): Whether ``"`` quotes a value.
+        encoding (str, optional): The encoding.
 
     Raises:
         ValueError: If the file holds a NUL or is no whole gzip file, of which
             all checksums are compared.
     """
     num_records = 0
-    has_underscores = False
+    has_underscores = has_fractions = False
     is_regular, is_quoted = True, False
     is_beside_quotes = np.zeros(256, dtype=bool)
     is_beside_quotes[[delimiter.encode()[0], _LINE_FEED, _RETURN, _QUOTE]] = True
@@ -53,10 +58,13 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
             raise ValueError(
                 f'{path}, line {_line_of_nul(path)}: a line must hold text, but got a NUL.'
             )
-        data = np.frombuffer(before + block + b'\n', dtype=np.uint8)
+        text = before + block + b'\n'
+        data = np.frombuffer(text, dtype=np.uint8)
         before = block[-1:]
         if not has_underscores and b'_' in block:
             has_underscores = _has_underscores(data)
+        if not has_fractions and any(mark in text for mark in (b'.', b'e-', b'E-')):
+            has_fractions = _has_fractions(data)
         if not is_regular:
             continue
         is_end = (data == _LINE_FEED) | (data == _RETURN)
@@ -74,7 +82,8 @@ def inspect_content(path: str, delimiter: str, quotes: bool) -> Content:
         num_records += int(np.count_nonzero(num_marks % 2 == 0))
         is_quoted = (marks.size + is_quoted) % 2 == 1
     # Else a quote is part of a value, as in `5" pipe`.
-    return Content(num_records if is_regular else _count_slowly(path, delimiter), has_underscores)
+    num_records = num_records if is_regular else _count_slowly(path, delimiter, encoding)
+    return Content(num_records, has_underscores, has_fractions)
 
 
 def _read_blocks(path: str) -> Iterator[bytes]:
@@ -83,7 +92,7 @@ def _read_blocks(path: str) -> Iterator[bytes]:
             file.seek(0)
         while block := file.read(_BLOCK_SIZE):
             # What follows these tells what they are.
-            while block[-1:] in (b'"', b'_') and (following := file.read(1)):
+            while block[-1:] in (b'"', b'_', b'.', b'-') and (following := file.read(1)):
                 block += following
             yield block
 
@@ -94,13 +103,20 @@ def _has_underscores(data: np.ndarray) -> bool:
     return bool((is_digit[place - 1] & is_digit[place + 1]).any())
 
 
+def _has_fractions(data: np.ndarray) -> bool:
+    place = np.flatnonzero((data == _POINT) | (data == _MINUS))
+    following, before = data[place + 1], data[place - 1] | _LOWER_CASE
+    is_digit = (following >= ord('0')) & (following <= ord('9'))
+    return bool((is_digit & ((data[place] == _POINT) | (before == ord('e')))).any())
+
+
 def _line_of_nul(path: str) -> int:
     with open_text(path, 'latin-1') as file:
         return next(number for number, line in enumerate(file, 1) if '\0' in line)
 
 
-def _count_slowly(path: str, delimiter: str) -> int:
-    with open_text(path) as file:
+def _count_slowly(path: str, delimiter: str, encoding: str) -> int:
+    with open_text(path, 'utf-8-sig' if encoding == 'utf-8' else encoding) as file:
         # DuckDB ignores a space before a quote.
         rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
         return sum(1 for row in rows if row)

@@ -1,4 +1,4 @@
-r"""The files of a log of one's own, into one table."""
+r"""The files of a table of one's own, into one table of DuckDB's."""
 
 import math
 import os
@@ -14,159 +14,278 @@ from mag.datasets._content import inspect_content
 from mag.datasets._delimited import (
     DelimitedScan,
     check_rows,
+    count_blank_lines,
     execute_scan,
-    place_of_row,
+    line_of_scan,
     read_header,
-    read_rows,
     scan_csv,
 )
 from mag.datasets._parquet import parquet_columns, reading_parquet, scan_parquet
+from mag.datasets._read_errors import missing_columns
 from mag.datasets._sql import (
     INTEGERS,
     LONG_NUMBERS,
     NUMBERS,
     TIMES,
     TIMESTAMPS,
+    base_kind,
     column_kinds,
+    quote,
     quote_name,
 )
+from mag.datasets._table_source import Field, Format
 
-_CSV = ('.csv', '.tsv', '.txt', '.csv.gz', '.tsv.gz', '.txt.gz')
+_CSV = tuple(f'{name}{end}' for end in ('', '.gz') for name in ('.csv', '.tsv', '.txt', '.dat'))
 PARQUET = ('.parquet', '.pq')
 _NAMES = (*NUMBERS, *TIMESTAMPS, 'DATE', 'BOOLEAN', 'VARCHAR', 'BLOB', 'UUID')
-# By role, the types that a column of a Parquet file may have, and what they are.
+_LISTS = tuple(f'{kind}[]' for kind in (*INTEGERS, 'UBIGINT', 'VARCHAR'))
+_VECTORS = tuple(f'{kind}[]' for kind in (*INTEGERS, 'FLOAT', 'DOUBLE'))
+# By what a field holds, the types that a column of a Parquet file may have, and what they are.
 _KINDS = {
-    'user': (_NAMES, 'a number or a text'),
-    'item': (_NAMES, 'a number or a text'),
+    'id': (_NAMES, 'a number or a text'),
     'time': (TIMES, 'a number or a timestamp'),
-    'label': ((*NUMBERS, 'BOOLEAN'), '0 or 1'),
-    'category': (_NAMES, 'a number or a text'),
-    'weight': (NUMBERS, 'a number'),
+    'flag': ((*NUMBERS, 'BOOLEAN'), '0 or 1'),
+    'number': (NUMBERS, 'a number'),
+    'name': (_NAMES, 'a number or a text'),
+    'names': ((*_LISTS, 'VARCHAR'), 'lists or a text'),
+    'terms': ((*_LISTS, *INTEGERS, 'VARCHAR'), 'a text, an id, or lists of terms'),
+    'vector': ((*_VECTORS, *NUMBERS, 'VARCHAR'), 'numbers or lists of numbers'),
 }
+# What a column is read as in any case, so that its type may differ between files.
+_CAST = ('flag', 'number', 'vector', 'names')
 # Up to here a double holds every whole number.
 _EXACT = 2**53
 
 
 class EventFiles:
-    r"""CSV or Parquet files that are read into the table :obj:`log`, a column for each role.
+    r"""CSV or Parquet files that are read into one table, a column for each field.
 
     Args:
         paths (list): The files, in the order of reading.
-        columns (dict): From each role to the name of its column in the files.
+        fields (dict): From the names of the columns to what they are in the files.
+        table (str, optional): The table. (default: :obj:`'log'`)
+        form (Format, optional): How delimited files are written.
     """
 
-    def __init__(self, paths: list[str], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        fields: Mapping[str, Field],
+        table: str = 'log',
+        form: Format | None = None,
+    ) -> None:
         self.paths = paths
-        self.columns = columns
+        self.fields = fields
+        self.table = table
+        self.form = Format() if form is None else form
+        self._scans: list[DelimitedScan] = []
+        self._num_rows: list[int] = []
 
-    def read(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
-        r"""Creates the table, and returns the number of rows of
-        each file.
-        """
-        is_parquet = self.paths[0].endswith(PARQUET)
-        return self._read_parquet(connection) if is_parquet else self._read_csv(connection)
+    @property
+    def is_parquet(self) -> bool:
+        r"""Whether the files are Parquet files."""
+        return self.paths[0].endswith(PARQUET) and not self.form.is_told
+
+    def read(self, connection: duckdb.DuckDBPyConnection) -> None:
+        r"""Creates the table."""
+        if self.is_parquet:
+            self._read_parquet(connection)
+        else:
+            self._read_csv(connection)
 
     def read_numbers(self, connection: duckdb.DuckDBPyConnection) -> None:
         r"""Makes ids numbers where each is written as a whole number is."""
-        is_parquet = self.paths[0].endswith(PARQUET)
-        for role, kind in column_kinds(connection, 'log').items():
-            if role in ('user', 'item') and (not is_parquet or kind.startswith(LONG_NUMBERS)):
-                _read_numbers(connection, role, kind)
+        kinds = column_kinds(connection, self.table)
+        for name, field in self.fields.items():
+            is_long = kinds[name].startswith(LONG_NUMBERS)
+            if field.kind == 'id' and (not self.is_parquet or is_long):
+                _read_numbers(connection, self.table, name, kinds[name])
 
-    def locate(self, num_rows: list[int], row: int) -> str:
-        r"""Where row number :obj:`row` of the table stands, of files of so many rows each."""
-        ends = list(accumulate(num_rows))
+    def locate(self, row: int) -> str:
+        r"""Where row number :obj:`row` of the table, from 0, stands in the files."""
+        ends = list(accumulate(self._num_rows))
         position = bisect_right(ends, row)
-        row -= ends[position] - num_rows[position]
-        return place_of_row(self.paths[position], self.columns.values(), row)
+        row -= ends[position] - self._num_rows[position]
+        path = self.paths[position]
+        if self.is_parquet:
+            return f'{path}, row {row + 1}'
+        return f'{path}, line {line_of_scan(self._scans[position], row)}'
 
     @property
     def titles(self) -> dict[str, str]:
-        r"""What a message calls the column of each role."""
-        return {role: f'{name!r} ({role})' for role, name in self.columns.items()}
+        r"""What a message calls each column of the table."""
+        return {name: f'{field.column!r} ({field.role})' for name, field in self.fields.items()}
 
-    def _read_csv(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
+    def _read_csv(self, connection: duckdb.DuckDBPyConnection) -> None:
+        texts = dict.fromkeys((field.column for field in self.fields.values()), 'VARCHAR')
         contents = []
         for path in self.paths:
-            delimiter, _ = read_header(path, tuple(self.columns.values()))
-            contents.append(inspect_content(path, delimiter, quotes=True))
-        scans, num_rows = self._fill_csv(connection)
-        if _has_large_times(connection):
-            scans, num_rows = self._fill_csv(connection, 'BIGINT')
-        for scan, content, count in zip(scans, contents, num_rows):
+            scan = self._scan(path, texts, ())
+            contents.append(inspect_content(path, scan.delimiter, scan.quotes, scan.encoding))
+        self._fill_csv(connection)
+        if self._has_large_times(connection):
+            self._fill_csv(connection, 'BIGINT')
+        for scan, content, count in zip(self._scans, contents, self._num_rows):
             check_rows(connection, scan, content, count)
-        return num_rows
 
-    def _fill_csv(
-        self, connection: duckdb.DuckDBPyConnection, kind_of_times: str = ''
-    ) -> tuple[list[DelimitedScan], list[int]]:
-        samples = [_sample(path, self.columns) for path in self.paths]
-        times = [row['time'] for sample in samples for row in sample]
-        kinds = {'time': kind_of_times or _kind_of_times(times)}
-        if 'label' in self.columns:
-            kinds['label'] = _kind_of_labels([row['label'] for sample in samples for row in sample])
-        if 'weight' in self.columns:
-            kinds['weight'] = 'DOUBLE'
-        types = {name: kinds.get(role, 'VARCHAR') for role, name in self.columns.items()}
-        required = tuple(self.columns[role] for role in kinds)
+    def _scan(
+        self, path: str, types: Mapping[str, str], required: tuple[str, ...]
+    ) -> DelimitedScan:
+        form = self.form
+        if form.names is None:
+            return scan_csv(path, types, required, form.separator, form.encoding)
+        missing = [name for name in types if name not in form.names]
+        if missing:
+            raise missing_columns(path, missing, list(form.names))
+        separator = form.separator
+        if separator is None:
+            # The first line has as many columns as there are names.
+            separator = next(
+                (d for d in ',\t;|' if len(read_header(path, (), d, form.encoding)[1]) > 1), ','
+            )
+        return DelimitedScan(
+            path,
+            {name: types.get(name, 'VARCHAR') for name in form.names},
+            separator,
+            required,
+            quotes=len(separator) == 1,
+            encoding=form.encoding,
+            num_skipped=count_blank_lines(path, form.encoding),
+        )
+
+    def _fill_csv(self, connection: duckdb.DuckDBPyConnection, kind_of_times: str = '') -> None:
+        columns = [field.column for field in self.fields.values()]
+        texts = dict.fromkeys(columns, 'VARCHAR')
+        samples = [_sample(connection, self._scan(path, texts, ()), columns) for path in self.paths]
+        sample = {
+            name: [row[position] for rows in samples for row in rows]
+            for position, name in enumerate(self.fields)
+        }
+        # All times are of one kind, as they are compared.
+        times = [v for name in self._names('time') for v in sample[name] if v is not None]
+        kinds = dict.fromkeys(self._names('time'), kind_of_times or _kind_of_times(times))
+        kinds |= {name: _kind_of_labels(sample[name]) for name in self._names('flag')}
+        kinds |= dict.fromkeys(self._names('number'), 'DOUBLE')
+        types = {field.column: kinds.get(name, 'VARCHAR') for name, field in self.fields.items()}
+        required = tuple(
+            self.fields[name].column for name in kinds if self.fields[name].is_required
+        )
         values = {}
-        if kinds.get('label') == 'BOOLEAN':
-            # DuckDB would do a cast while it reads, where the word `true` is no number.
-            values['label'] = f'if({quote_name(self.columns["label"])}, 1, 0)'
-        scans = [scan_csv(path, types, required) for path in self.paths]
-        selects = [self._select(values, str(scan)) for scan in scans]
-        _create_log(connection, selects[0])
-        num_rows = [
-            execute_scan(connection, f'INSERT INTO log {select}', scan)
-            for select, scan in zip(selects, scans)
+        for name, kind in kinds.items():
+            if kind == 'BOOLEAN':
+                # DuckDB would do a cast while it reads, where the word `true` is no number.
+                values[name] = f'if({quote_name(self.fields[name].column)}, 1, 0)'
+        self._scans = [self._scan(path, types, required) for path in self.paths]
+        of_columns = {name: types[field.column] for name, field in self.fields.items()}
+        selects = [self._select(values, of_columns, str(scan)) for scan in self._scans]
+        self._create(connection, selects[0])
+        self._num_rows = [
+            execute_scan(connection, f'INSERT INTO {self.table} {select}', scan)
+            for select, scan in zip(selects, self._scans)
         ]
-        return scans, num_rows
 
-    def _read_parquet(self, connection: duckdb.DuckDBPyConnection) -> list[int]:
+    def _read_parquet(self, connection: duckdb.DuckDBPyConnection) -> None:
         first: dict[str, str] = {}
         values: dict[str, str] = {}
+        selects = []
         for path in self.paths:
             columns = parquet_columns(
                 connection,
                 path,
-                {name: _KINDS[role] for role, name in self.columns.items()},
-                self.columns.values(),
-                {name: self.titles[role] for role, name in self.columns.items()},
+                {field.column: _KINDS[field.kind] for field in self.fields.values()},
+                [field.column for field in self.fields.values()],
+                {field.column: self.titles[name] for name, field in self.fields.items()},
             )
-            kinds = {role: columns[name] for role, name in self.columns.items()}
+            kinds = {name: columns[field.column] for name, field in self.fields.items()}
             first = first or kinds
-            # Labels and weights are made DOUBLE in any case.
-            for role in kinds:
-                if role in ('label', 'weight') or first[role] == kinds[role]:
+            for name, field in self.fields.items():
+                if field.kind in _CAST or first[name] == kinds[name]:
                     continue
-                if not {first[role], kinds[role]} <= set(INTEGERS):
+                if not {first[name], kinds[name]} <= set(INTEGERS):
                     raise ValueError(
-                        f'{path}: column {self.columns[role]!r} must be of one type in all files, '
-                        f'but got {kinds[role]}, and {first[role]} in {self.paths[0]}.'
+                        f'{path}: column {field.column!r} must be of one type in all files, '
+                        f'but got {kinds[name]}, and {first[name]} in {self.paths[0]}.'
                     )
-                values[role] = f'{quote_name(self.columns[role])}::BIGINT'
-        if first['time'] in ('DATE', 'FLOAT'):
-            kind = 'TIMESTAMP' if first['time'] == 'DATE' else 'DOUBLE'
-            values['time'] = f'{quote_name(self.columns["time"])}::{kind}'
-        selects = [self._select(values, scan_parquet(path)) for path in self.paths]
-        _create_log(connection, selects[0])
-        num_rows = []
-        for path, select in zip(self.paths, selects):
+                values[name] = f'{quote_name(field.column)}::BIGINT'
+            self._check_times(path, kinds)
+            for name in self._names('time'):
+                if first[name] in ('DATE', 'FLOAT'):
+                    kind = 'TIMESTAMP' if first[name] == 'DATE' else 'DOUBLE'
+                    values[name] = f'{quote_name(self.fields[name].column)}::{kind}'
+            selects.append((kinds, scan_parquet(path)))
+        queries = [self._select(values, kinds, scan) for kinds, scan in selects]
+        self._create(connection, queries[0])
+        self._num_rows = []
+        for path, query in zip(self.paths, queries):
             with reading_parquet(path):
-                ((count,),) = connection.execute(f'INSERT INTO log {select}').fetchall()
-            num_rows.append(count)
-        return num_rows
+                ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
+            self._num_rows.append(count)
 
-    def _select(self, values: Mapping[str, str], scan: str) -> str:
-        values = {role: quote_name(name) for role, name in self.columns.items()} | dict(values)
-        values['label'] = f'{values["label"]}::DOUBLE' if 'label' in values else '1::TINYINT'
-        if 'weight' in values:
-            values['weight'] += '::DOUBLE'
-        return f'SELECT {", ".join(f"{v} AS {role}" for role, v in values.items())} FROM {scan}'
+    def _check_times(self, path: str, kinds: Mapping[str, str]) -> None:
+        names = self._names('time')
+        dates = [base_kind(kinds[name]) not in NUMBERS for name in names]
+        if any(dates) and not all(dates):
+            found = ', '.join(f'{kinds[name]} in {self.titles[name]}' for name in names)
+            raise ValueError(
+                f'{path}: its times must all be numbers or all be timestamps, but got {found}.'
+            )
+
+    def _names(self, kind: str) -> list[str]:
+        return [name for name, field in self.fields.items() if field.kind == kind]
+
+    def _create(self, connection: duckdb.DuckDBPyConnection, select: str) -> None:
+        connection.execute(f'CREATE OR REPLACE TABLE {self.table} AS {select} LIMIT 0')
+
+    def _select(self, values: Mapping[str, str], kinds: Mapping[str, str], scan: str) -> str:
+        found = []
+        for name, field in self.fields.items():
+            value = values.get(name, quote_name(field.column))
+            found.append(f'{_written(value, kinds[name], field)} AS {quote_name(name)}')
+        return f'SELECT {", ".join(found)} FROM {scan}'
+
+    def _has_large_times(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        kinds = column_kinds(connection, self.table)
+        names = [name for name in self._names('time') if kinds[name] == 'DOUBLE']
+        if not names:
+            return False
+        is_large = ' OR '.join(f'(isfinite({name}) AND abs({name}) >= {_EXACT})' for name in names)
+        return bool(
+            connection.execute(f'SELECT 1 FROM {self.table} WHERE {is_large} LIMIT 1').fetchall()
+        )
 
 
-def find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+def _written(value: str, kind: str, field: Field) -> str:
+    r"""The SQL that gives a value of a type as what the field holds."""
+    if field.kind in ('flag', 'number'):
+        return f'{value}::DOUBLE'
+    is_list = kind.endswith(']')
+    if field.kind == 'name' and kind == 'VARCHAR':
+        return f"nullif({value}, '')"
+    if field.kind in ('names', 'terms'):
+        if is_list:
+            return f'{value}::VARCHAR[]' if field.kind == 'names' else value
+        if kind != 'VARCHAR':
+            return f'CASE WHEN {value} IS NOT NULL THEN [{value}] END'
+        listed = (
+            f'list_filter(list_transform(string_split({value}, {quote(field.separator or " ")}), '
+            f"lambda part: trim(part)), lambda part: part <> '')"
+        )
+        return f'CASE WHEN len({listed}) > 0 THEN {listed} END'
+    if field.kind == 'vector':
+        if is_list:
+            return f'{value}::FLOAT[]'
+        if kind != 'VARCHAR':
+            return f'CASE WHEN {value} IS NOT NULL THEN [{value}::FLOAT] END'
+        split = f'string_split(trim({value}), {quote(field.separator or " ")})'
+        return f"CASE WHEN {value} <> '' THEN TRY_CAST({split} AS FLOAT[]) END"
+    return value
+
+
+def find_files(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], form: Format | None = None
+) -> list[str]:
     r"""The files that a path, a pattern or a list of both names, in their order."""
+    ends = ('',) if form is not None and form.is_told else (*_CSV, *PARQUET)
     paths = [path] if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(paths, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
         raise TypeError(f"'path' must be a file, a pattern or a list of files, but got {path!r}.")
@@ -176,11 +295,12 @@ def find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         if not found:
             raise FileNotFoundError(f"'path' must name files, but there is no file {pattern!r}.")
         files += [osp.abspath(file) for file in found]
-    bad = [file for file in files if osp.isdir(file) or not file.endswith((*_CSV, *PARQUET))]
+    bad = [file for file in files if osp.isdir(file) or not file.endswith(ends)]
     if bad or not files:
         raise ValueError(
-            f"'path' must name files that end in {', '.join((*_CSV, *PARQUET))}, such as "
-            f"'logs/*.parquet', but got {repr(bad[0]) if bad else 'an empty list'}"
+            f"'path' must name files that end in {', '.join((*_CSV, *PARQUET))}, or have a "
+            f"'separator', such as 'logs/*.parquet', but got "
+            f'{repr(bad[0]) if bad else "an empty list"}'
             f'{", a directory" if bad and osp.isdir(bad[0]) else ""}.'
         )
     kinds = {file.endswith(PARQUET): file for file in files}
@@ -193,15 +313,13 @@ def find_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     return files
 
 
-def _sample(path: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
-    delimiter, header = read_header(path, tuple(columns.values()))
-    positions = {role: header.index(name) for role, name in columns.items()}
-    rows = list(read_rows(path, delimiter, 100))[1:]
-    return [
-        {role: row[position] for role, position in positions.items()}
-        for row in rows
-        if len(row) == len(header)
-    ]
+def _sample(
+    connection: duckdb.DuckDBPyConnection, scan: DelimitedScan, columns: Sequence[str]
+) -> list[tuple[str, ...]]:
+    # A row that cannot be read is reported by whoever reads them all.
+    tolerant = f'{scan.nullable[:-1]}, ignore_errors=true)'
+    names = ', '.join(map(quote_name, columns))
+    return connection.execute(f'SELECT {names} FROM {tolerant} LIMIT 100').fetchall()
 
 
 def _kind_of_times(values: list[str]) -> str:
@@ -212,36 +330,27 @@ def _kind_of_times(values: list[str]) -> str:
     return 'DOUBLE' if numbers or not any(values) else 'TIMESTAMP WITH TIME ZONE'
 
 
-def _kind_of_labels(values: list[str]) -> str:
+def _kind_of_labels(values: Sequence[str | None]) -> str:
     numbers = [number for number in map(_to_number, values) if number is not None]
-    is_boolean = not numbers and any(value.lower() in ('true', 'false') for value in values)
+    is_boolean = not numbers and any(
+        value.lower() in ('true', 'false') for value in values if value is not None
+    )
     return 'BOOLEAN' if is_boolean else 'DOUBLE'
 
 
-def _to_number(text: str) -> float | None:
+def _to_number(text: str | None) -> float | None:
     try:
         # Python reads `1_000` as 1000.
-        return None if '_' in text else float(text)
+        return None if text is None or '_' in text else float(text)
     except ValueError:
         return None
 
 
-def _create_log(connection: duckdb.DuckDBPyConnection, select: str) -> None:
-    connection.execute(f'CREATE OR REPLACE TABLE log AS {select} LIMIT 0')
-
-
-def _has_large_times(connection: duckdb.DuckDBPyConnection) -> bool:
-    if column_kinds(connection, 'log')['time'] != 'DOUBLE':
-        return False
-    is_large = f'isfinite(time) AND abs(time) >= {_EXACT}'
-    return bool(connection.execute(f'SELECT 1 FROM log WHERE {is_large} LIMIT 1').fetchall())
-
-
-def _read_numbers(connection: duckdb.DuckDBPyConnection, role: str, kind: str) -> None:
+def _read_numbers(connection: duckdb.DuckDBPyConnection, table: str, name: str, kind: str) -> None:
     other = connection.execute(
-        f'SELECT 1 FROM log '
-        f'WHERE TRY_CAST({role} AS BIGINT)::VARCHAR IS DISTINCT FROM {role}::VARCHAR LIMIT 1'
+        f'SELECT 1 FROM {table} '
+        f'WHERE TRY_CAST({name} AS BIGINT)::VARCHAR IS DISTINCT FROM {name}::VARCHAR LIMIT 1'
     ).fetchall()
     number_or_text = 'VARCHAR' if other else 'BIGINT'
     if number_or_text != kind:
-        connection.execute(f'ALTER TABLE log ALTER {role} TYPE {number_or_text}')
+        connection.execute(f'ALTER TABLE {table} ALTER {name} TYPE {number_or_text}')

@@ -263,7 +263,8 @@ class ClickDataset(InMemoryDataset):
 
     def _write(self, folder: str) -> int:
         files = hash_files(self.source_files, self.root)
-        if not files:
+        # A log in memory has none.
+        if not files and self.raw_file_names:
             raise FileNotFoundError(
                 f'{type(self).__name__} needs '
                 f'{", ".join(osp.relpath(path, self.raw_dir) for path in self.raw_paths)} in '

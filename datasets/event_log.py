@@ -1,34 +1,41 @@
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import duckdb
 import numpy as np
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_choice
-from mag.datasets._event_files import EventFiles, find_files
-from mag.datasets._sql import TIME_UNITS, TIMESTAMPS, column_kinds, in_seconds
-from mag.datasets._values import Rule, check_table
+from mag.datasets._log_actions import action_names, join_actions
+from mag.datasets._side_tables import (
+    add_lists,
+    add_modalities,
+    create_first_rows,
+    create_node_tables,
+    read_side_table,
+)
+from mag.datasets._sql import TIMESTAMPS, column_kinds, count_rows, in_seconds, quote, quote_name
+from mag.datasets._table_reader import TableReader, rules_of_ids
+from mag.datasets._table_source import Field
+from mag.datasets._values import Rule
 from mag.datasets.click_dataset import ClickDataset
+from mag.datasets.log_schema import LogSchema
 from mag.datasets.log_table import LogTable
 from mag.id_map import IdMap
-
-_REQUIRED = ('user', 'item', 'time')
-_OPTIONAL = ('label', 'category', 'weight')
 
 _YEAR_5000 = 95_617_584_000
 # Somewhat below 2^63, as the seconds are worked out in 64 bits.
 _LAST_TIME = 9_200_000_000_000_000_000
-_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)
 # What is smaller has fewer digits or is 0.
 _SMALLEST_WEIGHT = float(np.finfo(np.float32).smallest_normal)
+_SEARCH = ('search', '1', '1.0', 'true')
+_RECOMMENDATION = ('recommendation', '0', '0.0', 'false')
 
 
 class EventLog(ClickDataset):
-    r"""A click log of your own, from CSV or Parquet files.
+    r"""A click log of your own, from CSV or Parquet files or from a table in memory.
 
     .. code-block:: python
 
@@ -39,7 +46,7 @@ class EventLog(ClickDataset):
         dataset.raw_ids['item'][data['user', 'clicks', 'item'].edge_index[1]]
 
     Every row is an exposure of an item to a user.
-    Without a :obj:`label` column every row is a click.
+    Without a :obj:`label` column every row is a click, and a warning says so.
     Ids of any type are mapped to :obj:`0` to :obj:`N-1` in ascending order
     (ids in a CSV file are numbers if each of them is written as a whole
     number is, and text otherwise, so that :obj:`7` and :obj:`007` differ);
@@ -48,17 +55,33 @@ class EventLog(ClickDataset):
     Rows that repeat another's user, item and time are kept, as two clicks may
     share a second; :attr:`num_duplicates` counts them and a warning says so.
 
-    The :class:`~torch_geometric.data.HeteroData` holds :obj:`edge_index`,
-    :obj:`time` (clicks), :obj:`edge_label_index`, :obj:`edge_label`,
-    :obj:`edge_label_time` (exposures) in
-    :obj:`data['user', 'clicks', 'item']`, times as int64 seconds; with a
-    :obj:`category` column :obj:`data['item'].category`, that of the item's
-    first row (:obj:`'unknown'` if it has none there); with a :obj:`weight`
-    column :obj:`edge_weight` (clicks) and :obj:`edge_label_weight`
-    (exposures).
-    A later row does not decide the category of an item: earlier rows would read
-    their future. A warning says how many items have rows of several categories,
-    and how many have one in later rows alone.
+    What else a log may have is said by the roles of :class:`LogSchema`, which also names tables of
+    users, of items and of what followed, and can be loaded from a file:
+    :obj:`EventLog('data/shop', LogSchema.load('log.yaml'))`.
+
+    The :class:`~torch_geometric.data.HeteroData` holds, times as int64 seconds,
+
+    * in :obj:`data['user', 'clicks', 'item']`: :obj:`edge_index`, :obj:`time` (clicks),
+      :obj:`edge_label_index`, :obj:`edge_label`, :obj:`edge_label_time` (exposures); with a
+      :obj:`weight` :obj:`edge_weight` (clicks) and :obj:`edge_label_weight` (exposures); with
+      behaviors :obj:`edge_label_behavior`, shape :obj:`[num_exposures, B]`; with a conversion
+      :obj:`edge_label_conversion`; with contexts :obj:`edge_label_<name>` and :obj:`num_<name>`;
+      with features :obj:`edge_label_x`, shape :obj:`[num_exposures, F]`; with a query or a domain
+      :obj:`query`, :obj:`edge_label_query`, :obj:`domain`, :obj:`edge_label_domain`; with
+      :obj:`settled` :obj:`edge_label_settled`;
+    * in :obj:`data['user']` and :obj:`data['item']`: an attribute as :obj:`<name>` and
+      :obj:`num_<name>`; one of several values as :obj:`<name>`, the first of them, and
+      :obj:`x_<name>`, shape :obj:`[N, num_<name>]`, 1 for each of them; a modality as
+      :obj:`x_<name>`, shape :obj:`[N, D]`, and :obj:`has_<name>`.
+
+    What a column of the log says of a user or an item is that of its first row in time
+    (:obj:`'unknown'` if it has none there). A later row does not decide: earlier rows would read
+    their future. A warning says how many have rows of several values, and how many have one in
+    later rows alone. A table of users or items is taken as known from the first row on: what
+    changes with time, such as a number of sales, is no attribute in it.
+
+    What followed a row that was not clicked is 0 in the graph, and a warning says how many rows
+    lost what they had.
 
     A later export of the same log, with the former rows or without, is read with the same ids:
 
@@ -74,15 +97,17 @@ class EventLog(ClickDataset):
 
     Args:
         root (str): Directory of the cache.
-        path (str or list): A file, a pattern such as
+        path (str, list, table or LogSchema): A file, a pattern such as
             :obj:`'logs/*.parquet'` or a list of files, read in this order
             (those of a pattern in the order of their names).
             CSV files are UTF-8 with a header, separated by a comma, tab,
-            semicolon or bar, and may be gzipped.
-        columns (dict): From :obj:`'user'`, :obj:`'item'`, :obj:`'time'` and
-            optionally :obj:`'label'` (0 or 1), :obj:`'category'` (of the
-            item) and :obj:`'weight'` (0, or a positive number that fits a
-            float32) to the names of the columns in the files.
+            semicolon or bar, and may be gzipped. Or a table in memory: of pandas, polars, PyArrow
+            or DuckDB, that the cache knows by its content. Or a :class:`LogSchema`, that says the
+            rest, too.
+        columns (dict, optional): From roles to the names of the columns, see :class:`LogSchema`:
+            :obj:`'user'`, :obj:`'item'`, :obj:`'time'` and optionally others, such as
+            :obj:`'label'` (0 or 1), :obj:`'category'` (of the item) and :obj:`'weight'` (0, or a
+            positive number that fits a float32).
         time_unit (str, optional): The unit of a time that is a number:
             :obj:`'s'`, :obj:`'ms'`, :obj:`'us'` or :obj:`'ns'`. A time that
             is a date is read as UTC unless it says otherwise. If a number in
@@ -102,7 +127,7 @@ class EventLog(ClickDataset):
 
     Raises:
         FileNotFoundError: If no file is there.
-        TypeError: If :obj:`columns` is no dictionary of strings.
+        TypeError: If :obj:`columns` is no dictionary of strings, or :obj:`path` nothing to read.
         ValueError: If :obj:`columns` or :obj:`time_unit` is wrong, if a file
             is empty, is no whole gzip file, lacks a column or names it twice,
             has a column of another type than the first file, holds a row that
@@ -116,8 +141,8 @@ class EventLog(ClickDataset):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        columns: Mapping[str, str],
+        path: Any,
+        columns: Mapping[str, Any] | None = None,
         time_unit: str = 's',
         transform: Callable[[HeteroData], HeteroData] | None = None,
         pre_transform: Callable[[HeteroData], HeteroData] | None = None,
@@ -125,20 +150,49 @@ class EventLog(ClickDataset):
         log: bool = True,
         ids: ClickDataset | str | os.PathLike[str] | Mapping[str, IdMap] | None = None,
     ) -> None:
-        _check_columns(columns)
-        check_choice(TIME_UNITS, time_unit=time_unit)
-        self.columns = dict(columns)
-        self.time_unit = time_unit
-        self._event_files = EventFiles(find_files(path), self.columns)
+        schema = _schema_of(path, columns, time_unit)
+        self.columns = _plain(schema.columns)
+        self.time_unit = schema.time_unit
+        self._readers = _readers_of(schema)
+        self._schema: LogSchema | None = schema
+        self._arguments = _arguments_of(schema, self._readers)
+        self._paths = [path for reader in self._readers.values() for path in reader.paths]
+        self._paths += [path for node in schema.side_tables for path in _arrays(schema, node)]
         super().__init__(root, transform, pre_transform, force_reload, log, ids)
+        # A table in memory is not held, and its file is deleted.
+        self._schema, self._readers = None, {}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {'columns': self.columns, 'time_unit': self.time_unit}
+        return self._arguments
 
     @property
     def source_files(self) -> list[str]:
-        return self._event_files.paths
+        return self._paths
+
+    @property
+    def raw_file_names(self) -> list[str]:
+        return self._paths
+
+    @property
+    def texts(self) -> list[str]:
+        r"""What the columns of texts say of every item as one text, in node order, for
+        :class:`~mag.transforms.TextFeatures`; :obj:`'unknown'` of an item without.
+
+        Raises:
+            ValueError: If the log has no texts of items.
+        """
+        item = self.describe('item')
+        columns = [column for name, column in item.items() if name != 'id']
+        if not columns:
+            raise ValueError(
+                "EventLog.texts needs 'item_texts' in the columns of the log, or 'texts' in those "
+                'of the table of items, but there are none.'
+            )
+        return [
+            '. '.join(str(text) for text in texts if text is not None) or 'unknown'
+            for texts in zip(*columns)
+        ]
 
     def report_duplicates(self, num_duplicates: int) -> None:
         warnings.warn(
@@ -147,19 +201,81 @@ class EventLog(ClickDataset):
         )
 
     def read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:
-        num_rows = self._event_files.read(connection)
-        check_table(
-            connection,
-            'log',
-            _rules(column_kinds(connection, 'log')),
-            partial(self._event_files.locate, num_rows),
-            self._event_files.titles,
-        )
-        self._event_files.read_numbers(connection)
+        schema = self._reading
+        log = self._readers['log']
+        fields = schema.log_fields
+        log.read(connection)
+        if 'label' not in fields:
+            connection.execute('ALTER TABLE log ADD COLUMN label TINYINT DEFAULT 1')
+        log.check(connection, _rules(fields, log.kinds(connection)))
+        log.read_numbers(connection)
         self._warn_of_late_times(connection)
-        if 'category' in self.columns:
-            _create_categories(connection)
-        return LogTable(time_unit=self.time_unit)
+        self._read_actions(connection)
+        self._warn_of_labels(connection)
+        _fill(connection, fields)
+        for node in ('user', 'item'):
+            self._read_attributes(connection, node)
+        conversions = {'conversion'} & {*fields, *action_names(schema.actions)}
+        return LogTable(
+            time_unit=self.time_unit,
+            behaviors=tuple(schema.behaviors),
+            conversion='conversion' if conversions else None,
+            contexts=tuple(schema.named('contexts')),
+            features=tuple(schema.named('features')),
+            query='query' if {'query', 'domain'} & {*fields} else None,
+            descriptions=tuple(
+                name
+                for node in ('user', 'item')
+                for name in (*schema.named(f'{node}_texts'), *schema.side_names(node, 'texts'))
+            ),
+        )
+
+    def extend(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        data: HeteroData,
+        names: dict[str, list[str]],
+    ) -> None:
+        schema = self._reading
+        for node in ('user', 'item'):
+            add_lists(connection, data, names, node, f'{node}_first', _attributes(schema, node))
+            if node in schema.side_tables:
+                fields = schema.side_fields(node)
+                add_lists(connection, data, names, node, f'{node}_side', fields)
+                vectors = [name for name, field in fields.items() if field.kind == 'vector']
+                reader = self._readers[node]
+                arrays = schema.side_arrays(node)
+                add_modalities(connection, data, node, reader, vectors, arrays)
+
+    @property
+    def _reading(self) -> LogSchema:
+        if self._schema is None:
+            raise RuntimeError('EventLog reads its files only while it is made.')
+        return self._schema
+
+    def _read_actions(self, connection: duckdb.DuckDBPyConnection) -> None:
+        actions = self._reading.actions
+        if actions is None:
+            return
+        reader, fields = self._readers['action'], self._reading.action_fields
+        reader.read(connection)
+        reader.check(connection, _rules(fields, reader.kinds(connection)))
+        reader.read_numbers(connection)
+        found = action_names(actions)
+        if 'label' in found:
+            connection.execute('ALTER TABLE log DROP COLUMN label')
+        join_actions(connection, reader, self.time_unit, found, actions.get('within'))
+
+    def _read_attributes(self, connection: duckdb.DuckDBPyConnection, node: str) -> None:
+        schema = self._reading
+        fields = _attributes(schema, node)
+        if fields:
+            create_first_rows(connection, node, fields)
+        side_fields: dict[str, Field] = {}
+        if node in schema.side_tables:
+            side_fields = schema.side_fields(node)
+            read_side_table(connection, node, self._readers[node], side_fields)
+        create_node_tables(connection, node, fields, side_fields)
 
     def _warn_of_late_times(self, connection: duckdb.DuckDBPyConnection) -> None:
         seconds = in_seconds('time', column_kinds(connection, 'log')['time'], self.time_unit)
@@ -172,89 +288,151 @@ class EventLog(ClickDataset):
                 stacklevel=2,
             )
 
-
-def _create_categories(connection: duckdb.DuckDBPyConnection) -> None:
-    # What is called unknown in the files and what is missing there are one category.
-    connection.execute("""
-        CREATE OR REPLACE VIEW named AS
-        SELECT item, time, rowid AS position,
-               CASE WHEN category::VARCHAR NOT IN ('', 'unknown') THEN category END AS category
-        FROM log
-    """)
-    # `arg_min` skips NULL, and so would take the category of a later row.
-    connection.execute("""
-        CREATE OR REPLACE TABLE item_attribute AS
-        SELECT item AS id, arg_min_null(category, position) AS category
-        FROM named JOIN (SELECT item, min(time) AS time FROM log GROUP BY item)
-        USING (item, time) GROUP BY item
-    """)
-    several, example, late, late_example = connection.execute("""
-        SELECT count(*) FILTER (low <> high), min(id) FILTER (low <> high),
-               count(*) FILTER (is_late), min(id) FILTER (is_late)
-        FROM (
-            SELECT id, low, high, category IS NULL AND low IS NOT NULL AS is_late
-            FROM item_attribute JOIN (
-                SELECT item AS id, min(category) AS low, max(category) AS high
-                FROM named GROUP BY item
-            ) USING (id)
-        )
-    """).fetchall()[0]
-    connection.execute('DROP VIEW named')
-    found = []
-    if several:
-        found.append(f'{several:,} items have rows of several categories, such as {example!r}')
-    if late:
-        found.append(
-            f"{late:,} items are 'unknown' as their first row has no category and a later one "
-            f'has, such as {late_example!r}'
-        )
-    if found:
-        warnings.warn(
-            f'{"; ".join(found)}: an item has the category of its first row in time.',
-            stacklevel=2,
-        )
-
-
-def _rules(kinds: Mapping[str, str]) -> list[Rule]:
-    r"""What the columns must hold, of a table with columns of these kinds."""
-    is_filled = {'VARCHAR': "{} <> ''", 'FLOAT': 'NOT isnan({})', 'DOUBLE': 'NOT isnan({})'}
-    ids = {role: kinds[role] for role in ('user', 'item')}
-    rules = [
-        Rule(role, is_filled.get(kind, '{} IS NOT NULL').format(role), 'an id')
-        for role, kind in ids.items()
-    ]
-    rules += [
-        Rule(role, f'NOT contains({role}, chr(0))', 'an id without a NUL')
-        for role, kind in ids.items()
-        if kind == 'VARCHAR'
-    ]
-    is_time = f'time BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
-    is_time = 'isfinite(time)' if kinds['time'] in TIMESTAMPS else is_time
-    rules.append(Rule('time', is_time, 'a finite time that fits 64 bits'))
-    rules.append(Rule('label', 'label IN (0, 1)', '0 or 1'))
-    if 'weight' in kinds:
-        is_weight = f'weight = 0 OR weight BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST_WEIGHT}'
-        rules.append(Rule('weight', is_weight, '0 or a positive number that fits a float32'))
-    return rules
-
-
-def _check_columns(columns: Mapping[str, str]) -> None:
-    roles = ', '.join(map(repr, (*_REQUIRED, *_OPTIONAL)))
-    if not isinstance(columns, Mapping) or not all(isinstance(n, str) for n in columns.values()):
-        raise TypeError(
-            f"'columns' must be a dictionary from {roles} to names of columns, but got {columns!r}."
-        )
-    if not {*_REQUIRED} <= {*columns} <= {*_REQUIRED, *_OPTIONAL}:
-        raise ValueError(
-            f"'columns' must have the keys {', '.join(map(repr, _REQUIRED))} and may have "
-            f'{", ".join(map(repr, _OPTIONAL))}, but got {", ".join(map(repr, columns)) or "none"}.'
-        )
-    # DuckDB's names are blind to case.
-    role_of: dict[str, str] = {}
-    for role, name in columns.items():
-        other = role_of.setdefault(name.lower(), role)
-        if other != role:
-            raise ValueError(
-                f"'columns' must name columns that differ in more than upper and lower case, but "
-                f'got {name!r} for both {other!r} and {role!r}.'
+    def _warn_of_labels(self, connection: duckdb.DuckDBPyConnection) -> None:
+        schema = self._reading
+        flags = [*schema.behaviors]
+        if 'conversion' in schema.columns or 'conversion' in action_names(schema.actions):
+            flags.append('conversion')
+        num_rows = count_rows(connection, 'log')
+        counts = ['count(*) FILTER (label > 0)']
+        counts += [f'count(*) FILTER (label = 0 AND {quote_name(flag)} > 0)' for flag in flags]
+        query = f'SELECT {", ".join(counts)} FROM log'
+        num_clicks, *num_lost = connection.execute(query).fetchall()[0]
+        lost = [f'{count:,} of {flag!r}' for flag, count in zip(flags, num_lost) if count]
+        if lost:
+            warnings.warn(
+                f'Rows that were not clicked have what follows a click, {", ".join(lost)}: it is 0 '
+                f'there.',
+                stacklevel=2,
             )
+        if num_clicks == num_rows:
+            warnings.warn(
+                f'Each of the {num_rows:,} rows is a click, and no model learns from these alone: '
+                f"name the column that tells the others as 'label', or draw rows without a click "
+                f'by mag.transforms.SampleNegatives.',
+                stacklevel=2,
+            )
+
+
+def _schema_of(path: Any, columns: Mapping[str, Any] | None, time_unit: str) -> LogSchema:
+    if not isinstance(path, LogSchema):
+        if columns is None:
+            raise TypeError(
+                "'columns' must say which column is the 'user', the 'item' and the 'time', unless "
+                "'path' is a LogSchema."
+            )
+        return LogSchema(path, columns, time_unit)
+    if columns is not None or time_unit != 's':
+        raise ValueError(
+            "'columns' and 'time_unit' must be those of the LogSchema, but others were passed."
+        )
+    return path
+
+
+def _readers_of(schema: LogSchema) -> dict[str, TableReader]:
+    readers = {
+        'log': TableReader(schema.path, schema.log_fields, schema.format(), 'log', 'the log')
+    }
+    for node, table in schema.side_tables.items():
+        fields, form = schema.side_fields(node), schema.format(table)
+        readers[node] = TableReader(
+            table['path'], fields, form, f'{node}_table', f'the table of {node}s'
+        )
+    if schema.actions is not None:
+        fields, form = schema.action_fields, schema.format(schema.actions)
+        readers['action'] = TableReader(
+            schema.actions['path'], fields, form, 'action', 'the table of actions'
+        )
+    return readers
+
+
+def _arguments_of(schema: LogSchema, readers: Mapping[str, TableReader]) -> dict[str, Any]:
+    arguments = {'columns': _plain(schema.columns), 'time_unit': schema.time_unit}
+    tables = {'users': schema.users, 'items': schema.items, 'actions': schema.actions}
+    arguments |= {
+        name: _plain({key: value for key, value in table.items() if key != 'path'})
+        for name, table in tables.items()
+        if table is not None
+    }
+    form = {key: getattr(schema, key) for key in ('separator', 'names', 'encoding')}
+    if form != {'separator': None, 'names': None, 'encoding': 'utf-8'}:
+        arguments['format'] = _plain(form)
+    content = {name: reader.content for name, reader in readers.items() if reader.content}
+    return arguments | ({'tables': content} if content else {})
+
+
+def _plain(value: Any) -> Any:
+    r"""Dictionaries and lists of what JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _arrays(schema: LogSchema, node: str) -> list[str]:
+    return [os.path.abspath(path) for path in schema.side_arrays(node).values()]
+
+
+def _attributes(schema: LogSchema, node: str) -> dict[str, Field]:
+    r"""The columns of the log that tell of a user or an item."""
+    names = [*schema.named(f'{node}_attributes'), *schema.named(f'{node}_texts')]
+    return {name: schema.log_fields[name] for name in names}
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field]) -> None:
+    r"""Writes what a missing query or time of a click means."""
+    values = {}
+    if 'click_time' in fields:
+        values['click_time'] = 'CASE WHEN label = 0 THEN time ELSE click_time END'
+    if 'domain' in fields:
+        if 'query' not in fields:
+            connection.execute('ALTER TABLE log ADD COLUMN query VARCHAR[]')
+        # A search without terms is one, too.
+        kind = column_kinds(connection, 'log')['query']
+        is_search = _in('domain', _SEARCH)
+        values['query'] = f'CASE WHEN {is_search} THEN coalesce(query, []::{kind}) END'
+    if not values:
+        return
+    # An update would give rows with lists other numbers.
+    replaced = ', '.join(f'{value} AS {name}' for name, value in values.items())
+    connection.execute(
+        f'CREATE TABLE filled AS SELECT * REPLACE ({replaced}) FROM log ORDER BY rowid'
+    )
+    connection.execute('DROP TABLE log')
+    connection.execute('ALTER TABLE filled RENAME TO log')
+
+
+def _in(name: str, words: tuple[str, ...]) -> str:
+    return f'lower({name}::VARCHAR) IN ({", ".join(map(quote, words))})'
+
+
+def _rules(fields: Mapping[str, Field], kinds: Mapping[str, str]) -> list[Rule]:
+    r"""What the columns must hold, of a table with columns of these types."""
+    rules = rules_of_ids(fields, kinds)
+    for name, field in fields.items():
+        quoted = quote_name(name)
+        if field.kind == 'time':
+            is_time = f'{name} BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
+            is_time = f'isfinite({name})' if kinds[name] in TIMESTAMPS else is_time
+            is_time = is_time if field.is_required else f'label = 0 OR {is_time}'
+            rules.append(Rule(name, is_time, 'a finite time that fits 64 bits'))
+        elif field.kind == 'flag':
+            rules.append(Rule(name, f'{quoted} IN (0, 1)', '0 or 1'))
+        elif name == 'weight':
+            is_weight = f'weight = 0 OR weight BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST}'
+            rules.append(Rule(name, is_weight, '0 or a positive number that fits a float32'))
+        elif field.kind == 'number':
+            is_number = f'{quoted} BETWEEN {-_LARGEST} AND {_LARGEST}'
+            rules.append(Rule(name, is_number, 'a number that fits a float32'))
+    if 'click_time' in fields:
+        is_after = 'label = 0 OR click_time >= time'
+        rules.append(Rule('click_time', is_after, 'no time before that of the row, {time}'))
+    if 'settled' in fields:
+        rules.append(Rule('settled', 'settled >= time', 'no time before that of the row, {time}'))
+    if 'domain' in fields:
+        rules.append(
+            Rule('domain', _in('domain', (*_SEARCH, *_RECOMMENDATION)), 'search or recommendation')
+        )
+        if 'query' in fields:
+            is_fit = f'query IS NULL OR len(query) = 0 OR {_in("domain", _SEARCH)}'
+            rules.append(Rule('query', is_fit, 'nothing where the domain is {domain}'))
+    return rules

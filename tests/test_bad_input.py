@@ -523,7 +523,7 @@ CASES: dict[str, Case] = {
         "'columns' must have the keys 'user', 'item', 'time' and .*, but got 'user'",
     ),
     'log column name': (
-        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n', user=3), TypeError, "names of col.*'user': 3"  # type: ignore[arg-type]
+        lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n', user=3), TypeError, "for 'user', but got 3"  # type: ignore[arg-type]
     ),
     'log id': (
         lambda p: csv_log(p, 'u,i,t,y\n1,2,3,1\n,2,3,1\n,2,4,1\n'),

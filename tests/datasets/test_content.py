@@ -8,7 +8,7 @@ import pytest
 from mag.datasets import _content
 from mag.datasets._content import Content, inspect_content
 
-PIECES = ['"', '"', '"', ',', ',', '\n', '\n', '\r\n', '\r', ' ', 'a', 'é', '_', '5', '""', '\n\n']
+PIECES = [*'""",,\n\n\r aé_5.', '\r\n', 'e-', '""', '\n\n']
 
 
 def count(text):
@@ -34,7 +34,8 @@ def test_equals_csv(tmp_path, monkeypatch, name, block_size):
         path.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
         found = inspect_content(str(path), ',', quotes=True)
         has_underscores = any(f'{i}_{j}' in text for i in '15' for j in '05')
-        assert found == Content(count(text), has_underscores), text
+        has_fractions = any(f'{mark}{digit}' in text for mark in ('.', 'e-') for digit in '15')
+        assert found == Content(count(text), has_underscores, has_fractions), text
         num_lines = sum(1 for line in io.StringIO(text, newline='') if line.strip('\r\n'))
         assert inspect_content(str(path), ',', quotes=False).num_records == num_lines, text
 
@@ -93,4 +94,4 @@ def test_damaged_gzip(tmp_path, content, reason):
 def test_gzip_members_in_a_row(tmp_path):
     path = tmp_path / 'log.csv.gz'
     path.write_bytes(WHOLE + gzip.compress(b'') + gzip.compress(b'"3\n') + gzip.compress(b'",4'))
-    assert inspect_content(str(path), ',', quotes=True) == Content(3, False)
+    assert inspect_content(str(path), ',', quotes=True) == Content(3, False, False)

@@ -184,6 +184,39 @@ def test_underscore_without_header_and_quotes(tmp_path, end, lines):
     )
 
 
+@pytest.mark.parametrize('value', ['1.5', '15e-1', '9007199254740993.5', '-0.5'])
+def test_fraction_is_no_whole_number(tmp_path, value):
+    path = tmp_path / 'log.csv'
+    path.write_text(f'note,u,i\n0.5,1,2.5\n1.5,3.0,x\n2.5,"{value}",y\n')
+    scan = scan_csv(str(path), TYPES, ('u',))
+    with duckdb.connect() as connection, pytest.raises(ValueError) as error:
+        create_table(connection, 'log', f'SELECT u, i FROM {scan}', scan)
+    assert str(error.value) == (
+        f"{path}, line 4: column 'u' must hold a whole number, but got {value!r}."
+    )
+    path.write_text('note,u,i\n0.5,1.0,2.5\n1.5,20e-1,x\n1.5,1.5e1,x\n')
+    with duckdb.connect() as connection:
+        create_table(connection, 'log', f'SELECT u, i FROM {scan}', scan)
+        assert connection.execute('FROM log').fetchall() == [(1, '2.5'), (2, 'x'), (15, 'x')]
+
+
+def test_empty_values_where_columns_are_skipped(tmp_path):
+    # DuckDB's force_not_null would look into the second column that is read.
+    path = tmp_path / 'log.csv'
+    path.write_text('a,b,u,w,i\n,,1,,x\n,,2,,\n')
+    types = {'u': 'BIGINT', 'w': 'DOUBLE', 'i': 'VARCHAR'}
+    scan = scan_csv(str(path), types, ('u', 'i'))
+    with duckdb.connect() as connection:
+        create_table(connection, 'log', f'SELECT u, w, i FROM {scan}', scan)
+        assert connection.execute('FROM log').fetchall() == [(1, None, 'x'), (2, None, '')]
+        path.write_text('a,b,u,w,i\n,,1,2,x\n\n,,,3,y\n')
+        with pytest.raises(ValueError) as error:
+            create_table(connection, 'log', f'SELECT w, u FROM {scan}', scan)
+    assert str(error.value) == (
+        f"{path}, line 4: column 'u' must hold a whole number, but got nothing."
+    )
+
+
 @pytest.mark.parametrize(
     'content, expected',
     [

@@ -1,0 +1,289 @@
+r"""What is known of users and items: from the first row of a log, and from tables beside it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import duckdb
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.datasets._modality import count_rows as count_features
+from mag.datasets._modality import read_features
+from mag.datasets._sql import column_kinds, count_rows, quote_name
+from mag.datasets._table_reader import TableReader, rules_of_ids
+from mag.datasets._table_source import Field
+from mag.datasets._values import Rule
+
+_MOST_VALUES = 1000
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def create_first_rows(
+    connection: duckdb.DuckDBPyConnection, node: str, fields: Mapping[str, Field]
+) -> None:
+    r"""Creates the table of what the first row in time of each user or item says of it.
+
+    Args:
+        connection: The connection of the table :obj:`log`.
+        node (str): :obj:`'user'` or :obj:`'item'`.
+        fields (dict): The columns.
+    """
+    # What is called unknown in the files and what is missing there are one category.
+    known = ', '.join(
+        f'{_known(quote_name(name), field)} AS {quote_name(name)}' for name, field in fields.items()
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE VIEW named AS
+        SELECT {node} AS id, time, rowid AS log_position, {known} FROM log
+    """)
+    # `arg_min` skips NULL, and so would take the value of a later row.
+    first = ', '.join(
+        f'arg_min_null({quote_name(name)}, log_position) AS {quote_name(name)}' for name in fields
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {node}_first AS
+        SELECT id, {first}
+        FROM named JOIN (SELECT id, min(time) AS time FROM named GROUP BY id) USING (id, time)
+        GROUP BY id
+    """)
+    for name in fields:
+        _warn_of_later_rows(connection, node, name)
+    connection.execute('DROP VIEW named')
+
+
+def _known(value: str, field: Field) -> str:
+    if field.kind == 'names':
+        listed = f"list_filter({value}, lambda part: part NOT IN ('', 'unknown'))"
+        return f'CASE WHEN len({listed}) > 0 THEN {listed} END'
+    return f"CASE WHEN {value}::VARCHAR NOT IN ('', 'unknown') THEN {value} END"
+
+
+def _warn_of_later_rows(connection: duckdb.DuckDBPyConnection, node: str, name: str) -> None:
+    quoted = quote_name(name)
+    several, example, late, late_example = connection.execute(f"""
+        SELECT count(*) FILTER (low <> high), min(id) FILTER (low <> high),
+               count(*) FILTER (is_late), min(id) FILTER (is_late)
+        FROM (
+            SELECT id, low, high, {quoted} IS NULL AND low IS NOT NULL AS is_late
+            FROM {node}_first JOIN (
+                SELECT id, min({quoted}) AS low, max({quoted}) AS high FROM named GROUP BY id
+            ) USING (id)
+        )
+    """).fetchall()[0]
+    of_several = 'categories' if name == 'category' else f'values of {name!r}'
+    noun = 'category' if name == 'category' else repr(name)
+    found = []
+    if several:
+        found.append(f'{several:,} {node}s have rows of several {of_several}, such as {example!r}')
+    if late:
+        found.append(
+            f"{late:,} {node}s are 'unknown' as their first row has no {noun} and a later one "
+            f'has, such as {late_example!r}'
+        )
+    if found:
+        article = 'an item' if node == 'item' else 'a user'
+        warnings.warn(
+            f'{"; ".join(found)}: {article} has the {noun} of its first row in time.',
+            stacklevel=2,
+        )
+
+
+def read_side_table(
+    connection: duckdb.DuckDBPyConnection,
+    node: str,
+    reader: TableReader,
+    fields: Mapping[str, Field],
+) -> None:
+    r"""Creates the table of what a table beside the log says of each user or item in it, with the
+    number of its row.
+
+    Raises:
+        ValueError: If an id is missing or there twice, or a vector is of another length than the
+            first or holds what is no number, with file and line; or no id is in the log.
+    """
+    reader.read(connection)
+    table = reader.table
+    vectors = [name for name, field in fields.items() if field.kind == 'vector']
+    rules = rules_of_ids(fields, reader.kinds(connection))
+    rules.append(
+        Rule(
+            'id',
+            f'rowid NOT IN (SELECT unnest(rows[2:]) FROM (SELECT list(rowid ORDER BY rowid) '
+            f'AS rows FROM {table} GROUP BY id HAVING count(*) > 1))',
+            f'each {node} once',
+        )
+    )
+    for name in vectors:
+        quoted = quote_name(name)
+        sizes = connection.execute(
+            f'SELECT len({quoted}) FROM {table} WHERE {quoted} IS NOT NULL ORDER BY rowid LIMIT 1'
+        ).fetchall()
+        size = sizes[0][0] if sizes else 0
+        is_good = (
+            f'{quoted} IS NULL OR (len({quoted}) = {size} AND {size} > 0 AND len(list_filter('
+            f'{quoted}, lambda part: abs(part) <= {_LARGEST})) = {size})'
+        )
+        rules.append(Rule(name, is_good, f'{size or "some"} numbers, as in the first row, or none'))
+    reader.check(connection, rules)
+    _match_ids(connection, node, reader)
+
+
+def _match_ids(connection: duckdb.DuckDBPyConnection, node: str, reader: TableReader) -> None:
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {node}_side AS
+        SELECT of_log.id, {reader.table}.* EXCLUDE (id), {reader.table}.rowid AS log_position
+        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log
+        JOIN {reader.table} ON of_log.id::VARCHAR = {reader.table}.id::VARCHAR
+    """)
+    missing, example, num_nodes = connection.execute(f"""
+        SELECT count(*) FILTER (side IS NULL), min(of_log.id) FILTER (side IS NULL), count(*)
+        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log
+        LEFT JOIN (SELECT id AS side FROM {node}_side) ON of_log.id = side
+    """).fetchall()[0]
+    if missing == num_nodes:
+        ((other,),) = connection.execute(f'SELECT id FROM {reader.table} LIMIT 1').fetchall()
+        raise ValueError(
+            f'{reader.name} must tell of {node}s of the log, such as {example!r}, but tells only '
+            f'of others, such as {other!r}.'
+        )
+    if missing:
+        warnings.warn(
+            f'{missing:,} of {num_nodes:,} {node}s have no row in {reader.name}, such as '
+            f"{example!r}: what it tells is 'unknown' of them, and features are 0.",
+            stacklevel=2,
+        )
+
+
+def create_node_tables(
+    connection: duckdb.DuckDBPyConnection,
+    node: str,
+    fields: Mapping[str, Field],
+    side_fields: Mapping[str, Field],
+) -> None:
+    r"""Creates the table of attributes of a node type, of what has several values the first."""
+    columns = []
+    for source, named in (('first', fields), ('side', side_fields)):
+        for name, field in named.items():
+            value = f'{node}_{source}.{quote_name(name)}'
+            if field.kind in ('name', 'names'):
+                value = _known(value, field)
+                value = f'{value}[1]' if field.kind == 'names' else value
+                columns.append(f'({value}) AS {quote_name(name)}')
+    if not columns:
+        return
+    joins = [
+        f'LEFT JOIN {node}_{source} USING (id)'
+        for source, named in (('first', fields), ('side', side_fields))
+        if named
+    ]
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {node}_attribute AS
+        SELECT of_log.id, {', '.join(columns)}
+        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log {' '.join(joins)}
+    """)
+
+
+def add_lists(
+    connection: duckdb.DuckDBPyConnection,
+    data: HeteroData,
+    names: dict[str, list[str]],
+    node: str,
+    table: str,
+    fields: Mapping[str, Field],
+) -> None:
+    r"""Adds, for each column of several values, :obj:`x_<name>`, 1 for each value that a node has.
+
+    The categorical :obj:`<name>`, the first of them, gets the same codes.
+    """
+    for name in (name for name, field in fields.items() if field.kind == 'names'):
+        quoted = quote_name(name)
+        connection.execute(f"""
+            CREATE OR REPLACE TABLE listed AS
+            SELECT node, unnest(coalesce({_known(quoted, fields[name])}, [NULL])) AS part,
+                   generate_subscripts(coalesce({_known(quoted, fields[name])}, [NULL]), 1)
+                   AS place
+            FROM {node}_node LEFT JOIN {table} USING (id)
+        """)
+        values = connection.execute(
+            'SELECT DISTINCT part FROM listed ORDER BY part NULLS FIRST'
+        ).fetchall()
+        if len(values) > _MOST_VALUES:
+            raise ValueError(
+                f'The values of {name!r} must be at most {_MOST_VALUES:,}, as each becomes a '
+                f'column of x_{name}, but got {len(values):,}: keep the most frequent of them.'
+            )
+        rows = connection.execute("""
+            SELECT node, place, dense_rank() OVER (ORDER BY part NULLS FIRST) - 1 AS code
+            FROM listed
+        """).fetchnumpy()
+        index, place, code = (
+            torch.from_numpy(rows[key].astype(np.int64)) for key in ('node', 'place', 'code')
+        )
+        store = data[node]
+        names[name] = ['unknown' if value is None else str(value) for (value,) in values]
+        store[name] = torch.empty(store.num_nodes, dtype=torch.long)
+        store[name][index[place == 1]] = code[place == 1]
+        store[f'num_{name}'] = len(values)
+        store[f'x_{name}'] = torch.zeros(store.num_nodes, len(values))
+        store[f'x_{name}'][index, code] = 1
+
+
+def add_modalities(
+    connection: duckdb.DuckDBPyConnection,
+    data: HeteroData,
+    node: str,
+    reader: TableReader,
+    vectors: Sequence[str],
+    arrays: Mapping[str, str],
+) -> None:
+    r"""Adds :obj:`x_<name>` and :obj:`has_<name>` for each modality of users or items."""
+    position = connection.execute(f"""
+        SELECT coalesce(log_position, -1) AS log_position
+        FROM {node}_node LEFT JOIN {node}_side USING (id) ORDER BY node
+    """).fetchnumpy()['log_position']
+    position = np.asarray(position, dtype=np.int64)
+    for name, path in arrays.items():
+        num_rows, num_expected = count_features([path]), count_rows(connection, reader.table)
+        if num_rows != num_expected:
+            raise ValueError(
+                f'{path} must have a row for each of the {num_expected:,} of {reader.name}, but '
+                f'has {num_rows:,}.'
+            )
+        x, has = read_features(path, np.maximum(position, 0))
+        unknown = torch.from_numpy(position < 0)
+        x[unknown] = 0
+        data[node][f'x_{name}'], data[node][f'has_{name}'] = x, has & ~unknown
+    for name in vectors:
+        data[node][f'x_{name}'], data[node][f'has_{name}'] = _fetch_vectors(connection, node, name)
+
+
+def _fetch_vectors(
+    connection: duckdb.DuckDBPyConnection, node: str, name: str
+) -> tuple[Tensor, Tensor]:
+    num_nodes = count_rows(connection, f'{node}_node')
+    quoted = quote_name(name)
+    (size,) = connection.execute(
+        f'SELECT coalesce(max(len({quoted})), 1) FROM {node}_side'
+    ).fetchall()[0]
+    x, has = torch.zeros(num_nodes, size), torch.zeros(num_nodes, dtype=torch.bool)
+    # In pieces, as a query holds a row for each number.
+    step = max((1 << 22) // size, 1)
+    for start in range(0, num_nodes, step):
+        found = connection.execute(f"""
+            SELECT node, unnest({quoted}) AS value, generate_subscripts({quoted}, 1) - 1 AS place
+            FROM {node}_node JOIN {node}_side USING (id)
+            WHERE node >= {start} AND node < {start + step} AND {quoted} IS NOT NULL
+        """).fetchnumpy()
+        index, place = (torch.from_numpy(found[key].astype(np.int64)) for key in ('node', 'place'))
+        x[index, place] = torch.from_numpy(found['value'].astype(np.float32))
+        has[index] = True
+    return x, has
+
+
+def drop_side_tables(connection: duckdb.DuckDBPyConnection, node: str) -> None:
+    r"""Deletes what is read no more."""
+    for table in (f'{node}_first', f'{node}_side'):
+        if column_kinds(connection, table):
+            connection.execute(f'DROP TABLE {table}')
