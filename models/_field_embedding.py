@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mag.checks import check_ids, check_integers, check_keys, check_tensor
+from mag.checks import check_ids, check_integers, check_tensor
 
 _IDS = ('user', 'item')
 
@@ -22,12 +22,13 @@ class FieldEmbedding(torch.nn.Embedding):
             training.
         id_strength (float): The :math:`s` of :math:`n / (n + s)`, by which the embeddings of users
             and of items with :math:`n` exposures are scaled; 0 leaves them as they are.
-        id_counts (Mapping[str, int]): The place of the counts of users and of items; read if
-            :obj:`id_strength` is positive.
+        id_counts (Mapping[str, int]): The place of the counts of users, of items, or of both, whose
+            embeddings are scaled; read if :obj:`id_strength` is positive.
     """
 
     offset: Tensor
     is_id: Tensor
+    is_weighed: Tensor
     seen: Tensor
 
     def __init__(
@@ -56,6 +57,8 @@ class FieldEmbedding(torch.nn.Embedding):
         self.register_buffer('offset', offset, persistent=False)
         is_id = torch.tensor([name in _IDS for name in names], dtype=torch.bool)
         self.register_buffer('is_id', is_id, persistent=False)
+        is_weighed = torch.tensor([name in id_counts for name in names], dtype=torch.bool)
+        self.register_buffer('is_weighed', is_weighed, persistent=False)
         seen = torch.tensor([id_counts.get(name, 0) for name in names], dtype=torch.long)
         self.register_buffer('seen', seen, persistent=False)
 
@@ -89,7 +92,7 @@ class FieldEmbedding(torch.nn.Embedding):
         if counts is None or self.id_strength == 0:
             return embedded
         seen = counts[..., 0].index_select(1, self.seen)
-        share = (seen / (seen + self.id_strength)).where(self.is_id, 1)
+        share = (seen / (seen + self.id_strength)).where(self.is_weighed, 1)
         return embedded * share.to(embedded.dtype).unsqueeze(-1)
 
     def of(self, name: str, known: Tensor) -> Tensor:
@@ -103,11 +106,18 @@ def look_up(weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:
-    r"""Raises unless there are ids, and counts of users and items to weigh them by."""
+    r"""Raises unless there are ids, and counts of users and items or of one of the two, to weigh them
+    by."""
     if not ids or num_counts == 0:
         raise ValueError(
             "'id_counts' weigh ids by how often they were seen, but CountNet was asked to do "
             'without ids or without counts.'
         )
-    check_keys(_IDS, id_counts=id_counts)
-    check_integers(0, num_counts, **{f'id_counts[{name!r}]': id_counts[name] for name in _IDS})
+    sentence = "'id_counts' must be a dictionary of 'user', of 'item', or of both"
+    if not isinstance(id_counts, Mapping):
+        raise TypeError(f'{sentence}, but got {id_counts!r}.')
+    if not id_counts or not set(id_counts) <= set(_IDS):
+        raise ValueError(f'{sentence}, but got {id_counts!r}.')
+    check_integers(
+        0, num_counts, **{f'id_counts[{name!r}]': place for name, place in id_counts.items()}
+    )

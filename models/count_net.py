@@ -70,8 +70,8 @@ class CountNet(torch.nn.Module):
             At 0 they are not, and where :obj:`recent` lists and rows attend they never are.
             (default: :obj:`100.0`)
         id_counts (Mapping[str, int], optional): The place of the column that counts the exposures
-            of the :obj:`"user"` and of the :obj:`"item"`; without, embeddings are not scaled.
-            (default: :obj:`None`)
+            of the :obj:`"user"`, and of that which counts those of the :obj:`"item"`; the
+            embeddings of one that is not named are not scaled. (default: :obj:`None`)
         rows (str, optional): If set, the head reads the macro rows of user and item at all hops,
             by :class:`~mag.nn.MacroConv` of the form :obj:`"paper"`, as :class:`MacGNN` does, or
             :obj:`"twin"`. (default: :obj:`None`)
@@ -191,7 +191,7 @@ class CountNet(torch.nn.Module):
             counts (bool, optional): If set to :obj:`False`, no counts are read.
                 (default: :obj:`True`)
             **kwargs (optional): Arguments of :class:`CountNet`. By default all hops of the data are
-                read, if macro rows are, and ids are scaled where users and items are counted.
+                read, if macro rows are, and users are scaled where they are counted, as items are.
 
         Raises:
             TypeError: If the data is no graph, or :obj:`counts` is neither true nor false.
@@ -206,8 +206,8 @@ class CountNet(torch.nn.Module):
                 'TargetCounts, or pass counts=False.'
             )
         names = clicks.count_names if counts and kwargs.get('ids', True) else []
-        if {'user', 'item'} <= set(names):
-            places = {name: names.index(name) for name in ('user', 'item')}
+        places = {name: names.index(name) for name in ('user', 'item') if name in names}
+        if places:
             kwargs = {'id_counts': places, **kwargs}
         features = ExposureFeatures(data, caller='CountNet.from_data')
         prior, rate = (clicks.count_prior, clicks.count_rate) if counts else ((), 0.5)

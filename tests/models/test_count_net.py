@@ -132,6 +132,21 @@ def test_an_id_says_as_much_as_it_was_seen() -> None:
     assert torch.equal(model(new), before)
 
 
+@pytest.mark.parametrize('name', ['user', 'item'])
+def test_an_id_is_scaled_where_its_own_count_is_known(parts: list[HeteroData], name: str) -> None:
+    model, batch = spread(make(id_strength=3.0, id_counts={name: 1}).eval()), make_batch()
+    ids = model.embedding.known(batch.sparse)
+    expected = model.embedding(ids)
+    seen = batch.counts[:, 1, 0]
+    expected[:, FIELDS.index(name)] *= (seen / (seen + 3)).unsqueeze(1)
+    torch.testing.assert_close(model.embedding(ids, batch.counts), expected)
+    # Ablations count but one of the two.
+    counts = TargetCounts([TargetView(**{name: 'id'})]).fit(parts[0])
+    built = CountNet.from_data(counts(parts[0]))
+    is_scaled = built.embedding.is_weighed
+    assert [built.fields[place] for place in is_scaled.nonzero().view(-1)] == [name]
+
+
 def softmax_sum(score: list[Tensor], value: list[Tensor]) -> Tensor:
     if not value:
         return torch.zeros(2)
@@ -356,7 +371,7 @@ def test_it_learns_from_a_log(parts: list[HeteroData]) -> None:
     assert values[True] > 0.6
 
 
-@pytest.mark.parametrize('views', [None, [TargetView('cluster', 'category')], [TargetView('id')]])
+@pytest.mark.parametrize('views', [None, [TargetView('cluster', 'category')]])
 def test_ids_are_as_they_are_where_nothing_says_how_often_they_were_seen(
     parts: list[HeteroData], views: list[TargetView] | None
 ) -> None:
@@ -487,6 +502,8 @@ def test_what_users_like_is_found_almost_as_well_as_it_can_be() -> None:
         ),
         (lambda: make(id_strength=1.0, ids=False), ValueError, 'without ids or without counts'),
         (lambda: make(id_strength=1.0, id_counts=3), TypeError, "'id_counts' must be a dict"),
+        (lambda: make(id_strength=1.0, id_counts={}), ValueError, 'of both, but got {}'),
+        (lambda: make(id_strength=1.0, id_counts={'tag': 0}), ValueError, "but got {'tag': 0}"),
         (
             lambda: make(id_strength=1.0, id_counts={'user': 0, 'item': 2}),
             ValueError,
