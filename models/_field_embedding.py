@@ -22,7 +22,7 @@ class FieldEmbedding(torch.nn.Embedding):
             training.
         id_strength (float): The :math:`s` of :math:`n / (n + s)`, by which the embeddings of users
             and of items with :math:`n` exposures are scaled; 0 leaves them as they are.
-        id_counts (Mapping[str, int]): The place of the counts of users, of items, or of both, whose
+        id_counts (Mapping[str, int]): The place of the counts of users, of items or of both, whose
             embeddings are scaled; read if :obj:`id_strength` is positive.
     """
 
@@ -70,6 +70,9 @@ class FieldEmbedding(torch.nn.Embedding):
         r"""From the ids of all fields, those of the columns that are read, counted from 1, and 0
         for none and for who is taken for unknown.
 
+        Values are checked on the CPU alone, as a GPU would have to be waited for. What an
+        :class:`~mag.loader.ExposureLoader` makes, of rows or of a request, was checked there.
+
         Raises:
             IndexError: If a field has no such value, whose row in the table is another field's.
             TypeError: If they are no integers.
@@ -106,8 +109,7 @@ def look_up(weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:
-    r"""Raises unless there are ids, and counts of users and items or of one of the two, to weigh them
-    by."""
+    r"""Raises unless there are ids, and counts of users, of items or of both to weigh them by."""
     if not ids or num_counts == 0:
         raise ValueError(
             "'id_counts' weigh ids by how often they were seen, but CountNet was asked to do "

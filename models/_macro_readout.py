@@ -83,13 +83,17 @@ class MacroReadout(torch.nn.Module):
         target = {name: attend(name, of) for name, of in ids.items()}
         hops = {'user': batch.user_hops, 'item': batch.item_hops}
         recent = {'user': batch.user_recent, 'item': batch.item_recent}
+        own = {'user': batch.user, 'item': batch.item}
         out = [
             self._read_hop(name, hop, hops[name], target)
             for name in hops
             for hop in range(1, self.num_hops + 1)
         ]
         if self.recent:
-            out += [self._read_recent(name, of, target, embed) for name, of in recent.items()]
+            for name, of in recent.items():
+                source = NEIGHBOR_TYPE[name]
+                dropped = own[source].where(ids[source] == 0, -1) if self.training else None
+                out.append(self._read_recent(name, of, target, embed, dropped))
         return out
 
     def extra_repr(self) -> str:
@@ -113,7 +117,12 @@ class MacroReadout(torch.nn.Module):
         )
 
     def _read_recent(
-        self, node_type: str, recent: Tensor, target: Mapping[str, Tensor], embed: Embed
+        self,
+        node_type: str,
+        recent: Tensor,
+        target: Mapping[str, Tensor],
+        embed: Embed,
+        dropped: Tensor | None,
     ) -> Tensor:
         source = NEIGHBOR_TYPE[node_type]
         if recent.size(1) == 0:
@@ -122,9 +131,13 @@ class MacroReadout(torch.nn.Module):
                 f'RecentNeighbors, or build it with recent=False.'
             )
         check_ids('CountNet', f'recent {source}s', recent, self.num_nodes[source], first=-1)
-        x_attention = self._attention(source, recent + 1) if self.attention else None
+        ids = recent + 1
+        if dropped is not None:
+            # Who is taken for unknown may be a recent neighbor, too: of a click that is repeated.
+            ids = ids.masked_fill(recent == dropped.unsqueeze(1), 0)
+        x_attention = self._attention(source, ids) if self.attention else None
         return self.conv[source].attend(  # type: ignore[operator]
-            embed(source, recent + 1), target[source], recent >= 0, x_attention
+            embed(source, ids), target[source], recent >= 0, x_attention
         )
 
 

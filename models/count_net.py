@@ -63,7 +63,9 @@ class CountNet(torch.nn.Module):
         ids (bool, optional): If set to :obj:`False`, users and items have no embedding of their
             own. (default: :obj:`True`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
-            a step of training, so that the rest learns to do without them. (default: :obj:`0.0`)
+            a step of training, so that the rest learns to do without them. Such an id is read
+            nowhere in that row: neither as what attends, nor among the recent neighbors, where a
+            repeated click has it; other neighbors are read as ever. (default: :obj:`0.0`)
         id_strength (float, optional): The embeddings of a user and an item are scaled by
             :math:`n / (n + s)`, with the :math:`n` exposures of each before the row, and this
             :math:`s`: as a shrunk rate, an id says half of what it knows after :math:`s` exposures.

@@ -50,6 +50,9 @@ class MacroCoarsen(BaseTransform):
     later part knows is assigned by what that part knows of it.
     A part whose first cutoff is earlier than that of the part it was fitted on is refused, as those
     clusters know its future.
+    A click takes part from its own time on, the :obj:`click_time` of the log: it is known to be one
+    when it happens. The log's :obj:`settled` tells since when it is known that nothing was
+    clicked, which clusters do not read.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Of a list, the first group makes the macro graph that :class:`~mag.models.MacGNN` reads. Each

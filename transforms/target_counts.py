@@ -17,6 +17,7 @@ from mag.cutoff import (
     require_whole_log,
 )
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
+from mag.macro_graph.target_counts import check_settled
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
 from mag.transforms._clock import user_position
 
@@ -237,6 +238,9 @@ class TargetCounts(BaseTransform):
         require_same_nodes(data, 'TargetCounts', log=log)
         if 'edge_label_settled' in log[CLICKS]:
             require(log, 'TargetCounts', 'edge_label_index', 'edge_label_settled')
+            label = log[CLICKS]
+            known, time = label.edge_label_settled, label.edge_label_time
+            check_settled('TargetCounts', 'edge_label_settled', known, time)
         clicks, source = data[CLICKS], log[CLICKS]
         clock, asked = source.edge_label_time, clicks.edge_label_time
         if 'position' in clicks:
@@ -280,6 +284,8 @@ def _history(data: HeteroData) -> tuple[EdgeStorage, Tensor]:
     for name, kind in (('settled', 'int64 seconds'), ('position', 'numbers')):
         if name in sees:
             check_tensor('TargetCounts', name, sees[name], (size,), kind)
+    if 'settled' in sees:
+        check_settled('TargetCounts', 'settled', sees.settled, sees.time)
     return sees, sees.get('position', sees.time)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mag.checks import check_values
 from mag.macro_graph.counts_before import counts_before
 from mag.macro_graph.target_keys import TargetKeys
 
@@ -101,3 +102,8 @@ def without_rounding(counts: Tensor) -> Tensor:
     r"""Counts, shape :obj:`[L, C, 2]`, whose clicks no rounding lifts above their exposures."""
     seen, clicked = counts.unbind(-1)
     return torch.stack([seen, clicked.minimum(seen)], dim=-1)
+
+
+def check_settled(caller: str, name: str, settled: Tensor, time: Tensor) -> None:
+    r"""Raises a :class:`ValueError` if a label was known before its exposure, as in no log."""
+    check_values(caller, name, settled, settled >= time, 'no time before the exposure')

@@ -7,7 +7,7 @@ from mag.checks import check_tensor, check_values
 from mag.macro_graph.counts_before import counts_before
 from mag.macro_graph.key_table import KeyTable
 from mag.macro_graph.pending_clicks import Clicks, PendingClicks
-from mag.macro_graph.target_counts import late_clicks, without_rounding
+from mag.macro_graph.target_counts import check_settled, late_clicks, without_rounding
 from mag.macro_graph.target_keys import TargetKeys
 
 
@@ -57,13 +57,14 @@ class TargetState:
             contexts (Mapping[str, torch.Tensor], optional): The attributes of exposures that views
                 name, shape :obj:`[E]`. (default: :obj:`None`)
             settled (torch.Tensor, optional): When it is known whether it was clicked, int64
-                seconds, shape :obj:`[E]`; by default at once. (default: :obj:`None`)
+                seconds, not before :obj:`time`, shape :obj:`[E]`; by default at once.
+                (default: :obj:`None`)
 
         Raises:
             IndexError: If a user, an item or a value of an attribute does not exist.
             TypeError: If one of them or a time is no integer.
-            ValueError: If an event is earlier than one that came before, shapes differ, or
-                :obj:`clicked` is neither 0 nor 1.
+            ValueError: If an event is earlier than one that came before, shapes differ,
+                :obj:`clicked` is neither 0 nor 1, or a label was known before its exposure.
         """
         self._check(user, item, time)
         size, caller = user.numel(), 'TargetState.update'
@@ -84,6 +85,8 @@ class TargetState:
             raise ValueError(
                 "TargetState.update expects 'time' to ascend, but it does not: sort the events."
             )
+        if settled is not None:
+            check_settled(caller, 'settled', settled, time)
         weight = torch.stack([torch.ones(size), clicked], dim=1).double()
         weight = weight.unsqueeze(1).repeat(1, 1 + len(self._half_lives), 1)
         if settled is not None:

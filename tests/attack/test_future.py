@@ -44,6 +44,7 @@ from mag.transforms import (
     TemporalSplit,
     TimeSlots,
 )
+from mag.transforms._clock import user_position
 
 CLICKS = ('user', 'clicks', 'item')
 MOMENT = 12
@@ -622,6 +623,74 @@ def test_sampled_negatives(attack: Any) -> None:
 def expect_caught(attack: Any, check: Callable[..., None], *strategies: SearchStrategy) -> None:
     with pytest.raises(AssertionError):
         attack(check, *strategies, examples=60, shrink=False)
+
+
+def seen_by_user(since: float | None = None) -> HeteroData:
+    r"""A log, all of whose events are others from a position of its user's own log on, at the same
+    times."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (300,), generator=generator)
+
+    user, item, label = draw(12), draw(20), draw(2)
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 12, 20
+    data['item'].category, data['item'].num_category = torch.arange(20) % 4, 4
+    clicks = data[CLICKS]
+    clicks.edge_label_time = torch.arange(300)
+    for is_last in (False, True):
+        clicks.edge_label_index, clicks.edge_label = torch.stack([user, item]), label.float()
+        clicks.edge_index = clicks.edge_label_index[:, label == 1]
+        clicks.time = clicks.edge_label_time[label == 1]
+        if since is not None and not is_last:
+            is_later = user_position(data)[1] >= since
+            assert bool(is_later.any())
+            item, label = item.where(~is_later, (item + 7) % 20), label ^ is_later
+    return data
+
+
+def check_seen_by_user() -> None:
+    r"""The exposures of macro nodes as of each cutoff of parts that were cut by position."""
+    split = TemporalSplit(by='user', num_windows=3, keep_cold=True)
+    first = split(seen_by_user())
+    coarsen = MacroCoarsen({'user': [3, 5], 'item': ['category', 4]}, exposure_hops=2)
+    coarsen.fit(first[0])
+    num_edges = 0
+    for place, part in enumerate(first):
+        for window, cutoff in enumerate(part[CLICKS].cutoff.tolist()):
+            other = coarsen(split(seen_by_user(cutoff))[place])
+            for edge_type in coarsen(part).edge_types:
+                if not edge_type[1].startswith('sees') or not edge_type[0].startswith('macro'):
+                    continue
+                counts = []
+                for graph in (coarsen(part), other):
+                    index, weight = graph[edge_type].edge_index, graph[edge_type].edge_weight
+                    weight = weight.view(weight.size(0), -1)[:, window]
+                    index, weight = index[:, weight > 0], weight[weight > 0]
+                    order = (index[0] * 100 + index[1]).argsort()
+                    counts.append(
+                        index[:, order].numpy().tobytes() + weight[order].numpy().tobytes()
+                    )
+                assert counts[0] == counts[1], (edge_type, window)
+                num_edges += len(counts[0])
+    assert num_edges > 0
+
+
+def test_exposures_of_macro_nodes_cut_by_position() -> None:
+    check_seen_by_user()
+
+
+def test_exposures_of_the_window_after_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(data: HeteroData, reader: str, edge_type: Any = CLICKS) -> Any:
+        window, num_windows = window_of_click(data, reader, edge_type)
+        if window is not None and edge_type != CLICKS:
+            window = (window - 1).clamp(min=0)
+        return window, num_windows
+
+    monkeypatch.setattr('mag.transforms.macro_coarsen.window_of_click', planted)
+    with pytest.raises(AssertionError, match='sees'):
+        check_seen_by_user()
 
 
 def test_rows_of_the_window_after_are_caught(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 r"""What is learned from was known when the next part began: labels that settle later are changed,
 and training and validation stay the same."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.transforms import TemporalSplit
+from mag.transforms import MacroCoarsen, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 NUM_USERS, NUM_ITEMS = 3, 4
@@ -103,3 +104,23 @@ def test_labels_known_later_are_caught(
     )
     with pytest.raises(AssertionError):
         attack(check_settled, EXPOSURES, SPLITS, examples=60, shrink=False)
+
+
+def test_clusters_know_no_click_that_happened_later() -> None:
+    draw = torch.Generator().manual_seed(0)
+    columns = [torch.randint(high, (80,), generator=draw).tolist() for high in (9, 3, 4, 2)]
+    rows = [Exposure(time, *values, True) for time, values in enumerate(zip(*columns))]
+    rows = [row._replace(is_clicked=bool(row.is_clicked)) for row in rows]
+    is_clicked = torch.tensor([row.is_clicked for row in rows])
+    log, split = log_of(rows, is_clicked), TemporalSplit(0.4, 0.6, 0.8, num_windows=1)
+    train = split(log)[0]
+    is_open = log[CLICKS].edge_label_settled >= train[CLICKS].cutoff
+    is_early = log[CLICKS].edge_label_time < train[CLICKS].cutoff
+    assert bool((is_open & is_early & is_clicked).any())
+    other = split(log_of(rows, is_clicked ^ is_open))[0]
+    coarsen = MacroCoarsen({'user': 2, 'item': 3})
+    first, second = (copy.copy(coarsen).fit(part) for part in (train, other))
+    for name in ('user', 'item'):
+        assert torch.equal(first.cluster[name], second.cluster[name])
+        centroids = (fitted.groupings[name].centroids for fitted in (first, second))
+        assert torch.equal(*centroids)

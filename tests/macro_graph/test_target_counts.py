@@ -265,6 +265,9 @@ BAD_EVENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     'label': ({'clicked': [7.0, 0.0]}, ValueError, "'clicked' of 1 for a click.*as 7.0 in row 0"),
     'no label': ({'clicked': [float('nan'), 0.0]}, ValueError, 'such as nan in row 0'),
     'settled': ({'settled': [3.5, 4.0]}, TypeError, "'settled' of dtype int64"),
+    'settled before': (
+        {'settled': [1, 4]}, ValueError, "'settled' of no time before .*, such as 1 in row 0"
+    ),
     'lengths': ({'item': [0]}, ValueError, r"'item' of shape \[2\], but got shape \[1\]"),
     'a number': ({'user': 0}, TypeError, "'user' to be a tensor of shape"),
 }  # fmt: skip

@@ -250,6 +250,37 @@ def test_dropped_ids_are_those_of_nobody_in_training_alone(options: dict[str, An
     assert torch.equal(model.eval()(batch), plain.eval()(batch))
 
 
+@pytest.mark.parametrize('separate_tables', [False, True])
+@pytest.mark.parametrize('id_dropout', [0.0, 0.999999])
+def test_dropped_ids_are_not_read_as_recent_neighbors_either(
+    id_dropout: float, separate_tables: bool
+) -> None:
+    model = spread(make(recent=True, separate_tables=separate_tables, id_dropout=id_dropout))
+    batch = make_joined()
+    # A repeated click: the user is among the recent users of the item, and the other way around.
+    user, item = torch.full((8,), 1), torch.full((8,), 2)
+    sparse = batch.features.sparse.clone()
+    sparse[:, 0], sparse[:, 1] = user, item
+    batch = batch._replace(
+        features=batch.features._replace(user=user, item=item, sparse=sparse),
+        pairs=batch.pairs._replace(
+            user=user,
+            item=item,
+            user_recent=torch.tensor([[3, 2, -1]]).expand(8, 3),
+            item_recent=torch.tensor([[1, 0]]).expand(8, 2),
+        ),
+    )
+    model.train()(batch).square().sum().backward()
+    tables = {'user': model.embedding.weight.grad[1:6], 'item': model.embedding.weight.grad[7:11]}
+    for name, own, other in (('user', 1, 0), ('item', 2, 3)):
+        grads = [tables[name]]
+        if separate_tables:
+            grads.append(model.readout.attention[name].grad[1:])
+        for grad in grads:
+            assert bool(grad[own].any()) == (id_dropout == 0.0)
+            assert bool(grad[other].any())
+
+
 @each_option
 def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
     model = spread(make(**options))
@@ -317,6 +348,26 @@ def test_export_scores_batches_of_other_sizes(options: dict[str, Any]) -> None:
         scorer = torch.export.load(file).module(check_guards=False)
         for batch in (example, *others):
             torch.testing.assert_close(scorer(batch), model(batch))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='There is no CUDA device.')
+@each_path
+def test_cuda_agrees_with_cpu(options: dict[str, Any]) -> None:
+    model, batch = spread(make(**options)), make_joined()
+    twin = copy.deepcopy(model).cuda()
+    on_device = torch.utils._pytree.tree_map_only(Tensor, lambda value: value.cuda(), batch)
+    torch.compiler.reset()
+    for scorer in (twin, torch.compile(twin, fullgraph=True, backend='aot_eager')):
+        model.zero_grad()
+        twin.zero_grad()
+        out, other = model(batch), scorer(on_device)
+        torch.testing.assert_close(other.cpu(), out, atol=1e-5, rtol=1e-4)
+        out.square().sum().backward()
+        other.square().sum().backward()
+        for (name, parameter), copied in zip(model.named_parameters(), twin.parameters()):
+            torch.testing.assert_close(
+                copied.grad.cpu(), parameter.grad, msg=name, atol=1e-4, rtol=1e-3
+            )
 
 
 @each_option

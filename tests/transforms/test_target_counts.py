@@ -105,8 +105,8 @@ def test_the_rate_knows_no_click_that_was_known_later(by: str) -> None:
     sees, clicks = train[SEES], train[CLICKS]
     clock = sees.position if by == 'user' else sees.time
     moment = clicks.edge_label_time.min() if by == 'user' else clicks.cutoff[0]
-    late = torch.arange(sees.time.numel()) % 3 == 0
-    sees.settled = torch.where(late, moment, moment - 1)
+    late = (torch.arange(sees.time.numel()) % 3 == 0) | (sees.time >= moment)
+    sees.settled = torch.maximum(sees.time, torch.where(late, moment, moment - 1))
     first = clock < clicks.cutoff[0]
     known = int(sees.clicked[first & ~late].sum())
     assert known < int(sees.clicked[first].sum())
@@ -116,6 +116,21 @@ def test_the_rate_knows_no_click_that_was_known_later(by: str) -> None:
     # Whatever became of the late ones.
     sees.clicked = sees.clicked.where(~late, 1 - sees.clicked)
     assert repr(TargetCounts().fit(train)) == repr(transform)
+
+
+@pytest.mark.parametrize('fresh', [False, True])
+def test_a_label_known_before_its_exposure_is_refused(fresh: bool) -> None:
+    data = log(500)
+    data[CLICKS].edge_label_settled = data[CLICKS].edge_label_time.clone()
+    train = split(data)[0]
+    transform = TargetCounts().fit(train)
+    transform(train, log=data if fresh else None)
+    train[SEES].settled = train[SEES].settled.clone()
+    settled = data[CLICKS].edge_label_settled if fresh else train[SEES].settled
+    settled[3] -= 1
+    name = 'edge_label_settled' if fresh else 'settled'
+    with pytest.raises(ValueError, match=f"'{name}' of no time before .* in row 3"):
+        transform(train, log=data if fresh else None)
 
 
 def test_fits_on_different_data_differ_in_their_text() -> None:
