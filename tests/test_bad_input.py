@@ -829,8 +829,8 @@ CASES: dict[str, Case] = {
         lambda p: TargetCounts()(macro(), log=macro()), ValueError, 'expects a whole log'
     ),
     'counts no state': (lambda p: TargetCounts().state(macro()), ValueError, 'fit it on a train'),
-    'state user': (lambda p: ask(user=5), IndexError, 'users from 5 to 5, .* from 0 to 4'),
-    'state item': (lambda p: ask(item=-1), IndexError, 'items from -1 to -1, .* from 0 to 5'),
+    'state user': (lambda p: ask(user=5), IndexError, 'users from 5 to 5, .* from -1 to 4'),
+    'state item': (lambda p: ask(item=-2), IndexError, 'items from -2 to -2, .* from -1 to 5'),
     'state past': (lambda p: ask(time=3), ValueError, 'was asked for those of 3'),
     'state clicked': (lambda p: tell(0.5), ValueError, "'clicked' of 1 .* such as 0.5 in row 0"),
     'state order': (lambda p: tell(time=3), ValueError, 'in the order of time, but got one of 3'),
@@ -1153,7 +1153,7 @@ CASES: dict[str, Case] = {
     'request item': (
         lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),
         IndexError,
-        'item ids from 6 to 6, but expected them from 0 to 5',
+        'item ids from 6 to 6, but expected them from -1 to 5',
     ),
     'request no query': (
         lambda p: searched().request(0, torch.tensor([1])),
@@ -1377,7 +1377,7 @@ CASES: dict[str, Case] = {
     'rows request user': (
         lambda p: Exposures(log()).request(5, torch.tensor([1])),
         IndexError,
-        'Exposures.request found user ids from 5 to 5, but expected them from 0 to 4',
+        'Exposures.request found user ids from 5 to 5, but expected them from -1 to 4',
     ),
     'rows request items': (
         lambda p: Exposures(log()).request(0, torch.tensor(1)),
@@ -1510,7 +1510,7 @@ CASES: dict[str, Case] = {
     'macro rows node': (
         lambda p: MacroRows(macro()).rows('item', torch.tensor([6])),
         IndexError,
-        'MacroRows found item ids from 6 to 6, but expected them from 0 to 5',
+        'MacroRows found item ids from 6 to 6, but expected them from -1 to 5',
     ),
     'macro rows window': (
         lambda p: MacroRows(macro()).rows('item', torch.tensor([1]), torch.tensor([1])),
