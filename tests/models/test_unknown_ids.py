@@ -1,0 +1,196 @@
+r"""What all models make of a user or an item that nothing is known of, and of a log that grew."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.loader import ExposureLoader, JoinedLoader, PairLoader
+from mag.models import CountNet, MacGNN
+from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
+
+CLICKS = ('user', 'clicks', 'item')
+GROUPS = {'user': 'group', 'item': 'category'}
+
+
+class Case(NamedTuple):
+    r"""A model of a log, which knows how a request is made."""
+
+    model: torch.nn.Module
+    request: Callable[..., Any]
+    data: HeteroData
+
+
+def prepared(log: HeteroData) -> HeteroData:
+    train, _, _ = TemporalSplit(0.1, 0.9, 0.95, num_windows=2)(log)
+    return TargetCounts()(MacroCoarsen(GROUPS, 2)(RecentNeighbors(3)(train)))
+
+
+def macgnn(log: HeteroData, **kwargs: Any) -> Case:
+    data = prepared(log)
+    return Case(MacGNN.from_data(data, **kwargs), PairLoader(data).request, data)
+
+
+def count_net(log: HeteroData, **kwargs: Any) -> Case:
+    data = prepared(log)
+    loader = JoinedLoader([ExposureLoader(data), PairLoader(data)])
+    num_counts = data[CLICKS].edge_label_counts.size(1)
+
+    def request(user: Any, items: Tensor) -> Any:
+        # As of a user and an item that were both shown, so that ids are weighed by something.
+        counts = torch.tensor([3.0, 1.0]).expand(items.numel(), num_counts, 2)
+        return loader.request(user, items, counts=counts)
+
+    kwargs = {'rows': 'twin', 'recent': True, 'separate_tables': True, **kwargs}
+    return Case(CountNet.from_data(data, **kwargs), request, data)
+
+
+CASES = {'macgnn': macgnn, 'count_net': count_net}
+each_case = pytest.mark.parametrize('make', CASES.values(), ids=list(CASES))
+
+
+def spread(case: Case) -> Case:
+    r"""With embeddings of the unknown, too, that are not near 0, ready to score."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 2)
+    case.model.eval()
+    return case
+
+
+def grown_log(log: HeteroData) -> HeteroData:
+    r"""The log with two users and three items more, of whom nothing is known but their groups."""
+    log = copy.copy(log)
+    for node_type, name, more in (('user', 'group', 2), ('item', 'category', 3)):
+        store = log[node_type]
+        store[name] = torch.cat([store[name], store[name][:more]])
+        store.num_nodes += more
+    return log
+
+
+@each_case
+def test_the_unknown_are_answered_alike_in_any_batch(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    case = spread(make(click_log))
+    items = torch.tensor([4, -1, 7, -1])
+    known = case.model(case.request(3, items))
+    nobody = case.model(case.request(-1, items))
+    for logit in (known, nobody):
+        assert bool(logit.isfinite().all()) and logit[1] == logit[3]
+    # Who asks, and what is shown, matters, and the last of each is nobody special.
+    assert not torch.isclose(known, nobody).any()
+    last = {name: case.data[name].num_nodes - 1 for name in ('user', 'item')}
+    everybody = case.model(case.request(last['user'], torch.tensor([4, last['item']])))
+    assert not torch.isclose(nobody[:2], everybody).any()
+
+
+@each_case
+def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    for share in (0.0, 0.999999):
+        case = make(click_log, id_dropout=share)
+        case.model.train()
+        case.model(case.request(3, torch.arange(15))).square().sum().backward()
+        for name, gradient in unknown_gradients(case.model):
+            assert bool((gradient != 0).any()) is (share > 0), name
+
+
+@each_case
+def test_who_is_dropped_is_answered_as_the_unknown(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    case, plain = spread(make(click_log, id_dropout=0.999999)), make(click_log)
+    plain.model.load_state_dict(case.model.state_dict())
+    batch = without_own(case.request(3, torch.tensor([1, 4, 8])))
+    logit = case.model.train()(batch)
+    assert torch.equal(logit, plain.model.train()(as_unknown(batch)))
+    # In evaluation nobody is dropped.
+    plain.model.load_state_dict(case.model.state_dict())
+    assert torch.equal(case.model.eval()(batch), plain.model.eval()(batch))
+
+
+def without_own(batch: Any) -> Any:
+    r"""The batch without the row's own user and item among the recent neighbors."""
+    if hasattr(batch, 'pairs'):
+        return batch._replace(pairs=without_own(batch.pairs))
+    own = {'user_recent': batch.item, 'item_recent': batch.user}
+    recent = {name: getattr(batch, name) for name in own}
+    return batch._replace(
+        **{name: ids.where(ids != own[name].unsqueeze(1), -1) for name, ids in recent.items()}
+    )
+
+
+def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    r"""The gradients of the rows of unknown users and items."""
+    if isinstance(model, CountNet):
+        gradient = model.embedding.weight.grad
+        return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
+    tables = {'user': model.user_embedding, 'item': model.item_embedding}
+    return [(name, table.weight.grad[0]) for name, table in tables.items()]
+
+
+@each_case
+def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    case = spread(make(click_log))
+    later = make(grown_log(click_log))
+    users, items = torch.arange(25).repeat_interleave(15), torch.arange(15).repeat(25)
+    before = case.model(case.request(users, items))
+    with pytest.raises(IndexError, match='from -1 to (24|14)'):
+        case.model(later.request(26, torch.tensor([17])))
+    case.model.grow(later.data)
+    assert torch.equal(case.model(later.request(users, items)), before)
+    with torch.no_grad():
+        for parameter in later.model.parameters():
+            parameter.zero_()
+    # All else is that of a model built for the grown log.
+    later.model.load_state_dict(case.model.state_dict())
+    later.model.eval()
+    for user, item in ((26, 4), (7, 17), (26, 17)):
+        new = later.request(user, torch.tensor([item]))
+        logit = case.model(new)
+        assert torch.equal(later.model(new), logit)
+        unknown = as_unknown(new, 25, 15)
+        torch.testing.assert_close(case.model(unknown), logit, atol=1e-6, rtol=1e-5)
+    # A gradient reaches new rows.
+    case.model.train()
+    case.model(later.request(26, torch.tensor([17, 4]))).sum().backward()
+    assert all(
+        bool(parameter.grad.isfinite().all())
+        for parameter in case.model.parameters()
+        if parameter.grad is not None
+    )
+
+
+def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:
+    r"""The batch with ids of nobody for all users and items from some number on; all else that is
+    known of them stays."""
+    if hasattr(batch, 'pairs'):
+        sparse, fields = batch.features.sparse.clone(), (0, 2)
+        for column, number in zip(fields, (num_users, num_items)):
+            sparse[:, column][sparse[:, column] >= number] = -1
+        return batch._replace(features=batch.features._replace(sparse=sparse))
+    user, item = batch.user, batch.item
+    return batch._replace(
+        user=user.where(user < num_users, -1), item=item.where(item < num_items, -1)
+    )
+
+
+@each_case
+def test_a_log_that_shrank_is_refused(click_log: HeteroData, make: Callable[..., Case]) -> None:
+    case = make(grown_log(click_log))
+    state = copy.deepcopy(case.model.state_dict())
+    name = type(case.model).__name__
+    with pytest.raises(ValueError, match=f'{name} was built for 27 .*, but this data has only 25'):
+        case.model.grow(make(click_log).data)
+    assert all(torch.equal(value, state[key]) for key, value in case.model.state_dict().items())
+    with pytest.raises(TypeError, match=f'{name}.grow expects a HeteroData'):
+        case.model.grow(None)
