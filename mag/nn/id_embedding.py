@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,8 +71,14 @@ class IdEmbedding(torch.nn.Embedding):
         return self.training and self.dropout > 0
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.weight if self.draw_unknown else self.weight[1:])
+    def reset_parameters(self, draw: Callable[[Tensor], Any] = torch.nn.init.normal_) -> None:
+        r"""Starts anew.
+
+        Args:
+            draw (Callable, optional): What draws the rows, in place.
+                (default: :func:`torch.nn.init.normal_`)
+        """
+        draw(self.weight if self.draw_unknown else self.weight[1:])
         if not self.draw_unknown:
             self.weight[0] = 0
 
