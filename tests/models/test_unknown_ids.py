@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import (
+    ExposureBatch,
     ExposureLoader,
     HistoryBatch,
     HistoryLoader,
@@ -18,7 +19,8 @@ from mag.loader import (
     PairLoader,
     PathLoader,
 )
-from mag.models import CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.logits import Logits
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
 from mag.transforms import (
     MacroCoarsen,
     RecentNeighbors,
@@ -96,13 +98,31 @@ def hyperctr(log: HeteroData, **kwargs: Any) -> Case:
     return Case(HyperCTR.from_data(log, embedding_dim=8, **kwargs), request, log)
 
 
+def gmcm(log: HeteroData, **kwargs: Any) -> Case:
+    log = copy.copy(log)
+    log['item'].x = torch.arange(1.0 + log['item'].num_nodes)[1:]
+    log[CLICKS].edge_label_conversion = log[CLICKS].edge_label
+    loader = ExposureLoader(log)
+    arguments = {'merge': 'none', 'num_buckets': 500, 'tower_channels': (8, 4), **kwargs}
+    return Case(GMCM.from_data(log, **arguments), loader.request, log)
+
+
 CASES = {
+    'gmcm': gmcm,
     'macgnn': macgnn,
     'count_net': count_net,
     'srjgraph': srjgraph,
     'hyperctr': hyperctr,
 }
 each_case = pytest.mark.parametrize('make', CASES.values(), ids=list(CASES))
+# Those with a row for each id.
+each_table = pytest.mark.parametrize('make', list(CASES.values())[1:], ids=list(CASES)[1:])
+
+
+def score(model: torch.nn.Module, batch: Any) -> Tensor:
+    r"""The logits of clicks."""
+    out = model(batch)
+    return out.click if isinstance(out, Logits) else out
 
 
 def spread(case: Case) -> Case:
@@ -131,14 +151,14 @@ def test_the_unknown_are_answered_alike_in_any_batch(
 ) -> None:
     case = spread(make(click_log))
     items = torch.tensor([4, -1, 7, -1])
-    known = case.model(case.request(3, items))
-    nobody = case.model(case.request(-1, items))
+    known = score(case.model, case.request(3, items))
+    nobody = score(case.model, case.request(-1, items))
     for logit in (known, nobody):
         assert bool(logit.isfinite().all()) and logit[1] == logit[3]
     # Who asks, and what is shown, matters, and the last of each is nobody special.
     assert not torch.isclose(known, nobody).any()
     last = {name: case.data[name].num_nodes - 1 for name in ('user', 'item')}
-    everybody = case.model(case.request(last['user'], torch.tensor([4, last['item']])))
+    everybody = score(case.model, case.request(last['user'], torch.tensor([4, last['item']])))
     assert not torch.isclose(nobody[:2], everybody).all()
 
 
@@ -149,23 +169,23 @@ def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
     for share in (0.0, 0.999999):
         case = make(click_log, id_dropout=share)
         case.model.train()
-        case.model(case.request(3, torch.arange(15))).square().sum().backward()
+        score(case.model, case.request(3, torch.arange(15))).square().sum().backward()
         for name, gradient in unknown_gradients(case.model):
             assert bool((gradient != 0).any()) is (share > 0), name
 
 
-@pytest.mark.parametrize('make', [macgnn, count_net, srjgraph])
+@pytest.mark.parametrize('make', [macgnn, count_net, srjgraph, gmcm])
 def test_who_is_dropped_is_answered_as_the_unknown(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
     case, plain = spread(make(click_log, id_dropout=0.999999)), make(click_log)
     plain.model.load_state_dict(case.model.state_dict())
     batch = without_own(case.request(3, torch.tensor([1, 4, 8])))
-    logit = case.model.train()(batch)
-    assert torch.equal(logit, plain.model.train()(as_unknown(batch)))
+    logit = score(case.model.train(), batch)
+    assert torch.equal(logit, score(plain.model.train(), as_unknown(batch)))
     # In evaluation nobody is dropped.
     plain.model.load_state_dict(case.model.state_dict())
-    assert torch.equal(case.model.eval()(batch), plain.model.eval()(batch))
+    assert torch.equal(score(case.model.eval(), batch), score(plain.model.eval(), batch))
 
 
 def test_who_is_dropped_is_answered_as_the_unknown_where_nothing_else_is_known() -> None:
@@ -181,7 +201,7 @@ def test_who_is_dropped_is_answered_as_the_unknown_where_nothing_else_is_known()
 
 def without_own(batch: Any) -> Any:
     r"""The batch without the row's own user and item among the recent neighbors."""
-    if isinstance(batch, HeteroData):
+    if isinstance(batch, HeteroData | ExposureBatch):
         return batch
     if hasattr(batch, 'pairs'):
         return batch._replace(pairs=without_own(batch.pairs))
@@ -197,6 +217,8 @@ def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     if isinstance(model, CountNet):
         gradient = model.embedding.weight.grad
         return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
+    if isinstance(model, GMCM):
+        return list(zip(('user', 'item'), model.embedding.weight.grad[500:], strict=True))
     is_one = isinstance(model, SRJGraph)
     tables = {
         name: model.embedding[name] if is_one else getattr(model, f'{name}_embedding')
@@ -205,18 +227,18 @@ def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, table.weight.grad[0]) for name, table in tables.items()]
 
 
-@each_case
+@each_table
 def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
     case = spread(make(click_log))
     later = make(grown_log(click_log))
     users, items = torch.arange(25).repeat_interleave(15), torch.arange(15).repeat(25)
-    before = case.model(case.request(users, items))
+    before = score(case.model, case.request(users, items))
     with pytest.raises(IndexError, match='from -1 to (24|14)'):
-        case.model(later.request(26, torch.tensor([17])))
+        score(case.model, later.request(26, torch.tensor([17])))
     case.model.grow(later.data)
-    assert torch.equal(case.model(later.request(users, items)), before)
+    assert torch.equal(score(case.model, later.request(users, items)), before)
     with torch.no_grad():
         for parameter in later.model.parameters():
             parameter.zero_()
@@ -225,13 +247,13 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
     later.model.eval()
     for user, item in ((26, 4), (7, 17), (26, 17)):
         new = later.request(user, torch.tensor([item]))
-        logit = case.model(new)
-        assert torch.equal(later.model(new), logit)
+        logit = score(case.model, new)
+        assert torch.equal(score(later.model, new), logit)
         unknown = as_unknown(new, 25, 15)
-        torch.testing.assert_close(case.model(unknown), logit, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(score(case.model, unknown), logit, atol=1e-6, rtol=1e-5)
     # A gradient reaches new rows.
     case.model.train()
-    case.model(later.request(26, torch.tensor([17, 4]))).sum().backward()
+    score(case.model, later.request(26, torch.tensor([17, 4]))).sum().backward()
     assert all(
         bool(parameter.grad.isfinite().all())
         for parameter in case.model.parameters()
@@ -242,11 +264,13 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
 def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:
     r"""The batch with ids of nobody for all users and items from some number on; all else that is
     known of them stays."""
-    if hasattr(batch, 'pairs'):
-        sparse, fields = batch.features.sparse.clone(), (0, 2)
-        for column, number in zip(fields, (num_users, num_items)):
+    if isinstance(batch, ExposureBatch):
+        sparse = batch.sparse.clone()
+        for column, number in ((0, num_users), (2, num_items)):
             sparse[:, column][sparse[:, column] >= number] = -1
-        return batch._replace(features=batch.features._replace(sparse=sparse))
+        return batch._replace(sparse=sparse)
+    if hasattr(batch, 'pairs'):
+        return batch._replace(features=as_unknown(batch.features, num_users, num_items))
     if isinstance(batch, HeteroData):
         batch = copy.copy(batch)
         for name, number in (('user', num_users), ('item', num_items)):
@@ -260,7 +284,7 @@ def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:
     )
 
 
-@each_case
+@each_table
 def test_a_log_that_shrank_is_refused(click_log: HeteroData, make: Callable[..., Case]) -> None:
     case = make(grown_log(click_log))
     state = copy.deepcopy(case.model.state_dict())
@@ -270,3 +294,15 @@ def test_a_log_that_shrank_is_refused(click_log: HeteroData, make: Callable[...,
     assert all(torch.equal(value, state[key]) for key, value in case.model.state_dict().items())
     with pytest.raises(TypeError, match=f'{name}.grow expects a HeteroData'):
         case.model.grow(None)
+
+
+def test_a_hashed_table_has_a_row_for_any_id_of_a_grown_log(click_log: HeteroData) -> None:
+    case, later = spread(gmcm(click_log)), gmcm(grown_log(click_log))
+    items = torch.arange(15)
+    before = score(case.model, case.request(3, items))
+    case.model.grow(later.data)
+    assert torch.equal(score(case.model, later.request(3, items)), before)
+    assert bool(score(case.model, later.request(26, torch.tensor([17]))).isfinite())
+    del later.data['item'].x
+    with pytest.raises(ValueError, match='and 1 dense features, but this data has .* and 0'):
+        case.model.grow(later.data)
