@@ -115,7 +115,6 @@ class GMCM(torch.nn.Module):
     """
 
     mean: Tensor
-    is_id: Tensor
     deviation: Tensor
     edge_index: Tensor | None
     edge_weight: Tensor | None
@@ -170,8 +169,6 @@ class GMCM(torch.nn.Module):
 
         self.id_dropout = id_dropout
         self.embedding = HashEmbedding(fields, num_buckets, embedding_dim, tuple(NEIGHBOR_TYPE))
-        is_id = torch.tensor([name in NEIGHBOR_TYPE for name in fields])
-        self.register_buffer('is_id', is_id, persistent=False)
         self.register_buffer('mean', torch.zeros(num_dense))
         self.register_buffer('deviation', torch.ones(num_dense))
         # Copies: weights that are loaded later must not be written into the caller's graph.
@@ -276,7 +273,8 @@ class GMCM(torch.nn.Module):
         sparse = batch.sparse
         if self.training and self.id_dropout > 0:
             dropped = torch.rand(sparse.shape, device=sparse.device) < self.id_dropout
-            sparse = sparse.masked_fill(dropped & self.is_id, -1)
+            is_id = self.embedding.row_of_unknown >= 0
+            sparse = sparse.masked_fill(dropped & is_id, -1)
         x = torch.cat([(batch.dense - self.mean) / self.deviation, self.embedding(sparse)], dim=1)
         click = self.click_tower(x).squeeze(-1)
         imputation = None

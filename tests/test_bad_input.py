@@ -56,6 +56,7 @@ from mag.nn import (
     DomainHeads,
     HashEmbedding,
     HypergraphConv,
+    IdEmbedding,
     IntentionConv,
     InterestScore,
     MacroConv,
@@ -1081,6 +1082,36 @@ CASES: dict[str, Case] = {
     'sampler batch size': (lambda p: BatchIndexSampler(5, -1), ValueError, '-1'),
     # Model
     'model size': (lambda p: MacGNN(5, 0, 2, 2), ValueError, "'num_items'.*0"),
+    'model dropout': (
+        lambda p: MacGNN(5, 6, 2, 2, id_dropout=1.0),
+        ValueError,
+        r"'id_dropout' must be a number in \[0, 1\), but got 1.0",
+    ),
+    'model user': (
+        lambda p: MacGNN.from_data(macro())(loader().request(0, torch.tensor([1]))._replace(
+            user=torch.tensor([5])
+        )),
+        IndexError,
+        'user ids from 5 to 5, but expected them from -1 to 4',
+    ),
+    'ids size': (lambda p: IdEmbedding('user', 0, 2), ValueError, "'num_ids' must be at least 1"),
+    'ids dropout': (
+        lambda p: IdEmbedding('user', 3, 2, 'a lot'), TypeError, "'dropout' must be a number"  # type: ignore[arg-type]
+    ),
+    'ids below': (
+        lambda p: IdEmbedding('user', 3, 2)(torch.tensor([-2])),
+        IndexError,
+        'IdEmbedding found user ids from -2 to -2, but expected them from -1 to 2',
+    ),
+    'ids floats': (
+        lambda p: IdEmbedding('user', 3, 2)(torch.ones(2)), TypeError, "'user ids' of integers"
+    ),
+    'ids shrink': (
+        lambda p: IdEmbedding('user', 3, 2).grow(2), ValueError, "'num_ids' must be at least 3"
+    ),
+    'query shrink': (
+        lambda p: QueryEmbedding(5, 2).grow(4), ValueError, "'num_terms' must be at least 5"
+    ),
     'model no macro': (lambda p: MacGNN.from_data(log()), ValueError, 'apply MacroCoarsen'),
     'model hops': (
         lambda p: MacGNN.from_data(macro(), num_hops=3), ValueError, '3 hops.*has 2'

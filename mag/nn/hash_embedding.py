@@ -74,7 +74,7 @@ class HashEmbedding(torch.nn.Module):
         num_rows = num_buckets + len(unknown)
         self.weight = torch.nn.Parameter(torch.empty(num_rows, embedding_dim))
         rows = [num_buckets + unknown.index(name) if name in unknown else -1 for name in fields]
-        self.register_buffer('row_of_unknown', torch.tensor(rows), persistent=False)
+        self.register_buffer('row_of_unknown', torch.tensor(rows))
         self.register_buffer('coefficient', torch.stack([_coefficients(name) for name in fields]))
         self.reset_parameters()
 
