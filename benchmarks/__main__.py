@@ -8,12 +8,14 @@ import importlib
 import sys
 
 NAMES = (
+    'accuracy.activity',
     'accuracy.clicks',
     'accuracy.cold',
     'accuracy.conversions',
     'accuracy.cost',
     'accuracy.counts',
     'accuracy.fresh',
+    'accuracy.macro_nodes',
     'accuracy.neighbors',
     'accuracy.search',
     'accuracy.videos',
@@ -21,6 +23,7 @@ NAMES = (
     'speed.click_models',
     'speed.coarsening',
     'speed.gmcm',
+    'speed.history_length',
     'speed.hyperctr',
     'speed.hypergraph',
     'speed.macgnn',

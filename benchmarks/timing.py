@@ -5,7 +5,7 @@ import resource
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -34,6 +34,14 @@ def seconds_of(act: Callable[[], object], calls: int = 1) -> float:
     for _ in range(calls):
         act()
     return (perf_counter() - start) / calls
+
+
+def processor_seconds_of(act: Callable[[], object]) -> float:
+    r"""The processor time of a call: on one thread its seconds on a machine that does nothing else,
+    which other programs hardly change."""
+    start = process_time()
+    act()
+    return process_time() - start
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:

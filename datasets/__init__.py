@@ -9,10 +9,12 @@ from mag.datasets.micro_video import MicroVideo
 from mag.datasets.movie_lens import MovieLens
 from mag.datasets.synthetic_market import SyntheticMarket
 from mag.datasets.trivago import Trivago
+from mag.id_map import IdMap
 
 __all__ = [
     'ClickDataset',
     'EventLog',
+    'IdMap',
     'KuaiRand',
     'KuaiSAR',
     'LogTable',

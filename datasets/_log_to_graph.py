@@ -1,14 +1,20 @@
 r"""From the table of a log to a graph: ids from 0, rows in the order of time."""
 
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
 import duckdb
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.datasets._known_log import KnownLog
 from mag.datasets._queries import DOMAINS, fetch_queries, map_queries
 from mag.datasets._sql import column_kinds, count_rows, in_seconds, quote, quote_name
 from mag.datasets.log_table import LogTable
+from mag.id_map import IdMap, lineage_of
 from mag.schema import CLICKS
 
 _NODES = ('user', 'item')
@@ -21,12 +27,23 @@ class LogToGraph:
     Args:
         connection: The connection of the table.
         table (LogTable): What the table holds.
+        known (KnownLog): What an earlier log knows, whose ids and codes are kept.
+
+    Attributes:
+        names (dict): For each categorical attribute, the name of each code.
+        lineages (dict): For users, items and each categorical attribute, the
+            :attr:`~mag.datasets.IdMap.lineage` of its ids or names.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, table: LogTable) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, table: LogTable, known: KnownLog
+    ) -> None:
         self.connection = connection
         self.table = table
+        self.known = known
+        self._maps = dict(known.maps)
         self.names: dict[str, list[str]] = {}
+        self.lineages: dict[str, str] = {}
 
     def map_ids(self) -> None:
         r"""Gives a code to each user, item, value of a context and query."""
@@ -36,6 +53,11 @@ class LogToGraph:
                 SELECT (row_number() OVER (ORDER BY id) - 1)::INTEGER AS node, id
                 FROM (SELECT DISTINCT {node} AS id FROM log)
             """)
+            if node in self.known.maps:
+                self._keep_nodes(node, self.known.maps[node])
+            else:
+                num_nodes = count_rows(self.connection, f'{node}_node')
+                self.lineages[node] = lineage_of(self._raw_ids(node), [num_nodes])
         for name in self.table.contexts:
             # What is called unknown in the files and what is missing there are one category.
             self.connection.execute(f"""
@@ -138,14 +160,15 @@ class LogToGraph:
             store.edge_label_x = torch.stack([columns.pop(name) for name in table.features], dim=1)
             self.names['feature'] = list(table.features)
         for name in table.contexts:
-            values = self.connection.execute(
-                f'SELECT DISTINCT code, name FROM {name}_name ORDER BY code'
-            ).fetchall()
-            self.names[name] = ['unknown' if value is None else str(value) for _, value in values]
-            store[f'edge_label_{name}'] = columns[name]
+            values = self.connection.execute(f"""
+                SELECT any_value(name::VARCHAR) FROM {name}_name GROUP BY code ORDER BY code
+            """).fetchall()
+            lasting = self._name(name, _named(values))
+            store[f'edge_label_{name}'] = _recoded(lasting, columns[name])
             store[f'num_{name}'] = len(self.names[name])
         if table.query is not None:
-            terms, is_search, self.names['query'] = fetch_queries(self.connection, table.query)
+            terms, is_search, names = fetch_queries(self.connection, table.query)
+            terms = _recoded(self._name('query', names), terms)
             self.names['domain'] = list(DOMAINS)
             for name, value in (('query', terms), ('domain', is_search)):
                 of_exposure = value[columns[table.query]]
@@ -154,18 +177,77 @@ class LogToGraph:
                 store[f'num_{name}'] = len(self.names[name])
         for node in _NODES:
             self._add_attributes(data, node)
+        data.id_maps = dict(self.lineages)
         return data
 
     def write_nodes(self, node: str, path: str) -> None:
         r"""Writes the id of every node of a type, and the words there are about it."""
-        words = [name for name in self._attributes(node) if name in self.table.descriptions]
-        attributes = f'LEFT JOIN {node}_attribute USING (id)' if words else ''
+        given = [name for name in self._attributes(node) if name in self.table.descriptions]
+        values = {name: f'attribute.{quote_name(name)}' for name in given}
+        joins = f'LEFT JOIN {node}_attribute AS attribute USING (id)' if given else ''
+        known = self.known.words.get(node, {})
+        if known:
+            size = len(self.known.maps[node])
+            self.connection.register('known', {'node': np.arange(size), **known})
+            joins += ' LEFT JOIN known USING (node)'
+            for name in known:
+                place = f'known.{quote_name(name)}'
+                values[name] = f'coalesce({place}, {values[name]})' if name in values else place
+        selected = ', '.join(f'{value} AS {quote_name(name)}' for name, value in values.items())
         self.connection.execute(f"""
             COPY (
-                SELECT {', '.join(['id', *map(quote_name, words)])}
-                FROM {node}_node {attributes} ORDER BY node
+                SELECT id{selected and f', {selected}'} FROM {node}_node {joins} ORDER BY node
             ) TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)
         """)
+
+    def _keep_nodes(self, node: str, known: IdMap) -> None:
+        r"""Gives the ids that are known their nodes, and new ones those after."""
+        raw = np.concatenate([*self._raw_ids(node)])
+        grown = _append(known, raw, node)
+        kind = column_kinds(self.connection, f'{node}_node')['id']
+        if grown.kind == 'text' and kind != 'VARCHAR':
+            # The earlier log had texts, or this one has what is no number.
+            for table, column in (('log', node), (f'{node}_attribute', 'id')):
+                if column in column_kinds(self.connection, table):
+                    self.connection.execute(f'ALTER TABLE {table} ALTER {column} TYPE VARCHAR')
+        nodes = np.arange(len(grown))
+        self.connection.register('grown', {'node': nodes, 'id': grown.decode(nodes)})
+        self.connection.execute(f"""
+            CREATE OR REPLACE TABLE {node}_node AS SELECT node::INTEGER AS node, id FROM grown
+        """)
+        self.connection.unregister('grown')
+        self.lineages[node] = grown.lineage
+
+    def _raw_ids(self, node: str) -> Iterator[np.ndarray]:
+        r"""The raw ids of all nodes, in pieces."""
+        for start in range(0, count_rows(self.connection, f'{node}_node'), 1 << 20):
+            yield self.connection.execute(f"""
+                SELECT id FROM {node}_node
+                WHERE node >= {start} AND node < {start + (1 << 20)} ORDER BY node
+            """).fetchnumpy()['id']
+
+    def _name(self, attribute: str, values: list[str]) -> Tensor | None:
+        r"""Names the codes of a categorical attribute.
+
+        Args:
+            attribute (str): Its name.
+            values (list[str]): The names of codes from 0.
+
+        Returns:
+            The code that each of these keeps, shape :obj:`[len(values)]`, if an earlier log has
+            names; else they are their places.
+        """
+        known = self._maps.get(attribute)
+        if known is None:
+            self.names[attribute] = values
+            self.lineages[attribute] = lineage_of([values], [len(values)])
+            return None
+        grown = known.append(values)
+        # Users and items may have attributes of one name.
+        self._maps[attribute] = grown
+        self.names[attribute] = grown.decode(np.arange(len(grown))).tolist()
+        self.lineages[attribute] = grown.lineage
+        return torch.from_numpy(grown.encode(values))
 
     def _fetch_events(self) -> dict[str, Tensor]:
         kinds = column_kinds(self.connection, 'event')
@@ -200,29 +282,86 @@ class LogToGraph:
             for name in self._attributes(node)
             if name not in self.table.descriptions
         }
-        if not attributes:
-            return
-        # What is called unknown in the files and what is missing there are one category.
-        merged = ', '.join(
-            f"CASE WHEN {name}::VARCHAR <> 'unknown' THEN {name} END AS {name}"
-            for name in attributes.values()
-        )
-        self.connection.execute(f"""
-            CREATE TABLE {node}_joined AS
-            SELECT node, {merged}
-            FROM {node}_node LEFT JOIN {node}_attribute USING (id)
-        """)
-        codes = ', '.join(
-            f'dense_rank() OVER (ORDER BY {name} NULLS FIRST) - 1 AS {name}'
-            for name in attributes.values()
-        )
-        columns = self.connection.execute(
-            f'SELECT {codes} FROM {node}_joined ORDER BY node'
-        ).fetchnumpy()
-        for name, quoted in attributes.items():
-            values = self.connection.execute(
-                f'SELECT DISTINCT {quoted} FROM {node}_joined ORDER BY 1 NULLS FIRST'
-            ).fetchall()
-            self.names[name] = ['unknown' if value is None else str(value) for (value,) in values]
-            data[node][name] = torch.from_numpy(columns[name].astype(np.int64))
+        columns: dict[str, Any] = {}
+        if attributes:
+            # What is called unknown in the files and what is missing there are one category.
+            merged = ', '.join(
+                f"CASE WHEN {name}::VARCHAR <> 'unknown' THEN {name} END AS {name}"
+                for name in attributes.values()
+            )
+            self.connection.execute(f"""
+                CREATE TABLE {node}_joined AS
+                SELECT node, {merged}
+                FROM {node}_node LEFT JOIN {node}_attribute USING (id)
+            """)
+            codes = ', '.join(
+                f'dense_rank() OVER (ORDER BY {name} NULLS FIRST) - 1 AS {name}'
+                for name in attributes.values()
+            )
+            columns = self.connection.execute(
+                f'SELECT {codes} FROM {node}_joined ORDER BY node'
+            ).fetchnumpy()
+        known = self.known.codes.get(node, {})
+        for name in dict.fromkeys((*attributes, *known)):
+            names = ['unknown']
+            code = np.zeros(data[node].num_nodes, dtype=np.int64)
+            if name in attributes:
+                values = self.connection.execute(f"""
+                    SELECT value::VARCHAR
+                    FROM (SELECT DISTINCT {attributes[name]} AS value FROM {node}_joined)
+                    ORDER BY value NULLS FIRST
+                """).fetchall()
+                names, code = _named(values), columns[name].astype(np.int64)
+            data[node][name] = self._keep_codes(name, names, code, known.get(name))
             data[node][f'num_{name}'] = len(self.names[name])
+
+    def _keep_codes(
+        self, attribute: str, names: list[str], code: np.ndarray, known: np.ndarray | None
+    ) -> Tensor:
+        r"""The codes of nodes, those of an earlier log where it knows any.
+
+        Args:
+            attribute (str): Their name.
+            names (list[str]): What the codes of this log mean.
+            code (numpy.ndarray): These codes, shape :obj:`[num_nodes]`.
+            known (numpy.ndarray, optional): Those of the first nodes in an earlier log.
+        """
+        if known is None:
+            return _recoded(self._name(attribute, names), torch.from_numpy(code))
+        (unknown,) = self.known.maps[attribute].encode(['unknown'])
+        is_open = np.ones(code.size, dtype=bool)
+        is_open[: known.size] = known == unknown
+        # What this log tells against the earlier one is no name that any node has.
+        used = np.unique(code[is_open])
+        kept = self._name(attribute, [names[place] for place in used])
+        lasting = np.zeros(len(names), dtype=np.int64)
+        lasting[used] = used if kept is None else kept.numpy()
+        code = lasting[code]
+        code[: known.size][~is_open[: known.size]] = known[~is_open[: known.size]]
+        return torch.from_numpy(code)
+
+
+def _append(known: IdMap, raw: np.ndarray, node: str) -> IdMap:
+    r"""The map with the users or items of a log, ascending, that it does not have."""
+    try:
+        is_known = known.encode(raw) >= 0
+    except TypeError as error:
+        raise TypeError(f"'ids' must have {node}s as the log has: {error}") from error
+    if len(known) and not is_known.any():
+        (there,), (here,) = known.decode([0]).tolist(), raw[:1].tolist()
+        warnings.warn(
+            f'None of the {is_known.size:,} {node}s of the log, such as {here!r}, is among the '
+            f"{len(known):,} of 'ids', such as {there!r}: is that the log of another shop, or are "
+            f'they written in another way?',
+            stacklevel=2,
+        )
+    return known.append(raw)
+
+
+def _named(values: list[tuple[Any]]) -> list[str]:
+    return ['unknown' if value is None else value for (value,) in values]
+
+
+def _recoded(lasting: Tensor | None, codes: Tensor) -> Tensor:
+    r"""Codes of an earlier log for those of this one, and -1 for none."""
+    return codes if lasting is None else lasting[codes].where(codes >= 0, -1)

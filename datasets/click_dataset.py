@@ -2,7 +2,7 @@ import json
 import os
 import os.path as osp
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import duckdb
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mag.datasets._cache import Cache, write_graph, write_manifest
 from mag.datasets._fingerprint import compare_files, hash_files
+from mag.datasets._known_log import KnownLogReader
 from mag.datasets._log_checks import check_log
 from mag.datasets._log_to_graph import LogToGraph
 from mag.datasets._parquet import read_columns
@@ -19,6 +20,7 @@ from mag.datasets._read_errors import explain_read_error
 from mag.datasets._sql import drop_tables, quote
 from mag.datasets.log_table import LogTable
 from mag.files import full_disk, require_local
+from mag.id_map import IdMap
 
 
 class ClickDataset(InMemoryDataset):
@@ -59,6 +61,9 @@ class ClickDataset(InMemoryDataset):
             :obj:`repr` says what it does, and no bare function, of which only the name is known.
         force_reload (bool, optional): Whether to make the cache again.
         log (bool, optional): Whether to print progress.
+        ids (ClickDataset, str or dict, optional): An earlier dataset of the same shop, the root
+            of one, or the :attr:`id_maps` of one: ids that it has keep their nodes, and new ones
+            are appended, see :class:`EventLog`.
 
     Raises:
         FileNotFoundError: If a raw file is missing.
@@ -71,7 +76,7 @@ class ClickDataset(InMemoryDataset):
     """
 
     #: Raised by one whenever :meth:`process` writes something else.
-    schema_version = 1
+    schema_version = 2
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class ClickDataset(InMemoryDataset):
         pre_transform: Callable[[HeteroData], HeteroData] | None = None,
         force_reload: bool = False,
         log: bool = True,
+        ids: 'ClickDataset | str | os.PathLike[str] | Mapping[str, IdMap] | None' = None,
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
             raise TypeError(f"'root' must be a path, but got {root!r}.")
@@ -92,6 +98,7 @@ class ClickDataset(InMemoryDataset):
                 f'more of it, but got {pre_transform!r}: write it as a BaseTransform with a '
                 f"__repr__, or pass it as 'transform'."
             )
+        self._known = KnownLogReader(ids.root if isinstance(ids, ClickDataset) else ids)
         super().__init__(
             osp.abspath(osp.expanduser(root)),
             transform,
@@ -158,6 +165,17 @@ class ClickDataset(InMemoryDataset):
         every node, in node order.
         """
         return {node: self.describe(node)['id'] for node in ('user', 'item')}
+
+    @property
+    def id_maps(self) -> dict[str, IdMap]:
+        r"""For :obj:`'user'` and :obj:`'item'` the map from raw ids to nodes and back, and for each
+        categorical attribute that from names to codes. The graph has their lineages,
+        :obj:`data.id_maps`."""
+        names, raw = self.names, self.raw_ids
+        return {
+            name: IdMap.of_lineage(raw[name] if name in raw else names[name], lineage)
+            for name, lineage in self._manifest['id_maps'].items()
+        }
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -239,6 +257,7 @@ class ClickDataset(InMemoryDataset):
             'class': type(self).__name__,
             'schema_version': self.schema_version,
             'pre_transform': repr(self.pre_transform),
+            'ids': self._known.settings,
         }
         return settings | json.loads(json.dumps(self.arguments))
 
@@ -258,7 +277,7 @@ class ClickDataset(InMemoryDataset):
             connection.execute(f'SET temp_directory = {quote(osp.join(folder, "spilled"))}')
             connection.execute('SET enable_progress_bar = false')
             connection.execute("SET TimeZone = 'UTC'")
-            graph = LogToGraph(connection, self._read(connection))
+            graph = LogToGraph(connection, self._read(connection), self._known.read())
             steps.update()
 
             steps.set_description('Mapping ids')
@@ -289,6 +308,7 @@ class ClickDataset(InMemoryDataset):
         facts = {
             'fingerprint': self._settings() | {'files': files},
             'names': graph.names,
+            'id_maps': graph.lineages,
             'num_duplicates': num_duplicates,
         }
         write_manifest(folder, facts)

@@ -14,6 +14,7 @@ from mag.datasets._sql import TIME_UNITS, TIMESTAMPS, column_kinds, in_seconds
 from mag.datasets._values import Rule, check_table
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_table import LogTable
+from mag.id_map import IdMap
 
 _REQUIRED = ('user', 'item', 'time')
 _OPTIONAL = ('label', 'category', 'weight')
@@ -59,6 +60,18 @@ class EventLog(ClickDataset):
     their future. A warning says how many items have rows of several categories,
     and how many have one in later rows alone.
 
+    A later export of the same log, with the former rows or without, is read with the same ids:
+
+    .. code-block:: python
+
+        later = EventLog('data/shop-2025', 'exports/2025-*.parquet', columns, ids=dataset)
+
+    Users and items that :obj:`dataset` has keep their nodes, and new ones come after them, in
+    ascending order among themselves; so do the names of categories. All nodes of :obj:`dataset`
+    are nodes of the later graph, also those without a row in it, and an item keeps its category
+    unless it was unknown. :obj:`data.id_maps` tells what has been made for such a graph, as
+    transforms and models do, that ids only grew; ids that were ranked anew are refused.
+
     Args:
         root (str): Directory of the cache.
         path (str or list): A file, a pattern such as
@@ -82,6 +95,10 @@ class EventLog(ClickDataset):
             (default: :obj:`False`)
         log (bool, optional): Whether to show progress.
             (default: :obj:`True`)
+        ids (ClickDataset, str or dict, optional): An earlier dataset whose ids are kept, or its
+            :obj:`root`, for which it need not be opened; or a dictionary of its
+            :attr:`~ClickDataset.id_maps`, such as :obj:`{'user': IdMap.load('user.parquet')}`,
+            which tells no category of an item. (default: :obj:`None`)
 
     Raises:
         FileNotFoundError: If no file is there.
@@ -94,7 +111,7 @@ class EventLog(ClickDataset):
             another version or from other files.
     """
 
-    schema_version = 2
+    schema_version = 3
 
     def __init__(
         self,
@@ -106,13 +123,14 @@ class EventLog(ClickDataset):
         pre_transform: Callable[[HeteroData], HeteroData] | None = None,
         force_reload: bool = False,
         log: bool = True,
+        ids: ClickDataset | str | os.PathLike[str] | Mapping[str, IdMap] | None = None,
     ) -> None:
         _check_columns(columns)
         check_choice(TIME_UNITS, time_unit=time_unit)
         self.columns = dict(columns)
         self.time_unit = time_unit
         self._event_files = EventFiles(find_files(path), self.columns)
-        super().__init__(root, transform, pre_transform, force_reload, log)
+        super().__init__(root, transform, pre_transform, force_reload, log, ids)
 
     @property
     def arguments(self) -> dict[str, Any]:

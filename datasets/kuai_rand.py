@@ -97,7 +97,7 @@ class KuaiRand(NamedRelease):
             version or from other raw files.
     """
 
-    schema_version = 2
+    schema_version = 3
     url = 'https://kuairand.com'
     releases = {
         name: Release(

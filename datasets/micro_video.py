@@ -126,7 +126,7 @@ class MicroVideo(ClickDataset):
             raw files.
     """
 
-    schema_version = 2
+    schema_version = 3
 
     def __init__(
         self,

@@ -144,7 +144,7 @@ class Trivago(ClickDataset):
             another file.
     """
 
-    schema_version = 3
+    schema_version = 4
 
     @property
     def arguments(self) -> dict[str, Any]:

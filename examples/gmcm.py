@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
         selection_bias=2.0,  # synthetic: how strongly what is worth buying is also clicked
         merge='graph',  # of the embeddings of behaviors, or 'concat', 'gru', 'none'
         num_buckets=50_000,
+        tower_channels=(512, 256, 128, 64),
         batch_size=2048,
         learning_rate=1e-3,
         weight_decay=1e-6,
@@ -80,7 +81,13 @@ def main(args: argparse.Namespace) -> None:
     test_loader = ExposureLoader(test, 4 * args.batch_size)
 
     seed_everything(args.seed, verbose=False)
-    model = GMCM.from_data(train, merge=args.merge, loss=args.loss, num_buckets=args.num_buckets)
+    model = GMCM.from_data(
+        train,
+        merge=args.merge,
+        loss=args.loss,
+        num_buckets=args.num_buckets,
+        tower_channels=args.tower_channels,
+    )
     task = ClickTask(model, args.learning_rate, args.weight_decay)
     fit(
         task,

@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.typing import EdgeType
 
 from mag.checks import check_ids, check_tensor
+from mag.lineage import id_maps, require_same_ids
 from mag.schema import CLICKS, cutoffs, windows
 
 
@@ -187,8 +188,9 @@ def require_history(data: HeteroData, caller: str, history: HeteroData) -> None:
 
 def require_same_nodes(data: HeteroData, caller: str, **others: HeteroData) -> None:
     r"""Raises a :class:`ValueError` unless :obj:`others` have as many users and items as
-    :obj:`data`, as graphs of one log do."""
+    :obj:`data`, and the same ones, as graphs of one log do."""
     for name, other in others.items():
+        require_same_ids(f'{caller} was given data with', id_maps(data), id_maps(other), repr(name))
         for node_type in ('user', 'item'):
             there, here = other[node_type].num_nodes, data[node_type].num_nodes
             if there != here:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mag.lineage import ids_of
+
 FIRST_WEIGHTS = 'first weights'
 
 
@@ -63,7 +65,8 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], directory: 
 def describe_task(task: torch.nn.Module) -> dict[str, Any]:
     r"""What :func:`check_same_config` compares of a task: what it and its modules say of
     themselves and hold as attributes, the code of losses and optimizers, the shapes of what is
-    saved, checksums of buffers that are not, such as a hypergraph, and one of the first weights."""
+    saved, checksums of buffers that are not, such as a hypergraph, the fingerprints of the id maps
+    that models were built for, and a checksum of the first weights."""
     state = task.state_dict()
     hyper_parameters: dict[str, str] = {}
     code: dict[str, str] = {}
@@ -71,7 +74,7 @@ def describe_task(task: torch.nn.Module) -> dict[str, Any]:
         prefix = f'{path}.' if path else ''
         for name, value in vars(module).items():
             text = _describe(value)
-            if text and name != 'training' and not name.startswith('_'):
+            if text and name not in ('training', 'id_maps') and not name.startswith('_'):
                 hyper_parameters[prefix + name] = text
         for name in ('loss', 'configure_optimizers'):
             method = getattr(type(module), name, None)
@@ -88,6 +91,7 @@ def describe_task(task: torch.nn.Module) -> dict[str, Any]:
             for name, value in task.named_buffers()
             if name not in state
         },
+        'id map of': {name: lineage.split()[-1] for name, lineage in ids_of(task).items()},
         FIRST_WEIGHTS: f'{_checksum(state):08x}',
     }
 

@@ -13,6 +13,7 @@ from mag.checks import (
     check_numbers,
     check_sizes,
 )
+from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
 from mag.models._field_embedding import FieldEmbedding, check_id_counts
 from mag.models._growth import check_grown
@@ -219,7 +220,7 @@ class CountNet(torch.nn.Module):
             require_macro(data, 'CountNet.from_data', kwargs['num_hops'], False)
             kwargs['num_macro'] = {name: data[macro].num_nodes for name, macro in MACRO.items()}
         require_macro(data, 'CountNet.from_data', 0, kwargs.get('recent', False))
-        return cls(features.num_values, features.fields, prior, rate, **kwargs)
+        return remember_ids(cls(features.num_values, features.fields, prior, rate, **kwargs), data)
 
     def reset_parameters(self) -> None:
         for part in (self.embedding, self.encoder, self.readout, self.cross, self.head):
@@ -237,8 +238,8 @@ class CountNet(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If the data has other fields, or fewer values or macro nodes than before, or
-                lacks macro rows or recent lists that are read.
+            ValueError: If the data has the ids of another log, other fields, or fewer values or
+                macro nodes than before, or lacks macro rows or recent lists that are read.
         """
         features = ExposureFeatures(data, caller='CountNet.grow')
         if features.fields != self.fields:
@@ -254,11 +255,12 @@ class CountNet(torch.nn.Module):
             num_macro = {name: data[MACRO[name]].num_nodes for name in self.readout.macro.keys()}
             known |= {f'macro {name}s': len(table) for name, table in self.readout.macro.items()}
             found |= {f'macro {name}s': num for name, num in num_macro.items()}
-        check_grown('CountNet', known, found)
+        check_grown(self, data, known, found)
         self.embedding.grow(features.num_values)
         if self.readout is not None:
             num_nodes = {name: features.num_values[name] for name in ('user', 'item')}
             self.readout.grow(num_nodes, num_macro)
+        remember_ids(self, data)
 
     def forward(self, batch: ExposureBatch | JoinedBatch) -> Tensor:
         r"""

@@ -16,6 +16,7 @@ from mag.checks import (
     check_tensor,
     check_values,
 )
+from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures
 from mag.logits import Logits
 from mag.losses import (
@@ -26,6 +27,7 @@ from mag.losses import (
     logit_of_quotient,
     propensity_weights,
 )
+from mag.models._growth import check_grown
 from mag.nn import BehaviorMerge, HashEmbedding
 from mag.schema import CLICKS, NEIGHBOR_TYPE, require
 
@@ -225,7 +227,7 @@ class GMCM(torch.nn.Module):
         mean, deviation = features.moments()
         model.mean.copy_(mean)
         model.deviation.copy_(deviation)
-        return model
+        return remember_ids(model, data)
 
     def reset_parameters(self) -> None:
         for module in self.children():
@@ -245,7 +247,8 @@ class GMCM(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If the data has other fields or another number of dense features.
+            ValueError: If the data has the ids of another log, other fields, or another number of
+                dense features.
         """
         features = ExposureFeatures(data, caller='GMCM.grow')
         known = list(self.embedding.fields), self.mean.numel()
@@ -255,6 +258,8 @@ class GMCM(torch.nn.Module):
                 f'GMCM was built for the fields {known[0]} and {known[1]} dense features, but this '
                 f'data has {found[0]} and {found[1]}.'
             )
+        check_grown(self, data, {}, {})
+        remember_ids(self, data)
 
     def forward(self, batch: ExposureBatch) -> Logits:
         r"""

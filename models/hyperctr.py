@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
 from mag.checks import check_booleans, check_ids, check_integers, check_sizes
+from mag.lineage import remember_ids
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
 from mag.models._growth import check_grown
@@ -184,7 +185,8 @@ class HyperCTR(torch.nn.Module):
         check_booleans(hypergraph=hypergraph, weighted=weighted)
         caller = 'HyperCTR.from_data'
         features, hypergraphs = _read(data, modalities, hypergraph, weighted, caller)
-        return cls(data['user'].num_nodes, features, hypergraphs, **kwargs)
+        model = cls(data['user'].num_nodes, features, hypergraphs, **kwargs)
+        return remember_ids(model, data)
 
     def grow(self, data: HeteroData) -> None:
         r"""Adds the users and items of a log that grew, whose embeddings start as that of the
@@ -196,8 +198,8 @@ class HyperCTR(torch.nn.Module):
 
         Raises:
             TypeError: If features are no floats.
-            ValueError: If the data has fewer nodes than before, or lacks modalities or hypergraphs
-                that are read.
+            ValueError: If the data has the ids of another log, or fewer nodes than before, or lacks
+                modalities or hypergraphs that are read.
         """
         convs: Any = self.convs
         is_weighted = any(conv.is_weighted for conv in convs.values())
@@ -210,7 +212,7 @@ class HyperCTR(torch.nn.Module):
             'users': data['user'].num_nodes,
             'items': check_features(features, 'HyperCTR.grow'),
         }
-        check_grown('HyperCTR', known, found)
+        check_grown(self, data, known, found)
         for column, (name, x) in enumerate(features.items()):
             width = getattr(self, f'x_{column}').size(1)
             if x.size(1) != width:
@@ -227,6 +229,7 @@ class HyperCTR(torch.nn.Module):
             convs[name].read(found[f'{name}s'], **hypergraph)
             # What was made anew is on the CPU, in single precision.
             convs[name].to(self.position)
+        remember_ids(self, data)
 
     def reset_parameters(self) -> None:
         draw = functools.partial(torch.nn.init.normal_, std=0.01)

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_sizes
+from mag.lineage import remember_ids
 from mag.loader import PairBatch
 from mag.models._growth import check_grown
 from mag.models._macro_readout import require_macro
@@ -152,13 +153,14 @@ class MacGNN(torch.nn.Module):
         num_hops = max(len(hops(data, 'user')), 1)
         kwargs = {'num_hops': num_hops, 'recent': 'recent' in data['user'], **kwargs}
         require_macro(data, 'MacGNN.from_data', kwargs['num_hops'], kwargs['recent'])
-        return cls(
+        model = cls(
             data['user'].num_nodes,
             data['item'].num_nodes,
             data[MACRO['user']].num_nodes,
             data[MACRO['item']].num_nodes,
             **kwargs,
         )
+        return remember_ids(model, data)
 
     def reset_parameters(self) -> None:
         for embedding in (
@@ -188,8 +190,8 @@ class MacGNN(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If the data has fewer nodes than before, or fewer hops or recent neighbors
-                than are read.
+            ValueError: If the data has the ids of another log, fewer nodes than before, or fewer
+                hops or recent neighbors than are read.
         """
         require(data, 'MacGNN.grow')
         require_macro(data, 'MacGNN.grow', self.num_hops, self.recent)
@@ -199,7 +201,7 @@ class MacGNN(torch.nn.Module):
         known |= {f'macro {name}s': table.num_embeddings for name, table in macro.items()}
         found = {f'{name}s': data[name].num_nodes for name in nodes}
         found |= {f'macro {name}s': data[MACRO[name]].num_nodes for name in macro}
-        check_grown('MacGNN', known, found)
+        check_grown(self, data, known, found)
         for name, embedding in nodes.items():
             embedding.grow(found[f'{name}s'])
         for name, table in macro.items():
@@ -207,6 +209,7 @@ class MacGNN(torch.nn.Module):
             mean = table.weight.mean(0, keepdim=True)
             table.weight = add_rows(table.weight, number - table.num_embeddings, mean)
             table.num_embeddings = number
+        remember_ids(self, data)
 
     def forward(self, batch: PairBatch) -> Tensor:
         r"""

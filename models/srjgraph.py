@@ -7,6 +7,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
+from mag.lineage import remember_ids
 from mag.models._growth import check_grown
 from mag.nn import DomainHeads, IdEmbedding, IntentionConv, QueryEmbedding
 from mag.nn.id_embedding import hide
@@ -159,7 +160,7 @@ class SRJGraph(torch.nn.Module):
         kwargs.setdefault('num_terms', data[CLICKS].get('num_query', 1))
         kwargs.setdefault('num_domains', data[CLICKS].get('num_domain', 1))
         num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
-        return cls(num_nodes, **kwargs)
+        return remember_ids(cls(num_nodes, **kwargs), data)
 
     def reset_parameters(self) -> None:
         for module in self.modules():
@@ -180,8 +181,8 @@ class SRJGraph(torch.nn.Module):
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
-            ValueError: If the data has fewer nodes, values or terms than before, lacks an attribute
-                that is read, or has domains without a head.
+            ValueError: If the data has the ids of another log, or fewer nodes, values or terms than
+                before, lacks an attribute that is read, or has domains without a head.
         """
         require(data, 'SRJGraph.grow')
         clicks = data[CLICKS]
@@ -205,9 +206,10 @@ class SRJGraph(torch.nn.Module):
             what: table.num_terms if table is self.term_embedding else table.num_ids
             for what, table in tables.items()
         }
-        check_grown('SRJGraph', known, found)
+        check_grown(self, data, known, found)
         for what, table in tables.items():
             table.grow(found[what])
+        remember_ids(self, data)
 
     def forward(
         self, batch: HeteroData, return_attention_weights: bool = False

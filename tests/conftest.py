@@ -1,9 +1,13 @@
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,73 @@ def mag_data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"MAG_DATA is '{folder}', which is not a folder.")
     return folder
+
+
+# What takes seconds to import.
+PRELOADED = [
+    'lightning', 'mag.datasets', 'mag.loader', 'mag.models', 'mag.training', 'mag.transforms',
+    'matplotlib.backends.backend_agg',
+]  # fmt: skip
+FORKED = """
+import multiprocessing, os, sys
+
+multiprocessing.set_start_method(None, force=True)  # what it starts is started as elsewhere
+os.dup2(stdout.fileno(), 1)
+os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+os.environ.update(env)
+os.chdir(cwd or os.getcwd())
+sys.path[:0] = path
+sys.argv = ['-c', *arguments]
+exec(code, {'__name__': '__main__'})
+"""
+
+
+class Forked:
+    r"""A process that runs Python code."""
+
+    def __init__(
+        self, context: ForkServerContext, stderr: Path, code: str, *arguments: str,
+        cwd: Path | str = '', path: Sequence[Path] = (), env: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        receiver, sender = context.Pipe(duplex=False)
+        names = {
+            'stdout': sender, 'stderr': str(stderr), 'code': code, 'arguments': arguments,
+            'cwd': str(cwd), 'path': list(map(str, path)), 'env': env or {},
+        }  # fmt: skip
+        self.process = context.Process(target=exec, args=(FORKED, names))
+        self.process.start()
+        self.pid = self.process.pid
+        sender.close()
+        self.stdout = os.fdopen(os.dup(receiver.fileno()))
+        self.stderr = stderr
+
+    def finish(self) -> subprocess.CompletedProcess[str]:
+        r"""Waits for its end, ten minutes at most; what it wrote that has not been read."""
+        too_long = threading.Timer(600, self.process.kill)
+        too_long.start()
+        with self.stdout:
+            output = self.stdout.read()
+        self.process.join()
+        too_long.cancel()
+        assert self.process.exitcode is not None
+        return subprocess.CompletedProcess(
+            [], self.process.exitcode, output, self.stderr.read_text()
+        )
+
+
+@pytest.fixture(scope='session')
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+    r"""Starts Python code in a process of its own: a fork of one that has imported, once for all
+    tests, what takes seconds, and has done nothing else."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOADED)
+    folder = tmp_path_factory.mktemp('stderr')
+    number = itertools.count()
+
+    def start(code: str, *arguments: str, **options: Any) -> Forked:
+        return Forked(context, folder / str(next(number)), code, *arguments, **options)
+
+    return start
 
 
 class Planted:

@@ -14,6 +14,7 @@ from mag.click_index import ClickIndex
 from mag.datasets import (
     ClickDataset,
     EventLog,
+    IdMap,
     KuaiRand,
     KuaiSAR,
     LogTable,
@@ -473,6 +474,32 @@ CASES: dict[str, Case] = {
     'log path': (
         lambda p: EventLog(p, 3, ROLES), TypeError, "'path' must be a file, .* but got 3"  # type: ignore[arg-type]
     ),
+    'log ids': (
+        lambda p: EventLog(p, p / 'log.csv', ROLES, ids=7),  # type: ignore[arg-type]
+        TypeError,
+        "'ids' must be an earlier dataset, its folder or a dictionary of IdMaps .* but got int",
+    ),
+    'log ids missing': (
+        lambda p: EventLog(p / 'root', p / 'log.csv', ROLES, ids=p / 'none'),
+        FileNotFoundError,
+        "'ids' must name the folder of a dataset .* there is none in '.*none'",
+    ),
+    'id map mixed': (
+        lambda p: IdMap([1, 2.5]), TypeError, 'IdMap expects ids that are .* got float and int'
+    ),
+    'id map none': (
+        lambda p: IdMap(['a', None]), ValueError, 'IdMap expects an id in every row, .* in row 1'
+    ),
+    'id map kind': (
+        lambda p: IdMap(['a']).encode([1.5]), TypeError, "'text' cannot look up .* kind 'float'"
+    ),
+    'id map twice': (
+        lambda p: IdMap.in_order(['a', 'a']), ValueError, "each id once, but 'a' .* in row 1"
+    ),
+    'id map node': (
+        lambda p: IdMap(['a']).decode([-1]), IndexError, "'nodes' must lie from 0 to 0, .* from -1"
+    ),
+    'id map file': (lambda p: IdMap.load(p / 'none.parquet'), FileNotFoundError, 'none.parquet'),
     'log no path': (
         lambda p: EventLog(p, [], ROLES), ValueError, "'path' must name .* but got an empty list"
     ),

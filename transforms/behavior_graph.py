@@ -8,6 +8,7 @@ from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_tensor, check_values
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier
+from mag.lineage import id_maps, require_same_ids
 from mag.schema import CLICKS, require, require_cpu
 from mag.transforms._fitted import fitted
 
@@ -70,6 +71,7 @@ class BehaviorGraph(BaseTransform):
     def __init__(self) -> None:
         self.count: Tensor | None = None
         self._cutoff: Cutoff | None = None
+        self._id_maps: dict[str, str] = {}
 
     def fit(self, data: HeteroData) -> 'BehaviorGraph':
         r"""Counts the pairs of behaviors after the clicks of a training part.
@@ -102,6 +104,7 @@ class BehaviorGraph(BaseTransform):
             count.addmm_(happened.t(), happened)
         # After what may be refused, so that a failed fit leaves the last one.
         self._cutoff = first_cutoff(data, 'BehaviorGraph')
+        self._id_maps = id_maps(data)
         self.count = count.long().fill_diagonal_(0)
         return self
 
@@ -109,6 +112,7 @@ class BehaviorGraph(BaseTransform):
         if self.count is None:
             return copy.copy(self).fit(data).forward(data)
         require(data, 'BehaviorGraph')
+        require_same_ids('BehaviorGraph was fitted on', self._id_maps, id_maps(data))
         if self._cutoff is not None:
             require_not_earlier(data, 'BehaviorGraph', self._cutoff)
         num_behaviors = self.count.size(0)

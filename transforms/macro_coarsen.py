@@ -11,6 +11,7 @@ from torch_geometric.typing import EdgeType
 from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
 from mag.click_index import first_click
 from mag.cutoff import Cutoff, first_cutoff, require_not_earlier, window_of_click
+from mag.lineage import id_maps, require_same_ids
 from mag.macro_graph import (
     Grouping,
     MacroClusters,
@@ -49,7 +50,10 @@ class MacroCoarsen(BaseTransform):
     centroid, by its clicks up to the first cutoff that knows it, and stays there; one that only a
     later part knows is assigned by what that part knows of it.
     A part whose first cutoff is earlier than that of the part it was fitted on is refused, as those
-    clusters know its future.
+    clusters know its future; so is a log of other ids. A later export that was read with the ids of
+    the log it was fitted on, :obj:`EventLog(..., ids=)`, is taken: what was there keeps its
+    cluster, and a node that is new is assigned as one that appears in a later window. Where
+    clusters are made of counts over categories, those over a new one count in their length alone.
     A click takes part from its own time on, the :obj:`click_time` of the log: it is known to be one
     when it happens. The log's :obj:`settled` tells since when it is known that nothing was
     clicked, which clusters do not read.
@@ -172,6 +176,7 @@ class MacroCoarsen(BaseTransform):
         self._clusters = self._unfitted()
         self._cutoff: Cutoff | None = None
         self._since: dict[str, Tensor] = {}
+        self._id_maps: dict[str, str] = {}
 
     @property
     def groupings(self) -> dict[str, Grouping]:
@@ -211,6 +216,7 @@ class MacroCoarsen(BaseTransform):
         window, _ = window_of_click(data, 'MacroCoarsen')
         self._clusters = self._unfitted().fit(data, window)
         self._cutoff = first_cutoff(data, 'MacroCoarsen')
+        self._id_maps = id_maps(data)
         self._since = {}
         self._since = self._known_since(data, window)
         if 'position' not in data[CLICKS]:
@@ -224,6 +230,7 @@ class MacroCoarsen(BaseTransform):
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
             return copy.copy(self).fit(data).forward(data)
+        require_same_ids('MacroCoarsen was fitted on', self._id_maps, id_maps(data))
         # Of attributes nothing is learned.
         if self.groupings and self._cutoff is not None:
             require_not_earlier(data, 'MacroCoarsen', self._cutoff)

@@ -16,6 +16,7 @@ from mag.cutoff import (
     require_same_nodes,
     require_whole_log,
 )
+from mag.lineage import id_maps, require_same_ids
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
 from mag.macro_graph.target_counts import check_settled
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
@@ -102,6 +103,7 @@ class TargetCounts(BaseTransform):
         self._fitted: list[TargetView] = []
         self._rate = 0.5
         self._cutoff: Cutoff | None = None
+        self._id_maps: dict[str, str] = {}
 
     @property
     def names(self) -> list[str]:
@@ -159,6 +161,7 @@ class TargetCounts(BaseTransform):
         # One exposure of each kind more, so that the rate is never 0 or 1.
         self._rate = (float(clicked.sum()) + 1) / (clicked.numel() + 2)
         self._cutoff = first_cutoff(data, 'TargetCounts')
+        self._id_maps = id_maps(data)
         return self
 
     def __call__(self, data: HeteroData, log: HeteroData | None = None) -> HeteroData:
@@ -169,6 +172,7 @@ class TargetCounts(BaseTransform):
             return copy.copy(self).fit(data).forward(data, log)
         require(data, 'TargetCounts', 'edge_label_index', 'edge_label_time')
         _require_part(data)
+        require_same_ids('TargetCounts was fitted on', self._id_maps, id_maps(data))
         require_not_earlier(data, 'TargetCounts', self._cutoff)
         events, rows = self._stale(data) if log is None else self._fresh(data, log)
         clicks = data[CLICKS]
@@ -194,6 +198,7 @@ class TargetCounts(BaseTransform):
             raise ValueError('TargetCounts has no state yet: fit it on a training part.')
         require(data, 'TargetCounts', 'edge_label_index', 'edge_label_time')
         _require_part(data)
+        require_same_ids('TargetCounts was fitted on', self._id_maps, id_maps(data))
         if 'position' in data[CLICKS]:
             raise ValueError(
                 'TargetCounts moves counts in time, but this part was cut by position: split with '

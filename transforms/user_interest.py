@@ -11,6 +11,7 @@ from torch_geometric.transforms import BaseTransform
 
 from mag.checks import check_booleans, check_integers, check_numbers, check_tensor
 from mag.cutoff import Cutoff, first_cutoff, history_clock, require_not_earlier, window_of_click
+from mag.lineage import id_maps, require_same_ids
 from mag.loader import NegativeBatch, NegativeLoader
 from mag.losses import interest_loss
 from mag.modality import has_modality, modality_features
@@ -60,6 +61,8 @@ class UserInterest(BaseTransform):
     first cutoff, and what a whole log is told those before that of :meth:`fit`: interests are a
     feature of labelled rows, the first of which may read no click after. A part whose first cutoff
     is earlier than that of the part it was fitted on is refused, as those scores know its future.
+    On a later export that was read with the ids of the log it was fitted on, users that are new
+    have no interest, and clicks on items that are new say nothing; a log of other ids is refused.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged.
 
     Args:
@@ -129,6 +132,7 @@ class UserInterest(BaseTransform):
         self._score: InterestScore | None = None
         self._cutoff: Cutoff | None = None
         self._sizes: dict[str, int] = {}
+        self._id_maps: dict[str, str] = {}
 
     def fit(self, data: HeteroData, **fit_arguments: Any) -> 'UserInterest':
         r"""Learns from what users clicked before the first cutoff of :obj:`data`. What was learned
@@ -191,6 +195,7 @@ class UserInterest(BaseTransform):
         self.modalities = tuple(features)
         # Interests are computed in the precision of the features, whatever that of the fit was.
         self._score, self._cutoff, self._sizes = score.float(), cutoff, sizes
+        self._id_maps = id_maps(data)
         return self
 
     def forward(self, data: HeteroData) -> HeteroData:
@@ -198,10 +203,16 @@ class UserInterest(BaseTransform):
         if self._score is None or self._cutoff is None:
             return copy.copy(self).fit(data).forward(data)
         require_not_earlier(data, 'UserInterest', self._cutoff)
-        sizes = _sizes(data, features)
-        if sizes != self._sizes:
+        sizes, given = _sizes(data, features), id_maps(data)
+        require_same_ids('UserInterest was fitted on', self._id_maps, given)
+        grown = {'users', 'items'} if {'user', 'item'} <= self._id_maps.keys() & given else set()
+        if sizes.keys() != self._sizes.keys() or any(
+            size < self._sizes[name] if name in grown else size != self._sizes[name]
+            for name, size in sizes.items()
+        ):
             raise ValueError(f'UserInterest was fitted on {self._sizes}, but the data has {sizes}.')
         pairs = _pairs(data, self._cutoff)
+        pairs = pairs[:, (pairs[0] < self._sizes['users']) & (pairs[1] < self._sizes['items'])]
         data['user'].interest = _interest(self._score, pairs, features, sizes['users'])
         return data
 

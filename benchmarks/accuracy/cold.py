@@ -25,7 +25,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import torch.nn.functional as F
 from records import Record, Results, make_parser, select, stamp, table
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -33,8 +32,15 @@ from tqdm import tqdm
 
 from accuracy.count_bench import Bench, Model
 from accuracy.count_data import DATASETS
-from accuracy.harness import PACKAGES, add_commands, difference_to, prepare, sections, spread
-from mag.metrics import group_auroc
+from accuracy.harness import (
+    PACKAGES,
+    add_commands,
+    difference_to,
+    prepare,
+    score_groups,
+    sections,
+    spread,
+)
 from mag.schema import CLICKS, SEES, label_attributes
 from mag.training import ClickTask, predict
 from mag.transforms import TemporalSplit
@@ -90,15 +96,8 @@ class ColdBench(Bench):
 
     def score(self, task: ClickTask, part: HeteroData) -> dict[str, dict[str, float]]:
         r"""AUC and log loss of each group of rows."""
-        probability = predict(task, self.rows(part))['click'].double()
-        label = part[CLICKS].edge_label
-        scores = {}
-        for name, is_in in self.groups.items():
-            found, clicked = probability[is_in], label[is_in]
-            auc, _ = group_auroc(found, clicked, torch.zeros_like(clicked, dtype=torch.long))
-            logloss = F.binary_cross_entropy(found, clicked.double())
-            scores[name] = {'auc': float(auc), 'logloss': float(logloss)}
-        return scores
+        probability = predict(task, self.rows(part))['click']
+        return score_groups(probability, part[CLICKS].edge_label, self.groups)
 
 
 def without(

@@ -356,7 +356,24 @@ def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
 
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
     r"""Trains one model; scores it on test only if that is the purpose."""
-    model, parts = MODELS[job.model], read_parts(paths[job.dataset, job.protocol])
+    return run_on(read_parts(paths[job.dataset, job.protocol]), job, args)
+
+
+def run_on(
+    parts: Parts,
+    job: Job,
+    args: argparse.Namespace,
+    score: Callable[[Any, RowLoader], Record] = evaluate,
+) -> Record:
+    r"""Trains one model on some parts.
+
+    Args:
+        parts: Those of the log of the job.
+        job: What is trained.
+        args: Those of the command.
+        score: What a record holds of the test part, from what was trained and its loader.
+    """
+    model = MODELS[job.model]
     given = parts_of(model, parts)
     train = make_loader(model, given['train'], args.batch_size, parts.log, job.seed)
     others = {
@@ -385,7 +402,7 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
     }
     if job.purpose == 'run':
         read_history(trained, parts.test)
-        record |= {name: evaluate(trained, others[name]) for name in others if name != 'val'}
+        record |= {name: score(trained, others[name]) for name in others if name != 'val'}
         if parts.optimum is not None:
             record['optimum'] = dict(zip(('auc', 'logloss'), parts.optimum, strict=True))
     return record
@@ -424,7 +441,8 @@ def stop_of(args: argparse.Namespace) -> Record:
     return {name: getattr(args, name) for name in names}
 
 
-def run(args: argparse.Namespace) -> None:
+def open_results(args: argparse.Namespace) -> Results:
+    r"""The runs that were made, all of which end as this command's do."""
     results = Results(Path(args.out))
     for record in results.records:
         if record['stop'] != stop_of(args):
@@ -432,6 +450,11 @@ def run(args: argparse.Namespace) -> None:
                 f'{args.out} has runs with {record["stop"]}, not {stop_of(args)}: write these to a '
                 f'file of their own, or the table would mix them.'
             )
+    return results
+
+
+def run(args: argparse.Namespace) -> None:
+    results = open_results(args)
     prepare(args.threads)
     logs = [
         (dataset, protocol)

@@ -8,11 +8,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from records import Record, Results, made_by, select, stamp
 from scipy.stats import ttest_rel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mag.metrics import group_auroc
 from mag.training import ClickTask, fit
 
 PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
@@ -116,6 +119,28 @@ def tune(
     return max(gains, key=lambda trial: trial[0])[1]
 
 
+def score_groups(
+    probability: Tensor, label: Tensor, groups: Mapping[str, Tensor], user: Tensor | None = None
+) -> Record:
+    r"""AUC and log loss of groups of rows, and where users are told GAUC.
+
+    Args:
+        probability: What was predicted, shape :obj:`[L]`.
+        label: What was clicked, shape :obj:`[L]`.
+        groups: By its name which rows are of a group, shape :obj:`[L]`.
+        user: The user of each row, shape :obj:`[L]`.
+    """
+    scores = {}
+    for name, is_in in groups.items():
+        found, clicked = probability[is_in].double(), label[is_in]
+        auc, _ = group_auroc(found, clicked, torch.zeros_like(clicked, dtype=torch.long))
+        logloss = F.binary_cross_entropy(found, clicked.double())
+        scores[name] = {'auc': float(auc), 'logloss': float(logloss)}
+        if user is not None:
+            scores[name]['gauc'] = float(group_auroc(found, clicked, user[is_in])[0])
+    return scores
+
+
 def describe_rows(run: Record) -> str:
     train, val, test = run['rows']
     return f'{train:,} rows trained, {val:,} validated, {test:,} tested'
@@ -184,6 +209,7 @@ def add_commands(
     models: Iterable[str],
     run: Callable[[argparse.Namespace], None],
     render: Callable[[list[Record]], Iterable[str]],
+    draw: Callable[[list[Record], Path], None] | None = None,
     **defaults: Any,
 ) -> argparse.ArgumentParser:
     r"""Gives a parser the commands `run` and `table`, and returns that of `run`.
@@ -194,6 +220,7 @@ def add_commands(
         models: The models to choose from.
         run: What `run` does.
         render: The lines of the table of `table`.
+        draw: Draws the figure of `table` into a file, if it has one.
         **defaults: Those of checkpoints, batch_size, max_epochs and patience, and of learning_rate
             where it is not tuned.
     """
@@ -219,13 +246,27 @@ def add_commands(
     tabler = commands.add_parser('table', help='print the Markdown table of result files')
     tabler.add_argument('results', nargs='+', help='JSON files of run')
     tabler.add_argument('--findings', help='Markdown to put before the tables')
-    tabler.set_defaults(act=lambda args: print_table(args, render))
+    tabler.set_defaults(act=lambda args: print_table(args, render, draw), figure=None)
+    if draw is not None:
+        tabler.add_argument('--figure', type=Path, help='PNG file to write')
     return runner
 
 
-def print_table(args: argparse.Namespace, render: Callable[[list[Record]], Iterable[str]]) -> None:
-    r"""Prints the table of the files of :obj:`args`, with the findings after its title."""
-    records = [record for path in args.results for record in Results(Path(path)).records]
+def read_records(paths: Iterable[str]) -> list[Record]:
+    r"""The records of several files."""
+    return [record for path in paths for record in Results(Path(path)).records]
+
+
+def print_table(
+    args: argparse.Namespace,
+    render: Callable[[list[Record]], Iterable[str]],
+    draw: Callable[[list[Record], Path], None] | None,
+) -> None:
+    r"""Prints the table of the files of :obj:`args`, with the findings after its title, and draws
+    its figure if asked to."""
+    records = read_records(args.results)
+    if draw is not None and args.figure is not None:
+        draw(records, args.figure)
     findings = [] if args.findings is None else ['', Path(args.findings).read_text().rstrip()]
     title, *lines = render(records)
     print('\n'.join([title, *findings, *lines]))

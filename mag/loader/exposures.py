@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
 from mag.checks import check_ids, check_tensor, check_values
+from mag.lineage import id_maps
 from mag.loader.columns import dense, ids, outcome
 from mag.loader.requests import dense_for_each, one_for_each, pairs, row_for_each, to_tensor
 from mag.schema import CLICKS, categoricals, require, windows
@@ -39,6 +40,7 @@ class Exposures(Dataset):
 
     Attributes:
         num_nodes (dict[str, int]): For :obj:`"user"` and :obj:`"item"`, how many there are.
+        id_maps (dict[str, str]): What the ids of the graph have grown from, if it says so.
         num_windows (int): How many windows the log rolls over.
 
     Raises:
@@ -61,6 +63,7 @@ class Exposures(Dataset):
         clicks = data[CLICKS]
         self.caller = caller
         self.num_nodes = {node_type: data[node_type].num_nodes for node_type in ('user', 'item')}
+        self.id_maps = id_maps(data)
         self.num_windows = windows(data, caller).num
         self._rows: Tensor | None = None
         none = torch.empty(0, dtype=torch.long)

@@ -147,7 +147,7 @@ def _by_part(loaders: Sequence[RowLoader]) -> dict[str, Any]:
 
 
 def _same_rows(first: Exposures, other: Exposures) -> bool:
-    if first.num_nodes != other.num_nodes:
+    if first.num_nodes != other.num_nodes or first.id_maps != other.id_maps:
         return False
     # Not each loader needs each column.
     for name in ('user', 'item', 'time', 'label', 'conversion', 'behavior'):

@@ -215,11 +215,15 @@ class MacroClusters:
         if self.behaviors[node_type] == 'raw':
             columns = self._columns[node_type]
             return raw_behavior(clicks, self.projection_dim, self.seed, columns), is_clicked
+        num_clusters = self.num_clusters(data, self._first[other])
+        centroids = self.groupings[self._learned(node_type)[0]].centroids
+        # The attribute may have got values since fit, of which no centroid knows.
+        width = num_clusters if centroids is None else centroids.size(1)
         counts = scipy.sparse.csr_matrix(
             (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
-            shape=(num_nodes, self.num_clusters(data, self._first[other])),
+            shape=(num_nodes, max(num_clusters, width)),
         )
-        return macro_behavior(torch.from_numpy(counts.toarray())), is_clicked
+        return macro_behavior(torch.from_numpy(counts.toarray()))[:, :width], is_clicked
 
 
 def resolutions(groups: Mapping[str, Group]) -> list[Resolution]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from mag.checks import check_booleans, check_choice, check_integers
 from mag.files import require_local
 from mag.fingerprint import describe_loader, describe_task
+from mag.lineage import require_ids_of
 from mag.training.loop import HOOKS, train
 from mag.training.run import Run
 from mag.training.task import Task
@@ -95,9 +96,10 @@ def fit(
         TypeError: If :obj:`task` is no :class:`Task`, a loader cannot be resumed, or an argument
             has another type or is unknown.
         ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, all rows to
-            train on are clicks or none is where the task learns clicks, :obj:`directory` is a file
-            or is missing where there are several processes, or the run in it was started with other
-            settings or has a missing, damaged or foreign checkpoint.
+            train on are clicks or none is where the task learns clicks, a model was built for
+            another log than a loader has, :obj:`directory` is a file or is missing where there are
+            several processes, or the run in it was started with other settings or has a missing,
+            damaged or foreign checkpoint.
         OSError: If the disk is full.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.
@@ -212,6 +214,7 @@ def _check_task_and_loaders(task: Any, train_loader: Any, val_loader: Any) -> No
     for name, loader in (('train_loader', train_loader), ('val_loader', val_loader)):
         if loader is not None and len(loader) == 0:
             raise ValueError(f'{name} is empty: it has no batches.')
+        require_ids_of(task, loader, name)
     task.check_rows(train_loader.dataset)
 
 

@@ -5,6 +5,7 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mag.lineage import ids_of, require_ids_of, require_same_ids
 from mag.training.task import Task
 
 
@@ -19,6 +20,9 @@ class LightningTask(LightningModule):
 
     Args:
         task (Task): What is minimised, measured and stepped.
+
+    Checkpoints hold the fingerprints of the id maps that models were built for; that of another log
+    is refused, as are its loaders.
 
     Raises:
         TypeError: If :obj:`task` is no :class:`Task`.
@@ -40,6 +44,29 @@ class LightningTask(LightningModule):
             source = self.trainer.predict_loop._data_source
             if isinstance(source.instance, DataLoader) and source.instance.batch_size is None:
                 source.instance = _Batches(source.instance)
+
+    def on_train_start(self) -> None:
+        self._require_ids(self.trainer.train_dataloader)
+
+    def on_validation_start(self) -> None:
+        self._require_ids(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        self._require_ids(self.trainer.test_dataloaders)
+
+    def on_predict_start(self) -> None:
+        self._require_ids(self.trainer.predict_dataloaders)
+
+    def _require_ids(self, loaders: Any) -> None:
+        for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+            require_ids_of(self.task, getattr(loader, 'loader', loader), "the Trainer's loader")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint['id_maps'] = ids_of(self.task)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        there = checkpoint.get('id_maps', {})
+        require_same_ids('The checkpoint is for', there, ids_of(self.task), 'the model')
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         loss = self.task.loss(batch)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from tqdm import tqdm
 
 from mag.files import replacing
+from mag.lineage import require_ids_of
 from mag.training.click_task import ClickTask
 from mag.training.task import Task
 
@@ -33,10 +34,11 @@ def evaluate(
             (default: :obj:`False`)
 
     Raises:
-        ValueError: If the loader is empty or unlabelled, a logit is NaN or infinite, or no user has
-            both classes.
+        ValueError: If the loader is empty, unlabelled or of another log than the model was built
+            for, a logit is NaN or infinite, or no user has both classes.
     """
     with _scoring(model) as (task, device):
+        require_ids_of(task, loader, 'the loader')
         batches = tqdm(loader, 'evaluate', disable=not progress)
         return task.measure([task.score(to_device(batch, device)) for batch in batches], device)
 
@@ -76,7 +78,8 @@ def predict(
 
     Raises:
         OSError: If the disk is full.
-        ValueError: If the loader shuffles or is empty, or several processes share its rows.
+        ValueError: If the loader shuffles, is empty or of another log than the model was built for,
+            or several processes share its rows.
     """
     # PyTorch's own sampler of an ordered loader does not say that it is one.
     is_ordered = isinstance(loader.sampler, SequentialSampler)
@@ -92,6 +95,7 @@ def predict(
     if len(loader) == 0:
         raise ValueError('There is nothing to predict: the loader is empty.')
     with _scoring(model) as (task, device):
+        require_ids_of(task, loader, 'the loader')
         predicted = (
             {name: value.cpu() for name, value in task.predict(to_device(batch, device)).items()}
             for batch in tqdm(loader, 'predict', disable=not progress)

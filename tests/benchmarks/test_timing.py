@@ -1,7 +1,17 @@
+from time import sleep
+
 import numpy as np
 import pytest
 import torch
-from timing import Stages, bytes_of, in_words, median_ratio, seconds_of, take_turns
+from timing import (
+    Stages,
+    bytes_of,
+    in_words,
+    median_ratio,
+    processor_seconds_of,
+    seconds_of,
+    take_turns,
+)
 
 
 def test_measurements_take_turns() -> None:
@@ -51,3 +61,8 @@ def test_stages_add_up_laps_and_notice_memory() -> None:
     assert stages.seconds['first'] > seconds
     assert stages.start_peak <= stages.peak['second'] <= stages.peak['first']
     assert stages.peak['second'] >= block.nbytes
+
+
+def test_processor_time_leaves_out_what_waits() -> None:
+    assert processor_seconds_of(lambda: sleep(0.2)) < 0.1
+    assert processor_seconds_of(lambda: sum(range(3_000_000))) > 0.005

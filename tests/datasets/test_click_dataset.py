@@ -4,8 +4,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import types
@@ -350,7 +348,7 @@ def test_manifest_without_facts_is_damaged(log, facts):
         load(log)
 
 
-def test_opening_while_another_process_makes_the_cache_again(log):
+def test_opening_while_another_process_makes_the_cache_again(log, fork):
     load(log)
     script = textwrap.dedent(f"""
         from mag.datasets import EventLog
@@ -358,15 +356,15 @@ def test_opening_while_another_process_makes_the_cache_again(log):
             EventLog({str(log.parent / 'root')!r}, {str(log)!r}, {COLUMNS!r}, log=False,
                      force_reload=True)
     """)
-    other = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', script])
+    other = fork(script)
     opened = 0
-    while other.poll() is None:
+    while other.process.is_alive():
         dataset = load(log)
         assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
         # What was made again is the same.
         assert dataset.raw_ids['user'].tolist() == [1, 2]
         opened += 1
-    assert other.returncode == 0
+    assert other.finish().returncode == 0
     assert opened > 5
 
 
@@ -464,7 +462,7 @@ def test_interrupted_reload_keeps_the_old_cache(log, monkeypatch):
 
 
 @pytest.mark.parametrize('step', STEPS)
-def test_kill_leaves_no_half_cache(log, step):
+def test_kill_leaves_no_half_cache(log, fork, step):
     owner, method = STEPS[step]
     script = textwrap.dedent(f"""
         import os, signal
@@ -477,7 +475,7 @@ def test_kill_leaves_no_half_cache(log, step):
         {owner.__name__}.{method} = kill
         EventLog({str(log.parent / 'root')!r}, {str(log)!r}, {COLUMNS!r}, log=False)
     """)
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True)
+    done = fork(script).finish()
     assert done.returncode == -signal.SIGKILL
     root = log.parent / 'root'
     assert not (root / 'processed').exists()
@@ -488,7 +486,7 @@ def test_kill_leaves_no_half_cache(log, step):
 
 
 @pytest.mark.parametrize('renames, times', [(0, [1, 2, 3]), (1, None), (2, [7, 8, 9])])
-def test_kill_while_a_cache_is_replaced(log, renames, times):
+def test_kill_while_a_cache_is_replaced(log, fork, renames, times):
     load(log)
     log.write_text('u,i,t\n1,1,7\n1,2,8\n2,2,9\n')
     script = textwrap.dedent(f"""
@@ -506,7 +504,7 @@ def test_kill_while_a_cache_is_replaced(log, renames, times):
         EventLog({str(log.parent / 'root')!r}, path, {COLUMNS!r}, log=False, force_reload=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True)
+    done = fork(script).finish()
     assert done.returncode == -signal.SIGKILL
     processed = log.parent / 'root' / 'processed'
     # At any moment the whole old cache is there, the whole new one, or none.

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import operator
 import os
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_both_copies_of_100k_are_equal(tmp_path):
     for ours, theirs in zip(one[0].stores, other[0].stores):
         assert list(ours.keys()) == list(theirs.keys())
         for key, value in ours.items():
-            is_equal = torch.equal if torch.is_tensor(value) else int.__eq__
+            is_equal = torch.equal if torch.is_tensor(value) else operator.eq
             assert is_equal(value, theirs[key]), key
 
 
@@ -242,13 +243,14 @@ def test_equals_plain_python_on_1m(tmp_path):
     assert store.time.numel() == 575_281
 
     assert dataset.texts[0] == "Toy Story (1995). Animation, Children's, Comedy"
-    names, ids = dataset.names, dataset.raw_ids
+    # Each of them is a file.
+    names, ids, titles = dataset.names, dataset.raw_ids, dataset.titles.tolist()
     with open(os.path.join(folder, 'movies.dat'), encoding='latin-1') as file:
         movies = {int(row[0]): row[1:] for row in (line.rstrip('\n').split('::') for line in file)}
     assert names['category'] == GENRES[1:]
     for node, item in enumerate(ids['item'].tolist()):
         title, genres = movies[item]
-        assert dataset.titles[node] == title
+        assert titles[node] == title
         assert names['category'][data['item'].category[node]] == genres.split('|')[0]
         assert names['year'][data['item'].year[node]] == title[-5:-1]
     listed = [[name in movies[item][1].split('|') for name in names['category']] for item in items]

@@ -1,8 +1,6 @@
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +25,14 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, fork: Callable[..., Any]) -> Run:
     r"""Runs an example in a folder of its own: ``run('gmcm', '--epochs', '1', patience=2)``."""
 
     def run(
-        name: str, *options: str, extra: list[str] | None = None, **settings: Any
+        name: str, *options: str, extra: Sequence[Path] = (), **settings: Any
     ) -> subprocess.CompletedProcess[str]:
-        path = [str(EXAMPLES), *(extra or [])]
-        return subprocess.run(
-            [sys.executable, '-c', RUN, json.dumps([name, json.dumps(settings), *options])],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
-        )
+        arguments = json.dumps([name, json.dumps(settings), *options])
+        return fork(RUN, arguments, cwd=tmp_path, path=[EXAMPLES, *extra]).finish()
 
     return run
 

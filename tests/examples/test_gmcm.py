@@ -55,7 +55,8 @@ def test_real_logs(
     raw = tmp_path / 'data' / name / 'raw'
     raw.mkdir(parents=True)
     (raw / release).symlink_to(mag_data / release)
-    done = run('gmcm', '--dataset', name, '--epochs', '1', num_buckets=2000)
+    small = {'num_buckets': 2000, 'tower_channels': [64, 16], 'batch_size': 4096}
+    done = run('gmcm', '--dataset', name, '--epochs', '1', **small)
     assert done.returncode == 0, done.stderr
     assert described in done.stdout
     results = results_of(tmp_path, f'gmcm-{name}-graph-ipw-seed0')['results']

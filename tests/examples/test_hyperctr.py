@@ -41,9 +41,8 @@ def test_synthetic_market(tmp_path: Path, run: Run) -> None:
 def test_tiktok(tmp_path: Path, mag_data: Path, run: Run) -> None:
     (tmp_path / 'data' / 'tiktok').mkdir(parents=True)
     (tmp_path / 'data' / 'tiktok' / 'raw').symlink_to(mag_data / 'tiktok')
-    done = run(
-        'hyperctr', '--dataset', 'tiktok', '--epochs', '1', batch_size=8192, layers=1, **SMALL
-    )
+    small = {'batch_size': 8192, 'layers': 1, 'history': 4, **SMALL}
+    done = run('hyperctr', '--dataset', 'tiktok', '--epochs', '1', **small)
     assert done.returncode == 0, done.stderr
     assert '6,710 items, 137,444 exposures, 68,722 clicks' in done.stdout
     assert 'modalities audio, image' in done.stdout
@@ -91,6 +90,6 @@ def test_movielens_without_an_encoder(tmp_path: Path, run: Run) -> None:
     write_movielens(tmp_path)
     (tmp_path / 'modules').mkdir()
     (tmp_path / 'modules' / 'wordllama.py').write_text('raise ImportError')
-    done = run('hyperctr', '--dataset', 'movielens-1m', extra=[str(tmp_path / 'modules')])
+    done = run('hyperctr', '--dataset', 'movielens-1m', extra=[tmp_path / 'modules'])
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith('there is none: pip install wordllama')

@@ -38,7 +38,8 @@ def test_trivago(tmp_path: Path, mag_data: Path, run: Run) -> None:
     raw = tmp_path / 'data' / 'trivago' / 'raw'
     raw.mkdir(parents=True)
     (raw / 'trivago').symlink_to(mag_data / 'trivago')
-    done = run('srjgraph', '--dataset', 'trivago', '--epochs', '1', widths=WIDTHS, batch_size=8192)
+    widths = {'user': [2, 1], 'item': [1, 2]}
+    done = run('srjgraph', '--dataset', 'trivago', '--epochs', '1', widths=widths, batch_size=8192)
     assert done.returncode == 0, done.stderr
     assert '312,539 exposures, 16,401 clicks, 151,255 of the exposures from search' in done.stdout
     results = results_of(tmp_path, 'srjgraph-trivago-seed0')

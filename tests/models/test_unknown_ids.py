@@ -306,3 +306,17 @@ def test_a_hashed_table_has_a_row_for_any_id_of_a_grown_log(click_log: HeteroDat
     del later.data['item'].x
     with pytest.raises(ValueError, match='and 1 dense features, but this data has .* and 0'):
         case.model.grow(later.data)
+
+
+@each_case
+def test_ids_of_another_log_are_refused_and_those_of_the_grown_one_kept(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    case, later = make(click_log), make(grown_log(click_log))
+    case.model.id_maps = {'user': 'aa', 'item': 'cc'}
+    later.data.id_maps = {'user': 'bb', 'item': 'cc'}
+    with pytest.raises(ValueError, match='was built for the users of the id map aa, but .* of bb'):
+        case.model.grow(later.data)
+    later.data.id_maps = {'user': 'aa bb', 'item': 'cc dd'}
+    case.model.grow(later.data)
+    assert case.model.id_maps == {'user': 'aa bb', 'item': 'cc dd'}

@@ -1,9 +1,11 @@
 import copy
 import csv
 import math
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from mag.models import GMCM
 from mag.training import ClickTask, evaluate, fit
 from mag.transforms import BehaviorGraph, TemporalSplit
 
+Fork = Callable[..., Any]
 SCRIPT = Path(__file__).with_name('training_run.py')
 sys.path.insert(0, str(SCRIPT.parent))
 from training_run import (  # noqa: E402
@@ -116,35 +119,41 @@ def rows(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def start(directory: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), '--directory', str(directory), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(fork: Fork, directory: Path, *arguments: str, **env: str) -> Any:
+    code = 'import training_run; training_run.main()'
+    arguments = ('--directory', str(directory), *arguments)
+    return fork(code, *arguments, path=[SCRIPT.parent], env=env)
 
 
-def run(directory: Path, *arguments: str, returncode: int = 0) -> str:
-    process = start(directory, *arguments)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == returncode, output
-    return output
-
-
-def signal_at(step: int, number: int, directory: Path, *arguments: str) -> tuple[int, str]:
+def signal_at(
+    step: int, number: int, fork: Fork, directory: Path, *arguments: str
+) -> tuple[int, str]:
     r"""Starts a run and sends it a signal at about a step."""
-    process = start(directory, *arguments)
-    assert process.stdout is not None
+    process = start(fork, directory, *arguments)
     output = ''
     for line in process.stdout:
         output += line
         if line.strip() == f'step {step}':
             time.sleep(random.uniform(0, 0.01))
-            process.send_signal(number)
+            os.kill(process.pid, number)
             break
-    output += process.stdout.read()
-    return process.wait(timeout=600), output
+    done = process.finish()
+    return done.returncode, output + done.stdout + done.stderr
+
+
+def run_two(fork: Fork, directory: Path, *arguments: str, returncode: int = 0) -> str:
+    r"""A run of two processes, started as a cluster does it; what they wrote."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        start(fork, directory, '--processes', '2', *arguments, LOCAL_RANK=rank, MASTER_PORT=port)
+        for rank in ('0', '1')
+    ]
+    done = [process.finish() for process in processes]
+    output = ''.join(one.stdout + one.stderr for one in done)
+    assert [one.returncode for one in done] == [returncode] * 2, output
+    return output
 
 
 class Scores(torch.nn.Module):
@@ -332,13 +341,13 @@ def test_logs(tmp_path: Path) -> None:
     ids=['validation checkpoints', 'checkpoints between validations'],
 )
 def test_killed_run_resumes_exactly(
-    tmp_path: Path, whole: Callable[[int | None], Path], arguments: tuple[str, ...]
+    tmp_path: Path, fork: Fork, whole: Callable[[int | None], Path], arguments: tuple[str, ...]
 ) -> None:
     validate_every = int(arguments[0])
     arguments = ('--validate-every', *arguments)
     # 104 steps in all: once in the first half and once in the second.
     for step in (random.randint(10, 50), random.randint(55, 100)):
-        returncode, output = signal_at(step, signal.SIGKILL, tmp_path, *arguments)
+        returncode, output = signal_at(step, signal.SIGKILL, fork, tmp_path, *arguments)
         assert returncode == -signal.SIGKILL, output
         assert load(tmp_path / 'last.ckpt')['step'] <= step + 5
     assert 'step 1\n' not in output
@@ -348,9 +357,9 @@ def test_killed_run_resumes_exactly(
 
 
 def test_interrupted_run_resumes_exactly(
-    tmp_path: Path, whole: Callable[[int | None], Path]
+    tmp_path: Path, fork: Fork, whole: Callable[[int | None], Path]
 ) -> None:
-    returncode, output = signal_at(30, signal.SIGINT, tmp_path)
+    returncode, output = signal_at(30, signal.SIGINT, fork, tmp_path)
     assert returncode != 0
     assert 'KeyboardInterrupt: Training was interrupted. Call fit again to go on' in output
     step = load(tmp_path / 'last.ckpt')['step']
@@ -722,11 +731,12 @@ def test_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     # Dropout and running statistics see a process's own rows; without them the sums are the same.
-    output = run(
-        tmp_path / 'two',
-        *('--processes', '2', '--plain', '--num-rows', '480', '--max-epochs', '2'),
-        *('--out', str(tmp_path / 'two_')),
-    )
+    # Not forked: each of the two is a script, of which the first starts the other.
+    command = [sys.executable, str(SCRIPT), '--directory', str(tmp_path / 'two')]
+    command += ['--processes', '2', '--plain', '--num-rows', '480', '--max-epochs', '2']
+    command += ['--out', str(tmp_path / 'two_')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     gradients = Gradients()
     one, _ = train(
         str(tmp_path / 'one'),
@@ -737,7 +747,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
         callbacks=(gradients,),
     )
     first, second = (load(tmp_path / f'two_{rank}.pt') for rank in range(2))
-    assert 'step 24\n' in output
+    assert 'step 24\n' in done.stdout
     assert equal(first['weights'], second['weights'])
     assert equal(first['gradients'], second['gradients'])
     assert first['values'] == second['values']
@@ -760,12 +770,12 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     ]
 
 
-def test_two_processes_resume_exactly(tmp_path: Path) -> None:
-    arguments = ('--processes', '2', '--max-epochs', '2', '--validate-every', '5')
-    run(tmp_path / 'whole', *arguments)
-    output = run(tmp_path / 'failed', *arguments, '--fail-at', '17', returncode=1)
+def test_two_processes_resume_exactly(tmp_path: Path, fork: Fork) -> None:
+    arguments = ('--max-epochs', '2', '--validate-every', '5')
+    run_two(fork, tmp_path / 'whole', *arguments)
+    output = run_two(fork, tmp_path / 'failed', *arguments, '--fail-at', '17', returncode=1)
     assert 'failed on purpose' in output
-    output = run(tmp_path / 'failed', *arguments)
+    output = run_two(fork, tmp_path / 'failed', *arguments)
     assert 'step 15\n' not in output
     assert_same_run(tmp_path / 'failed', tmp_path / 'whole')
     # Both processes validated with the running statistics of the first, which are those it saves.

@@ -8,6 +8,7 @@ import lightning
 import pytest
 import torch
 
+from mag.datasets import IdMap
 from mag.loader import PairLoader
 from mag.training import ClickTask, LightningTask, evaluate, fit, predict
 
@@ -82,3 +83,29 @@ def test_a_schedule_advances_after_each_step(tmp_path: Path) -> None:
 def test_only_tasks_are_wrapped() -> None:
     with pytest.raises(TypeError, match=r'such as ClickTask\(model\), but got TinyModel'):
         LightningTask(TinyModel())  # type: ignore[arg-type]
+
+
+def test_loaders_and_checkpoints_of_another_log_are_refused(tmp_path: Path) -> None:
+    users, others = IdMap(range(9)), IdMap('abc')
+
+    def task_of(id_map: IdMap) -> LightningTask:
+        task = make_task()
+        task.model.id_maps = {'user': id_map.lineage}  # type: ignore[assignment]
+        return LightningTask(task)
+
+    def loader_of(id_map: IdMap) -> PairLoader:
+        data = macro_data(101, 1)
+        data.id_maps = {'user': id_map.lineage}
+        return PairLoader(data, 20)
+
+    own, grown, other = (loader_of(m) for m in (users, users.extend([10]), others))
+    trainer, module = make_trainer(tmp_path, max_epochs=1), task_of(users)
+    trainer.fit(module, own, grown)
+    trainer.save_checkpoint(tmp_path / 'model.ckpt')
+    message = f'^TinyModel was built for the users of the id map {users.fingerprint}, but the Train'
+    for act in ('fit', 'validate', 'test', 'predict'):
+        with pytest.raises(ValueError, match=message):
+            getattr(make_trainer(tmp_path, max_epochs=1), act)(module, other)
+    with pytest.raises(ValueError, match='^The checkpoint is for the users of the id map 9:.* but'):
+        trainer.validate(task_of(others), other, ckpt_path=tmp_path / 'model.ckpt')
+    trainer.validate(task_of(users.extend([10])), own, ckpt_path=tmp_path / 'model.ckpt')

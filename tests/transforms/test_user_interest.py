@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from torch_geometric.data import HeteroData
 from torchmetrics.functional import auroc
 
-from mag.datasets import SyntheticMarket
+from mag.datasets import IdMap, SyntheticMarket
 from mag.loader import NegativeLoader
 from mag.losses import interest_loss
 from mag.nn import InterestScore
@@ -197,6 +197,34 @@ def test_a_later_part_has_the_interests_of_its_own_first_cutoff() -> None:
     log_of_test[CLICKS].time = test[CLICKS].time[early]
     expected = transform(log_of_test)['user'].interest
     assert torch.equal(transform(test)['user'].interest, expected)
+
+
+def test_who_and_what_is_new_in_a_grown_log_has_no_interest() -> None:
+    users, items = (IdMap(range(size)) for size in (30, 20))
+    data, later = log(), log(num_users=33, num_items=25)
+    later['item'].x_visual[:20], later['item'].x_text[:20] = (
+        data['item'].x_visual,
+        data['item'].x_text,
+    )
+    data.id_maps = {'user': users.lineage, 'item': items.lineage}
+    transform = fitted(data)
+    with pytest.raises(ValueError, match='UserInterest was fitted on {.*}, but the data has {'):
+        transform(later)
+    later.id_maps = {
+        'user': users.extend(range(33)).lineage,
+        'item': items.extend(range(25)).lineage,
+    }
+    interest = transform(later)['user'].interest
+    assert interest.shape == (33, 2) and bool((interest[30:] == 0).all())
+    # Clicks of and on what was there tell what they told.
+    known = (later[CLICKS].edge_index < torch.tensor([[30], [20]])).all(dim=0)
+    same = copy.copy(data)
+    same[CLICKS].edge_index = later[CLICKS].edge_index[:, known]
+    same[CLICKS].time = later[CLICKS].time[known]
+    assert torch.equal(interest[:30], transform(same)['user'].interest)
+    later.id_maps = {'user': IdMap(['a']).lineage}
+    with pytest.raises(ValueError, match='^UserInterest was fitted on the users of the id map'):
+        transform(later)
 
 
 def test_an_unfitted_transform_fits_on_what_it_is_given() -> None:

@@ -1,0 +1,101 @@
+r"""What an earlier log knows of the ids of a later one."""
+
+import os
+import os.path as osp
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mag.datasets._cache import Cache
+from mag.datasets._parquet import read_columns
+from mag.id_map import IdMap
+
+_NODES = ('user', 'item')
+
+
+class KnownLog(NamedTuple):
+    r"""What an earlier log knows, by :obj:`"user"`, :obj:`"item"` and the names of categorical
+    attributes."""
+
+    maps: dict[str, IdMap]
+    #: By node type and name, the codes of the categorical attributes of its nodes.
+    codes: dict[str, dict[str, np.ndarray]]
+    #: By node type and name, the words there are about its nodes.
+    words: dict[str, dict[str, np.ndarray]]
+
+
+class KnownLogReader:
+    r"""Reads a :class:`KnownLog` when it is needed, which is not where a cache is opened.
+
+    Args:
+        ids (str or dict, optional): The folder of an earlier dataset, or its maps by the names of
+            :class:`KnownLog`; nothing is known without.
+
+    Raises:
+        FileNotFoundError: If there is no dataset in the folder.
+        TypeError: If :obj:`ids` is something else.
+        ValueError: If the cache in the folder is damaged, or of another version.
+    """
+
+    def __init__(self, ids: Any) -> None:
+        self._maps: dict[str, IdMap] = {}
+        self._cache: Cache | None = None
+        if isinstance(ids, (str, os.PathLike)):
+            self._cache = Cache(osp.join(osp.abspath(osp.expanduser(ids)), 'processed'))
+            if not self._cache.exists():
+                raise FileNotFoundError(
+                    f"'ids' must name the folder of a dataset that was read before, but there is "
+                    f'none in {os.fspath(ids)!r}.'
+                )
+            self._manifest = self._cache.read_whole(self._cache.read_manifest)
+            if 'id_maps' not in self._manifest:
+                raise ValueError(
+                    f"'ids' names {os.fspath(ids)!r}, which another version has read: read that "
+                    f'log again with force_reload=True.'
+                )
+        elif isinstance(ids, Mapping) and all(isinstance(map_, IdMap) for map_ in ids.values()):
+            self._maps = dict(ids)
+        elif ids is not None:
+            raise TypeError(
+                f"'ids' must be an earlier dataset, its folder or a dictionary of IdMaps such as "
+                f"{{'user': IdMap(users)}}, but got {type(ids).__name__}."
+            )
+
+    @property
+    def settings(self) -> dict[str, str] | None:
+        r"""What the cache of the later log is known by."""
+        if self._cache is None:
+            return {name: map_.fingerprint for name, map_ in self._maps.items()} or None
+        lineages = self._manifest['id_maps']
+        last = {name: lineage.split()[-1] for name, lineage in lineages.items()}
+        # That also tells the attributes of nodes.
+        return last | {'data.pt': self._manifest['files']['data.pt']}
+
+    def read(self) -> KnownLog:
+        if self._cache is None:
+            return KnownLog(self._maps, {}, {})
+        cache, manifest = self._cache, self._manifest
+        names, graph = manifest['names'], cache.read_graph(manifest, 'data.pt')
+        raw: dict[str, Any] = {}
+        codes: dict[str, dict[str, np.ndarray]] = {}
+        words: dict[str, dict[str, np.ndarray]] = {}
+        for node in _NODES:
+            with cache.opening(manifest, f'{node}.parquet') as path:
+                words[node] = read_columns(path)
+            raw[node] = words[node].pop('id')
+            codes[node] = {
+                name: value.numpy()
+                for name, value in graph.get(node, {}).items()
+                if name in manifest['id_maps']
+                # Else pre_transform has made another thing of it.
+                and isinstance(value, Tensor)
+                and value.shape == (len(raw[node]),)
+                and graph[node].get(f'num_{name}') == len(names[name])
+            }
+        maps = {
+            name: IdMap.of_lineage(raw.get(name, names.get(name)), lineage)
+            for name, lineage in manifest['id_maps'].items()
+        }
+        return KnownLog(maps, codes, words)
