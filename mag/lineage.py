@@ -37,7 +37,8 @@ def require_same_ids(
         given: Those that :obj:`what` has.
         what: What it was given.
     """
-    for name in known.keys() & given.keys():
+    # Users and items first, and in the same order in each process.
+    for name in (name for name in known if name in given):
         if not has_grown(known[name], given[name]):
             there, here = known[name].split()[-1], given[name].split()[-1]
             whose = {'user': 'users', 'item': 'items'}.get(name, f'values of {name!r}')

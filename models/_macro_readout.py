@@ -6,8 +6,8 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_ids
 from mag.loader import PairBatch
-from mag.models._field_embedding import look_up
 from mag.nn import MacroConv
+from mag.nn.id_embedding import add_rows, look_up
 from mag.schema import NEIGHBOR_TYPE, hops, reached
 
 # From a node type and ids, 0 for none, to their embeddings.
@@ -66,6 +66,17 @@ class MacroReadout(torch.nn.Module):
                 torch.nn.init.xavier_uniform_(table)
         for conv in self.conv.values():
             conv.reset_parameters()  # type: ignore[operator]
+
+    def grow(self, num_nodes: Mapping[str, int], num_macro: Mapping[str, int]) -> None:
+        r"""Adds users and items, whose embeddings start as those of none, and macro nodes, whose
+        embeddings start as the mean of the others, up to numbers not below those of before."""
+        for name, table in self.attention.items():
+            self.attention[name] = add_rows(table, num_nodes[name] + 1 - table.size(0), table[:1])
+        for tables in (self.macro, self.macro_attention):
+            for name, table in tables.items():
+                mean = table.mean(0, keepdim=True)
+                tables[name] = add_rows(table, num_macro[name] - table.size(0), mean)
+        self.num_nodes = dict(num_nodes)
 
     def forward(self, batch: PairBatch, ids: Mapping[str, Tensor], embed: Embed) -> list[Tensor]:
         r"""

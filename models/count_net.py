@@ -16,6 +16,7 @@ from mag.checks import (
 from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
 from mag.models._field_embedding import FieldEmbedding, check_id_counts
+from mag.models._growth import check_grown
 from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
 from mag.schema import CLICKS, MACRO, hops, require
@@ -225,6 +226,41 @@ class CountNet(torch.nn.Module):
         for part in (self.embedding, self.encoder, self.readout, self.cross, self.head):
             if part is not None:
                 part.reset_parameters()
+
+    def grow(self, data: HeteroData) -> None:
+        r"""Adds what a log has that grew: users, items and values of other fields, whose embeddings
+        start as that of none, and, where macro rows are read, macro nodes, such as those of new
+        categories, whose embeddings start as the mean of the others. What was known is scored as
+        before. An optimizer has to be made anew.
+
+        Args:
+            data (HeteroData): A part of the grown log.
+
+        Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If the data has the ids of another log, other fields, or fewer values or
+                macro nodes than before, or lacks macro rows or recent lists that are read.
+        """
+        features = ExposureFeatures(data, caller='CountNet.grow')
+        if features.fields != self.fields:
+            raise ValueError(
+                f'CountNet was built for the fields {list(self.fields)}, but this data has '
+                f'{list(features.fields)}.'
+            )
+        known = {f'values of {name!r}': num for name, num in self.embedding.num_values.items()}
+        found = {f'values of {name!r}': num for name, num in features.num_values.items()}
+        num_macro = {}
+        if self.readout is not None:
+            require_macro(data, 'CountNet.grow', self.readout.num_hops, self.readout.recent)
+            num_macro = {name: data[MACRO[name]].num_nodes for name in self.readout.macro.keys()}
+            known |= {f'macro {name}s': len(table) for name, table in self.readout.macro.items()}
+            found |= {f'macro {name}s': num for name, num in num_macro.items()}
+        check_grown(self, data, known, found)
+        self.embedding.grow(features.num_values)
+        if self.readout is not None:
+            num_nodes = {name: features.num_values[name] for name in ('user', 'item')}
+            self.readout.grow(num_nodes, num_macro)
+        remember_ids(self, data)
 
     def forward(self, batch: ExposureBatch | JoinedBatch) -> Tensor:
         r"""

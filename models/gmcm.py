@@ -27,8 +27,9 @@ from mag.losses import (
     logit_of_quotient,
     propensity_weights,
 )
+from mag.models._growth import check_grown
 from mag.nn import BehaviorMerge, HashEmbedding
-from mag.schema import CLICKS, require
+from mag.schema import CLICKS, NEIGHBOR_TYPE, require
 
 MERGES = ('graph', 'concat', 'gru', 'none')
 # How each loss weights the labels that only clicks have.
@@ -105,6 +106,9 @@ class GMCM(torch.nn.Module):
         form (str, optional): :obj:`"paper"`, or :obj:`"literal"` for eq. 15 and, with
             :obj:`loss="ipw"`, eq. 18 exactly as printed, see :class:`~mag.nn.BehaviorGraphConv` and
             :meth:`loss`. (default: :obj:`"paper"`)
+        id_dropout (float, optional): The share of users and of items that are taken for unknown,
+            :obj:`-1`, in a step of training, so that the rest learns to do without them, and their
+            rows of the table what holds of anybody. (default: :obj:`0.0`)
 
     Raises:
         TypeError: If a number is no integer, or :obj:`fields` or sizes are no sequence.
@@ -136,6 +140,7 @@ class GMCM(torch.nn.Module):
         num_layers: int = 2,
         floor: float = 1e-2,
         form: str = 'paper',
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_choice(MERGES, merge=merge)
@@ -149,6 +154,7 @@ class GMCM(torch.nn.Module):
                 f"'tower_channels' must hold two sizes or more, but got {tower_channels!r}."
             )
         check_numbers('(0, 1]', floor=floor)
+        check_numbers('[0, 1)', id_dropout=id_dropout)
         check_integers(0, num_dense=num_dense, num_behaviors=num_behaviors)
         if merge != 'none' and num_behaviors < 1:
             raise ValueError(
@@ -163,7 +169,8 @@ class GMCM(torch.nn.Module):
         self.form = form
         self.num_behaviors = num_behaviors if merge != 'none' else 0
 
-        self.embedding = HashEmbedding(fields, num_buckets, embedding_dim)
+        self.id_dropout = id_dropout
+        self.embedding = HashEmbedding(fields, num_buckets, embedding_dim, tuple(NEIGHBOR_TYPE))
         self.register_buffer('mean', torch.zeros(num_dense))
         self.register_buffer('deviation', torch.ones(num_dense))
         # Copies: weights that are loaded later must not be written into the caller's graph.
@@ -231,6 +238,29 @@ class GMCM(torch.nn.Module):
                 torch.nn.init.xavier_uniform_(weight)
             torch.nn.init.xavier_uniform_(self.behavior_head)
 
+    def grow(self, data: HeteroData) -> None:
+        r"""Takes a log that grew: its table has a bucket for any id, new ones among them, so that
+        nothing is added, and what was known is scored as before.
+
+        Args:
+            data (HeteroData): A part of the grown log.
+
+        Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If the data has the ids of another log, other fields, or another number of
+                dense features.
+        """
+        features = ExposureFeatures(data, caller='GMCM.grow')
+        known = list(self.embedding.fields), self.mean.numel()
+        found = list(features.fields), features.num_dense
+        if known != found:
+            raise ValueError(
+                f'GMCM was built for the fields {known[0]} and {known[1]} dense features, but this '
+                f'data has {found[0]} and {found[1]}.'
+            )
+        check_grown(self, data, {}, {})
+        remember_ids(self, data)
+
     def forward(self, batch: ExposureBatch) -> Logits:
         r"""
         Args:
@@ -245,9 +275,12 @@ class GMCM(torch.nn.Module):
             ValueError: If the batch has another number of features.
         """
         check_tensor('GMCM', 'dense', batch.dense, ('B', self.mean.numel()), 'floats')
-        x = torch.cat(
-            [(batch.dense - self.mean) / self.deviation, self.embedding(batch.sparse)], dim=1
-        )
+        sparse = batch.sparse
+        if self.training and self.id_dropout > 0:
+            dropped = torch.rand(sparse.shape, device=sparse.device) < self.id_dropout
+            is_id = self.embedding.row_of_unknown >= 0
+            sparse = sparse.masked_fill(dropped & is_id, -1)
+        x = torch.cat([(batch.dense - self.mean) / self.deviation, self.embedding(sparse)], dim=1)
         click = self.click_tower(x).squeeze(-1)
         imputation = None
         if self.objective == 'doubly_robust':

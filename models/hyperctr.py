@@ -1,16 +1,19 @@
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
 
-from mag.checks import check_booleans, check_integers, check_sizes
+from mag.checks import check_booleans, check_ids, check_integers, check_sizes
 from mag.lineage import remember_ids
 from mag.loader import HistoryBatch
 from mag.modality import check_features, has_modality, modality_features
-from mag.nn import SlotHypergraphConv, TensorFusion
+from mag.models._growth import check_grown
+from mag.nn import IdEmbedding, SlotHypergraphConv, TensorFusion
 from mag.schema import require
 
 
@@ -76,6 +79,9 @@ class HyperCTR(torch.nn.Module):
         fusion_rank (int, optional): See :class:`~mag.nn.TensorFusion`. (default: :obj:`None`)
         hidden_channels (Sequence[int], optional): Hidden sizes of the head.
             (default: :obj:`(64, 32)`)
+        id_dropout (float, optional): The share of users and of items that are taken for unknown in
+            a step of training, with their content known, see :class:`~mag.nn.IdEmbedding`. An item
+            is so in all rows of the step or in none. (default: :obj:`0.0`)
 
     Raises:
         TypeError: If features are no floats, a number no integer, or sizes are no sequence.
@@ -97,6 +103,7 @@ class HyperCTR(torch.nn.Module):
         num_positions: int = 0,
         fusion_rank: int | None = None,
         hidden_channels: Sequence[int] = (64, 32),
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {'embedding_dim': embedding_dim, 'num_layers': num_layers, 'num_heads': num_heads}
@@ -121,8 +128,8 @@ class HyperCTR(torch.nn.Module):
         for column, x in enumerate(features.values()):
             self.register_buffer(f'x_{column}', x.float(), persistent=False)
         self.register_buffer('has_modality', has_modality(features), persistent=False)
-        self.user_embedding = torch.nn.Embedding(num_users, embedding_dim)
-        self.item_embedding = torch.nn.Embedding(num_items, embedding_dim)
+        self.user_embedding = IdEmbedding('user', num_users, embedding_dim, id_dropout)
+        self.item_embedding = IdEmbedding('item', num_items, embedding_dim, id_dropout)
         self.lin_modality = torch.nn.ModuleList(
             torch.nn.Linear(x.size(1), embedding_dim) for x in features.values()
         )
@@ -175,36 +182,60 @@ class HyperCTR(torch.nn.Module):
             ValueError: If a modality does not exist, a :obj:`has_<modality>` is no boolean for each
                 item, or there are no hypergraphs, or those of other modalities.
         """
-        require(data, 'HyperCTR.from_data')
         check_booleans(hypergraph=hypergraph, weighted=weighted)
-        existing = modality_features(data, 'HyperCTR.from_data')
-        modalities = list(existing) if modalities is None else modalities
-        is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)
-        if not is_list or not set(modalities) <= set(existing):
-            raise ValueError(
-                f"HyperCTR.from_data expects 'modalities' to be a list of some of "
-                f"{list(existing)}, for which there is data['item'].x_<modality>, but got "
-                f'{modalities!r}.'
-            )
-        if hypergraph:
-            interest = data['user'].get('interest')
-            if interest is not None and interest.size(1) != len(existing):
+        caller = 'HyperCTR.from_data'
+        features, hypergraphs = _read(data, modalities, hypergraph, weighted, caller)
+        model = cls(data['user'].num_nodes, features, hypergraphs, **kwargs)
+        return remember_ids(model, data)
+
+    def grow(self, data: HeteroData) -> None:
+        r"""Adds the users and items of a log that grew, whose embeddings start as that of the
+        unknown, and reads the contents and hypergraphs of it. Who was known is scored as before
+        where these stayed the same. An optimizer has to be made anew.
+
+        Args:
+            data (HeteroData): The whole grown log, as for :meth:`from_data`.
+
+        Raises:
+            TypeError: If features are no floats.
+            ValueError: If the data has the ids of another log, or fewer nodes than before, or lacks
+                modalities or hypergraphs that are read.
+        """
+        convs: Any = self.convs
+        is_weighted = any(conv.is_weighted for conv in convs.values())
+        features, hypergraphs = _read(
+            data, self.modalities, len(convs) > 0, is_weighted, 'HyperCTR.grow'
+        )
+        tables = {'users': self.user_embedding, 'items': self.item_embedding}
+        known = {what: table.num_ids for what, table in tables.items()}
+        found = {
+            'users': data['user'].num_nodes,
+            'items': check_features(features, 'HyperCTR.grow'),
+        }
+        check_grown(self, data, known, found)
+        for column, (name, x) in enumerate(features.items()):
+            width = getattr(self, f'x_{column}').size(1)
+            if x.size(1) != width:
                 raise ValueError(
-                    f'HyperCTR.from_data expects the interests that hyperedges were made of to be '
-                    f"in the modalities of the items, {list(existing)}, but data['user'].interest "
-                    f'has {interest.size(1)} columns.'
+                    f'HyperCTR was built for {width} features of {name!r}, but this data has '
+                    f'{x.size(1)}.'
                 )
-            columns = torch.tensor([list(existing).index(name) for name in modalities])
-            kwargs['hypergraphs'] = {
-                node_type: _hypergraph(data, node_type, columns, weighted)
-                for node_type in ('user', 'item')
-            }
-        features = {name: existing[name] for name in modalities}
-        return remember_ids(cls(data['user'].num_nodes, features, **kwargs), data)
+        for what, table in tables.items():
+            table.grow(found[what])
+        for column, x in enumerate(features.values()):
+            setattr(self, f'x_{column}', x.to(getattr(self, f'x_{column}')))
+        self.has_modality = has_modality(features).to(self.has_modality)
+        for name, hypergraph in (hypergraphs or {}).items():
+            convs[name].read(found[f'{name}s'], **hypergraph)
+            # What was made anew is on the CPU, in single precision.
+            convs[name].to(self.position)
+        remember_ids(self, data)
 
     def reset_parameters(self) -> None:
-        for weight in (self.user_embedding.weight, self.item_embedding.weight, self.position):
-            torch.nn.init.normal_(weight, std=0.01)
+        draw = functools.partial(torch.nn.init.normal_, std=0.01)
+        for embedding in (self.user_embedding, self.item_embedding):
+            embedding.reset_parameters(draw)
+        draw(self.position)
         for module in (*self.lin_modality, *self.convs.values(), self.fusion, self.head):
             module.reset_parameters()
         self.attention.self_attn._reset_parameters()
@@ -230,12 +261,13 @@ class HyperCTR(torch.nn.Module):
             asked.append(groups['item'].node)
         # Items as they are read: each row of the batch, of the histories, of the hypergraphs.
         own, history, *grouped = self._items(asked)
-        user = self.user_embedding(batch.user)
+        user = self.user_embedding(self.user_embedding.drop(batch.user))
         read = self._read_history(batch, user, history)
         group = torch.zeros_like(read)
         if groups:
             convs: Any = self.convs
-            grouped_users = self.user_embedding(groups['user'].node)
+            node = groups['user'].node
+            grouped_users = self.user_embedding(self.user_embedding.drop(node))
             group = convs['user'].convolve(grouped_users, groups['user'])
             own = own + convs['item'].convolve(grouped[0], groups['item'])
         return self.head(torch.cat([self.fusion(read, group), own], dim=1)).view(-1)
@@ -259,16 +291,20 @@ class HyperCTR(torch.nn.Module):
     def _items(self, asked: list[Tensor]) -> list[Tensor]:
         r"""Embeddings and contents of items, shape :obj:`[n, d]` for each of some ids of shape
         :obj:`[n]`."""
-        num_items = self.item_embedding.num_embeddings
+        embedding, num_items = self.item_embedding, self.item_embedding.num_ids
+        for ids in asked:
+            check_ids('HyperCTR', 'item ids', ids, num_items, first=-1)
         sizes = [ids.numel() for ids in asked]
         # A program's shapes cannot depend on which items are asked for.
         if torch.compiler.is_compiling() or sum(sizes) >= num_items:
-            item = self.item_embedding.weight + self._content(slice(None))
-            places = asked
+            ids = torch.arange(-1, num_items, device=asked[0].device)
+            content = F.pad(self._content(slice(None)), (0, 0, 1, 0))
+            places = [of + 1 for of in asked]
         else:
             ids, place = torch.cat(asked).unique(return_inverse=True)
-            item = self.item_embedding(ids) + self._content(ids)
+            content = self._content(ids.clamp(min=0)).masked_fill((ids < 0).unsqueeze(1), 0)
             places = list(place.split(sizes))
+        item = embedding(embedding.drop(ids)) + content
         # Not item[...], whose gradient on several threads is another from run to run.
         return [item.index_select(0, place) for place in places]
 
@@ -302,8 +338,44 @@ class HyperCTR(torch.nn.Module):
         return f'modalities={list(self.modalities)}, num_heads={self.num_heads}'
 
 
+def _read(
+    data: HeteroData,
+    modalities: Sequence[str] | None,
+    hypergraph: bool,
+    weighted: bool,
+    caller: str,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]] | None]:
+    r"""The features of the modalities that are read, and the hypergraphs if they are."""
+    require(data, caller)
+    existing = modality_features(data, caller)
+    hypergraphs = None
+    modalities = list(existing) if modalities is None else modalities
+    is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)
+    if not is_list or not set(modalities) <= set(existing):
+        raise ValueError(
+            f"{caller} expects 'modalities' to be a list of some of "
+            f"{list(existing)}, for which there is data['item'].x_<modality>, but got "
+            f'{modalities!r}.'
+        )
+    if hypergraph:
+        interest = data['user'].get('interest')
+        if interest is not None and interest.size(1) != len(existing):
+            raise ValueError(
+                f'{caller} expects the interests that hyperedges were made of to be '
+                f"in the modalities of the items, {list(existing)}, but data['user'].interest "
+                f'has {interest.size(1)} columns.'
+            )
+        columns = torch.tensor([list(existing).index(name) for name in modalities])
+        hypergraphs = {
+            node_type: _hypergraph(data, node_type, columns, weighted, caller)
+            for node_type in ('user', 'item')
+        }
+    features = {name: existing[name] for name in modalities}
+    return features, hypergraphs
+
+
 def _hypergraph(
-    data: HeteroData, node_type: str, columns: Tensor, weighted: bool
+    data: HeteroData, node_type: str, columns: Tensor, weighted: bool, caller: str
 ) -> dict[str, Tensor]:
     r"""The hyperedges of some modalities, as arguments of :class:`~mag.nn.SlotHypergraphConv`."""
     store = data[node_type]
@@ -312,7 +384,7 @@ def _hypergraph(
     missing = [name for name in needed if name not in store]
     if missing:
         raise ValueError(
-            f"HyperCTR.from_data expects data['{node_type}'] with {missing}, which "
+            f"{caller} expects data['{node_type}'] with {missing}, which "
             f'InterestHypergraph adds; pass hypergraph=False for a model without.'
         )
     kept = torch.isin(store.hyperedge_modality, columns)

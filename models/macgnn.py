@@ -5,11 +5,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans, check_choice, check_integers, check_sizes
+from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_sizes
 from mag.lineage import remember_ids
 from mag.loader import PairBatch
+from mag.models._growth import check_grown
 from mag.models._macro_readout import require_macro
-from mag.nn import MLP, MacroConv
+from mag.nn import MLP, IdEmbedding, MacroConv
+from mag.nn.id_embedding import add_rows, hide
 from mag.schema import MACRO, hops, require
 
 
@@ -57,6 +59,12 @@ class MacGNN(torch.nn.Module):
         item_graph (bool, optional): If set to :obj:`False`, the item's macro rows are not read
             ("w/o itemgraph"). (default: :obj:`True`)
         renormalize (bool, optional): See :class:`~mag.nn.MacroConv`. (default: :obj:`False`)
+        id_dropout (float, optional): The share of users and of items that are taken for unknown in
+            a step of training, see :class:`~mag.nn.IdEmbedding`. Such an id is not read as a recent
+            neighbor in that row either; others are read as ever. (default: :obj:`0.0`)
+
+    A user or an item that is unknown, :obj:`-1`, has an embedding of its own. In the form
+    :obj:`"released"` it is also that of paddings, which that form takes in.
 
     The ablation "w/o highorder" is :obj:`num_hops=1`.
 
@@ -82,6 +90,7 @@ class MacGNN(torch.nn.Module):
         recent: bool = True,
         item_graph: bool = True,
         renormalize: bool = False,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         attention = form == 'paper' if attention is None else attention
@@ -92,13 +101,16 @@ class MacGNN(torch.nn.Module):
         check_integers(1, embedding_dim=embedding_dim)
         check_sizes(hidden_channels=hidden_channels)
         check_booleans(attention=attention, recent=recent, item_graph=item_graph)
+        check_numbers('[0, 1)', id_dropout=id_dropout)
         self.num_hops = num_hops
         self.recent = recent
         self.item_graph = item_graph
 
-        # Row 0 stands for "no neighbor", id -1.
-        self.user_embedding = torch.nn.Embedding(num_users + 1, embedding_dim)
-        self.item_embedding = torch.nn.Embedding(num_items + 1, embedding_dim)
+        self.reads_paddings = not mask_zero
+        self.user_embedding, self.item_embedding = (
+            IdEmbedding(name, number, embedding_dim, id_dropout, draw_unknown=True)
+            for name, number in (('user', num_users), ('item', num_items))
+        )
         self.macro_user_embedding = torch.nn.Embedding(num_macro_users, embedding_dim)
         self.macro_item_embedding = torch.nn.Embedding(num_macro_items, embedding_dim)
         self.user_conv, self.item_conv = (
@@ -158,9 +170,46 @@ class MacGNN(torch.nn.Module):
             self.macro_item_embedding,
         ):
             torch.nn.init.xavier_uniform_(embedding.weight)
+        if not self.reads_paddings:
+            # Until it has learned something, who is unknown says nothing.
+            for embedding in (self.user_embedding, self.item_embedding):
+                torch.nn.init.zeros_(embedding.weight[0])
         self.user_conv.reset_parameters()
         self.item_conv.reset_parameters()
         self.head.reset_parameters()
+
+    def grow(self, data: HeteroData) -> None:
+        r"""Adds the users and items of a log that grew, whose embeddings start as that of the
+        unknown, and its new macro nodes, such as those of new categories, whose embeddings start as
+        the mean of the others. Who was known is scored as before, but in the form
+        :obj:`"released"`, which takes in macro nodes without clicks, too. An optimizer has to be
+        made anew.
+
+        Args:
+            data (HeteroData): A part of the grown log.
+
+        Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If the data has the ids of another log, fewer nodes than before, or fewer
+                hops or recent neighbors than are read.
+        """
+        require(data, 'MacGNN.grow')
+        require_macro(data, 'MacGNN.grow', self.num_hops, self.recent)
+        nodes = {'user': self.user_embedding, 'item': self.item_embedding}
+        macro = {'user': self.macro_user_embedding, 'item': self.macro_item_embedding}
+        known = {f'{name}s': table.num_ids for name, table in nodes.items()}
+        known |= {f'macro {name}s': table.num_embeddings for name, table in macro.items()}
+        found = {f'{name}s': data[name].num_nodes for name in nodes}
+        found |= {f'macro {name}s': data[MACRO[name]].num_nodes for name in macro}
+        check_grown(self, data, known, found)
+        for name, embedding in nodes.items():
+            embedding.grow(found[f'{name}s'])
+        for name, table in macro.items():
+            number = found[f'macro {name}s']
+            mean = table.weight.mean(0, keepdim=True)
+            table.weight = add_rows(table.weight, number - table.num_embeddings, mean)
+            table.num_embeddings = number
+        remember_ids(self, data)
 
     def forward(self, batch: PairBatch) -> Tensor:
         r"""
@@ -171,6 +220,7 @@ class MacGNN(torch.nn.Module):
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
+            IndexError: If a user, an item or a recent neighbor does not exist.
             ValueError: If the batch has fewer hops than the model reads, or no recent neighbors.
         """
         return self.head(self.features(batch)).squeeze(-1)
@@ -183,17 +233,21 @@ class MacGNN(torch.nn.Module):
         Args:
             batch (PairBatch): Pairs with their macro rows; for the errors see :meth:`forward`.
         """
-        user = self.user_embedding(batch.user + 1)
-        item = self.item_embedding(batch.item + 1)
+        own = {'user': batch.user, 'item': batch.item}
+        kept = {
+            'user': self.user_embedding.drop(batch.user),
+            'item': self.item_embedding.drop(batch.item),
+        }
+        user, item = self.user_embedding(kept['user']), self.item_embedding(kept['item'])
         target = {'user': user, 'item': item}
         features = [user, *self._aggregate('user', batch.user_hops, target)]
         if self.recent:
-            features.append(self._attend('item', batch.user_recent, target))
+            features.append(self._attend('item', batch.user_recent, target, own, kept))
         features.append(item)
         if self.item_graph:
             features.extend(self._aggregate('item', batch.item_hops, target))
         if self.recent:
-            features.append(self._attend('user', batch.item_recent, target))
+            features.append(self._attend('user', batch.item_recent, target, own, kept))
         return torch.cat(features, dim=-1)
 
     def _aggregate(
@@ -214,7 +268,14 @@ class MacGNN(torch.nn.Module):
             out.append(conv((macro.weight, target[reached]), counts))
         return out
 
-    def _attend(self, reached: str, recent: Tensor, target: dict[str, Tensor]) -> Tensor:
+    def _attend(
+        self,
+        reached: str,
+        recent: Tensor,
+        target: dict[str, Tensor],
+        own: dict[str, Tensor],
+        kept: dict[str, Tensor],
+    ) -> Tensor:
         if recent.size(1) == 0:
             raise ValueError(
                 f'MacGNN reads recent neighbors, but the batch has no recent {reached}s: apply '
@@ -222,10 +283,8 @@ class MacGNN(torch.nn.Module):
             )
         conv = self.user_conv if reached == 'user' else self.item_conv
         embedding = self.user_embedding if reached == 'user' else self.item_embedding
-        # As embedding(recent + 1), but its backward takes a third of the time.
-        x = embedding.weight.index_select(0, (recent + 1).reshape(-1))
-        x = x.view(*recent.shape, embedding.embedding_dim)
-        return conv.attend(x, target[reached], recent >= 0)
+        ids = hide(recent, own[reached], kept[reached]) if embedding.drops else recent
+        return conv.attend(embedding(ids), target[reached], recent >= 0)
 
     def extra_repr(self) -> str:
         return f'num_hops={self.num_hops}, recent={self.recent}, item_graph={self.item_graph}'

@@ -8,7 +8,9 @@ from torch_geometric.nn.module_dict import ModuleDict
 
 from mag.checks import check_booleans, check_choice, check_ids, check_integers, check_tensor
 from mag.lineage import remember_ids
-from mag.nn import DomainHeads, IntentionConv, QueryEmbedding
+from mag.models._growth import check_grown
+from mag.nn import DomainHeads, IdEmbedding, IntentionConv, QueryEmbedding
+from mag.nn.id_embedding import hide
 from mag.schema import CLICKS, NEIGHBOR_TYPE, REVERSE_CLICKS, TO_PRECURSOR, categoricals, require
 
 
@@ -63,6 +65,9 @@ class SRJGraph(torch.nn.Module):
             query is one of paddings alone; or :obj:`"literal"`, where the transformer of
             :class:`~mag.nn.IntentionConv` is the one that the paper cites.
             (default: :obj:`"paper"`)
+        id_dropout (float, optional): The share of target users and items that are taken for unknown
+            in a step of training, with their attributes known, also where they are on the paths of
+            that target, see :class:`~mag.nn.IdEmbedding`. (default: :obj:`0.0`)
 
     Raises:
         ValueError: If a size is not positive, or that of a node type is missing.
@@ -82,6 +87,7 @@ class SRJGraph(torch.nn.Module):
         intention: bool = True,
         upstream: bool = True,
         form: str = 'paper',
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_booleans(query=query, intention=intention, upstream=upstream)
@@ -99,14 +105,17 @@ class SRJGraph(torch.nn.Module):
         self.upstream = upstream
         self.form = form
         self.embedding = torch.nn.ModuleDict(
-            {name: torch.nn.Embedding(num_nodes[name], id_dim) for name in ('user', 'item')}
+            {
+                name: IdEmbedding(name, num_nodes[name], id_dim, id_dropout)
+                for name in ('user', 'item')
+            }
         )
         self.attribute_embedding = torch.nn.ModuleDict(
             {
                 # PyG's takes an attribute of any name, such as `type`.
                 node_type: ModuleDict(
                     {
-                        name: torch.nn.Embedding(num, attribute_dim[node_type])
+                        name: IdEmbedding(name, num, attribute_dim[node_type])
                         for name, num in attributes[node_type].items()
                     }
                 )
@@ -155,10 +164,52 @@ class SRJGraph(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         for module in self.modules():
-            if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            if isinstance(module, IdEmbedding):
+                module.reset_parameters(torch.nn.init.xavier_uniform_)
+            elif isinstance(module, torch.nn.EmbeddingBag):
                 torch.nn.init.xavier_uniform_(module.weight)
         for module in (*self.convs.values(), self.heads):
             module.reset_parameters()  # type: ignore[operator]
+
+    def grow(self, data: HeteroData) -> None:
+        r"""Adds what a log has that grew: users, items and values of attributes, whose embeddings
+        start as that of an unknown one, and query terms, which add nothing at first. What was known
+        is scored as before. An optimizer has to be made anew.
+
+        Args:
+            data (HeteroData): A part of the grown log.
+
+        Raises:
+            TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If the data has the ids of another log, or fewer nodes, values or terms than
+                before, lacks an attribute that is read, or has domains without a head.
+        """
+        require(data, 'SRJGraph.grow')
+        clicks = data[CLICKS]
+        num_domains = clicks.get('num_domain', 1)
+        if num_domains > self.heads.num_domains:
+            raise ValueError(
+                f'SRJGraph has heads for {self.heads.num_domains} domains, but this data has '
+                f'{num_domains}.'
+            )
+        tables: dict[str, Any] = {'query terms': self.term_embedding}
+        found = {'query terms': clicks.get('num_query', 1)}
+        for node_type, embedding in self.embedding.items():
+            tables[f'{node_type}s'] = embedding
+            found[f'{node_type}s'] = data[node_type].num_nodes
+            numbers = categoricals(data[node_type])
+            attributes: Any = self.attribute_embedding[node_type]
+            for name, table in attributes.items():
+                what = f"values of data['{node_type}'].{name}"
+                tables[what], found[what] = table, numbers.get(name, 0)
+        known = {
+            what: table.num_terms if table is self.term_embedding else table.num_ids
+            for what, table in tables.items()
+        }
+        check_grown(self, data, known, found)
+        for what, table in tables.items():
+            table.grow(found[what])
+        remember_ids(self, data)
 
     def forward(
         self, batch: HeteroData, return_attention_weights: bool = False
@@ -175,7 +226,8 @@ class SRJGraph(torch.nn.Module):
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
-            IndexError: If a term of a query does not exist, or a domain has no head.
+            IndexError: If a node, a value of an attribute or a term of a query does not exist, or a
+                domain has no head.
             TypeError: If :obj:`batch` is no :class:`~torch_geometric.data.HeteroData`.
             ValueError: If :obj:`batch` is not one of :class:`~mag.loader.PathLoader`, or lacks an
                 attribute or the queries that the model reads.
@@ -253,9 +305,14 @@ class SRJGraph(torch.nn.Module):
         return [hidden['user'], hidden['item']], attention
 
     def _nodes(self, batch: HeteroData, name: str) -> Tensor:
-        parts = [self.embedding[name](batch[name].n_id)]
+        embedding, ids = self.embedding[name], batch[name].n_id
+        if embedding.drops:
+            own = ids[: batch[CLICKS].edge_label_index.size(1)]
+            kept, target = embedding.drop(own), batch[name].batch  # type: ignore[operator]
+            ids = hide(ids, own.index_select(0, target), kept.index_select(0, target))
+        parts = [embedding(ids)]
         attributes: Any = self.attribute_embedding[name]
-        parts += [embedding(batch[name][attribute]) for attribute, embedding in attributes.items()]
+        parts += [table(batch[name][attribute]) for attribute, table in attributes.items()]
         return torch.cat(parts, dim=1)
 
     def _queries(self, store: Any, name: str, num: int) -> Tensor:

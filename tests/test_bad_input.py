@@ -58,6 +58,7 @@ from mag.nn import (
     DomainHeads,
     HashEmbedding,
     HypergraphConv,
+    IdEmbedding,
     IntentionConv,
     InterestScore,
     MacroConv,
@@ -874,8 +875,8 @@ CASES: dict[str, Case] = {
         lambda p: TargetCounts()(macro(), log=macro()), ValueError, 'expects a whole log'
     ),
     'counts no state': (lambda p: TargetCounts().state(macro()), ValueError, 'fit it on a train'),
-    'state user': (lambda p: ask(user=5), IndexError, 'users from 5 to 5, .* from 0 to 4'),
-    'state item': (lambda p: ask(item=-1), IndexError, 'items from -1 to -1, .* from 0 to 5'),
+    'state user': (lambda p: ask(user=5), IndexError, 'users from 5 to 5, .* from -1 to 4'),
+    'state item': (lambda p: ask(item=-2), IndexError, 'items from -2 to -2, .* from -1 to 5'),
     'state past': (lambda p: ask(time=3), ValueError, 'was asked for those of 3'),
     'state clicked': (lambda p: tell(0.5), ValueError, "'clicked' of 1 .* such as 0.5 in row 0"),
     'state order': (lambda p: tell(time=3), ValueError, 'in the order of time, but got one of 3'),
@@ -1126,6 +1127,36 @@ CASES: dict[str, Case] = {
     'sampler batch size': (lambda p: BatchIndexSampler(5, -1), ValueError, '-1'),
     # Model
     'model size': (lambda p: MacGNN(5, 0, 2, 2), ValueError, "'num_items'.*0"),
+    'model dropout': (
+        lambda p: MacGNN(5, 6, 2, 2, id_dropout=1.0),
+        ValueError,
+        r"'id_dropout' must be a number in \[0, 1\), but got 1.0",
+    ),
+    'model user': (
+        lambda p: MacGNN.from_data(macro())(loader().request(0, torch.tensor([1]))._replace(
+            user=torch.tensor([5])
+        )),
+        IndexError,
+        'user ids from 5 to 5, but expected them from -1 to 4',
+    ),
+    'ids size': (lambda p: IdEmbedding('user', 0, 2), ValueError, "'num_ids' must be at least 1"),
+    'ids dropout': (
+        lambda p: IdEmbedding('user', 3, 2, 'a lot'), TypeError, "'dropout' must be a number"  # type: ignore[arg-type]
+    ),
+    'ids below': (
+        lambda p: IdEmbedding('user', 3, 2)(torch.tensor([-2])),
+        IndexError,
+        'IdEmbedding found user ids from -2 to -2, but expected them from -1 to 2',
+    ),
+    'ids floats': (
+        lambda p: IdEmbedding('user', 3, 2)(torch.ones(2)), TypeError, "'user ids' of integers"
+    ),
+    'ids shrink': (
+        lambda p: IdEmbedding('user', 3, 2).grow(2), ValueError, "'num_ids' must be at least 3"
+    ),
+    'query shrink': (
+        lambda p: QueryEmbedding(5, 2).grow(4), ValueError, "'num_terms' must be at least 5"
+    ),
     'model no macro': (lambda p: MacGNN.from_data(log()), ValueError, 'apply MacroCoarsen'),
     'model hops': (
         lambda p: MacGNN.from_data(macro(), num_hops=3), ValueError, '3 hops.*has 2'
@@ -1198,7 +1229,7 @@ CASES: dict[str, Case] = {
     'request item': (
         lambda p: ExposureLoader(bought()).request(0, torch.tensor([6])),
         IndexError,
-        'item ids from 6 to 6, but expected them from 0 to 5',
+        'item ids from 6 to 6, but expected them from -1 to 5',
     ),
     'request no query': (
         lambda p: searched().request(0, torch.tensor([1])),
@@ -1422,7 +1453,7 @@ CASES: dict[str, Case] = {
     'rows request user': (
         lambda p: Exposures(log()).request(5, torch.tensor([1])),
         IndexError,
-        'Exposures.request found user ids from 5 to 5, but expected them from 0 to 4',
+        'Exposures.request found user ids from 5 to 5, but expected them from -1 to 4',
     ),
     'rows request items': (
         lambda p: Exposures(log()).request(0, torch.tensor(1)),
@@ -1555,7 +1586,7 @@ CASES: dict[str, Case] = {
     'macro rows node': (
         lambda p: MacroRows(macro()).rows('item', torch.tensor([6])),
         IndexError,
-        'MacroRows found item ids from 6 to 6, but expected them from 0 to 5',
+        'MacroRows found item ids from 6 to 6, but expected them from -1 to 5',
     ),
     'macro rows window': (
         lambda p: MacroRows(macro()).rows('item', torch.tensor([1]), torch.tensor([1])),

@@ -6,6 +6,7 @@ from torch_geometric.data import HeteroData
 from mag.loader.columns import dense, ids
 from mag.loader.exposures import Exposures
 from mag.schema import CLICKS, categoricals, contents, require
+from mag.unknown import known_places, take_known, unknown_row
 
 
 class ExposureFeatures(Dataset):
@@ -17,6 +18,9 @@ class ExposureFeatures(Dataset):
     :obj:`num_name` among the clicks); one with several columns, such as the terms of a query, gives
     as many fields of one name. The dense features are every :obj:`x` and :obj:`x_name` of user
     and item, and :obj:`edge_label_x` of the exposure.
+
+    Of an unknown user or item, :obj:`-1`, all ids are :obj:`-1`, for none, and dense features are
+    their mean over all users or all items.
 
     Args:
         data (HeteroData): A part of a log.
@@ -62,6 +66,8 @@ class ExposureFeatures(Dataset):
                 ],
                 dim=1,
             )
+        stores = (self.sparse, self.dense)
+        self._unknown = [{name: unknown_row(x) for name, x in store.items()} for store in stores]
         self.names = self.exposures.context_names(categoricals(data[CLICKS], 'edge_label_'))
         for name in self.names:
             fields += [name] * _as_table(self.exposures.context(name)).size(1)
@@ -75,11 +81,15 @@ class ExposureFeatures(Dataset):
         r"""The ids of all fields, shape :obj:`[B, F_s]`, and the dense features, shape
         :obj:`[B, F_d]`, of some of the exposures or of the candidates of a request."""
         user, item = exposures.user, exposures.item
-        contexts = (_as_table(exposures.context(name)) for name in self.names)
-        return (
-            torch.cat([self.sparse['user'][user], self.sparse['item'][item], *contexts], dim=1),
-            torch.cat([self.dense['user'][user], self.dense['item'][item], exposures.x], dim=1),
+        contexts = [_as_table(exposures.context(name)) for name in self.names]
+        nodes = [
+            (name, node, known_places(node)) for name, node in (('user', user), ('item', item))
+        ]
+        sparse, dense = (
+            [take_known(x[name], node, known, row[name]) for name, node, known in nodes]
+            for x, row in zip((self.sparse, self.dense), self._unknown, strict=True)
         )
+        return torch.cat([*sparse, *contexts], dim=1), torch.cat([*dense, exposures.x], dim=1)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of the dense features over the exposures, each of shape

@@ -70,8 +70,9 @@ class ExposureLoader(RowLoader):
             loader.request(7, torch.arange(1_000), query=torch.tensor([12, 5, -1, -1]), domain=1)
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
             x (torch.Tensor, optional): The dense features of the exposures, shape :obj:`[B, F]` or
                 :obj:`[F]`, if the log has some.
             counts (torch.Tensor, optional): The counts at the target as of now, shape

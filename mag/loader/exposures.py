@@ -191,8 +191,9 @@ class Exposures(Dataset):
         r"""The rows of one request: one user and its candidate items.
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
             time (int or torch.Tensor, optional): When, int64 seconds, or a time for each item.
             x (torch.Tensor, optional): The dense features, shape :obj:`[B, F]` or :obj:`[F]`.
             contexts (dict[str, int or torch.Tensor], optional): Every context that is read, one for

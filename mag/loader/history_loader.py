@@ -76,8 +76,9 @@ class HistoryLoader(RowLoader):
         r"""Makes the batch of one request: one user and its candidate items.
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
             time (int or torch.Tensor): When, int64 seconds, or a time for each item, shape
                 :obj:`[B]`.
             **contexts (int or torch.Tensor): :obj:`slot` and :obj:`domain`, where the exposures of

@@ -66,8 +66,9 @@ class JoinedLoader(RowLoader):
         r"""Makes the batch of one request: one user and its candidate items.
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
             **arguments (optional): What requests of the loaders take besides, such as :obj:`time`
                 and :obj:`query`. Each loader is given those that it reads.
 

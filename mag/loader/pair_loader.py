@@ -64,8 +64,9 @@ class PairLoader(RowLoader):
         r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff.
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
 
         Raises:
             IndexError: If the user or an item does not exist.

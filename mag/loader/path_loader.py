@@ -22,6 +22,7 @@ from mag.schema import (
     label_attributes,
     require,
 )
+from mag.unknown import known_places, take_known, unknown_row
 
 # Targets whose paths are drawn at once.
 _CHUNK = 1024
@@ -52,6 +53,9 @@ class PathLoader(RowLoader):
     * the targets: :obj:`edge_label_index`, which joins the first :math:`B` users and items,
       :obj:`edge_label`, :obj:`edge_label_time` and all other attributes of exposures, and
       :obj:`input_id`, their rows, in :obj:`batch['user', 'clicks', 'item']`.
+
+    An unknown user or item of a request, :obj:`-1`, has no paths. Of it whole numbers are
+    :obj:`-1`, and other attributes their mean over all nodes.
 
     The paths of a batch depend on :obj:`seed` and on its rows alone. So any number of workers draws
     the same paths. A shuffled loader draws others in each epoch, because its batches hold other
@@ -125,8 +129,9 @@ class PathLoader(RowLoader):
         on :obj:`seed`, the candidates and the time alone.
 
         Args:
-            user (int or torch.Tensor): The user, or a user for each item, shape :obj:`[B]`.
-            items (torch.Tensor): The candidates, shape :obj:`[B]`.
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
             time (int or torch.Tensor): When, int64 seconds, or a time for each item, shape
                 :obj:`[B]`.
             **contexts (int or torch.Tensor): Every categorical attribute that the exposures of the
@@ -283,8 +288,11 @@ class _PathReader(RowReader):
         for name, value in source.items():
             if not _has_length(value, source.num_nodes):
                 store[name] = value
+        known = known_places(n_id)
         for name in self.node_attributes[node_type]:
-            store[name] = source[name].index_select(0, n_id)
+            table = source[name]
+            unknown = 0 if known is None else unknown_row(table)
+            store[name] = take_known(table, n_id, known, unknown)
         # Last, as the data may be a sample itself and so have attributes of these names.
         store.n_id, store.num_nodes = n_id, n_id.numel()
 

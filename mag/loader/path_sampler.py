@@ -15,6 +15,7 @@ from mag.checks import (
 )
 from mag.click_index import ClickIndex, take
 from mag.schema import CLICKS, NEIGHBOR_TYPE, require, require_cpu
+from mag.unknown import known_places, take_known
 
 
 class PathSampler:
@@ -102,8 +103,10 @@ class PathSampler:
         r"""Draws the paths of :math:`B` targets.
 
         Args:
-            user (torch.Tensor): Their users, shape :obj:`[B]`.
-            item (torch.Tensor): Their items, shape :obj:`[B]`.
+            user (torch.Tensor): Their users, :obj:`-1` for an unknown one, who has no clicks, shape
+                :obj:`[B]`.
+            item (torch.Tensor): Their items, :obj:`-1` for an unknown one, which has no clicks and
+                shares no attribute with others, shape :obj:`[B]`.
             time (torch.Tensor): Their times, int64 seconds, shape :obj:`[B]`.
             generator (torch.Generator): What draws.
 
@@ -121,8 +124,11 @@ class PathSampler:
         check_tensor('PathSampler.draw', 'item', item, (user.numel(),), 'integers')
         check_tensor('PathSampler.draw', 'time', time, (user.numel(),), 'int64 seconds')
         for node_type, node in (('user', user), ('item', item)):
-            check_ids('PathSampler.draw', f'{node_type} ids', node, self.num_nodes[node_type])
-        category = self.category[item]
+            number = self.num_nodes[node_type]
+            check_ids('PathSampler.draw', f'{node_type} ids', node, number, first=-1)
+        # An unknown item has a category of none, unless all items are of one, without a filter.
+        none = 0 if self.attribute is None else -1
+        category = take_known(self.category, item, known_places(item), none)
         paths = {}
         for root, node in (('user', user), ('item', item)):
             node_type = root
@@ -148,7 +154,10 @@ class PathSampler:
         width: int,
         generator: torch.Generator,
     ) -> Tensor:
-        owner = node if node_type == 'item' else node * self._num_categories + category
+        owner = node
+        if node_type == 'user':
+            # Or a user of no category would own what another has of the last.
+            owner = (node * self._num_categories + category).where(category >= 0, -1)
         newest, count = self.index[node_type].before(owner, time)
         offset = draw_offsets(count, width, self.replace, generator)
         place = (newest - count + 1).unsqueeze(-1) + offset

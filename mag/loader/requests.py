@@ -44,7 +44,8 @@ def to_tensor(name: str, value: Any, duty: str) -> Tensor:
 
 
 def pairs(caller: str, user: Any, items: Any, num_nodes: dict[str, int]) -> tuple[Tensor, Tensor]:
-    r"""A user and an item for each candidate, shape :obj:`[size]` each.
+    r"""A user and an item for each candidate, :obj:`-1` for an unknown one, each of shape
+    :obj:`[size]`.
 
     Raises:
         IndexError: If a user or an item does not exist.
@@ -58,8 +59,8 @@ def pairs(caller: str, user: Any, items: Any, num_nodes: dict[str, int]) -> tupl
             f'A request takes items of shape [B], and one user or a user for each item, but got '
             f'items of shape {list(items.shape)} and users of shape {list(user.shape)}.'
         )
-    check_ids(caller, 'user ids', user, num_nodes['user'])
-    check_ids(caller, 'item ids', items, num_nodes['item'])
+    check_ids(caller, 'user ids', user, num_nodes['user'], first=-1)
+    check_ids(caller, 'item ids', items, num_nodes['item'], first=-1)
     return user.long().expand(items.shape), items.long()
 
 

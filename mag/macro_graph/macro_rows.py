@@ -9,6 +9,7 @@ from torch_geometric.typing import EdgeType
 
 from mag.checks import check_choice, check_ids, check_integers, check_numbers, check_tensor
 from mag.schema import NEIGHBOR_TYPE, hops, require, windows
+from mag.unknown import known_places, take_known
 
 # Edges whose counts are copied at once.
 _CHUNK = 2**20
@@ -81,7 +82,8 @@ class MacroRows(Dataset):
 
         Args:
             node_type (str): :obj:`"user"` or :obj:`"item"`.
-            node (torch.Tensor): The nodes, int64, shape :obj:`[B]`.
+            node (torch.Tensor): The nodes, int64, :obj:`-1` for an unknown one, whose counts are 0
+                and who has no neighbors, shape :obj:`[B]`.
             window (torch.Tensor, optional): The window of each, shape :obj:`[B]`. By default the
                 last.
 
@@ -92,7 +94,7 @@ class MacroRows(Dataset):
         """
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
         check_tensor('MacroRows', 'node', node, ('B',), torch.long)
-        check_ids('MacroRows', f'{node_type} ids', node, self.num_nodes[node_type])
+        check_ids('MacroRows', f'{node_type} ids', node, self.num_nodes[node_type], first=-1)
         if window is not None:
             check_tensor('MacroRows', 'window', window, (node.numel(),), torch.long)
             check_ids('MacroRows', 'windows', window, self.num_windows)
@@ -104,9 +106,10 @@ class MacroRows(Dataset):
         row = node
         if self.num_windows > 1:
             row = node * self.num_windows + (self.num_windows - 1 if window is None else window)
+        known = known_places(node)
         return MacroRow(
-            tuple(table.index_select(0, row).float() for table in self.hops[node_type]),
-            self.recent[node_type].index_select(0, row),
+            tuple(take_known(table, row, known, 0).float() for table in self.hops[node_type]),
+            take_known(self.recent[node_type], row, known, -1),
         )
 
     def _counts(self, data: HeteroData, node_type: str, caller: str) -> list['_Counts']:

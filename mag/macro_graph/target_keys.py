@@ -45,8 +45,9 @@ class TargetKeys:
         self._num_nodes = {name: data[name].num_nodes for name in ('user', 'item')}
         self._contexts = sorted({view.exposure for view in views if view.exposure is not None})
         self._num_contexts = {name: number + 1 for name, number in num_values.items()}
-        # By node type and name: the value of each node after 0 for none, if it is not the node
-        # itself, their number, and since when it is known.
+        # By node type and name: the value of an unknown node, which is of none, 0, and then that of
+        # each node after 0 for none, if it is not the node itself, their number, and since when
+        # each is known.
         self._attributes: dict[tuple[str, str], tuple[Tensor | None, int, Tensor | None]] = {}
         self.num_keys = []
         for view in views:
@@ -75,8 +76,8 @@ class TargetKeys:
         r"""The keys of exposures, shape :obj:`[E]` for each view.
 
         Args:
-            user (torch.Tensor): Their users, shape :obj:`[E]`.
-            item (torch.Tensor): Their items, shape :obj:`[E]`.
+            user (torch.Tensor): Their users, :obj:`-1` for an unknown one, shape :obj:`[E]`.
+            item (torch.Tensor): Their items, likewise.
             clock (torch.Tensor or None): When each was, or what is known by then, shape
                 :obj:`[E]`; :obj:`None` if all is known that the graph knows.
             contexts (Mapping[str, torch.Tensor]): The attributes of exposures that views name,
@@ -88,7 +89,7 @@ class TargetKeys:
             ValueError: If an attribute is missing, or has another shape.
         """
         for node_type, node in (('user', user), ('item', item)):
-            check_ids(self._caller, f'{node_type}s', node, self._num_nodes[node_type])
+            check_ids(self._caller, f'{node_type}s', node, self._num_nodes[node_type], first=-1)
         for name in self._contexts:
             value: Any = contexts.get(name)
             check_tensor(self._caller, name, value, (user.numel(),), 'integers')
@@ -97,9 +98,9 @@ class TargetKeys:
         values: dict[tuple[str, str], Tensor] = {}
         for (node_type, name), (table, _, since) in self._attributes.items():
             node = user if node_type == 'user' else item
-            value = node + 1 if table is None else table[node]
+            value = node + 1 if table is None else table[node + 1]
             if since is not None and clock is not None:
-                value = value.where(since[node] <= clock, 0)
+                value = value.where(since[node.clamp(min=0)] <= clock, 0)
             values[node_type, name] = value
         keys = []
         for view in self.views:
@@ -112,6 +113,11 @@ class TargetKeys:
                 key = key * self._num_contexts[view.exposure] + contexts[view.exposure] + 1
             keys.append(key)
         return keys
+
+    def require_known(self, user: Tensor, item: Tensor) -> None:
+        r"""Raises an :class:`IndexError` unless all users and items are known, shape :obj:`[E]`."""
+        for node_type, node in (('user', user), ('item', item)):
+            check_ids(self._caller, f'{node_type}s', node, self._num_nodes[node_type])
 
     def _read(self, data: HeteroData, node_type: str, name: str, caller: str) -> int:
         r"""Reads an attribute of nodes, and returns how many values it has, none among them."""
@@ -137,5 +143,6 @@ class TargetKeys:
             check_tensor(caller, f'{name}_since', since, (num_nodes,), 'numbers')
         number = categoricals(store).get(name, int(value.max()) + 1)
         check_ids(caller, f"values of data['{node_type}'].{name}", value, number, first=-1)
-        self._attributes[node_type, name] = value + 1, number + 1, since
+        table = torch.cat([value.new_zeros(1), value + 1])
+        self._attributes[node_type, name] = table, number + 1, since
         return number + 1

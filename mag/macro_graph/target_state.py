@@ -73,6 +73,8 @@ class TargetState:
         check_values(caller, 'clicked', clicked, is_good, '1 for a click and 0 for none')
         if settled is not None:
             check_tensor(caller, 'settled', settled, (size,), torch.long)
+        # What unknown users see would be counted as of one.
+        self._keys.require_known(user, item)
         keys = torch.stack(self._keys(user, item, time, contexts or {}), dim=1)
         if user.numel() == 0:
             return
@@ -114,8 +116,10 @@ class TargetState:
         clicks of each view, and then of each half-life.
 
         Args:
-            user (torch.Tensor): Who will be shown something, shape :obj:`[B]`.
-            item (torch.Tensor): What, shape :obj:`[B]`.
+            user (torch.Tensor): Who will be shown something, :obj:`-1` for an unknown user, who
+                reads what one who is new does: no exposures of their own, and of macro nodes those
+                of who is in none. Shape :obj:`[B]`.
+            item (torch.Tensor): What, :obj:`-1` for an unknown item, shape :obj:`[B]`.
             time (torch.Tensor): When, not before the last event, shape :obj:`[B]`.
             contexts (Mapping[str, torch.Tensor], optional): As for :meth:`update`.
 

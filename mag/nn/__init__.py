@@ -8,6 +8,7 @@ from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
 from mag.nn.hash_embedding import HashEmbedding
 from mag.nn.hypergraph_conv import HypergraphConv
+from mag.nn.id_embedding import IdEmbedding
 from mag.nn.intention_conv import IntentionConv
 from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
@@ -25,6 +26,7 @@ __all__ = [
     'DomainHeads',
     'HashEmbedding',
     'HypergraphConv',
+    'IdEmbedding',
     'IntentionConv',
     'InterestScore',
     'MLP',

@@ -30,6 +30,9 @@ class HashEmbedding(torch.nn.Module):
         fields (Sequence[str]): The name of each column.
         num_buckets (int): The number :math:`d_h` of rows.
         embedding_dim (int): The size :math:`d_e` of each.
+        with_unknown (Sequence[str], optional): The fields of which the id :obj:`-1` is not hashed,
+            but has a row of its own after those of the buckets, which starts as zeros.
+            (default: :obj:`()`)
 
     Shapes:
         - **input:** integer ids :math:`(B, F)`, negative ones too
@@ -48,8 +51,15 @@ class HashEmbedding(torch.nn.Module):
     """
 
     coefficient: Tensor
+    row_of_unknown: Tensor
 
-    def __init__(self, fields: Sequence[str], num_buckets: int, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        fields: Sequence[str],
+        num_buckets: int,
+        embedding_dim: int,
+        with_unknown: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if isinstance(fields, str) or not isinstance(fields, Sequence):
             raise TypeError(f"'fields' must be a sequence of names, but got {fields!r}.")
@@ -60,12 +70,18 @@ class HashEmbedding(torch.nn.Module):
         self.fields = tuple(fields)
         self.num_buckets = num_buckets
         self.embedding_dim = embedding_dim
-        self.weight = torch.nn.Parameter(torch.empty(num_buckets, embedding_dim))
+        unknown = [name for name in dict.fromkeys(fields) if name in with_unknown]
+        num_rows = num_buckets + len(unknown)
+        self.weight = torch.nn.Parameter(torch.empty(num_rows, embedding_dim))
+        rows = [num_buckets + unknown.index(name) if name in unknown else -1 for name in fields]
+        self.register_buffer('row_of_unknown', torch.tensor(rows))
         self.register_buffer('coefficient', torch.stack([_coefficients(name) for name in fields]))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.weight, std=0.05)
+        torch.nn.init.normal_(self.weight[: self.num_buckets], std=0.05)
+        self.weight[self.num_buckets :] = 0
 
     def buckets(self, ids: Tensor) -> Tensor:
         r"""The row of each id, shape :obj:`[B, F]`.
@@ -74,10 +90,12 @@ class HashEmbedding(torch.nn.Module):
             ids (torch.Tensor): An id of each field, shape :obj:`[B, F]`.
         """
         square, linear, constant = self.coefficient.t()
+        is_unknown = (ids == -1) & (self.row_of_unknown >= 0)
         ids = ids.long().remainder(_PRIME)
         # All factors are below 2^31, so each product fits into 64 bits.
         hashed = (square * ids + linear) % _PRIME
-        return (hashed * ids + constant) % _PRIME % self.num_buckets
+        bucket = (hashed * ids + constant) % _PRIME % self.num_buckets
+        return self.row_of_unknown.where(is_unknown, bucket)
 
     def forward(self, ids: Tensor) -> Tensor:
         check_tensor(self, 'ids', ids, ('B', len(self.fields)), 'integers')

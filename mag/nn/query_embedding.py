@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_choice, check_ids, check_integers, check_tensor
+from mag.nn.id_embedding import add_rows
 
 
 class QueryEmbedding(torch.nn.EmbeddingBag):
@@ -38,6 +39,22 @@ class QueryEmbedding(torch.nn.EmbeddingBag):
         super().__init__(num_terms + 1, embedding_dim, mode='sum', padding_idx=padding_idx)
         self.num_terms = num_terms
         self.form = form
+
+    def grow(self, num_terms: int) -> None:
+        r"""Adds terms that are new, which add nothing to a query until they are trained. Others
+        stay as they are, in a parameter of its own, which an optimizer has to be told of.
+
+        Args:
+            num_terms (int): How many terms there are then.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If there are fewer than before.
+        """
+        check_integers(self.num_terms, num_terms=num_terms)
+        nothing = torch.zeros_like(self.weight[:1])
+        self.weight = add_rows(self.weight, num_terms - self.num_terms, nothing)
+        self.num_terms, self.num_embeddings = num_terms, num_terms + 1
 
     def forward(self, terms: Tensor) -> Tensor:  # type: ignore[override]
         r"""

@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,16 +100,28 @@ class SlotHypergraphConv(torch.nn.Module):
         check_integers(1, channels=channels, num_layers=num_layers, num_nodes=num_nodes)
         if num_neighbors is not None:
             check_integers(1, num_neighbors=num_neighbors)
+        self.channels = channels
+        self.num_neighbors = num_neighbors
+        convs = [HypergraphConv(channels, channels) for _ in range(num_layers)]
+        self.convs = torch.nn.ModuleList(convs)
+        self.read(num_nodes, hyperedge_index, hyperedge_slot, hyperedge_weight)
+
+    def read(
+        self,
+        num_nodes: int,
+        hyperedge_index: Tensor,
+        hyperedge_slot: Tensor,
+        hyperedge_weight: Tensor | None = None,
+    ) -> None:
+        r"""Takes other hypergraphs, such as those of a log that grew, in the place of those of
+        before; for the arguments and errors see the constructor."""
+        check_integers(1, num_nodes=num_nodes)
         caller, name = type(self).__name__, 'hyperedge_slot'
         check_tensor(caller, name, hyperedge_slot, ('num_hyperedges',), torch.long)
         check_values(caller, name, hyperedge_slot, hyperedge_slot >= 0, '0 or more')
-        self.channels = channels
-        self.num_nodes = num_nodes
-        self.num_neighbors = num_neighbors
-        self.num_hyperedges = hyperedge_slot.numel()
-        convs = [HypergraphConv(channels, channels) for _ in range(num_layers)]
-        convs[0].check(hyperedge_index, hyperedge_weight, num_nodes, self.num_hyperedges)
-        self.convs = torch.nn.ModuleList(convs)
+        conv: Any = self.convs[0]
+        conv.check(hyperedge_index, hyperedge_weight, num_nodes, hyperedge_slot.numel())
+        self.num_nodes, self.num_hyperedges = num_nodes, hyperedge_slot.numel()
 
         slots, rank = hyperedge_slot.unique(return_inverse=True)
         rank, order = rank.sort(stable=True)
@@ -153,7 +165,8 @@ class SlotHypergraphConv(torch.nn.Module):
         r"""
         Args:
             x (torch.Tensor): Features of all nodes, shape :obj:`[N, F]`.
-            node (torch.Tensor): The nodes that are asked for, shape :obj:`[B]`.
+            node (torch.Tensor): The nodes that are asked for, :obj:`-1` for an unknown one, which
+                is in no hyperedge, shape :obj:`[B]`.
             slot (torch.Tensor): The slot to look each of them up in, shape :obj:`[B]`; one without
                 hyperedges, such as :obj:`-1`, has no node.
 
@@ -176,7 +189,7 @@ class SlotHypergraphConv(torch.nn.Module):
         the nodes whose features it needs."""
         check_tensor(self, 'node', node, ('B',), torch.long)
         check_tensor(self, 'slot', slot, (node.size(0),), torch.long)
-        check_ids(self, 'nodes', node, self.num_nodes)
+        check_ids(self, 'nodes', node, self.num_nodes, first=-1)
         if self.key.numel() == 0:
             return _Part(self.key, self.incidence, self.degree, self.weight, None, node, node < 0)
         rank = torch.searchsorted(self.slot, slot).clamp(max=self.slot.numel() - 1)

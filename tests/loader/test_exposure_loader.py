@@ -190,9 +190,9 @@ def test_wrong_requests(featured: HeteroData) -> None:
     loader.request(**good)
     both = r"must tell \['domain', 'query'\], but told"
     for told, error, message in (
-        ({'user': 50}, IndexError, 'user ids from 50 to 50, .* from 0 to 49'),
-        ({'user': -1}, IndexError, 'user ids from -1 to -1'),
-        ({'items': torch.tensor([0, 30])}, IndexError, 'item ids from 0 to 30, .* from 0 to 29'),
+        ({'user': 50}, IndexError, 'user ids from 50 to 50, .* from -1 to 49'),
+        ({'user': -2}, IndexError, 'user ids from -2 to -2'),
+        ({'items': torch.tensor([0, 30])}, IndexError, 'item ids from 0 to 30, .* from -1 to 29'),
         ({'user': 0.5}, TypeError, "'user' must hold integer ids, but has dtype torch.float32"),
         ({'user': True}, TypeError, "'user' must hold integer ids, but has dtype torch.bool"),
         ({'items': torch.zeros(3)}, TypeError, "'items' must hold integer ids"),

@@ -272,8 +272,8 @@ def test_wrong_requests(click_log: HeteroData) -> None:
     good: dict[str, Any] = {'user': 0, 'items': torch.tensor([0, 1, 2]), 'time': 9, 'domain': 0}
     loader.request(**good)
     for told, error, message in (
-        ({'user': 25}, IndexError, 'user ids from 25 to 25, .* from 0 to 24'),
-        ({'items': torch.tensor([0, 15])}, IndexError, 'item ids from 0 to 15, .* from 0 to 14'),
+        ({'user': 25}, IndexError, 'user ids from 25 to 25, .* from -1 to 24'),
+        ({'items': torch.tensor([0, 15])}, IndexError, 'item ids from 0 to 15, .* from -1 to 14'),
         ({'user': 0.5}, TypeError, "'user' must hold integer ids, but has dtype torch.float32"),
         ({'time': 0.5}, TypeError, "'time' must be int64 seconds, but has dtype torch.float32"),
         ({'domain': 1j}, TypeError, "'domain' must hold integer ids, .* dtype torch.complex64"),

@@ -314,9 +314,9 @@ def test_it_is_silent_where_there_is_nothing_to_check(toy_graph: HeteroData) -> 
 def test_wrong_requests(toy_graph: HeteroData) -> None:
     loader = PairLoader(MacroCoarsen(GROUPS)(toy_graph))
     for user, items, error, message in (
-        (3, [0], IndexError, 'user ids from 3 to 3, but expected them from 0 to 2'),
-        (0, [0, 4], IndexError, 'item ids from 0 to 4, but expected them from 0 to 3'),
-        (-1, [0], IndexError, 'user ids from -1 to -1'),
+        (3, [0], IndexError, 'user ids from 3 to 3, but expected them from -1 to 2'),
+        (0, [0, 4], IndexError, 'item ids from 0 to 4, but expected them from -1 to 3'),
+        (-2, [0], IndexError, 'user ids from -2 to -2'),
         (0.5, [0], TypeError, "'user' must hold integer ids, but has dtype torch.float32"),
         (0, [0.0], TypeError, "'items' must hold integer ids"),
         ([0, 1], [0, 1, 2], ValueError, r'items of shape \[3\] and users of shape \[2\]'),

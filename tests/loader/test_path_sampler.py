@@ -204,7 +204,7 @@ def test_targets_that_do_not_exist_raise() -> None:
     data = SyntheticMarket(10, 8, 400, log=False)[0]
     sampler, generator = PathSampler(data), torch.Generator()
     one = torch.tensor([1])
-    for user, item, message in ((10, 1, 'user ids from 10 to 10'), (1, -1, 'item ids from -1 to')):
+    for user, item, message in ((10, 1, 'user ids from 10 to 10'), (1, -2, 'item ids from -2 to')):
         with pytest.raises(IndexError, match=message):
             sampler.draw(torch.tensor([user]), torch.tensor([item]), one, generator)
     with pytest.raises(ValueError, match=r"draw expects 'item' of shape \[1\], .* shape \[2\]"):

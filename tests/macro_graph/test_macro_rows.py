@@ -81,7 +81,7 @@ def test_nodes_and_windows_that_do_not_exist(click_log: HeteroData) -> None:
     for arguments, error, sentence in (
         (('tag', two), ValueError, "'node_type' must be one of 'user', 'item', but got 'tag'"),
         (('user', two + 24), IndexError, 'MacroRows found user ids from 24 to 25.* to 24'),
-        (('item', two - 1), IndexError, 'MacroRows found item ids from -1 to 0.* to 14'),
+        (('item', two - 2), IndexError, 'MacroRows found item ids from -2 to -1.* to 14'),
         (('user', two, two + 4), IndexError, 'MacroRows found windows from 4 to 5.* to 4'),
         # It would be a row of the user before.
         (('user', two, two - 1), IndexError, 'MacroRows found windows from -1 to 0'),

@@ -47,7 +47,7 @@ def build(data: HeteroData, seed: int = 0, **arguments: object) -> HyperCTR:
 def content(model: HyperCTR) -> Tensor:
     r"""Item by item, the mean over the modalities that it has."""
     rows = []
-    for item in range(model.item_embedding.num_embeddings):
+    for item in range(model.item_embedding.num_ids):
         found = [
             model.lin_modality[column](getattr(model, f'x_{column}')[item])
             for column in range(len(model.modalities))
@@ -75,7 +75,8 @@ def plain_attention(model: HyperCTR, x: Tensor) -> Tensor:
 
 
 def plain_logit(model: HyperCTR, batch: HistoryBatch, row: int) -> Tensor:
-    user, item = model.user_embedding.weight, model.item_embedding.weight
+    # The first row of each table is that of the unknown.
+    user, item = model.user_embedding.weight[1:], model.item_embedding.weight[1:]
     features = item + content(model)
     history = [i for i in batch.history[row].tolist() if i >= 0]
     read, group, own = torch.zeros(8).double(), torch.zeros(8).double(), features[batch.item[row]]

@@ -228,7 +228,7 @@ def test_hops_alternate_between_users_and_items(click_log: HeteroData, num_hops:
     features = model.features(batch).split(
         [10, *[20] * (num_hops + 1), 10, *[20] * (num_hops + 1)], dim=1
     )
-    user, item = model.user_embedding(batch.user + 1), model.item_embedding(batch.item + 1)
+    user, item = model.user_embedding(batch.user), model.item_embedding(batch.item)
     assert torch.equal(features[0], user) and torch.equal(features[num_hops + 2], item)
     users = (model.user_conv, model.macro_user_embedding.weight, user)
     items = (model.item_conv, model.macro_item_embedding.weight, item)

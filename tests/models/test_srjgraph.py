@@ -47,9 +47,10 @@ def build(data: HeteroData, seed: int = 0, **arguments: object) -> SRJGraph:
 
 
 def embed(model: SRJGraph, batch: HeteroData, name: str, node: int) -> Tensor:
-    parts = [model.embedding[name].weight[batch[name].n_id[node]]]
+    # The first row of each table is that of the unknown.
+    parts = [model.embedding[name].weight[1 + batch[name].n_id[node]]]
     for attribute, embedding in model.attribute_embedding[name].items():
-        parts.append(embedding.weight[batch[name][attribute][node]])
+        parts.append(embedding.weight[1 + batch[name][attribute][node]])
     return torch.cat(parts)
 
 

@@ -212,3 +212,21 @@ def test_repr() -> None:
     assert repr(HashEmbedding(['user', 'item'], 10, 2)) == (
         "HashEmbedding(['user', 'item'], num_buckets=10, embedding_dim=2)"
     )
+
+
+def test_the_unknown_of_some_fields_have_rows_of_their_own() -> None:
+    fields = ['query', 'item', 'user', 'item']
+    torch.manual_seed(0)
+    plain, after = HashEmbedding(fields, 50, 2), torch.rand(3)
+    torch.manual_seed(0)
+    embedding = HashEmbedding(fields, 50, 2, with_unknown=('user', 'item'))
+    assert torch.equal(torch.rand(3), after)
+    assert torch.equal(embedding.weight[:50], plain.weight) and embedding.weight.shape == (52, 2)
+    assert not embedding.weight[50:].any()
+    ids = torch.tensor([[-1, -1, -1, 3], [4, -2, 7, -1]])
+    expected = plain.buckets(ids)
+    expected[0, 1:3] = torch.tensor([50, 51])
+    expected[1, 3] = 50
+    assert torch.equal(embedding.buckets(ids), expected)
+    embedding(ids).sum().backward()
+    assert embedding.weight.grad[50:, 0].tolist() == [2, 1]

@@ -183,8 +183,9 @@ def test_what_does_not_exist_raises() -> None:
     compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
     for node, slot in ((NUM_NODES, 0), (-1, 1)):
         assert (compiled(x, torch.tensor([node]), torch.tensor([slot])) == 0).all()
-    with pytest.raises(IndexError, match='nodes from -1 to -1, but expected them from 0 to 11'):
-        conv(x, torch.tensor([-1]), torch.tensor([0]))
+    with pytest.raises(IndexError, match='nodes from -2 to -2, but expected them from -1 to 11'):
+        conv(x, torch.tensor([-2]), torch.tensor([0]))
+    assert (conv(x, torch.tensor([-1, -1]), torch.tensor([0, 1])) == 0).all()
     with pytest.raises(ValueError, match=r"'slot' of shape \[2\], but got shape \[1\]"):
         conv(x, torch.tensor([1, 2]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"'x' of shape \[12, 5\], but got shape \[11, 5\]"):

@@ -1,0 +1,30 @@
+from collections.abc import Mapping
+
+import torch
+from torch_geometric.data import HeteroData
+
+from mag.lineage import id_maps, require_same_ids
+
+
+def check_grown(
+    model: torch.nn.Module, data: HeteroData, known: Mapping[str, int], found: Mapping[str, int]
+) -> None:
+    r"""Raises unless a log is the one that a model was built for, or one that it grew to.
+
+    Args:
+        model: The model.
+        data: A part of the log.
+        known: How much of what the model was built for, such as :obj:`{'users': 5}`.
+        found: How much there is now.
+
+    Raises:
+        ValueError: If the ids are those of another log, or there is less of something.
+    """
+    name = type(model).__name__
+    require_same_ids(f'{name} was built for', id_maps(model), id_maps(data))
+    for what, number in known.items():
+        if found[what] < number:
+            raise ValueError(
+                f'{name} was built for {number} {what}, but this data has only {found[what]}: a '
+                f'log that grew keeps all that it had.'
+            )
