@@ -54,11 +54,15 @@ class GNN(torch.nn.Module):
 
     def __init__(self, data: HeteroData, channels: int, num_layers: int) -> None:
         super().__init__()
+        first = {
+            name: 0.5 * torch.randn(data[name].num_nodes, channels) for name in data.node_types
+        }
         self.embedding = torch.nn.ModuleDict(
-            {name: torch.nn.Embedding(data[name].num_nodes, channels) for name in ('user', 'item')}
+            {
+                name: torch.nn.Embedding.from_pretrained(weight, freeze=False)
+                for name, weight in first.items()
+            }
         )
-        for embedding in self.embedding.values():
-            torch.nn.init.normal_(embedding.weight, std=0.5)
         metadata = ToUndirected()(window(data, 0)).metadata()
         self.layers = to_hetero(GraphSAGE(channels, channels, num_layers), metadata)
         self.bias = torch.nn.Parameter(torch.zeros(()))
@@ -79,10 +83,10 @@ def main(args: argparse.Namespace) -> None:
         for part in TemporalSplit(num_windows=args.windows, by=split_by(args))(data)
     )
     seed_everything(args.seed, verbose=False)
-    task = ClickTask(
-        GNN(train, args.channels, len(args.neighbors)), args.learning_rate, args.weight_decay
+    task = ClickTask(GNN(train, args.channels, len(args.neighbors)))
+    optimizer = torch.optim.Adam(
+        task.parameters(), args.learning_rate, weight_decay=args.weight_decay
     )
-    optimizer = task.configure_optimizers()
     # Each reads the clicks before its own window, and none of the labels that it learns from.
     loaders = [
         load(window(train, number), args, shuffle=True)
