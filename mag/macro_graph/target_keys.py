@@ -31,7 +31,7 @@ class TargetKeys:
         IndexError: If an attribute is out of its range.
         TypeError: If an attribute holds no integers.
         ValueError: If an attribute is missing or has another shape, there are no nodes to count by,
-            or a view has more keys than int64 can number.
+            or views have more keys than int64 can number.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TargetKeys:
                     )
                 sizes.append(self._num_contexts[view.exposure])
             self.num_keys.append(math.prod(sizes))
-            if self.num_keys[-1] >= 2**63:
+            if sum(self.num_keys) >= 2**63:
                 raise ValueError(
                     f'{caller} numbers the combinations of {view.name!r}, of which there are '
                     f'{self.num_keys[-1]}, too many for int64.'

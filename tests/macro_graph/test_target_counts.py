@@ -150,8 +150,10 @@ def test_counts_are_those_of_plain_loops(is_late: bool, half_lives: tuple[float,
 @pytest.mark.parametrize('half_lives', [(), (7.0, 40.0)])
 @pytest.mark.parametrize('seed', range(3))
 def test_a_state_that_moves_equals_a_rebuild(
-    seed: int, half_lives: tuple[float, ...], is_late: bool
+    seed: int, half_lives: tuple[float, ...], is_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Pieces end within a moment, too.
+    monkeypatch.setattr('mag.macro_graph.target_state._PIECE', 3)
     data, events = random_log(seed)
     keys = TargetKeys(data, VIEWS, {'hour': 4}, 'test')
     if not is_late:
