@@ -56,6 +56,11 @@ class KnownLogReader:
                     f'log again with force_reload=True.'
                 )
         elif isinstance(ids, Mapping) and all(isinstance(map_, IdMap) for map_ in ids.values()):
+            if not {'user', 'item'} & ids.keys():
+                raise ValueError(
+                    f"'ids' must have the map of 'user', of 'item' or of both, but got "
+                    f'{", ".join(map(repr, ids)) or "none"}.'
+                )
             self._maps = dict(ids)
         elif ids is not None:
             raise TypeError(

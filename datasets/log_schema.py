@@ -407,6 +407,7 @@ def _check_columns(columns: Any) -> None:
         )
     for role, column in columns.items():
         _check_role("'columns'", role, column, is_single=role in _SINGLE or role == 'category')
+    _check_separators("'columns'", columns)
 
 
 def _check_twice(place: str, fields: Mapping[str, Field]) -> None:
@@ -440,6 +441,22 @@ def _check_role(place: str, role: str, column: Any, is_single: bool) -> None:
         raise TypeError(f'{place} must have {expected} for {role!r}, but got {column!r}.')
 
 
+def _check_separators(place: str, columns: Mapping[str, Any]) -> None:
+    r"""Raises if a separator is that of no column, which would be read as one value."""
+    names = {
+        name
+        for role, value in columns.items()
+        if role != 'separators'
+        for name in ((role,) if isinstance(value, str) else value)
+    }
+    foreign = [name for name in columns.get('separators', {}) if name not in names]
+    if foreign:
+        raise ValueError(
+            f"{place} must name what 'separators' are of, one of {sorted(names)}, but got "
+            f'{foreign}.'
+        )
+
+
 def _check_side(name: str, table: Any) -> None:
     if table is None:
         return
@@ -451,6 +468,7 @@ def _check_side(name: str, table: Any) -> None:
     _check_keys_of(place, columns, ('id',), (*_SIDE_ROLES, 'separators'))
     for role, column in columns.items():
         _check_role(place, role, column, is_single=role == 'id')
+    _check_separators(place, columns)
 
 
 def _check_actions(actions: Any) -> None:

@@ -414,7 +414,10 @@ def _read(raw: Any, caller: str) -> _Raw:
     r"""Raw ids of any kind."""
     if isinstance(raw, Tensor):
         raw = raw.detach().cpu()
-    if hasattr(raw, 'to_numpy') and not isinstance(getattr(raw, 'dtype', None), np.dtype):
+    if hasattr(raw, 'to_numpy') and hasattr(getattr(raw, 'dtype', None), 'tz'):
+        # Objects would have no nanoseconds.
+        raw = raw.to_numpy('datetime64[ns]')
+    elif hasattr(raw, 'to_numpy') and not isinstance(getattr(raw, 'dtype', None), np.dtype):
         # Of a column of pandas that lacks a number, NumPy would make floats.
         raw = raw.to_numpy(dtype=object) if hasattr(raw, 'isna') else raw.to_numpy()
     if isinstance(raw, np.ma.MaskedArray):
@@ -555,6 +558,10 @@ def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _require_filled(given: _Raw, caller: str) -> None:
+    if len(given.shape) != 1:
+        raise ValueError(
+            f'{caller} expects one id after another, but got shape {list(given.shape)}.'
+        )
     if given.is_missing is not None and given.is_missing.any():
         raise ValueError(
             f'{caller} expects an id in every row, but got none in row '

@@ -22,9 +22,11 @@ def take_known(table: Tensor, row: Tensor, known: Tensor | None, unknown: Tensor
     """
     if known is None:
         return table.index_select(0, row)
-    out = table.new_empty(row.numel(), *table.shape[1:])
+    # No unsigned type holds -1.
+    dtype = unknown.dtype if isinstance(unknown, Tensor) else table.dtype
+    out = table.new_empty(row.numel(), *table.shape[1:], dtype=dtype)
     out[:] = unknown
-    return out.index_copy_(0, known, table.index_select(0, row[known]))
+    return out.index_copy_(0, known, table.index_select(0, row[known]).to(dtype))
 
 
 def unknown_row(table: Tensor) -> Tensor:
@@ -36,7 +38,10 @@ def unknown_row(table: Tensor) -> Tensor:
     """
     if not table.is_floating_point():
         # What is true of none is false.
-        return torch.full(table.shape[1:], 0 if table.dtype == torch.bool else -1).to(table.dtype)
+        if table.dtype == torch.bool:
+            return table.new_zeros(table.shape[1:])
+        dtype = table.dtype if table.dtype.is_signed else torch.long
+        return torch.full(table.shape[1:], -1, dtype=dtype)
     if table.size(0) == 0:
         return table.new_zeros(table.shape[1:])
     return table.mean(0)

@@ -93,7 +93,9 @@ class FieldEmbedding(torch.nn.Embedding):
         if counts is None or self.id_strength == 0:
             return embedded
         seen = counts[..., 0].index_select(1, self.seen)
-        share = (seen / (seen + self.id_strength)).where(self.is_weighed, 1)
+        # Nobody is seen as often as who is unknown: that row says all that it learned of them.
+        is_weighed = self.is_weighed & (known > 0)
+        share = (seen / (seen + self.id_strength)).where(is_weighed, 1)
         return embedded * share.to(embedded.dtype).unsqueeze(-1)
 
     def of(self, name: str, known: Tensor) -> Tensor:

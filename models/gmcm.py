@@ -170,7 +170,8 @@ class GMCM(torch.nn.Module):
         self.num_behaviors = num_behaviors if merge != 'none' else 0
 
         self.id_dropout = id_dropout
-        self.embedding = HashEmbedding(fields, num_buckets, embedding_dim, tuple(NEIGHBOR_TYPE))
+        ids = [name for name in NEIGHBOR_TYPE if name in fields]
+        self.embedding = HashEmbedding(fields, num_buckets, embedding_dim, ids)
         self.register_buffer('mean', torch.zeros(num_dense))
         self.register_buffer('deviation', torch.ones(num_dense))
         # Copies: weights that are loaded later must not be written into the caller's graph.

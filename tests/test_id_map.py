@@ -113,6 +113,8 @@ def test_what_is_missing_is_unknown() -> None:
     assert numbers.encode(pandas.array([7, None, 0], dtype='Int64')).tolist() == [1, -1, 0]
     assert numbers.encode(torch.tensor([7, 8])).tolist() == [1, -1]
     times = IdMap([datetime.datetime(1970, 1, 1), datetime.datetime(2024, 1, 1)])
+    zoned = pandas.Series(pandas.to_datetime([1, 2, 1], utc=True))
+    assert IdMap(zoned).encode(zoned).tolist() == [0, 1, 0]
     column = pandas.Series(['2024-01-01', None]).astype('datetime64[ns]')
     assert times.encode(column).tolist() == [1, -1]
     zoned = datetime.datetime(2024, 1, 1, 2, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
@@ -254,6 +256,7 @@ def test_lineage_tells_a_map_that_grew_from_another() -> None:
         (lambda: IdMap(['a']).decode([1]), IndexError, 'from 0 to 0, but got them from 1 to 1.'),
         (lambda: IdMap(['a']).decode([-1]), IndexError, 'from 0 to 0, but got them from -1 to'),
         (lambda: IdMap(['a']).decode([0.0]), TypeError, 'must be integers, but got float64.'),
+        (lambda: IdMap([(1, 2), (3, 4)]), ValueError, r'after another, but got shape \[2, 2\].'),
         (lambda: IdMap.in_order(['b', 'a', 'b']), ValueError, "'b' is there again in row 2."),
         (lambda: IdMap(['a']).append(['c', 'c']), ValueError, "'c' is there again in row 2."),
         (lambda: IdMap.in_order(['b', 'a'], [1]), ValueError, r'number of ids, 2, but got \[1\].'),

@@ -20,6 +20,10 @@ def test_rows_of_known_nodes_and_what_stands_for_others() -> None:
 def test_what_is_expected_of_who_is_unknown() -> None:
     assert unknown_row(torch.tensor([[0, 1], [2, 3]])).tolist() == [-1, -1]
     assert unknown_row(torch.tensor([0, 1], dtype=torch.int32)).dtype == torch.int32
+    # No unsigned type holds -1.
+    small = torch.tensor([[7], [255]], dtype=torch.uint8)
+    node = torch.tensor([1, -1])
+    assert take_known(small, node, known_places(node), unknown_row(small)).tolist() == [[255], [-1]]
     assert unknown_row(torch.tensor([True])).tolist() is False
     assert unknown_row(torch.tensor([1.0, 4.0])).tolist() == 2.5
     assert unknown_row(torch.empty(0, 2)).tolist() == [0, 0]

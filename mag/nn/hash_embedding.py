@@ -65,6 +65,15 @@ class HashEmbedding(torch.nn.Module):
             raise TypeError(f"'fields' must be a sequence of names, but got {fields!r}.")
         if not fields or not all(isinstance(name, str) for name in fields):
             raise ValueError(f"'fields' must hold one name or more, but got {fields!r}.")
+        if isinstance(with_unknown, str) or not isinstance(with_unknown, Sequence):
+            raise TypeError(
+                f"'with_unknown' must be a sequence of names, but got {with_unknown!r}."
+            )
+        foreign = [name for name in with_unknown if name not in fields]
+        if foreign:
+            raise ValueError(
+                f"'with_unknown' must name some of the fields {list(fields)}, but got {foreign}."
+            )
         check_integers(1, _PRIME + 1, num_buckets=num_buckets)
         check_integers(1, embedding_dim=embedding_dim)
         self.fields = tuple(fields)

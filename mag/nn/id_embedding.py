@@ -95,7 +95,7 @@ class IdEmbedding(torch.nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         check_tensor('IdEmbedding', f'{self.name} ids', ids, ('*',), 'integers')
         check_ids('IdEmbedding', f'{self.name} ids', ids, self.num_ids, first=-1)
-        return look_up(self.weight, ids + 1)
+        return look_up(self.weight, ids.long() + 1)
 
     def grow(self, num_ids: int) -> None:
         r"""Adds rows for ids that are new; they start as that of the unknown. Others stay as they

@@ -222,6 +222,8 @@ def test_bad_ids_are_refused(read: Callable[..., EventLog], tmp_path: Path) -> N
     for ids in (7, {'user': [1, 2]}):
         with pytest.raises(TypeError, match=r"'ids' must be an earlier dataset, its folder or a"):
             read('new', NEW, ids=ids)
+    with pytest.raises(ValueError, match="of 'item' or of both, but got 'users'."):
+        read('new', NEW, ids={'users': IdMap([1])})
     old = read('old', [(1.5, 1, 1, 1, 'tea')], 'DOUBLE, BIGINT')
     with pytest.raises(TypeError, match="'ids' must have users as the log has: .*kind 'float'"):
         read('new', NEW, ids=old)

@@ -194,7 +194,11 @@ def test_table_of_items(tmp_path):
             "items.csv, line 5: column 'vec' (modality) must hold 2 numbers, as in the first row",
         ),
         (SIDE + '3;;0.5 x;;\n', {}, "items.csv, line 5: column 'vec' (modality) must hold 2 numb"),
-        ('sku;brand\n7;x\n', {'attributes': ['brand'], 'modalities': ()}, 'tells only of others'),
+        (
+            'sku;brand\n7;x\n',
+            {'attributes': ['brand'], 'modalities': (), 'separators': {}},
+            'tells only of others',
+        ),
         (SIDE + '3;;;;\n', {}, 'must have a row for each of the 4 of'),
     ],
 )
@@ -397,6 +401,16 @@ ACTION = {
             "the columns of 'items' must have the keys 'id' and may have 'attributes', 'texts', ",
         ),
         ({'items': 3}, TypeError, "'items' must be a dictionary, but got int."),
+        (
+            {'columns': PLAIN | {'item_attributes': ['tags'], 'separators': {'tag': '|'}}},
+            ValueError,
+            "'columns' must name what 'separators' are of, one of ",
+        ),
+        (
+            {'items': ITEMS | {'columns': {'id': 'i', 'texts': ['tag'], 'separators': {'t': '|'}}}},
+            ValueError,
+            "the columns of 'items' must name what 'separators' are of, one of ['id', 'tag'], ",
+        ),
         ({'actions': ACTION}, ValueError, "'actions' must not tell of 'label' where 'columns' hav"),
         (
             {'actions': {key: ACTION[key] for key in ('path', 'columns')}},

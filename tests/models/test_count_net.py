@@ -122,11 +122,14 @@ def test_an_id_says_as_much_as_it_was_seen() -> None:
         with torch.no_grad():
             for column, (name, id) in enumerate(zip(FIELDS[:2], one.sparse[0].tolist())):
                 seen = one.counts[0, column, 0]
-                plain.embedding.weight[STARTS[name] + 1 + id] *= seen / (seen + 3)
+                # Of nobody all is read that was learned of them.
+                share = seen / (seen + 3) if id >= 0 else 1
+                plain.embedding.weight[STARTS[name] + 1 + id] *= share
         expected.append(plain(one))
     torch.testing.assert_close(model(batch), torch.cat(expected))
     # One that was never seen says nothing.
-    new = batch._replace(counts=torch.zeros_like(batch.counts), sparse=batch.sparse.clone())
+    sparse = batch.sparse.clamp(min=0)
+    new = batch._replace(counts=torch.zeros_like(batch.counts), sparse=sparse)
     before = model(new)
     new.sparse[:, :2] = 0
     assert torch.equal(model(new), before)
@@ -137,14 +140,30 @@ def test_an_id_is_scaled_where_its_own_count_is_known(parts: list[HeteroData], n
     model, batch = spread(make(id_strength=3.0, id_counts={name: 1}).eval()), make_batch()
     ids = model.embedding.known(batch.sparse)
     expected = model.embedding(ids)
-    seen = batch.counts[:, 1, 0]
-    expected[:, FIELDS.index(name)] *= (seen / (seen + 3)).unsqueeze(1)
+    seen, place = batch.counts[:, 1, 0], FIELDS.index(name)
+    share = (seen / (seen + 3)).where(batch.sparse[:, place] >= 0, 1)
+    expected[:, place] *= share.unsqueeze(1)
     torch.testing.assert_close(model.embedding(ids, batch.counts), expected)
     # Ablations count but one of the two.
     counts = TargetCounts([TargetView(**{name: 'id'})]).fit(parts[0])
     built = CountNet.from_data(counts(parts[0]))
     is_scaled = built.embedding.is_weighed
     assert [built.fields[place] for place in is_scaled.nonzero().view(-1)] == [name]
+
+
+def test_the_unknown_say_what_their_row_learned_though_nobody_counts_them() -> None:
+    model, batch = (
+        spread(make(id_strength=3.0, id_counts={'user': 0, 'item': 1}).eval()),
+        make_batch(),
+    )
+    places = [FIELDS.index(name) for name in ('user', 'item')]
+    sparse, counts = batch.sparse.clamp(min=0), torch.zeros_like(batch.counts)
+    sparse[0, places] = -1
+    ids = model.embedding.known(sparse)
+    expected = model.embedding(ids)
+    expected[1:, places] = 0
+    assert bool((expected[0, places] != 0).any())
+    torch.testing.assert_close(model.embedding(ids, counts), expected)
 
 
 def softmax_sum(score: list[Tensor], value: list[Tensor]) -> Tensor:

@@ -186,6 +186,8 @@ def test_export_takes_batches_of_other_sizes() -> None:
         ((['user'], 2.5, 2), TypeError, "'num_buckets' must be an integer, but got 2.5"),
         ((['user'], 10, -1), ValueError, "'embedding_dim' must be at least 1, but got -1"),
         ((['user'], 2**31, 2), ValueError, "'num_buckets' must lie below 2147483648"),
+        ((['user'], 9, 2, 'user'), TypeError, "'with_unknown' must be a sequence of names, but go"),
+        ((['user'], 9, 2, ['usr']), ValueError, r"the fields \['user'\], but got \['usr'\]."),
     ],
 )
 def test_wrong_arguments(arguments: tuple, error: type[Exception], message: str) -> None:

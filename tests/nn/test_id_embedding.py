@@ -59,6 +59,9 @@ def test_a_grown_table_has_the_rows_of_before_and_new_ones_of_the_unknown() -> N
     assert torch.equal(embedding.weight, before[[0, 1, 2, 0, 0]])
     assert embedding.weight.requires_grad and embedding.num_ids == 4
     assert torch.equal(embedding(torch.tensor([3])), embedding(torch.tensor([-1])))
+    # Also of a type that an index cannot have.
+    small = torch.tensor([3], dtype=torch.uint8)
+    assert torch.equal(embedding(small), embedding(torch.tensor([3])))
     embedding.grow(4)
     assert embedding.weight.shape == (5, 3)
     embedding.requires_grad_(False).grow(5)
