@@ -477,12 +477,12 @@ CASES: dict[str, Case] = {
         lambda p: EventLog(p, 3, ROLES), TypeError, "'path' must be a file, .* but got 3"  # type: ignore[arg-type]
     ),
     'log ids': (
-        lambda p: EventLog(p, p / 'log.csv', ROLES, ids=7),  # type: ignore[arg-type]
+        lambda p: EventLog(p, wrote(p), ROLES, ids=7),  # type: ignore[arg-type]
         TypeError,
         "'ids' must be an earlier dataset, its folder or a dictionary of IdMaps .* but got int",
     ),
     'log ids missing': (
-        lambda p: EventLog(p / 'root', p / 'log.csv', ROLES, ids=p / 'none'),
+        lambda p: EventLog(p / 'root', wrote(p), ROLES, ids=p / 'none'),
         FileNotFoundError,
         "'ids' must name the folder of a dataset .* there is none in '.*none'",
     ),
