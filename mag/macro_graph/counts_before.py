@@ -56,17 +56,16 @@ def counts_before(
     if size == 0:
         return torch.zeros(0, num_ages * weight.size(-1), dtype=torch.double)
     order = _order(key.numpy())
-    keys, times = key.numpy()[order], time.numpy()[order]
-    weights = weight.double().numpy()[order]
-    of_age = weights.swapaxes(0, 1) if is_aged else [weights] * num_ages
+    keys, moments = key.numpy()[order], _moments(time.numpy())[order]
     is_first = np.append(True, keys[1:] != keys[:-1])
-    of_key = _latest(is_first)
-    of_moment = _latest(is_first | np.append(True, times[1:] != times[:-1]))
-    total = np.zeros((size + 1, weights.shape[-1]))
-    np.cumsum(of_age[0], axis=0, out=total[1:])
-    parts = [total[of_moment] - total[of_key]]
-    for half_life, aged in zip(half_lives, of_age[1:], strict=True):
-        seconds = times.astype(np.float64)
+    of_key = _latest(is_first, order.dtype)
+    of_moment = _latest(is_first | np.append(True, moments[1:] != moments[:-1]), order.dtype)
+    of_age = weight.unbind(1) if is_aged else [weight] * num_ages
+    sums = [_sum(column, order, of_key, of_moment) for column in of_age[0].unbind(1)]
+    parts = [np.stack(sums, axis=1)] if sums else [np.zeros((size, 0))]
+    for half_life, entering in zip(half_lives, of_age[1:], strict=True):
+        seconds = time.numpy()[order].astype(np.float64)
+        aged = entering.double().numpy()[order]
         up_to = _decayed(aged, seconds, np.arange(size) - of_key, half_life)
         is_seen = of_moment > of_key
         latest = of_moment[is_seen] - 1
@@ -74,25 +73,43 @@ def counts_before(
         age = (seconds[is_seen] - seconds[latest]) / half_life
         part[is_seen] = up_to[latest] * np.exp2(-age)[:, None]
         parts.append(part)
-    before = np.empty((size, num_ages * weights.shape[-1]))
-    before[order] = np.concatenate(parts, axis=1)
+    before = np.empty((size, num_ages * weight.size(-1)))
+    before[order] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return torch.from_numpy(before)
 
 
 def _order(key: np.ndarray) -> np.ndarray:
     r"""The stable order by key."""
-    num_keys = int(key.max()) + 1
-    if num_keys > 10 * key.size:
+    size, num_keys = key.size, int(key.max()) + 1
+    if num_keys > 10 * size:
         return np.argsort(key, kind='stable')
     # Rows of a sparse matrix are found by counting, several times faster than by comparing.
-    events = np.arange(key.size)
-    matrix = scipy.sparse.coo_matrix((events, (key, events)), shape=(num_keys, key.size))
-    return matrix.tocsr().data
+    index = np.int32 if max(num_keys, size) < 2**31 else np.int64
+    columns = np.arange(size + 1, dtype=index)
+    parts = np.empty(size, dtype=np.int8), key.astype(index), columns
+    return scipy.sparse.csc_array(parts, shape=(num_keys, size)).tocsr().indices
 
 
-def _latest(is_start: np.ndarray) -> np.ndarray:
+def _moments(time: np.ndarray) -> np.ndarray:
+    r"""The number of the moment of each event, whose times ascend."""
+    is_new = np.append(False, time[1:] != time[:-1])
+    return is_new.cumsum(dtype=np.int32 if time.size < 2**31 else np.int64)
+
+
+def _sum(
+    weight: Tensor, order: np.ndarray, of_key: np.ndarray, of_moment: np.ndarray
+) -> np.ndarray:
+    r"""The sums before each moment of a key, shape :obj:`[E]`, in the order by key."""
+    if bool((weight == 1).all()):
+        return of_moment - of_key
+    total = np.zeros(order.size + 1)
+    np.cumsum(weight.double().numpy()[order], out=total[1:])
+    return total[of_moment] - total[of_key]
+
+
+def _latest(is_start: np.ndarray, index: np.dtype) -> np.ndarray:
     r"""For each place, the latest start up to it."""
-    return np.maximum.accumulate(np.where(is_start, np.arange(is_start.size), 0))
+    return np.maximum.accumulate(np.arange(is_start.size, dtype=index) * is_start)
 
 
 def _decayed(
