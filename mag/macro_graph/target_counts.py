@@ -85,7 +85,7 @@ def target_counts(
     columns = []
     for key, asked in zip(of_events, of_others, strict=True):
         key = torch.cat([key, key[late], asked])[order]
-        before = counts_before(key, time, weight, half_lives)[place]
+        before = counts_before(key, time, weight, half_lives, place)
         columns.append(before.view(num_rows, num_ages, 2).float())
     counts = torch.cat(columns, dim=1)
     return without_rounding(counts) if half_lives else counts
