@@ -57,11 +57,10 @@ def counts_before(
         raise ValueError(
             "counts_before expects 'time' to ascend, but it does not: sort the events."
         )
-    if rows is None:
-        rows = torch.arange(size)
-    check_tensor('counts_before', 'rows', rows, ('L',), torch.long)
-    check_ids('counts_before', "'rows'", rows, size)
-    before = np.empty((rows.numel(), num_ages, weight.size(-1)))
+    if rows is not None:
+        check_tensor('counts_before', 'rows', rows, ('L',), torch.long)
+        check_ids('counts_before', "'rows'", rows, size)
+    before = np.empty((size if rows is None else rows.numel(), num_ages, weight.size(-1)))
     if before.size == 0:
         return torch.from_numpy(before).flatten(1)
     keys = key.numpy()
@@ -75,7 +74,8 @@ def counts_before(
     # Each event's place in the order by key.
     place = np.empty_like(order)
     place[order] = np.arange(size, dtype=order.dtype)
-    place = place[rows.numpy()]
+    if rows is not None:
+        place = place[rows.numpy()]
     of_age = weight.unbind(1) if is_aged else [weight] * num_ages
     for number, column in enumerate(of_age[0].unbind(1)):
         before[:, 0, number] = _sum(column, order, of_key, of_moment)[place]
