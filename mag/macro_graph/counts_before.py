@@ -3,7 +3,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from mag.checks import check_numbers, check_tensor
+from mag.checks import check_ids, check_numbers, check_tensor
 
 
 def counts_before(
@@ -11,8 +11,9 @@ def counts_before(
     time: Tensor,
     weight: Tensor,
     half_lives: tuple[float, ...] = (),
+    rows: Tensor | None = None,
 ) -> Tensor:
-    r"""For each event of a log, what events with the same key weigh that came strictly before it.
+    r"""For events of a log, what events with the same key weigh that came strictly before it.
 
     Events of the same moment do not see each other. With weights that are 1 for an exposure and 1
     for a click, the sums are the numbers of exposures and of clicks before each exposure. An event
@@ -33,12 +34,15 @@ def counts_before(
             without decay and then for each half-life, where an event enters aged already.
         half_lives (tuple[float, ...], optional): Half-lives in the unit of :obj:`time`.
             (default: :obj:`()`)
+        rows (torch.Tensor, optional): The events whose sums are read, shape :obj:`[L]`; by default
+            all. (default: :obj:`None`)
 
     Returns:
-        The sums, shape :obj:`[E, (1 + H) * W]`, float64: those of all weights without decay, then
+        The sums, shape :obj:`[L, (1 + H) * W]`, float64: those of all weights without decay, then
         for each half-life.
 
     Raises:
+        IndexError: If one of :obj:`rows` is no event.
         ValueError: If times do not ascend, shapes differ, or a half-life is not positive.
     """
     check_tensor('counts_before', 'key', key, ('E',), torch.long)
@@ -53,46 +57,71 @@ def counts_before(
         raise ValueError(
             "counts_before expects 'time' to ascend, but it does not: sort the events."
         )
-    if size == 0:
-        return torch.zeros(0, num_ages * weight.size(-1), dtype=torch.double)
-    order = _order(key.numpy())
-    keys, times = key.numpy()[order], time.numpy()[order]
-    weights = weight.double().numpy()[order]
-    of_age = weights.swapaxes(0, 1) if is_aged else [weights] * num_ages
+    if rows is not None:
+        check_tensor('counts_before', 'rows', rows, ('L',), torch.long)
+        check_ids('counts_before', "'rows'", rows, size)
+    before = np.empty((size if rows is None else rows.numel(), num_ages, weight.size(-1)))
+    if before.size == 0:
+        return torch.from_numpy(before).flatten(1)
+    keys = key.numpy()
+    if size < 2**31 and int(key.max()) < 2**31:
+        keys = keys.astype(np.int32)
+    order = _order(keys)
+    keys, moments = keys[order], _moments(time.numpy())[order]
     is_first = np.append(True, keys[1:] != keys[:-1])
-    of_key = _latest(is_first)
-    of_moment = _latest(is_first | np.append(True, times[1:] != times[:-1]))
-    total = np.zeros((size + 1, weights.shape[-1]))
-    np.cumsum(of_age[0], axis=0, out=total[1:])
-    parts = [total[of_moment] - total[of_key]]
-    for half_life, aged in zip(half_lives, of_age[1:], strict=True):
-        seconds = times.astype(np.float64)
-        up_to = _decayed(aged, seconds, np.arange(size) - of_key, half_life)
+    of_key = _latest(is_first, order.dtype)
+    of_moment = _latest(is_first | np.append(True, moments[1:] != moments[:-1]), order.dtype)
+    # Each event's place in the order by key.
+    place = np.empty_like(order)
+    place[order] = np.arange(size, dtype=order.dtype)
+    if rows is not None:
+        place = place[rows.numpy()]
+    of_age = weight.unbind(1) if is_aged else [weight] * num_ages
+    for number, column in enumerate(of_age[0].unbind(1)):
+        before[:, 0, number] = _sum(column, order, of_key, of_moment)[place]
+    for age, half_life in enumerate(half_lives, start=1):
+        seconds = time.numpy()[order].astype(np.float64)
+        entering = of_age[age].double().numpy()[order]
+        up_to = _decayed(entering, seconds, np.arange(size) - of_key, half_life)
         is_seen = of_moment > of_key
         latest = of_moment[is_seen] - 1
-        part = np.zeros_like(aged)
-        age = (seconds[is_seen] - seconds[latest]) / half_life
-        part[is_seen] = up_to[latest] * np.exp2(-age)[:, None]
-        parts.append(part)
-    before = np.empty((size, num_ages * weights.shape[-1]))
-    before[order] = np.concatenate(parts, axis=1)
-    return torch.from_numpy(before)
+        part = np.zeros_like(entering)
+        elapsed = (seconds[is_seen] - seconds[latest]) / half_life
+        part[is_seen] = up_to[latest] * np.exp2(-elapsed)[:, None]
+        before[:, age] = part[place]
+    return torch.from_numpy(before).flatten(1)
 
 
 def _order(key: np.ndarray) -> np.ndarray:
     r"""The stable order by key."""
-    num_keys = int(key.max()) + 1
-    if num_keys > 10 * key.size:
+    size, num_keys = key.size, int(key.max()) + 1
+    if num_keys > 10 * size:
         return np.argsort(key, kind='stable')
     # Rows of a sparse matrix are found by counting, several times faster than by comparing.
-    events = np.arange(key.size)
-    matrix = scipy.sparse.coo_matrix((events, (key, events)), shape=(num_keys, key.size))
-    return matrix.tocsr().data
+    parts = np.empty(size, dtype=np.int8), key, np.arange(size + 1, dtype=key.dtype)
+    return scipy.sparse.csc_array(parts, shape=(num_keys, size)).tocsr().indices
 
 
-def _latest(is_start: np.ndarray) -> np.ndarray:
+def _moments(time: np.ndarray) -> np.ndarray:
+    r"""The number of the moment of each event, whose times ascend."""
+    is_new = np.append(False, time[1:] != time[:-1])
+    return is_new.cumsum(dtype=np.int32 if time.size < 2**31 else np.int64)
+
+
+def _sum(
+    weight: Tensor, order: np.ndarray, of_key: np.ndarray, of_moment: np.ndarray
+) -> np.ndarray:
+    r"""The sums before each moment of a key, shape :obj:`[E]`, in the order by key."""
+    if bool((weight == 1).all()):
+        return of_moment - of_key
+    total = np.zeros(order.size + 1)
+    np.cumsum(weight.double().numpy()[order], out=total[1:])
+    return total[of_moment] - total[of_key]
+
+
+def _latest(is_start: np.ndarray, index: np.dtype) -> np.ndarray:
     r"""For each place, the latest start up to it."""
-    return np.maximum.accumulate(np.where(is_start, np.arange(is_start.size), 0))
+    return np.maximum.accumulate(np.arange(is_start.size, dtype=index) * is_start)
 
 
 def _decayed(

@@ -8,6 +8,9 @@ from mag.checks import check_values
 from mag.macro_graph.counts_before import counts_before
 from mag.macro_graph.target_keys import TargetKeys
 
+# 2^64 divided by the golden ratio, as int64: products spread numbers that follow each other.
+_SPREAD = -7046029254386353131
+
 
 class Seen(NamedTuple):
     r"""Exposures, as far as views count them.
@@ -65,22 +68,51 @@ def target_counts(
         weights[0][late, 1] = 0
         weights[0] = weights[0].unsqueeze(1).expand(-1, num_ages, 2)
         weights.append(late_clicks(events.settled[late] - events.time[late], half_lives))
-    weights.append(torch.zeros(num_rows, *weights[0].shape[1:]))
-    time, order = torch.cat([*times, rows.time]).sort(stable=True)
+    # A row that is an event reads what that event does; others are events that weigh nothing.
+    event = _find(events, rows)
+    other = (event < 0).nonzero().view(-1)
+    first = clicked.numel() + late.numel()
+    event[other] = first + torch.arange(other.numel())
+    weights.append(torch.zeros(other.numel(), *weights[0].shape[1:]))
+    time, order = torch.cat([*times, rows.time[other]]).sort(stable=True)
     weight = torch.cat(weights)[order]
-    num_before = order.numel() - num_rows
-    is_row = order >= num_before
-    row = order[is_row] - num_before
-    columns = []
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel())
+    place = place[event]
+    contexts = {name: value[other] for name, value in rows.contexts.items()}
     of_events = keys(events.user, events.item, events.clock, events.contexts)
-    of_rows = keys(rows.user, rows.item, rows.clock, rows.contexts)
-    for event, asked in zip(of_events, of_rows, strict=True):
-        key = torch.cat([event, event[late], asked])[order]
-        before = counts_before(key, time, weight, half_lives)[is_row]
-        column = torch.empty(num_rows, num_ages, 2)
-        column[row] = before.view(num_rows, num_ages, 2).float()
-        columns.append(column)
-    return without_rounding(torch.cat(columns, dim=1))
+    of_others = keys(rows.user[other], rows.item[other], rows.clock[other], contexts)
+    columns = []
+    for key, asked in zip(of_events, of_others, strict=True):
+        key = torch.cat([key, key[late], asked])[order]
+        before = counts_before(key, time, weight, half_lives, place)
+        columns.append(before.view(num_rows, num_ages, 2).float())
+    counts = torch.cat(columns, dim=1)
+    return without_rounding(counts) if half_lives else counts
+
+
+def _find(events: Seen, rows: Seen) -> Tensor:
+    r"""The event of each row, of the same user, item, moments and contexts, shape :obj:`[L]`;
+    :obj:`-1` where none is found, which may have several of its user, item and moment."""
+    code, order = _code(events).sort()
+    asked, row = _code(rows).sort()
+    event = torch.full_like(row, -1)
+    if code.numel() == 0:
+        return event
+    # Sorted rows are found several times faster than others.
+    found = order[torch.searchsorted(code, asked).clamp_(max=code.numel() - 1)]
+    is_same = torch.ones_like(row, dtype=torch.bool)
+    pairs = [(events[column], rows[column]) for column in range(4)]
+    pairs += [(events.contexts[name], value) for name, value in rows.contexts.items()]
+    for known, own in pairs:
+        is_same &= known[found] == own[row]
+    event[row] = found.where(is_same, -1)
+    return event
+
+
+def _code(seen: Seen) -> Tensor:
+    r"""A number that exposures of one user, item and moment share, and hardly any others."""
+    return (seen.user * _SPREAD + seen.item) * _SPREAD + seen.time.long()
 
 
 def late_clicks(delay: Tensor, half_lives: tuple[float, ...]) -> Tensor:

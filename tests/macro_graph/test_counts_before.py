@@ -44,6 +44,17 @@ def test_sums_are_those_of_plain_loops(
     torch.testing.assert_close(before, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('half_lives', [(), (5.0,)])
+def test_only_the_events_that_are_asked_for(half_lives: tuple[float, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randint(5, (60,), generator=generator)
+    time = torch.randint(20, (60,), generator=generator).sort().values
+    weight = torch.rand(60, 2, generator=generator)
+    before = counts_before(key, time, weight, half_lives)
+    for rows in (torch.tensor([7, 3, 59, 3]), torch.empty(0, dtype=torch.long)):
+        assert torch.equal(counts_before(key, time, weight, half_lives, rows), before[rows])
+
+
 def test_long_logs_decay_without_a_number_too_large() -> None:
     # From the first event to the last the weight falls below what a double can hold.
     time = torch.arange(0, 10_000_000, 1000)
@@ -79,6 +90,7 @@ def test_no_events() -> None:
         ({'key': torch.zeros(2).long()}, ValueError, "'time' of shape .2., but got shape .3."),
         ({'time': torch.tensor([1, 3, 2])}, ValueError, "'time' to ascend"),
         ({'weight': torch.ones(3)}, ValueError, "'weight' of shape"),
+        ({'rows': torch.tensor([0, 3])}, IndexError, "'rows' from 0 to 3, .* from 0 to 2"),
         ({'half_lives': (0.0,)}, ValueError, r"'half_lives\[0\]' must be .* got 0.0"),
     ],
 )

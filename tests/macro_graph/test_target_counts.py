@@ -147,6 +147,48 @@ def test_counts_are_those_of_plain_loops(is_late: bool, half_lives: tuple[float,
 
 
 @pytest.mark.parametrize('is_late', [False, True])
+@pytest.mark.parametrize('half_lives', [(), (7.0,)])
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+def test_rows_that_are_events_and_others_read_the_same_log(
+    share: float, half_lives: tuple[float, ...], is_late: bool
+) -> None:
+    data, events = random_log(2, 60)
+    generator = torch.Generator().manual_seed(3)
+    # Some exposures come twice, at one moment, of another hour or of another clock.
+    events = Seen(
+        *(torch.cat([part, part[::4]]) for part in events[:4]),
+        {'hour': torch.cat([events.contexts['hour'], events.contexts['hour'][::4].flip(0)])},
+        *(torch.cat([part, part[::4]]) for part in (events.clicked, events.settled)),
+    )  # fmt: skip
+    events.clock[60:66] = 0
+    order = torch.randperm(75, generator=generator)
+    user, item, time, clock = (part[order] for part in events[:4])
+    hour = events.contexts['hour'][order]
+    # The others differ from an event in one thing, each kind of them in another.
+    is_other = torch.rand(75, generator=generator) < share
+    kind = torch.randint(5, (75,), generator=generator).where(is_other, 5)
+    user = user.where(kind != 0, -1)
+    item = item.where(kind != 1, (item + 1) % 5)
+    time = time.where(kind != 2, time + 1)
+    clock = clock.where(kind != 3, 59 - clock)
+    hour = hour.where(kind != 4, -1 - hour.clamp(max=0))
+    rows = Seen(user, item, time, clock, {'hour': hour})
+    if not is_late:
+        events = events._replace(settled=None)
+    # An unknown user has no macro node, which the plain loops read of the last one.
+    data['user'].cluster[-1] = -1
+    keys = TargetKeys(data, VIEWS, {'hour': 4}, 'test')
+    counts = target_counts(keys, events, rows, half_lives)
+    expected = torch.tensor(by_hand(data, events, rows, half_lives))
+    torch.testing.assert_close(counts, expected, rtol=1e-5, atol=1e-6)
+    # In a batch of its own, each row reads what it reads among others.
+    for place in range(0, 75, 25):
+        one = slice(place, place + 1)
+        alone = Seen(*(part[one] for part in rows[:4]), {'hour': hour[one]})
+        assert torch.equal(target_counts(keys, events, alone, half_lives)[0], counts[place])
+
+
+@pytest.mark.parametrize('is_late', [False, True])
 @pytest.mark.parametrize('half_lives', [(), (7.0, 40.0)])
 @pytest.mark.parametrize('seed', range(3))
 def test_a_state_that_moves_equals_a_rebuild(
