@@ -147,7 +147,12 @@ class ClickTask(Task):
 
     def after_step(self) -> None:
         if isinstance(self.averaged, AveragedModel):
-            self.averaged.update_parameters(self.model)
+            try:
+                self.averaged.update_parameters(self.model)
+            except RuntimeError:
+                # A loop may set no mode, and to compare all shapes at each step takes time.
+                self._require_one_size()
+                raise
 
     def loss(self, batch: Any) -> Tensor:
         r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""

@@ -430,6 +430,8 @@ def test_a_task_grows_the_model_and_the_average_of_its_weights(tmp_path: Path) -
         lambda: evaluate(task, loader),
         lambda: predict(task, loader),
         lambda: fit(task, points(20, 1), directory=tmp_path, max_epochs=1, progress=False),
+        # What a loop calls that sets no mode, such as Lightning's.
+        task.after_step,
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
