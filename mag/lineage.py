@@ -68,7 +68,8 @@ def ids_of(module: torch.nn.Module) -> dict[str, str]:
 
 def require_ids_of(module: torch.nn.Module, loader: Any, what: str) -> None:
     r"""Raises a :class:`ValueError` unless a loader loads rows of the log that a model, and all
-    models in it, were built for.
+    models in it, were built for, or of one that it grew to and whose ids their tables have rows
+    for. A table is a module with :obj:`num_values`, by the names of what it embeds.
 
     Args:
         module: The model, or a task.
@@ -80,4 +81,29 @@ def require_ids_of(module: torch.nn.Module, loader: Any, what: str) -> None:
     exposures = getattr(getattr(loader, 'dataset', None), 'exposures', None)
     given = id_maps(graph if isinstance(graph, HeteroData) else exposures)
     for part in module.modules():
-        require_same_ids(f'{type(part).__name__} was built for', id_maps(part), given, what)
+        known, name = id_maps(part), type(part).__name__
+        require_same_ids(f'{name} was built for', known, given, what)
+        sizes = {of: _size(given[of]) for of in known if of in given}
+        grown = {of: size for of, size in sizes.items() if size > _size(known[of])}
+        for field, number in _tables(part).items() if grown else ():
+            # Exposures name an attribute by whose it is, too.
+            of = field if field in grown else field.removeprefix('user_').removeprefix('item_')
+            if number < grown.get(of, 0):
+                raise ValueError(
+                    f'{name} has rows for {number} values of {field!r}, but {what} is of a log '
+                    f'that grew to {grown[of]}: call model.grow(data) with a part of that log, or '
+                    f'task.grow(data) where a ClickTask averages the weights.'
+                )
+
+
+def _tables(module: torch.nn.Module) -> dict[str, int]:
+    r"""How many values the tables of a model have rows for, by what they embed."""
+    found: dict[str, int] = {}
+    for part in module.modules():
+        numbers = getattr(part, 'num_values', None)
+        found |= numbers if isinstance(numbers, Mapping) else {}
+    return found
+
+
+def _size(lineage: str) -> int:
+    return int(lineage.split()[-1].partition(':')[0])

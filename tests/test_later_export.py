@@ -1,6 +1,7 @@
 r"""A log is read again with what came since, and all that was made of the old one is asked
 again."""
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,10 +158,14 @@ def test_scores_of_rows_that_were_there_stay_to_the_last_bit(exports: Exports, m
         _, _, test = TemporalSplit(num_windows=3)(data)
         parts.append(made.counts(made.coarsen(test)))
     assert torch.equal(parts[0][CLICKS].edge_label_counts, parts[1][CLICKS].edge_label_counts)
-    for task, before, after in zip(made.tasks, loaders(parts[0]), loaders(parts[1])):
-        expected, scores = predict(task, before), predict(task, after)
+    for of_old, before, after in zip(made.tasks, loaders(parts[0]), loaders(parts[1])):
+        name, task = type(of_old.model).__name__, copy.deepcopy(of_old)
+        with pytest.raises(ValueError, match=rf'^{name} has rows for .* call model.grow\(data\)'):
+            predict(task, after)
+        task.grow(RecentNeighbors(5)(parts[1]))
+        expected, scores = predict(of_old, before), predict(task, after)
         assert torch.equal(scores['click'], expected['click'])
-        assert evaluate(task, before) == evaluate(task, after)
+        assert evaluate(of_old, before) == evaluate(task, after)
 
 
 def test_ids_that_were_ranked_anew_are_refused(exports: Exports, made: Made) -> None:

@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch_geometric.loader import LinkNeighborLoader, NeighborLoader
 from mag.cutoff import require_same_nodes
 from mag.datasets import IdMap
 from mag.files import read_tensors, write_tensors
-from mag.lineage import has_grown, id_maps, ids_of, require_same_ids
+from mag.lineage import has_grown, id_maps, ids_of, require_ids_of, require_same_ids
+from mag.nn import IdEmbedding
 from mag.schema import CLICKS
 
 OLD = IdMap(['a', 'b'])
@@ -105,3 +107,34 @@ def test_models_in_a_model_say_what_they_were_built_for() -> None:
     assert ids_of(model) == {}
     model[1].id_maps = {'user': OLD.lineage}  # type: ignore[assignment]
     assert ids_of(torch.nn.ModuleDict({'part': model})) == {'user': OLD.lineage}
+
+
+def test_a_table_without_rows_for_the_ids_of_a_log_that_grew_is_refused() -> None:
+    def loader_of(user: IdMap, **ids: IdMap) -> SimpleNamespace:
+        return SimpleNamespace(data=graph(user, item=OLD, **ids))
+
+    def model_of(name: str, num_ids: int) -> torch.nn.Module:
+        model = torch.nn.Sequential(IdEmbedding(name, num_ids, 2))
+        model.id_maps = {'user': OLD.lineage, 'item': OLD.lineage}  # type: ignore[assignment]
+        return model
+
+    task = torch.nn.ModuleDict({'model': model_of('user', 2)})
+    require_ids_of(task, loader_of(OLD), 'the loader')
+    sentence = (
+        r"^Sequential has rows for 2 values of 'user', but the loader is of a log that grew to 3: "
+        r'call model\.grow\(data\) .*\.$'
+    )
+    with pytest.raises(ValueError, match=sentence):
+        require_ids_of(task, loader_of(GROWN), 'the loader')
+    # What has no such table, or one with room, reads nothing of another.
+    for model in (model_of('item', 2), model_of('user', 3), torch.nn.Linear(1, 1)):
+        require_ids_of(model, loader_of(GROWN), 'the loader')
+    # Of an attribute of items, too.
+    model = model_of('item_shade', 2)
+    model.id_maps = {'shade': OLD.lineage}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="has rows for 2 values of 'item_shade'"):
+        require_ids_of(model, loader_of(OLD, shade=GROWN), 'the loader')
+    # One that was built for the log that grew knows all of the former.
+    model = model_of('user', 2)
+    model.id_maps = {'user': GROWN.lineage}  # type: ignore[assignment]
+    require_ids_of(model, loader_of(OLD), 'the loader')

@@ -66,6 +66,11 @@ class IdEmbedding(torch.nn.Embedding):
         return self.num_embeddings - 1
 
     @property
+    def num_values(self) -> dict[str, int]:
+        r"""The same by :obj:`name`, as a table of several fields has it."""
+        return {self.name: self.num_ids}
+
+    @property
     def drops(self) -> bool:
         r"""Whether :meth:`drop` does anything now."""
         return self.training and self.dropout > 0

@@ -35,7 +35,7 @@ class ClickTask(Task):
         average (float, optional): The share of itself that a running average of the weights keeps
             at each step, such as :obj:`0.99`. In evaluation the task scores with the average,
             :obj:`task.averaged`, which is smoother than the weights of one step; the model itself
-            is never changed by it. (default: :obj:`None`)
+            is never changed by it, and grows by :meth:`grow`. (default: :obj:`None`)
 
     Raises:
         TypeError: If :obj:`model` is no :class:`torch.nn.Module`, or a number is none.
@@ -75,6 +75,48 @@ class ClickTask(Task):
             return self.model(batch)
         return self.averaged(batch)
 
+    def grow(self, data: HeteroData) -> None:
+        r"""Adds what a log has that grew, to the model and to the average of its weights, by the
+        model's own :obj:`grow`. An optimizer has to be made anew.
+
+        Args:
+            data (HeteroData): A part of the grown log.
+
+        Raises:
+            TypeError: If the model does not grow, or :obj:`data` is no
+                :class:`~torch_geometric.data.HeteroData`.
+            ValueError: If the data is of another log, or lacks what was there or is read.
+        """
+        if not callable(getattr(self.model, 'grow', None)):
+            raise TypeError(
+                f'{type(self).__name__}.grow needs a model with a method grow(data), but '
+                f'{type(self.model).__name__} has none.'
+            )
+        self.model.grow(data)  # type: ignore[operator]
+        if isinstance(self.averaged, AveragedModel):
+            self.averaged.module.grow(data)  # type: ignore[operator]
+
+    def train(self, mode: bool = True) -> 'ClickTask':
+        r"""Sets what the task is about to do, training or evaluation.
+
+        Raises:
+            ValueError: If the model grew, and the average of its weights did not.
+        """
+        self._require_one_size()
+        return super().train(mode)
+
+    def _require_one_size(self) -> None:
+        if not isinstance(self.averaged, AveragedModel):
+            return
+        pairs = zip(self.model.parameters(), self.averaged.module.parameters(), strict=True)
+        for current, mean in pairs:
+            if current.shape != mean.shape:
+                raise ValueError(
+                    f'{type(self.model).__name__} has a parameter of shape {list(current.shape)}, '
+                    f'but the average of its weights has one of {list(mean.shape)}: call '
+                    f'task.grow(data), not model.grow(data) alone, so that both grow.'
+                )
+
     def check_rows(self, dataset: Any) -> None:
         r"""Raises a :class:`ValueError` if all rows of a dataset with :obj:`exposures`, such as
         those of the loaders of mag, are clicks or none is; where the model has a loss of its own,
@@ -105,7 +147,12 @@ class ClickTask(Task):
 
     def after_step(self) -> None:
         if isinstance(self.averaged, AveragedModel):
-            self.averaged.update_parameters(self.model)
+            try:
+                self.averaged.update_parameters(self.model)
+            except RuntimeError:
+                # A loop may set no mode, and to compare all shapes at each step takes time.
+                self._require_one_size()
+                raise
 
     def loss(self, batch: Any) -> Tensor:
         r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""

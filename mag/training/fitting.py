@@ -97,9 +97,9 @@ def fit(
             has another type or is unknown.
         ValueError: If a number or :obj:`monitor` is out of range, a loader is empty, all rows to
             train on are clicks or none is where the task learns clicks, a model was built for
-            another log than a loader has, :obj:`directory` is a file or is missing where there are
-            several processes, or the run in it was started with other settings or has a missing,
-            damaged or foreign checkpoint.
+            another log than a loader has, or has not grown with it, :obj:`directory` is a file or
+            is missing where there are several processes, or the run in it was started with other
+            settings or has a missing, damaged or foreign checkpoint.
         OSError: If the disk is full.
         FloatingPointError: If the loss becomes NaN or infinite, with step and learning rate.
         KeyboardInterrupt: After Ctrl-C.

@@ -36,7 +36,7 @@ def evaluate(
 
     Raises:
         ValueError: If the loader is empty, unlabelled or of another log than the model was built
-            for, or a logit is NaN or infinite.
+            for, the model has not grown with its log, or a logit is NaN or infinite.
     """
     with _scoring(model) as (task, device):
         require_ids_of(task, loader, 'the loader')
@@ -80,7 +80,7 @@ def predict(
     Raises:
         OSError: If the disk is full.
         ValueError: If the loader shuffles, is empty or of another log than the model was built for,
-            or several processes share its rows.
+            the model has not grown with its log, or several processes share its rows.
     """
     # PyTorch's own sampler of an ordered loader does not say that it is one.
     is_ordered = isinstance(loader.sampler, SequentialSampler)

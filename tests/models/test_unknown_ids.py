@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.datasets import IdMap
 from mag.loader import (
     ExposureBatch,
     ExposureLoader,
@@ -21,6 +22,7 @@ from mag.loader import (
 )
 from mag.logits import Logits
 from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import (
     MacroCoarsen,
     RecentNeighbors,
@@ -39,6 +41,7 @@ class Case(NamedTuple):
     model: torch.nn.Module
     request: Callable[..., Any]
     data: HeteroData
+    loader: Any
 
 
 def prepared(log: HeteroData) -> HeteroData:
@@ -48,7 +51,8 @@ def prepared(log: HeteroData) -> HeteroData:
 
 def macgnn(log: HeteroData, **kwargs: Any) -> Case:
     data = prepared(log)
-    return Case(MacGNN.from_data(data, **kwargs), PairLoader(data).request, data)
+    loader = PairLoader(data)
+    return Case(MacGNN.from_data(data, **kwargs), loader.request, data, loader)
 
 
 def count_net(log: HeteroData, **kwargs: Any) -> Case:
@@ -62,7 +66,7 @@ def count_net(log: HeteroData, **kwargs: Any) -> Case:
         return loader.request(user, items, counts=counts)
 
     kwargs = {'rows': 'twin', 'recent': True, 'separate_tables': True, **kwargs}
-    return Case(CountNet.from_data(data, **kwargs), request, data)
+    return Case(CountNet.from_data(data, **kwargs), request, data, loader)
 
 
 def srjgraph(log: HeteroData, **kwargs: Any) -> Case:
@@ -71,7 +75,7 @@ def srjgraph(log: HeteroData, **kwargs: Any) -> Case:
     def request(user: Any, items: Tensor) -> HeteroData:
         return loader.request(user, items, time=1_000)
 
-    return Case(SRJGraph.from_data(log, hidden_channels=(8,), **kwargs), request, log)
+    return Case(SRJGraph.from_data(log, hidden_channels=(8,), **kwargs), request, log, loader)
 
 
 def hyperctr(log: HeteroData, **kwargs: Any) -> Case:
@@ -95,7 +99,7 @@ def hyperctr(log: HeteroData, **kwargs: Any) -> Case:
     def request(user: Any, items: Tensor) -> HistoryBatch:
         return loader.request(user, items, time=400)
 
-    return Case(HyperCTR.from_data(log, embedding_dim=8, **kwargs), request, log)
+    return Case(HyperCTR.from_data(log, embedding_dim=8, **kwargs), request, log, loader)
 
 
 def gmcm(log: HeteroData, **kwargs: Any) -> Case:
@@ -104,7 +108,7 @@ def gmcm(log: HeteroData, **kwargs: Any) -> Case:
     log[CLICKS].edge_label_conversion = log[CLICKS].edge_label
     loader = ExposureLoader(log)
     arguments = {'merge': 'none', 'num_buckets': 500, 'tower_channels': (8, 4), **kwargs}
-    return Case(GMCM.from_data(log, **arguments), loader.request, log)
+    return Case(GMCM.from_data(log, **arguments), loader.request, log, loader)
 
 
 CASES = {
@@ -191,7 +195,7 @@ def test_who_is_dropped_is_answered_as_the_unknown(
 def test_who_is_dropped_is_answered_as_the_unknown_where_nothing_else_is_known() -> None:
     # With neither content, nor history, nor hyperedges.
     model = HyperCTR(5, {'text': torch.zeros(4, 3)}, embedding_dim=8, id_dropout=0.999999)
-    spread(Case(model, print, HeteroData()))
+    spread(Case(model, print, HeteroData(), None))
     history = torch.full((3, 2), -1)
     batch = HistoryBatch(torch.tensor([0, 3, -1]), torch.tensor([3, 0, -1]), history)
     logit = model.eval()(batch)
@@ -261,6 +265,33 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
         for parameter in case.model.parameters()
         if parameter.grad is not None
     )
+
+
+@each_case
+def test_a_loader_of_the_grown_log_is_refused_until_the_tables_grew(
+    click_log: HeteroData, make: Callable[..., Case]
+) -> None:
+    maps = {'user': IdMap(range(25)), 'item': IdMap(range(15)), 'category': IdMap('abcd')}
+    more = {'user': maps['user'].extend(range(27)), 'item': maps['item'].extend(range(18))}
+    later_log = grown_log(click_log)
+    click_log.id_maps = {name: known.lineage for name, known in maps.items()}
+    later_log.id_maps = {**click_log.id_maps, **{name: of.lineage for name, of in more.items()}}
+    case, later = make(click_log), make(later_log)
+    task = ClickTask(case.model, average=0.5)
+    if make is gmcm:
+        predict(task, later.loader)
+        return
+    sentence = "rows for (25 values of 'user'|15 values of 'item'), .* call model.grow.data. "
+    for score_all in (predict, evaluate):
+        with pytest.raises(ValueError, match=sentence):
+            score_all(task, later.loader)
+    with pytest.raises(ValueError, match=sentence):
+        fit(task, later.loader, max_epochs=1, progress=False)
+    expected = predict(task, case.loader)
+    task.grow(later.data)
+    for score_all in (predict, evaluate):
+        score_all(task, later.loader)
+    assert torch.equal(predict(task, case.loader)['click'], expected['click'])
 
 
 def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch_geometric.data import HeteroData
 
 from mag.files import read_tensors
 from mag.loader import BatchIndexSampler
-from mag.training import ClickTask, Task, fit
+from mag.nn import IdEmbedding
+from mag.training import ClickTask, Task, evaluate, fit, predict
 
 
 class Points(torch.utils.data.Dataset):
@@ -391,3 +393,59 @@ def test_rows_of_one_class_are_refused_where_nothing_else_is_learned() -> None:
     conversions.check_rows(Rows([1.0] * 3, [0.0, 1.0, 0.0]))
     with pytest.raises(ValueError, match='apply mag.transforms.SampleNegatives'):
         clicks.check_rows(Rows([1.0] * 3, [0.0, 1.0, 0.0]))
+
+
+class Growing(torch.nn.Module):
+    r"""A model of clicks with a row for each user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = IdEmbedding('user', 3, 1)
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.embedding(batch.user).squeeze(1)
+
+    def grow(self, data: HeteroData) -> None:
+        self.embedding.grow(data['user'].num_nodes)
+
+
+def test_a_task_grows_the_model_and_the_average_of_its_weights(tmp_path: Path) -> None:
+    later = HeteroData()
+    later['user'].num_nodes = 5
+    task = ClickTask(Growing(), average=0.5)
+    mean: Any = task.averaged
+    batch = SimpleNamespace(user=torch.arange(3), label=torch.tensor([0.0, 1.0, 1.0]))
+    with torch.no_grad():
+        task.after_step()
+        task.model.embedding.weight += 1
+        task.after_step()
+    before = task.eval().predict(batch)['click']
+    task.model.grow(later)
+    sentence = (
+        r'^Growing has a parameter of shape \[6, 1\], but the average of its weights has one of '
+        r'\[4, 1\]: call task.grow\(data\), not model.grow\(data\) alone, so that both grow\.$'
+    )
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    for call in (
+        lambda: evaluate(task, loader),
+        lambda: predict(task, loader),
+        lambda: fit(task, points(20, 1), directory=tmp_path, max_epochs=1, progress=False),
+        # What a loop calls that sets no mode, such as Lightning's.
+        task.after_step,
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    task.grow(later)
+    assert torch.equal(predict(task, loader)['click'], before)
+    # A new row starts as that of the unknown, in the average as its own does.
+    assert mean.module.embedding.weight.flatten().tolist()[4:] == [0.5, 0.5]
+    assert task.model.embedding.weight.flatten().tolist()[4:] == [1.0, 1.0]
+    with torch.no_grad():
+        task.train().after_step()
+    assert mean.module.embedding.weight.flatten().tolist()[4:] == [0.75, 0.75]
+    assert not any(parameter.requires_grad for parameter in mean.parameters())
+
+
+def test_a_model_that_does_not_grow_is_told() -> None:
+    with pytest.raises(TypeError, match=r'^ClickTask.grow needs .* grow\(data\), but Linear has'):
+        ClickTask(torch.nn.Linear(1, 1)).grow(HeteroData())
