@@ -1,6 +1,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -277,6 +278,62 @@ class MacroCoarsen(BaseTransform):
                 for hop in range(1, self.num_hops + 1):
                     data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
         return data
+
+    def keep(self, data: HeteroData) -> 'MacroCoarsen':
+        r"""A transform that knows the clusters of all nodes that have a click in :obj:`data`, as
+        this one assigns them, and since when: what is clicked later changes none of them, as in
+        the windows of a part that rolls.
+
+        Args:
+            data (HeteroData): A part.
+
+        Raises:
+            ValueError: If the transform is not fitted, or was fitted on another log.
+        """
+        if not self.cluster:
+            raise ValueError('MacroCoarsen has no clusters to keep yet: fit it on a training part.')
+        require_same_ids('MacroCoarsen was fitted on', self._id_maps, id_maps(data))
+        window, _ = window_of_click(data, 'MacroCoarsen')
+        kept = copy.copy(self)
+        kept._clusters = copy.copy(self._clusters)
+        kept._clusters.cluster = self._clusters.assign(data, window)
+        kept._since = self._known_since(data, window)
+        kept._id_maps = id_maps(data)
+        return kept
+
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`."""
+        centroids = {name: of.centroids for name, of in self.groupings.items()}
+        tensors = {f'centroids/{name}': x for name, x in centroids.items() if x is not None}
+        tensors |= {f'cluster/{name}': cluster for name, cluster in self.cluster.items()}
+        tensors |= {f'since/{name}': since for name, since in self._since.items()}
+        tensors |= {
+            f'columns/{name}': torch.from_numpy(columns)
+            for name, columns in self._clusters._columns.items()
+        }
+        return tensors, {'cutoff': self._cutoff, 'id_maps': self._id_maps}
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a transform with the same arguments."""
+
+        def of(kind: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(f'{kind}/'): value
+                for name, value in tensors.items()
+                if name.startswith(f'{kind}/')
+            }
+
+        clusters = self._unfitted()
+        for name, centroids in of('centroids').items():
+            number = centroids.size(0)
+            grouping = Grouping(number, spherical=self.spherical, seed=self.seed)
+            grouping.centroids = centroids
+            clusters.groupings[name] = grouping
+        clusters.cluster = of('cluster')
+        clusters._columns = {name: columns.numpy() for name, columns in of('columns').items()}
+        self._clusters, self._since = clusters, of('since')
+        self._cutoff = None if values['cutoff'] is None else Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
 
     @property
     def _resolutions(self) -> list[Resolution]:
