@@ -194,6 +194,11 @@ class MacroCoarsen(BaseTransform):
         names; empty before it."""
         return self._clusters.cluster
 
+    @property
+    def resolutions(self) -> list[Resolution]:
+        r"""All of users, and then all of items."""
+        return self._clusters.resolutions
+
     def _unfitted(self) -> MacroClusters:
         return MacroClusters(
             self.groups,
@@ -234,7 +239,7 @@ class MacroCoarsen(BaseTransform):
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
             if 'cutoff' in data[CLICKS] and any(
-                isinstance(of.group, int) for of in self._resolutions
+                isinstance(of.group, int) for of in self.resolutions
             ):
                 warnings.warn(
                     'MacroCoarsen was not fitted, so it learns clusters from this part alone, and '
@@ -251,9 +256,9 @@ class MacroCoarsen(BaseTransform):
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._clusters.assign(data, window)
         since = self._known_since(data, window)
-        sizes = {of.name: self._clusters.num_clusters(data, of) for of in self._resolutions}
+        sizes = {of.name: self._clusters.num_clusters(data, of) for of in self.resolutions}
         _remove_macro_nodes(data)
-        for of in self._resolutions:
+        for of in self.resolutions:
             of_node, store, macro = cluster[of.name], data[of.node_type], data[of.macro]
             store[of.cluster] = of_node
             if isinstance(of.group, int) and of.node_type in since:
@@ -335,10 +340,6 @@ class MacroCoarsen(BaseTransform):
         self._cutoff = None if values['cutoff'] is None else Cutoff(*values['cutoff'])
         self._id_maps = dict(values['id_maps'])
 
-    @property
-    def _resolutions(self) -> list[Resolution]:
-        return self._clusters.resolutions
-
     def _sparse(
         self,
         data: HeteroData,
@@ -348,19 +349,19 @@ class MacroCoarsen(BaseTransform):
     ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
         r"""The macro edges of clicks at further resolutions, and those of exposures at all."""
         cutoff, macro = windows(data, 'MacroCoarsen').cutoff, {}
-        for of in self._resolutions:
+        for of in self.resolutions:
             window = None
             if cutoff is not None and isinstance(of.group, int) and of.node_type in since:
                 window = torch.searchsorted(cutoff, since[of.node_type])
             macro[of.name] = MacroNodes(cluster[of.name], sizes[of.name], window)
-        further = [of for of in self._resolutions if of.suffix]
+        further = [of for of in self.resolutions if of.suffix]
         counted: dict[EdgeType, tuple[Tensor, Tensor]] = {}
         if further:
             counts = self._counts(data, CLICKS)
             counted |= self._hops(counts, 'hop', self.further_hops, further, macro)
         if self.exposure_hops > 0 and SEES in data.edge_types:
             counts = self._counts(data, SEES)
-            counted |= self._hops(counts, 'sees', self.exposure_hops, self._resolutions, macro)
+            counted |= self._hops(counts, 'sees', self.exposure_hops, self.resolutions, macro)
             coarse = counts.coarse(macro['user'], macro['item'])
             counted[MACRO['user'], 'sees', MACRO['item']] = coarse
         return counted

@@ -344,6 +344,52 @@ class Pipeline:
                 outputs.append((logits.click, codes['label'][batch], later.events['user'][batch]))
         return click_metrics(outputs, torch.device('cpu'))
 
+    @property
+    def columns(self) -> dict[str, str]:
+        r"""What a request tells, :obj:`"user"`, :obj:`"item"` and the contexts that the model
+        reads, and the names of their columns in the log that was fitted."""
+        log, given = self._known(), self._schema.get('columns', {})
+        contexts = given.get('contexts', ())
+        named = dict(contexts) if isinstance(contexts, Mapping) else {x: x for x in contexts}
+        names = ['user', 'item', *(log.contexts if self._recipe.contexts else ())]
+        return {name: given.get(name, named.get(name, name)) for name in names}
+
+    def summary(self) -> dict[str, Any]:
+        r"""What the pipeline holds, as values of JSON: model, sizes, metrics; for each grouping how
+        many users or items are in each cluster, by name where it is an attribute; and the ten
+        heaviest macro edges, the clicks from a cluster of users on one of items."""
+        log, cluster = self._known(), self._coarsen.cluster
+        edge_index, time = log.clicks()
+        groupings = {}
+        for of in self._coarsen.resolutions:
+            found = cluster[of.name]
+            sizes = found[found >= 0].bincount().tolist()
+            names = log.raw(of.group) if isinstance(of.group, str) else range(len(sizes))
+            groupings[of.name] = {str(name): size for name, size in zip(names, sizes)}
+        user, item = cluster['user'][edge_index[0]], cluster['item'][edge_index[1]]
+        is_in = (user >= 0) & (item >= 0)
+        pairs, clicks = torch.stack([user, item])[:, is_in].unique(dim=1, return_counts=True)
+        heaviest = clicks.argsort(descending=True, stable=True)[:10]
+        keys = [list(groupings[node]) for node in _NODES]
+        return {
+            'model': self.model_name,
+            'users': len(log.maps['user']),
+            'items': len(log.maps['item']),
+            'exposures': log.events['time'].numel(),
+            'clicks': time.numel(),
+            'first time': int(log.events['time'][0]),
+            'last time': log.end - 1,
+            'ids': {name: ids.fingerprint for name, ids in log.maps.items()},
+            'metrics': self.metrics,
+            'clusters': groupings,
+            'heaviest macro edges': [
+                {'user': keys[0][u], 'item': keys[1][i], 'clicks': number}
+                for (u, i), number in zip(
+                    pairs[:, heaviest].t().tolist(), clicks[heaviest].tolist()
+                )
+            ],
+        }
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         r"""Writes all that :meth:`load` needs: ids as Parquet, tensors as safetensors, the rest as
         JSON with the checksums of all files. The folder is written under a temporary name and
