@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from mag.command_line import main
+from mag.command_line import MODELS, main
 from mag.pipeline import Pipeline
+from mag.pipeline.recipes import RECIPES
 
 
 def run(*arguments: str | Path, exit_code: int = 0) -> Result:
@@ -50,8 +51,7 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
     assert lines[0] == 'uid,sku,screen,score'
     pipeline = Pipeline.load(out)
     expected = pipeline.score(['u1', 'nobody'], [3, 4], context={'device': ['phone', 'watch']})
-    if model == 'count_net':
-        assert [line.rsplit(',', 1)[0] for line in lines[1:]] == ['u1,3,phone', 'nobody,4,watch']
+    assert [line.rsplit(',', 1)[0] for line in lines[1:]] == ['u1,3,phone', 'nobody,4,watch']
     assert [float(line.rsplit(',', 1)[1]) for line in lines[1:]] == expected.tolist()
     run('score', out, shop / 'requests.csv', '--out', shop / 'scores.parquet')
     rows = duckdb.sql(f"SELECT score FROM '{shop / 'scores.parquet'}'").fetchall()
@@ -60,8 +60,7 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
     assert later == {'later': pipeline.evaluate(shop / 'later.csv')}
     found = json.loads(run('inspect', out).stdout)
     assert found['exposures'] == 1200 and found['users'] == 40 and found['items'] == 30
-    name = 'category' if model == 'count_net' else 'item'
-    assert found['clusters']['item'] == {'k0': 10, 'k1': 10, 'k2': 10}, name
+    assert found['clusters']['item'] == {'k0': 10, 'k1': 10, 'k2': 10}
     heaviest = found['heaviest macro edges']
     assert heaviest[0]['clicks'] == max(edge['clicks'] for edge in heaviest)
     assert len(found['clusters']['user']) == 4
@@ -70,11 +69,10 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
 
 
 def test_what_is_wrong_is_told_without_a_traceback(shop: Path, tmp_path: Path) -> None:
-    shown = run('inspect', tmp_path, exit_code=1)
-    assert (
-        shown.output == f'Error: {str(tmp_path)!r} is no saved pipeline: it has no manifest.json.\n'
-    )
+    reason = f'{str(tmp_path)!r} is no saved pipeline: it has no manifest.json.'
+    assert run('inspect', tmp_path, exit_code=1).output == f'Error: {reason}\n'
     shown = run('fit', shop / 'log.yaml', '--out', tmp_path, '--users', '3', exit_code=2)
     assert 'told together' in shown.output
+    assert {*MODELS} == {*RECIPES}
     for command in ('fit', 'score', 'evaluate', 'inspect', 'update'):
         assert 'Usage: ' in run(command, '--help').output

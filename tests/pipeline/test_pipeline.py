@@ -143,6 +143,22 @@ def test_another_process_scores_to_the_last_bit_without_the_log(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['elsewhere', 'scores.pt']
 
 
+def test_a_dataset_and_a_file_that_says_the_log_are_fitted_alike(
+    folder: Path, files: Files, tmp_path: Path
+) -> None:
+    expected = requests(Pipeline.load(folder))
+    schema = {'path': str(files.old), 'columns': COLUMNS}
+    (tmp_path / 'log.json').write_text(json.dumps(schema))
+    described = make(folder.name).fit(tmp_path / 'log.json', tmp_path / 'cache', progress=False)
+    assert torch.equal(requests(described), expected)
+    dataset = EventLog(tmp_path / 'cache', files.old, COLUMNS, log=False)
+    fitted = make(folder.name).fit(dataset, progress=False)
+    assert torch.equal(requests(fitted), expected)
+    # Both know the columns of a later file.
+    scores = [requests(pipeline.update(files.new)) for pipeline in (described, fitted)]
+    assert torch.equal(*scores)
+
+
 def rebuilt(pipeline: Pipeline, fitted: Pipeline, files: Files, folder: Path) -> Tensor:
     r"""The scores of :func:`requests` of known ids, of the whole log read anew: as of the last of
     three cutoffs, by what the transforms knew when they were fitted."""
