@@ -1,6 +1,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,6 +194,11 @@ class MacroCoarsen(BaseTransform):
         names; empty before it."""
         return self._clusters.cluster
 
+    @property
+    def resolutions(self) -> list[Resolution]:
+        r"""All of users, and then all of items."""
+        return self._clusters.resolutions
+
     def _unfitted(self) -> MacroClusters:
         return MacroClusters(
             self.groups,
@@ -233,7 +239,7 @@ class MacroCoarsen(BaseTransform):
         require_cpu(data, 'MacroCoarsen')
         if not self.cluster:
             if 'cutoff' in data[CLICKS] and any(
-                isinstance(of.group, int) for of in self._resolutions
+                isinstance(of.group, int) for of in self.resolutions
             ):
                 warnings.warn(
                     'MacroCoarsen was not fitted, so it learns clusters from this part alone, and '
@@ -250,9 +256,9 @@ class MacroCoarsen(BaseTransform):
         window, num_windows = window_of_click(data, 'MacroCoarsen')
         cluster = self._clusters.assign(data, window)
         since = self._known_since(data, window)
-        sizes = {of.name: self._clusters.num_clusters(data, of) for of in self._resolutions}
+        sizes = {of.name: self._clusters.num_clusters(data, of) for of in self.resolutions}
         _remove_macro_nodes(data)
-        for of in self._resolutions:
+        for of in self.resolutions:
             of_node, store, macro = cluster[of.name], data[of.node_type], data[of.macro]
             store[of.cluster] = of_node
             if isinstance(of.group, int) and of.node_type in since:
@@ -278,9 +284,61 @@ class MacroCoarsen(BaseTransform):
                     data[node_type][f'macro_edges_{hop}'] = edges.tensors(node_type, hop)
         return data
 
-    @property
-    def _resolutions(self) -> list[Resolution]:
-        return self._clusters.resolutions
+    def keep(self, data: HeteroData) -> 'MacroCoarsen':
+        r"""A transform that knows the clusters of all nodes that have a click in :obj:`data`, as
+        this one assigns them, and since when: what is clicked later changes none of them, as in
+        the windows of a part that rolls.
+
+        Args:
+            data (HeteroData): A part.
+
+        Raises:
+            ValueError: If the transform is not fitted, or was fitted on another log.
+        """
+        if not self.cluster:
+            raise ValueError('MacroCoarsen has no clusters to keep yet: fit it on a training part.')
+        require_same_ids('MacroCoarsen was fitted on', self._id_maps, id_maps(data))
+        window, _ = window_of_click(data, 'MacroCoarsen')
+        kept = copy.copy(self)
+        kept._clusters = copy.copy(self._clusters)
+        kept._clusters.cluster = self._clusters.assign(data, window)
+        kept._since = self._known_since(data, window)
+        kept._id_maps = id_maps(data)
+        return kept
+
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`."""
+        centroids = {name: of.centroids for name, of in self.groupings.items()}
+        tensors = {f'centroids/{name}': x for name, x in centroids.items() if x is not None}
+        tensors |= {f'cluster/{name}': cluster for name, cluster in self.cluster.items()}
+        tensors |= {f'since/{name}': since for name, since in self._since.items()}
+        tensors |= {
+            f'columns/{name}': torch.from_numpy(columns)
+            for name, columns in self._clusters._columns.items()
+        }
+        return tensors, {'cutoff': self._cutoff, 'id_maps': self._id_maps}
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a transform with the same arguments."""
+
+        def of(kind: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(f'{kind}/'): value
+                for name, value in tensors.items()
+                if name.startswith(f'{kind}/')
+            }
+
+        clusters = self._unfitted()
+        for name, centroids in of('centroids').items():
+            number = centroids.size(0)
+            grouping = Grouping(number, spherical=self.spherical, seed=self.seed)
+            grouping.centroids = centroids
+            clusters.groupings[name] = grouping
+        clusters.cluster = of('cluster')
+        clusters._columns = {name: columns.numpy() for name, columns in of('columns').items()}
+        self._clusters, self._since = clusters, of('since')
+        self._cutoff = None if values['cutoff'] is None else Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
 
     def _sparse(
         self,
@@ -291,19 +349,19 @@ class MacroCoarsen(BaseTransform):
     ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
         r"""The macro edges of clicks at further resolutions, and those of exposures at all."""
         cutoff, macro = windows(data, 'MacroCoarsen').cutoff, {}
-        for of in self._resolutions:
+        for of in self.resolutions:
             window = None
             if cutoff is not None and isinstance(of.group, int) and of.node_type in since:
                 window = torch.searchsorted(cutoff, since[of.node_type])
             macro[of.name] = MacroNodes(cluster[of.name], sizes[of.name], window)
-        further = [of for of in self._resolutions if of.suffix]
+        further = [of for of in self.resolutions if of.suffix]
         counted: dict[EdgeType, tuple[Tensor, Tensor]] = {}
         if further:
             counts = self._counts(data, CLICKS)
             counted |= self._hops(counts, 'hop', self.further_hops, further, macro)
         if self.exposure_hops > 0 and SEES in data.edge_types:
             counts = self._counts(data, SEES)
-            counted |= self._hops(counts, 'sees', self.exposure_hops, self._resolutions, macro)
+            counted |= self._hops(counts, 'sees', self.exposure_hops, self.resolutions, macro)
             coarse = counts.coarse(macro['user'], macro['item'])
             counted[MACRO['user'], 'sees', MACRO['item']] = coarse
         return counted

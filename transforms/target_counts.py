@@ -1,5 +1,6 @@
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -213,6 +214,22 @@ class TargetCounts(BaseTransform):
         state = TargetState(self._keys(data), self.half_lives)
         state.update(user, item, time, clicked, contexts, settled)
         return state
+
+    def fitted_state(self) -> dict[str, Any]:
+        r"""What was fitted, as values of JSON, for :meth:`load_fitted_state`."""
+        return {
+            'views': self._fitted,
+            'rate': self._rate,
+            'cutoff': self._cutoff,
+            'id_maps': self._id_maps,
+        }
+
+    def load_fitted_state(self, values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a transform with the same arguments."""
+        self._fitted = [TargetView(*view) for view in values['views']]
+        self._rate = values['rate']
+        self._cutoff = None if values['cutoff'] is None else Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
 
     def _keys(self, data: HeteroData) -> TargetKeys:
         return TargetKeys(data, self._fitted, categoricals(data[SEES]), 'TargetCounts')

@@ -1,0 +1,157 @@
+r"""The command :obj:`mag`: a log in, a saved pipeline out, and scores from it."""
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+# Here, too, so that help waits for none of them.
+MODELS = ('count_net', 'macgnn')
+_ERRORS = (IndexError, OSError, TypeError, ValueError)
+
+
+@click.group()
+def main() -> None:
+    r"""Graph-based click prediction: from a raw log to a model, and from raw ids to scores."""
+
+
+@main.command('fit')
+@click.argument('log', type=click.Path(exists=True, dir_okay=False))
+@click.option('--model', type=click.Choice(MODELS), default='count_net', show_default=True)
+@click.option('--out', required=True, type=click.Path(), help='The folder to save to.')
+@click.option('--epochs', type=click.IntRange(1), default=20, show_default=True)
+@click.option('--users', help='Clusters of users, such as 20, or an attribute, or several: 20,100.')
+@click.option('--items', help='Clusters of items, such as 50, or an attribute: category,50.')
+@click.option('--seed', type=click.IntRange(0), default=0, show_default=True)
+def fit(
+    log: str, model: str, out: str, epochs: int, users: str | None, items: str | None, seed: int
+) -> None:
+    r"""Fit a model on the LOG that a YAML or JSON file describes, and save all of it."""
+    if (users is None) != (items is None):
+        raise click.UsageError('--users and --items are told together, or neither.')
+    with _explained():
+        from mag.pipeline import Pipeline
+
+        groups = None
+        if users is not None and items is not None:
+            groups = {'user': _groups(users, model), 'item': _groups(items, model)}
+        pipeline = Pipeline(model, groups, max_epochs=epochs, seed=seed).fit(log)
+        pipeline.save(out)
+        _show(pipeline.metrics)
+
+
+@main.command('score')
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('requests', type=click.Path(exists=True, dir_okay=False))
+@click.option('--out', type=click.Path(), help='A Parquet file to write to.  [default: CSV, shown]')
+def score(folder: str, requests: str, out: str | None) -> None:
+    r"""Score the users and items of REQUESTS, a CSV or Parquet file with the columns of the log."""
+    with _explained():
+        import duckdb
+
+        from mag.files import replacing
+        from mag.pipeline import Pipeline
+
+        pipeline = Pipeline.load(folder)
+        with duckdb.connect() as connection:
+            # Ids of a CSV file are compared as they are written.
+            is_csv = not requests.endswith('.parquet')
+            reader = 'read_csv($path, all_varchar=true)' if is_csv else 'read_parquet($path)'
+            found = connection.execute(f'SELECT * FROM {reader}', {'path': requests}).fetchnumpy()
+            columns = pipeline.columns
+            missing = [column for column in columns.values() if column not in found]
+            if missing:
+                raise ValueError(
+                    f'{requests!r} must have the columns {list(columns.values())}, but lacks '
+                    f'{missing}.'
+                )
+            context = {
+                name: found[column]
+                for name, column in columns.items()
+                if name not in ('user', 'item')
+            }
+            user, item = (found[columns[name]] for name in ('user', 'item'))
+            scores = pipeline.score(user, item, context=context).numpy()
+            connection.register('scored', {**found, 'score': scores})
+            if out is None:
+                rows = connection.execute('SELECT * FROM scored')
+                writer = csv.writer(sys.stdout, lineterminator='\n')
+                writer.writerow(column[0] for column in rows.description or ())
+                while batch := rows.fetchmany(10_000):
+                    writer.writerows(batch)
+            else:
+                with replacing(out) as temporary:
+                    query = 'COPY scored TO $path (FORMAT parquet)'
+                    connection.execute(query, {'path': temporary})
+
+
+@main.command('evaluate')
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('log', type=click.Path(exists=True, dir_okay=False))
+def evaluate(folder: str, log: str) -> None:
+    r"""Evaluate a pipeline on a later LOG: a YAML or JSON file, or a table with its columns."""
+    with _explained():
+        from mag.pipeline import Pipeline
+
+        _show({'later': Pipeline.load(folder).evaluate(_described(log))})
+
+
+@main.command('update')
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('events', type=click.Path(exists=True, dir_okay=False))
+def update(folder: str, events: str) -> None:
+    r"""Read new EVENTS, and save the pipeline with them."""
+    with _explained():
+        from mag.pipeline import Pipeline
+
+        Pipeline.load(folder).update(_described(events)).save(folder)
+
+
+@main.command('inspect')
+@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+def inspect(folder: str) -> None:
+    r"""Show what a pipeline holds: its log, its metrics, clusters and heaviest macro edges."""
+    with _explained():
+        from mag.pipeline import Pipeline
+
+        _show(Pipeline.load(folder).summary())
+
+
+def _described(path: str) -> Any:
+    r"""A log by the file that describes it, or by its own path."""
+    if not path.endswith(('.yaml', '.yml', '.json')):
+        return path
+    from mag.datasets import LogSchema
+
+    return LogSchema.load(path)
+
+
+def _groups(text: str, model: str) -> Any:
+    found: list[Any] = [int(name) if name.isdecimal() else name for name in text.split(',')]
+    # MacGNN reads one resolution.
+    return found[0] if model == 'macgnn' and len(found) == 1 else found
+
+
+def _show(values: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(_without_nan(values), indent=1, default=os.fspath, ensure_ascii=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(of) for name, of in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    r"""Tells what is wrong in a sentence, without a traceback."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise click.ClickException(str(error)) from error
