@@ -102,7 +102,8 @@ def _find(events: Seen, rows: Seen) -> Tensor:
     # Sorted rows are found several times faster than others.
     found = order[torch.searchsorted(code, asked).clamp_(max=code.numel() - 1)]
     is_same = torch.ones_like(row, dtype=torch.bool)
-    pairs = [(events[column], rows[column]) for column in range(4)]
+    pairs = [(events.user, rows.user), (events.item, rows.item)]
+    pairs += [(events.time, rows.time), (events.clock, rows.clock)]
     pairs += [(events.contexts[name], value) for name, value in rows.contexts.items()]
     for known, own in pairs:
         is_same &= known[found] == own[row]

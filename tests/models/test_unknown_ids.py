@@ -271,7 +271,7 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
 def test_a_loader_of_the_grown_log_is_refused_until_the_tables_grew(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
-    maps = {'user': IdMap(range(25)), 'item': IdMap(range(15)), 'category': IdMap('abcd')}
+    maps = {'user': IdMap(range(25)), 'item': IdMap(range(15)), 'category': IdMap(list('abcd'))}
     more = {'user': maps['user'].extend(range(27)), 'item': maps['item'].extend(range(18))}
     later_log = grown_log(click_log)
     click_log.id_maps = {name: known.lineage for name, known in maps.items()}
