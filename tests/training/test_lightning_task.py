@@ -86,7 +86,7 @@ def test_only_tasks_are_wrapped() -> None:
 
 
 def test_loaders_and_checkpoints_of_another_log_are_refused(tmp_path: Path) -> None:
-    users, others = IdMap(range(9)), IdMap('abc')
+    users, others = IdMap(range(9)), IdMap(list('abc'))
 
     def task_of(id_map: IdMap) -> LightningTask:
         task = make_task()
