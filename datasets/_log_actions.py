@@ -1,5 +1,6 @@
 r"""What followed the rows of a log, from a long table of actions."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ def join_actions(
     reader: TableReader,
     time_unit: str,
     actions: Mapping[str, str],
-    within: float | None,
+    within: float,
 ) -> None:
     r"""Adds to the table :obj:`log` what followed its rows: a column, 0 or 1, for each action, the
     time of the first click where one of them is the :obj:`label`, and the time when all is known.
@@ -25,7 +26,7 @@ def join_actions(
         reader (TableReader): The table of actions.
         time_unit (str): The unit of times that are numbers.
         actions (dict): From the name of a column to the action it tells of.
-        within (float, optional): After how many seconds an action belongs to a row no more.
+        within (float): After how many seconds an action belongs to a row no more.
     """
     kinds = reader.kinds(connection)
     of_log = column_kinds(connection, 'log')
@@ -48,11 +49,10 @@ def join_actions(
     unit = TIME_UNITS[time_unit]
     if is_date['log']:
         distance = 'epoch(action.time) - epoch(log.time)'
-        end = f'log.time + to_microseconds({round((within or 0) * 1e6)})'
+        end = f'log.time + to_microseconds({math.ceil(within * 1e6)})'
     else:
         distance = f'(action.time - log.time) / {unit}'
-        end = f'log.time + {round((within or 0) * unit)}'
-    is_near = 'true' if within is None else f'{distance} <= {within}'
+        end = f'log.time + {math.ceil(within * unit)}'
     # Of rows of one user, item and time the last is followed.
     connection.execute(f"""
         CREATE OR REPLACE TABLE followed AS
@@ -64,7 +64,7 @@ def join_actions(
             SELECT user, item, time, max(rowid) AS log_position FROM log GROUP BY user, item, time
         ) AS log
         ON {same} AND action.time >= log.time
-        WHERE {is_near}
+        WHERE {distance} <= {within}
     """)
     _warn_of_others(connection, reader, listed)
     flags = ', '.join(
@@ -79,9 +79,7 @@ def join_actions(
     values = ', '.join(
         f'coalesce(found.{quote_name(name)}, 0)::DOUBLE AS {quote_name(name)}' for name in actions
     )
-    settled = 'coalesce(found.last, log.time)' if within is None else end
-    if 'settled' in of_log:
-        settled = f'greatest(log.settled, {settled})'
+    settled = f'greatest(log.settled, {end})' if 'settled' in of_log else end
     replaced = [f'{settled} AS settled']
     if 'label' in actions:
         replaced.append('coalesce(found.first_click, log.time) AS click_time')
@@ -95,7 +93,7 @@ def join_actions(
         CREATE TABLE with_actions AS
         SELECT log.*{exclude}, {values}, {', '.join(replaced)}
         FROM log LEFT JOIN (
-            SELECT log_position, max(time) AS last, {flags}{first_click}
+            SELECT log_position, {flags}{first_click}
             FROM followed GROUP BY log_position
         ) AS found ON log.rowid = found.log_position
         ORDER BY log.rowid

@@ -292,6 +292,7 @@ class ClickDataset(InMemoryDataset):
             steps.set_description('Building')
             data = graph.build()
             self.extend(connection, data, graph.names)
+            lineages = dict(data.id_maps)
             steps.update()
 
             steps.set_description('Writing')
@@ -309,7 +310,7 @@ class ClickDataset(InMemoryDataset):
         facts = {
             'fingerprint': self._settings() | {'files': files},
             'names': graph.names,
-            'id_maps': graph.lineages,
+            'id_maps': lineages,
             'num_duplicates': num_duplicates,
         }
         write_manifest(folder, facts)

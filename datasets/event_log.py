@@ -123,7 +123,8 @@ class EventLog(ClickDataset):
         ids (ClickDataset, str or dict, optional): An earlier dataset whose ids are kept, or its
             :obj:`root`, for which it need not be opened; or a dictionary of its
             :attr:`~ClickDataset.id_maps`, such as :obj:`{'user': IdMap.load('user.parquet')}`,
-            which tells no category of an item. (default: :obj:`None`)
+            which tells no category of an item. Attributes of several values have no map, and are
+            refused beside it. (default: :obj:`None`)
 
     Raises:
         FileNotFoundError: If no file is there.
@@ -151,6 +152,12 @@ class EventLog(ClickDataset):
         ids: ClickDataset | str | os.PathLike[str] | Mapping[str, IdMap] | None = None,
     ) -> None:
         schema = _schema_of(path, columns, time_unit)
+        lists = _lists(schema)
+        if ids is not None and lists:
+            raise ValueError(
+                f"'ids' keep the codes of attributes of one value, but {lists} have several: leave "
+                f'these out of the schema, or read all exports together as one log.'
+            )
         self.columns = _plain(schema.columns)
         self.time_unit = schema.time_unit
         self._readers = _readers_of(schema)
@@ -212,6 +219,7 @@ class EventLog(ClickDataset):
         self._warn_of_late_times(connection)
         self._read_actions(connection)
         self._warn_of_labels(connection)
+        self._warn_of_late_clicks(connection)
         _fill(connection, fields)
         for node in ('user', 'item'):
             self._read_attributes(connection, node)
@@ -237,6 +245,9 @@ class EventLog(ClickDataset):
         names: dict[str, list[str]],
     ) -> None:
         schema = self._reading
+        for name in _lists(schema):
+            # Their codes are ranked anew in each log, so that no map tells what became of them.
+            del data.id_maps[name]
         for node in ('user', 'item'):
             add_lists(connection, data, names, node, f'{node}_first', _attributes(schema, node))
             if node in schema.side_tables:
@@ -264,7 +275,7 @@ class EventLog(ClickDataset):
         found = action_names(actions)
         if 'label' in found:
             connection.execute('ALTER TABLE log DROP COLUMN label')
-        join_actions(connection, reader, self.time_unit, found, actions.get('within'))
+        join_actions(connection, reader, self.time_unit, found, actions['within'])
 
     def _read_attributes(self, connection: duckdb.DuckDBPyConnection, node: str) -> None:
         schema = self._reading
@@ -285,6 +296,16 @@ class EventLog(ClickDataset):
                 f'The last time, {last:,} seconds after 1970, is beyond the year 5000: if the '
                 f'column {self.columns["time"]!r} is not in {self.time_unit!r}, pass another '
                 f"'time_unit'.",
+                stacklevel=2,
+            )
+
+    def _warn_of_late_clicks(self, connection: duckdb.DuckDBPyConnection) -> None:
+        kinds = column_kinds(connection, 'log')
+        if 'click_time' in kinds and 'settled' not in kinds:
+            warnings.warn(
+                'Clicks have times of their own, but nothing tells since when it is known that a '
+                'row was not clicked, so all labels are taken as known at once: training reads '
+                "clicks of after its end. Name a column for 'settled'.",
                 stacklevel=2,
             )
 
@@ -370,6 +391,13 @@ def _plain(value: Any) -> Any:
 
 def _arrays(schema: LogSchema, node: str) -> list[str]:
     return [os.path.abspath(path) for path in schema.side_arrays(node).values()]
+
+
+def _lists(schema: LogSchema) -> list[str]:
+    r"""The names of attributes of several values."""
+    fields = [_attributes(schema, node) for node in ('user', 'item')]
+    fields += [schema.side_fields(node) for node in schema.side_tables]
+    return [name for named in fields for name, field in named.items() if field.kind == 'names']
 
 
 def _attributes(schema: LogSchema, node: str) -> dict[str, Field]:

@@ -40,6 +40,8 @@ _OPTIONAL = tuple(
     for role in dict.fromkeys(('label', 'category', 'weight', *_SINGLE, *_SEVERAL, 'separators'))
     if role not in _REQUIRED
 )
+# A hundred years, in seconds.
+_LONGEST = 3_155_760_000
 _SIDE_ROLES = {
     'attributes': ('name', 'attribute'),
     'texts': ('name', 'text'),
@@ -132,7 +134,8 @@ class LogSchema:
             :obj:`'columns'` (:obj:`'user'`, :obj:`'item'`, :obj:`'time'`, :obj:`'action'`), and
             which actions are the :obj:`'label'`, the :obj:`'conversion'` and the
             :obj:`'behaviors'`. An action belongs to the last row of its user and item before it or
-            at its time, if that is at most :obj:`'within'` seconds ago. (default: :obj:`None`)
+            at its time, if that is at most :obj:`'within'` seconds ago; until then it is not
+            known what followed a row. (default: :obj:`None`)
 
     Raises:
         TypeError: If an argument is of another type.
@@ -476,6 +479,13 @@ def _check_actions(actions: Any) -> None:
         return
     options = ('label', 'conversion', 'behaviors', 'within', *_FORMAT)
     _check_keys_of("'actions'", actions, ('path', 'columns'), options)
+    if actions.get('within') is None:
+        raise ValueError(
+            "'actions' must say by 'within' how many seconds after a row an action may still "
+            'follow, but says nothing: else it would be known at once that a row has none, and '
+            'later alone that it has one.'
+        )
+    check_numbers(f'(0, {_LONGEST}]', within=actions['within'])
     _check_source('actions: path', actions['path'])
     _check_format('actions: ', actions)
     _check_keys_of("the columns of 'actions'", actions['columns'], tuple(_ACTION_ROLES), ())
@@ -489,8 +499,6 @@ def _check_actions(actions: Any) -> None:
             "'actions' must say which action is the 'label' or the 'conversion', or which are "
             "'behaviors', but says none."
         )
-    if actions.get('within') is not None:
-        check_numbers('(0, inf)', within=actions['within'])
 
 
 def _check_keys_of(

@@ -7,6 +7,7 @@ from mag.cutoff import history_clock, window_of_click
 from mag.schema import (
     CLICKS,
     MACRO,
+    NEIGHBOR_TYPE,
     SEES,
     click_attributes,
     label_attributes,
@@ -15,6 +16,8 @@ from mag.schema import (
     windows,
 )
 
+# Of the first history, whatever the window.
+_FOLLOWS = ('behavior', 'follows', 'behavior')
 _MACRO_TYPES = tuple(MACRO.values())
 # What counts or numbers all windows.
 _OF_THE_PART = ('edge_label_window', 'num_dropped', 'num_unsettled')
@@ -46,7 +49,8 @@ def window(data: HeteroData, number: int) -> HeteroData:
       exposures of that window alone, and :obj:`cutoff` of shape :obj:`[1]`. There is no
       :obj:`edge_label_window`, and :obj:`num_dropped` and :obj:`num_unsettled`, which count the
       whole part, are left out;
-    * :obj:`data['user', 'sees', 'item']`, where it is there: the exposures strictly before it;
+    * :obj:`data['user', 'sees', 'item']`, where it is there: the exposures strictly before it,
+      with the clicks that were settled by then;
     * where :class:`~mag.transforms.RecentNeighbors` was applied, :obj:`recent` of shape
       :obj:`[N, num]`;
     * where :class:`~mag.transforms.MacroCoarsen` was, the macro edges that count something by then,
@@ -65,8 +69,8 @@ def window(data: HeteroData, number: int) -> HeteroData:
         IndexError: If there is no such window.
         TypeError: If :obj:`number` is no integer, or the data no
             :class:`~torch_geometric.data.HeteroData`.
-        ValueError: If the data is no part, a click lies at or after the last cutoff, or edges were
-            reversed, of which nothing tells when they happened.
+        ValueError: If the data is no part, a click lies at or after the last cutoff, or there are
+            other edges, such as reversed ones, of which nothing tells when they happened.
     """
     require(data, 'window', 'edge_index')
     require_cpu(data, 'window')
@@ -87,6 +91,9 @@ def window(data: HeteroData, number: int) -> HeteroData:
         sees = data[SEES]
         clock = sees['position' if 'position' in data[CLICKS] else 'time']
         _cut_events(sees, view[SEES], sees.edge_attrs(), clock < moment)
+        if 'settled' in sees and 'position' not in data[CLICKS]:
+            seen = view[SEES]
+            seen.clicked = seen.clicked * (seen.settled < moment)
     if of_label is not None:
         _keep_labels(data, view, of_label == number)
     view[CLICKS].cutoff = moment.view(1)
@@ -106,11 +113,17 @@ def _require_part(data: HeteroData) -> None:
         raise ValueError(
             "window expects a part with a 'cutoff', as TemporalSplit returns, but got a whole log."
         )
-    turned = [edge_type for edge_type in data.edge_types if edge_type[1].startswith('rev_')]
-    if turned:
+    others = [
+        edge_type
+        for edge_type in data.edge_types
+        if edge_type not in (CLICKS, SEES, _FOLLOWS) and not edge_type[0].startswith(_MACRO_TYPES)
+    ]
+    others += [name for name in NEIGHBOR_TYPE if 'hyperedge_index' in data[name]]
+    if others:
         raise ValueError(
-            f'window found {turned}, and nothing tells which of these edges were there in a '
-            f'window: apply T.ToUndirected to the views, and not to the part.'
+            f'window found edges or hyperedges of {others}, and nothing tells which of them were '
+            f'there in a window: apply T.ToUndirected, and what else adds edges, to the views, and '
+            f'not to the part.'
         )
 
 

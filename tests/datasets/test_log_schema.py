@@ -250,24 +250,26 @@ def test_table_of_actions(tmp_path):
     assert dataset.names['behavior'] == ['in_cart']
 
 
-def test_actions_without_an_end_are_known_when_they_happen(tmp_path):
+def test_actions_are_known_when_none_can_follow_any_more(tmp_path):
     log = write(tmp_path / 'log.csv', 'u,i,ts,click\na,1,9,1\na,1,20,1\na,2,8,0\nb,2,10,1\n')
     columns = {'user': 'who', 'item': 'what', 'time': 'when', 'action': 'did'}
     path = write(tmp_path / 'actions.csv', ACTIONS.replace('a,2,5,click\n', ''))
     actions = {'path': path, 'columns': columns, 'conversion': 'buy', 'behaviors': ['cart']}
-    schema = LogSchema(log, PLAIN, actions=actions)
+    schema = LogSchema(log, PLAIN, actions=actions | {'within': 14.5})
     store = read(tmp_path, schema)[0][CLICKS]
     assert store.edge_label_time.tolist() == [8, 9, 10, 20]
     assert store.edge_label_conversion.tolist() == [0, 0, 0, 1]
     assert store.edge_label_behavior.tolist() == [[0], [1], [0], [0]]
-    assert store.edge_label_settled.tolist() == [8, 12, 10, 30]
+    # What follows a row or not changes nothing of when it is known.
+    assert store.edge_label_settled.tolist() == [23, 24, 25, 35]
 
 
 def test_time_of_clicks_and_domain(tmp_path):
     log = write(tmp_path / 'log.csv', 'u,i,ts,click,at,where,q\n'
                 'a,1,1,1,5,search,\na,2,2,0,,recommendation,\nb,1,3,1,3,search,tea\n')  # fmt: skip
     columns = PLAIN | {'click_time': 'at', 'domain': 'where', 'query': 'q'}
-    dataset = read(tmp_path, log, columns)
+    with pytest.warns(UserWarning, match="times of their own, .* Name a column for 'settled'."):
+        dataset = EventLog(tmp_path / 'root', log, columns, log=False)
     store = dataset[0][CLICKS]
     assert store.edge_label_domain.tolist() == [1, 0, 1]
     # A search without terms has the term 'unknown'.
@@ -372,6 +374,7 @@ ACTION = {
     'path': 'x.csv',
     'columns': {'user': 'u', 'item': 'i', 'time': 't', 'action': 'a'},
     'label': 'click',
+    'within': 60,
 }
 
 
@@ -411,9 +414,15 @@ ACTION = {
             ValueError,
             "the columns of 'items' must name what 'separators' are of, one of ['id', 'tag'], ",
         ),
+        ({'actions': ACTION | {'within': None}}, ValueError, "'actions' must say by 'within' how"),
+        (
+            {'actions': ACTION | {'within': 1e30}},
+            ValueError,
+            "'within' must be a number in (0, 3155760000], but",
+        ),
         ({'actions': ACTION}, ValueError, "'actions' must not tell of 'label' where 'columns' hav"),
         (
-            {'actions': {key: ACTION[key] for key in ('path', 'columns')}},
+            {'actions': {key: ACTION[key] for key in ('path', 'columns', 'within')}},
             ValueError,
             "'actions' must say which action is the 'label' or the 'conversion', or",
         ),
@@ -423,6 +432,20 @@ def test_bad_schemas(changes, error, expected):
     with pytest.raises(error) as raised:
         LogSchema(**({'path': 'log.csv', 'columns': PLAIN} | changes))
     assert expected in str(raised.value)
+
+
+def test_several_values_have_no_lasting_codes(tmp_path):
+    path = write(tmp_path / 'log.csv', 'u,i,ts,click,tags\na,1,1,1,x|y\na,2,2,0,z\nb,1,3,1,x|y\n')
+    columns = PLAIN | {'item_attributes': ['tags'], 'separators': {'tags': '|'}}
+    dataset = read(tmp_path, path, columns)
+    # y is the first of no item.
+    assert dataset.names['tags'] == ['x', 'y', 'z']
+    assert dataset[0].id_maps.keys() == dataset.id_maps.keys() == {'user', 'item'}
+    with pytest.raises(ValueError, match=r"of one value, but \['tags'\] have several: leave these"):
+        EventLog(tmp_path / 'later', path, columns, log=False, ids=dataset)
+    assert (
+        len(EventLog(tmp_path / 'plain', path, PLAIN, log=False, ids=dataset).raw_ids['item']) == 2
+    )
 
 
 def test_a_log_of_clicks_alone_says_so(tmp_path):

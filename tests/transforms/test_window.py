@@ -181,6 +181,27 @@ def test_the_future_changes_no_view(click_log: HeteroData) -> None:
 
 
 @pytest.mark.sparse
+def test_clicks_that_are_known_later_are_in_no_view(click_log: HeteroData) -> None:
+    click_log[CLICKS].edge_label_settled = click_log[CLICKS].edge_label_time + 40
+    train = TemporalSplit(0.3, 0.8, 0.9, NUM_WINDOWS)(click_log)[0]
+    for number, cutoff in enumerate(train[CLICKS].cutoff.tolist()):
+        sees, seen = train[SEES], window(train, number)[SEES]
+        is_before = sees.time < cutoff
+        settled = sees.settled[is_before] < cutoff
+        assert torch.equal(seen.clicked, sees.clicked[is_before] * settled)
+        assert bool((sees.clicked[is_before] * ~settled).any())
+
+
+def test_other_edges_are_refused(train: HeteroData) -> None:
+    train['user', 'follows', 'user'].edge_index = torch.tensor([[0], [1]])
+    with pytest.raises(ValueError, match="found edges or hyperedges of .*'follows', 'user'"):
+        window(train, 0)
+    del train['user', 'follows', 'user']
+    train['item'].hyperedge_index = torch.tensor([[0], [0]])
+    with pytest.raises(ValueError, match="hyperedges of \\['item'\\], and nothing tells"):
+        window(train, 0)
+
+
 def test_no_neighborhood_of_a_view_holds_a_label(train: HeteroData) -> None:
     def leaked(data: HeteroData) -> int:
         r"""How many labels are edges of the neighborhoods that they are sampled with."""
