@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_ids, check_integers, check_tensor
-from mag.nn.id_embedding import look_up
+from mag.nn.id_embedding import drop_ids, look_up
 
 _IDS = ('user', 'item')
 
@@ -80,11 +80,10 @@ class FieldEmbedding(torch.nn.Embedding):
         for column, name in zip(self.columns, self.names):
             of_field = sparse[:, column]
             check_ids('CountNet', f"values of '{name}'", of_field, self.num_values[name], first=-1)
-        known = sparse[:, self.columns] + 1
+        known = sparse[:, self.columns]
         if self.training and self.id_dropout > 0:
-            dropped = torch.rand(known.shape, device=known.device) < self.id_dropout
-            known = known.masked_fill(dropped & self.is_id, 0)
-        return known
+            known = drop_ids(known, self.id_dropout, self.is_id)
+        return known + 1
 
     def forward(self, known: Tensor, counts: Tensor | None = None) -> Tensor:
         r"""The embeddings of what :meth:`known` returns, shape :obj:`[B, F, d]`, of rows with such
@@ -93,7 +92,7 @@ class FieldEmbedding(torch.nn.Embedding):
         if counts is None or self.id_strength == 0:
             return embedded
         seen = counts[..., 0].index_select(1, self.seen)
-        # Nobody is seen as often as who is unknown: that row says all that it learned of them.
+        # Who is unknown has no exposures, and yet the row of the unknown says all that it learned.
         is_weighed = self.is_weighed & (known > 0)
         share = (seen / (seen + self.id_strength)).where(is_weighed, 1)
         return embedded * share.to(embedded.dtype).unsqueeze(-1)

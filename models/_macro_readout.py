@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 from mag.checks import check_ids
 from mag.loader import PairBatch
 from mag.nn import MacroConv
-from mag.nn.id_embedding import add_rows, look_up
+from mag.nn.id_embedding import add_rows, hide, look_up
 from mag.schema import NEIGHBOR_TYPE, hops, reached
 
 # From a node type and ids, 0 for none, to their embeddings.
@@ -103,8 +103,9 @@ class MacroReadout(torch.nn.Module):
         if self.recent:
             for name, of in recent.items():
                 source = NEIGHBOR_TYPE[name]
-                dropped = own[source].where(ids[source] == 0, -1) if self.training else None
-                out.append(self._read_recent(name, of, target, embed, dropped))
+                # Who is taken for unknown may be a recent neighbor, too: of a repeated click.
+                known = hide(of, own[source], ids[source] - 1) if self.training else of
+                out.append(self._read_recent(name, of, known, target, embed))
         return out
 
     def extra_repr(self) -> str:
@@ -131,9 +132,9 @@ class MacroReadout(torch.nn.Module):
         self,
         node_type: str,
         recent: Tensor,
+        known: Tensor,
         target: Mapping[str, Tensor],
         embed: Embed,
-        dropped: Tensor | None,
     ) -> Tensor:
         source = NEIGHBOR_TYPE[node_type]
         if recent.size(1) == 0:
@@ -142,10 +143,7 @@ class MacroReadout(torch.nn.Module):
                 f'RecentNeighbors, or build it with recent=False.'
             )
         check_ids('CountNet', f'recent {source}s', recent, self.num_nodes[source], first=-1)
-        ids = recent + 1
-        if dropped is not None:
-            # Who is taken for unknown may be a recent neighbor, too: of a click that is repeated.
-            ids = ids.masked_fill(recent == dropped.unsqueeze(1), 0)
+        ids = known + 1
         x_attention = self._attention(source, ids) if self.attention else None
         return self.conv[source].attend(  # type: ignore[operator]
             embed(source, ids), target[source], recent >= 0, x_attention

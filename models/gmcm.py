@@ -29,6 +29,7 @@ from mag.losses import (
 )
 from mag.models._growth import check_grown
 from mag.nn import BehaviorMerge, HashEmbedding
+from mag.nn.id_embedding import drop_ids
 from mag.schema import CLICKS, NEIGHBOR_TYPE, require
 
 MERGES = ('graph', 'concat', 'gru', 'none')
@@ -278,9 +279,7 @@ class GMCM(torch.nn.Module):
         check_tensor('GMCM', 'dense', batch.dense, ('B', self.mean.numel()), 'floats')
         sparse = batch.sparse
         if self.training and self.id_dropout > 0:
-            dropped = torch.rand(sparse.shape, device=sparse.device) < self.id_dropout
-            is_id = self.embedding.row_of_unknown >= 0
-            sparse = sparse.masked_fill(dropped & is_id, -1)
+            sparse = drop_ids(sparse, self.id_dropout, self.embedding.row_of_unknown >= 0)
         x = torch.cat([(batch.dense - self.mean) / self.deviation, self.embedding(sparse)], dim=1)
         click = self.click_tower(x).squeeze(-1)
         imputation = None

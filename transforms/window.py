@@ -15,9 +15,8 @@ from mag.schema import (
     require_cpu,
     windows,
 )
+from mag.transforms.behavior_graph import FOLLOWS
 
-# Of the first history, whatever the window.
-_FOLLOWS = ('behavior', 'follows', 'behavior')
 _MACRO_TYPES = tuple(MACRO.values())
 # What counts or numbers all windows.
 _OF_THE_PART = ('edge_label_window', 'num_dropped', 'num_unsettled')
@@ -116,7 +115,8 @@ def _require_part(data: HeteroData) -> None:
     others = [
         edge_type
         for edge_type in data.edge_types
-        if edge_type not in (CLICKS, SEES, _FOLLOWS) and not edge_type[0].startswith(_MACRO_TYPES)
+        # What follows what is of the first history, whatever the window.
+        if edge_type not in (CLICKS, SEES, FOLLOWS) and not edge_type[0].startswith(_MACRO_TYPES)
     ]
     others += [name for name in NEIGHBOR_TYPE if 'hyperedge_index' in data[name]]
     if others:

@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor
 
-# 2^64 divided by the golden ratio, as int64: products spread keys that follow each other.
-_SPREAD = -7046029254386353131
+# 2^64 divided by the golden ratio, as int64: products spread numbers that follow each other.
+SPREAD = -7046029254386353131
 
 
 class KeyTable:
@@ -61,7 +61,7 @@ class KeyTable:
 
     def _first(self, key: Tensor) -> Tensor:
         # The high bits of the product, of which a shift would drag the sign along.
-        return (key * _SPREAD >> self._shift) & self._mask
+        return (key * SPREAD >> self._shift) & self._mask
 
     def _put(self, key: Tensor, row: Tensor) -> None:
         place, left = self._first(key), torch.arange(key.numel())

@@ -6,10 +6,8 @@ from torch import Tensor
 
 from mag.checks import check_values
 from mag.macro_graph.counts_before import counts_before
+from mag.macro_graph.key_table import SPREAD
 from mag.macro_graph.target_keys import TargetKeys
-
-# 2^64 divided by the golden ratio, as int64: products spread numbers that follow each other.
-_SPREAD = -7046029254386353131
 
 
 class Seen(NamedTuple):
@@ -113,7 +111,7 @@ def _find(events: Seen, rows: Seen) -> Tensor:
 
 def _code(seen: Seen) -> Tensor:
     r"""A number that exposures of one user, item and moment share, and hardly any others."""
-    return (seen.user * _SPREAD + seen.item) * _SPREAD + seen.time.long()
+    return (seen.user * SPREAD + seen.item) * SPREAD + seen.time.long()
 
 
 def late_clicks(delay: Tensor, half_lives: tuple[float, ...]) -> Tensor:

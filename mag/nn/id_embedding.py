@@ -95,7 +95,7 @@ class IdEmbedding(torch.nn.Embedding):
         """
         if not self.drops:
             return ids
-        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.dropout, -1)
+        return drop_ids(ids, self.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         check_tensor('IdEmbedding', f'{self.name} ids', ids, ('*',), 'integers')
@@ -119,6 +119,18 @@ class IdEmbedding(torch.nn.Embedding):
 
     def extra_repr(self) -> str:
         return f'{self.name!r}, {self.num_ids}, {self.embedding_dim}, dropout={self.dropout}'
+
+
+def drop_ids(ids: Tensor, share: float, is_id: Tensor | bool = True) -> Tensor:
+    r"""Takes a share of ids for unknown, :obj:`-1`, each by a draw of its own.
+
+    Args:
+        ids: Ids of any shape.
+        share: How many of them.
+        is_id: Which of them may be, of a shape that is broadcast to that of the ids.
+    """
+    dropped = torch.rand(ids.shape, device=ids.device) < share
+    return ids.masked_fill(dropped & is_id, -1)
 
 
 def hide(ids: Tensor, own: Tensor, kept: Tensor) -> Tensor:
