@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from mag.datasets._sql import TIME_UNITS, TIMESTAMPS, column_kinds, quote, quote_name
+from mag.datasets._sql import TIME_UNITS, TIMESTAMPS, column_kinds, quote, quote_name, rewrite
 from mag.datasets._table_reader import TableReader
 
 
@@ -89,18 +89,16 @@ def join_actions(
         if name in of_log and (name == 'settled' or 'label' in actions)
     ]
     exclude = f' EXCLUDE ({", ".join(dropped)})' if dropped else ''
-    connection.execute(f"""
-        CREATE TABLE with_actions AS
+    with_actions = f"""
         SELECT log.*{exclude}, {values}, {', '.join(replaced)}
         FROM log LEFT JOIN (
             SELECT log_position, {flags}{first_click}
             FROM followed GROUP BY log_position
         ) AS found ON log.rowid = found.log_position
         ORDER BY log.rowid
-    """)
+    """
+    rewrite(connection, 'log', with_actions)
     connection.execute('DROP TABLE followed')
-    connection.execute('DROP TABLE log')
-    connection.execute('ALTER TABLE with_actions RENAME TO log')
 
 
 def _warn_of_others(

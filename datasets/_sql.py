@@ -73,6 +73,13 @@ def count_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return connection.execute(f'SELECT count(*) FROM {table}').fetchall()[0][0]
 
 
+def rewrite(connection: duckdb.DuckDBPyConnection, table: str, select: str) -> None:
+    r"""Puts the rows of a query, which may read the table, in the place of those of a table."""
+    connection.execute(f'CREATE TABLE rewritten AS {select}')
+    connection.execute(f'DROP TABLE {table}')
+    connection.execute(f'ALTER TABLE rewritten RENAME TO {table}')
+
+
 def drop_tables(connection: duckdb.DuckDBPyConnection) -> None:
     r"""Deletes all tables."""
     for (name,) in connection.execute('SELECT table_name FROM duckdb_tables()').fetchall():

@@ -15,7 +15,15 @@ from mag.datasets._side_tables import (
     create_node_tables,
     read_side_table,
 )
-from mag.datasets._sql import TIMESTAMPS, column_kinds, count_rows, in_seconds, quote, quote_name
+from mag.datasets._sql import (
+    TIMESTAMPS,
+    column_kinds,
+    count_rows,
+    in_seconds,
+    quote,
+    quote_name,
+    rewrite,
+)
 from mag.datasets._table_reader import TableReader, rules_of_ids
 from mag.datasets._table_source import Field
 from mag.datasets._values import Rule
@@ -375,7 +383,7 @@ def _arguments_of(schema: LogSchema, readers: Mapping[str, TableReader]) -> dict
         for name, table in tables.items()
         if table is not None
     }
-    form = {key: getattr(schema, key) for key in ('separator', 'names', 'encoding')}
+    form = schema.own_format
     if form != {'separator': None, 'names': None, 'encoding': 'utf-8'}:
         arguments['format'] = _plain(form)
     content = {name: reader.content for name, reader in readers.items() if reader.content}
@@ -403,7 +411,8 @@ def _lists(schema: LogSchema) -> list[str]:
 def _attributes(schema: LogSchema, node: str) -> dict[str, Field]:
     r"""The columns of the log that tell of a user or an item."""
     names = [*schema.named(f'{node}_attributes'), *schema.named(f'{node}_texts')]
-    return {name: schema.log_fields[name] for name in names}
+    fields = schema.log_fields
+    return {name: fields[name] for name in names}
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field]) -> None:
@@ -422,11 +431,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field]) ->
         return
     # An update would give rows with lists other numbers.
     replaced = ', '.join(f'{value} AS {name}' for name, value in values.items())
-    connection.execute(
-        f'CREATE TABLE filled AS SELECT * REPLACE ({replaced}) FROM log ORDER BY rowid'
-    )
-    connection.execute('DROP TABLE log')
-    connection.execute('ALTER TABLE filled RENAME TO log')
+    rewrite(connection, 'log', f'SELECT * REPLACE ({replaced}) FROM log ORDER BY rowid')
 
 
 def _in(name: str, words: tuple[str, ...]) -> str:

@@ -156,7 +156,7 @@ class LogSchema:
     def __post_init__(self) -> None:
         _check_source('path', self.path)
         check_choice(TIME_UNITS, time_unit=self.time_unit)
-        _check_format('', self._own_format)
+        _check_format('', self.own_format)
         _check_columns(self.columns)
         for node in ('users', 'items'):
             _check_side(node, getattr(self, node))
@@ -235,7 +235,7 @@ class LogSchema:
 
     def format(self, table: Mapping[str, Any] | None = None) -> Format:
         r"""How the files of a table are written, by default those of the log."""
-        return _format_of(self._own_format if table is None else table)
+        return _format_of(self.own_format if table is None else table)
 
     @property
     def side_tables(self) -> dict[str, Mapping[str, Any]]:
@@ -292,7 +292,8 @@ class LogSchema:
         return self.named('behaviors') | _named(actions.get('behaviors', ()))
 
     @property
-    def _own_format(self) -> dict[str, Any]:
+    def own_format(self) -> dict[str, Any]:
+        r"""How the files of the log are written, as the arguments say it."""
         return {key: getattr(self, key) for key in _FORMAT}
 
     def _check_names(self) -> None:

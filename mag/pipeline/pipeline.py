@@ -31,8 +31,6 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, Temporal
 
 _BATCH = 8192
 _NODES = ('user', 'item')
-# What a schema says besides where its tables are.
-_OF_SCHEMA = ('columns', 'time_unit', 'separator', 'names', 'encoding')
 
 
 class Pipeline:
@@ -157,7 +155,10 @@ class Pipeline:
         if isinstance(log, (str, os.PathLike)):
             log = LogSchema.load(log)
         if isinstance(log, LogSchema):
-            self._schema = {name: getattr(log, name) for name in _OF_SCHEMA}
+            # What a schema says besides where its tables are.
+            self._schema = {
+                'columns': log.columns, 'time_unit': log.time_unit, **log.own_format
+            }  # fmt: skip
             with _folder(root) as folder:
                 known = RawLog.of(EventLog(folder, log, log=progress))
         elif isinstance(log, ClickDataset):
