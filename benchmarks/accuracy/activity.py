@@ -25,18 +25,16 @@ from records import Record, made_by, make_parser, select, table
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from accuracy.count_data import DATASETS, load_parts, save_parts
-from accuracy.counts import MODELS, Job, Plan, key_of, open_results, read_parts, run_on, stop_of
+from accuracy.count_data import DATASETS
+from accuracy.counts import DEFAULTS, MODELS, Job, read_parts, run_on, run_plan, stop_of
 from accuracy.harness import (
     add_commands,
     describe_rows,
     difference_to,
-    prepare,
     read_records,
     score_groups,
     spread,
 )
-from accuracy.jobs import run_jobs
 from mag.loader.row_loader import RowLoader
 from mag.schema import CLICKS, SEES
 from mag.training import predict
@@ -81,19 +79,8 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
 
 
 def run(args: argparse.Namespace) -> None:
-    results = open_results(args)
-    prepare(args.threads)
-    paths = {
-        (dataset, 'rolling'): save_parts(dataset, 'rolling', args.root, args.checkpoints)
-        for dataset in args.dataset
-    }
-    num_rows = {
-        log: load_parts(path).train[CLICKS].edge_label.numel() for log, path in paths.items()
-    }
-    plan = Plan(args, results, num_rows)
     trials = select(read_records(args.settings), purpose='tune', stop=stop_of(args))
-    plan.done = {key_of(record): record for record in trials} | plan.done
-    run_jobs(plan.ready, partial(run_job, args, paths), plan.keep, 1, args.threads, plan.num_left())
+    run_plan(args, [(dataset, 'rolling') for dataset in args.dataset], run_job, trials=trials)
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -216,18 +203,7 @@ def draw(records: list[Record], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.activity', __doc__)
-    runner = add_commands(
-        parser,
-        DATASETS,
-        NAMES,
-        run,
-        render,
-        draw,
-        checkpoints='output/counts',
-        batch_size=1024,
-        max_epochs=20,
-        patience=6,
-    )
+    runner = add_commands(parser, DATASETS, NAMES, run, render, draw, **DEFAULTS)
     runner.add_argument('--settings', nargs='*', default=[], help='JSON files of accuracy.counts')
     args = parser.parse_args(arguments)
     args.act(args)

@@ -72,6 +72,10 @@ from mag.models import CountNet
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, fit
 
+# Of all commands that train as this one does.
+DEFAULTS: Record = {
+    'checkpoints': 'output/counts', 'batch_size': 1024, 'max_epochs': 20, 'patience': 6
+}  # fmt: skip
 LEARNING_RATES = (3e-3, 1e-2)
 # On MovieLens-1M the larger one was behind for each of the seven models that were tried with both.
 WEIGHT_DECAYS = {'movielens-1m': (1e-5,)}
@@ -454,13 +458,32 @@ def open_results(args: argparse.Namespace) -> Results:
 
 
 def run(args: argparse.Namespace) -> None:
-    results = open_results(args)
-    prepare(args.threads)
     logs = [
         (dataset, protocol)
         for dataset, protocol in product(args.dataset, args.protocol)
         if protocol in DATASETS[dataset].protocols
     ]
+    run_plan(args, logs, run_job, args.jobs)
+
+
+def run_plan(
+    args: argparse.Namespace,
+    logs: Sequence[tuple[str, str]],
+    run: Callable[[argparse.Namespace, dict[tuple[str, str], Path], Job], Record],
+    num_processes: int = 1,
+    trials: Sequence[Record] = (),
+) -> None:
+    r"""Tunes and runs the models of a command on logs and protocols, beside what was made.
+
+    Args:
+        args: Those of the command.
+        logs: Each log and how it is split.
+        run: Makes a run, given :obj:`args` and where the parts of each log are.
+        num_processes: How many runs at once.
+        trials: Those of another file, which need not be made again.
+    """
+    results = open_results(args)
+    prepare(args.threads)
     with ThreadPoolExecutor() as pool:
         made = pool.map(lambda log: save_parts(log[0], log[1], args.root, args.checkpoints), logs)
         paths = dict(zip(logs, made, strict=True))
@@ -468,8 +491,9 @@ def run(args: argparse.Namespace) -> None:
         log: load_parts(path).train[CLICKS].edge_label.numel() for log, path in paths.items()
     }
     plan = Plan(args, results, num_rows)
+    plan.done = {key_of(record): record for record in trials} | plan.done
     run_jobs(
-        plan.ready, partial(run_job, args, paths), plan.keep, args.jobs, args.threads,
+        plan.ready, partial(run, args, paths), plan.keep, num_processes, args.threads,
         plan.num_left(),
     )  # fmt: skip
 
@@ -589,17 +613,7 @@ def summary(runs: list[Record]) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.counts', __doc__)
-    runner = add_commands(
-        parser,
-        DATASETS,
-        MODELS,
-        run,
-        render,
-        checkpoints='output/counts',
-        batch_size=1024,
-        max_epochs=20,
-        patience=6,
-    )
+    runner = add_commands(parser, DATASETS, MODELS, run, render, **DEFAULTS)
     runner.add_argument(
         '--protocol', nargs='+', choices=list(PROTOCOLS), default=list(PROTOCOLS),
         help='how training labels are chosen; trivago and the market roll',

@@ -25,7 +25,7 @@ from records import Record, made_by, make_parser, select, table
 from tqdm import tqdm
 
 from accuracy.count_data import DATASETS, Parts, load_parts, save_parts
-from accuracy.counts import Job, open_results, run_on
+from accuracy.counts import DEFAULTS, Job, open_results, run_on
 from accuracy.harness import add_commands, describe_rows, prepare, read_records, spread
 from mag.schema import CLICKS
 from mag.transforms import MacroCoarsen, TargetCounts
@@ -264,18 +264,7 @@ def draw(records: list[Record], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.macro_nodes', __doc__)
-    runner = add_commands(
-        parser,
-        DATASETS,
-        TITLES,
-        run,
-        render,
-        draw,
-        checkpoints='output/counts',
-        batch_size=1024,
-        max_epochs=20,
-        patience=6,
-    )
+    runner = add_commands(parser, DATASETS, TITLES, run, render, draw, **DEFAULTS)
     runner.add_argument(
         '--settings', nargs='+', required=True, help='JSON files of accuracy.counts'
     )
