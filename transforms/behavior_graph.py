@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,6 +109,17 @@ class BehaviorGraph(BaseTransform):
         self._id_maps = id_maps(data)
         self.count = count.long().fill_diagonal_(0)
         return self
+
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`."""
+        tensors = {} if self.count is None else {'count': self.count}
+        return tensors, {'cutoff': self._cutoff, 'id_maps': self._id_maps}
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave."""
+        self.count = tensors['count']
+        self._cutoff = Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
 
     def forward(self, data: HeteroData) -> HeteroData:
         if self.count is None:

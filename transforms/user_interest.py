@@ -216,6 +216,34 @@ class UserInterest(BaseTransform):
         data['user'].interest = _interest(self._score, pairs, features, sizes['users'])
         return data
 
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`.
+
+        Raises:
+            ValueError: If nothing was.
+        """
+        if self._score is None:
+            raise ValueError('UserInterest has learned nothing yet: fit it on a training part.')
+        values = {
+            'modalities': list(self.modalities),
+            'cutoff': self._cutoff,
+            'sizes': self._sizes,
+            'id_maps': self._id_maps,
+        }
+        return self._score.state_dict(), values
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a transform with the same arguments."""
+        sizes, modalities = dict(values['sizes']), tuple(values['modalities'])
+        widths = [sizes[f'x_{name}'] for name in modalities]
+        # The generators are the caller's.
+        with torch.random.fork_rng(devices=[]):
+            score = InterestScore(sizes['users'], sizes['items'], widths, self.embedding_dim)
+        score.load_state_dict(tensors)
+        self._score, self.modalities, self._sizes = score, modalities, sizes
+        self._cutoff = Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
+
     def __repr__(self) -> str:
         learned = ''
         if self._score is not None:

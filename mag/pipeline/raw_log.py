@@ -1,22 +1,23 @@
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch_geometric.data import HeteroData
 
 from mag.datasets import ClickDataset, IdMap
-from mag.schema import CLICKS, SEES, categoricals
+from mag.schema import CLICKS, OUTCOMES, SEES, categoricals, contents
 
 _UNKNOWN = 'unknown'
 _NODES = ('user', 'item')
-#: What a log may have that is not carried, and by which roles it comes.
-_REFUSED = {
-    'edge_label_query': "'query'",
-    'edge_label_domain': "'domain'",
-    'edge_label_settled': "'settled' and 'actions'",
-}
+_OF_ALL_LOGS = ('user', 'item', 'time', 'label')
+# What of an exposure is known by no names.
+_NUMBERS = ('x', *OUTCOMES)
+# What a click carries, too.
+_OF_CLICKS = ('query', 'domain')
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,44 @@ class RawLog:
 
     Attributes:
         maps (dict[str, IdMap]): Of :obj:`"user"`, :obj:`"item"` and each categorical attribute.
-        attributes (dict[str, dict[str, torch.Tensor]]): By node type and name the attributes of
-            nodes, shape :obj:`[N]`.
-        events (dict[str, torch.Tensor]): :obj:`user`, :obj:`item`, :obj:`time` (int64 seconds),
-            :obj:`label` (1 for a click) and each attribute of exposures, shape :obj:`[L]`.
+        attributes (dict[str, dict[str, torch.Tensor]]): By node type and name the categorical
+            attributes of nodes, shape :obj:`[N]`.
+        events (dict[str, torch.Tensor]): :obj:`user`, :obj:`item`, :obj:`time` (int64 seconds) and
+            :obj:`label` (1 for a click), each categorical attribute of exposures, shape :obj:`[L]`,
+            or :obj:`[L, T]` of a query; and where they are read the features :obj:`x`, shape
+            :obj:`[L, F]`, and what followed, :obj:`behavior`, shape :obj:`[L, B]`, and
+            :obj:`conversion`, shape :obj:`[L]`.
+        contents (dict[str, dict[str, torch.Tensor]]): Where they are read, by node type and name
+            the modalities of nodes, :obj:`x_<name>`, shape :obj:`[N, D]`, and :obj:`has_<name>`,
+            shape :obj:`[N]`.
+        features (list[str]): The names of the columns of :obj:`x`.
     """
 
     maps: dict[str, IdMap]
     attributes: dict[str, dict[str, Tensor]]
     events: dict[str, Tensor]
+    contents: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {n: {} for n in _NODES})
+    features: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, dataset: ClickDataset) -> 'RawLog':
+    def of(cls, dataset: ClickDataset, reads: Collection[str] = ()) -> 'RawLog':
         r"""The log that a dataset holds.
 
+        Args:
+            dataset: Its graph is in the order of time.
+            reads: What is kept of :obj:`"contexts"`, :obj:`"features"` and :obj:`"outcomes"` of
+                exposures, and of :obj:`"contents"` of nodes.
+
         Raises:
-            ValueError: If it tells when a click or a label was known, or has queries or domains.
+            ValueError: If it tells when a click or a label was known.
         """
         data = dataset[0]
         clicks = data[CLICKS]
-        for name, roles in _REFUSED.items():
-            if name in clicks:
-                raise ValueError(
-                    f'Pipeline does not read {name!r}, but the log has it: leave out {roles}.'
-                )
+        if 'edge_label_settled' in clicks:
+            raise ValueError(
+                "Pipeline does not read 'edge_label_settled', but the log has it: leave out "
+                "'settled' and 'actions'."
+            )
         user, item = clicks.edge_label_index
         events = {
             'user': user,
@@ -56,15 +71,33 @@ class RawLog:
             'time': clicks.edge_label_time,
             'label': clicks.edge_label.float(),
         }
-        contexts = categoricals(clicks, 'edge_label_')
+        contexts = categoricals(clicks, 'edge_label_') if 'contexts' in reads else {}
         events |= {name: clicks[f'edge_label_{name}'].long() for name in contexts}
+        kept = ('x',) if 'features' in reads else ()
+        kept += OUTCOMES if 'outcomes' in reads else ()
+        events |= {
+            name: clicks[f'edge_label_{name}'].float()
+            for name in kept
+            if f'edge_label_{name}' in clicks
+        }
         attributes = {
             node: {name: data[node][name].long() for name in categoricals(data[node])}
             for node in _NODES
         }
-        names = [*_NODES, *contexts, *(name for found in attributes.values() for name in found)]
+        found = {
+            node: _contents(data[node], dataset.names) if 'contents' in reads else {}
+            for node in _NODES
+        }
+        names = [*_NODES, *contexts, *(name for of_node in attributes.values() for name in of_node)]
         maps = dataset.id_maps
-        log = cls({name: maps[name] for name in names}, attributes, events)
+        log = cls(
+            # A log's domains are the same two in every log, and need no map there.
+            {name: maps[name] if name in maps else IdMap(dataset.names[name]) for name in names},
+            attributes,
+            events,
+            found,
+            list(dataset.names.get('feature', ())) if 'x' in events else [],
+        )
         edge_index, time = log.clicks()
         if not (torch.equal(edge_index, clicks.edge_index) and torch.equal(time, clicks.time)):
             raise ValueError(
@@ -75,8 +108,8 @@ class RawLog:
 
     @property
     def contexts(self) -> list[str]:
-        r"""The names of the attributes of exposures."""
-        return [name for name in self.events if name not in ('user', 'item', 'time', 'label')]
+        r"""The names of the categorical attributes of exposures."""
+        return [name for name in self.events if name not in (*_OF_ALL_LOGS, *_NUMBERS)]
 
     @property
     def end(self) -> int:
@@ -91,15 +124,20 @@ class RawLog:
 
     def extend(self, other: 'RawLog') -> 'RawLog':
         r"""The log with the events of another one at its end. New ids and names come after those
-        that are there, and a node keeps its attributes but for :obj:`'unknown'`.
+        that are there, and a node keeps its attributes but for :obj:`'unknown'`, and its contents
+        but where it has none.
 
         Raises:
-            ValueError: If an event is earlier than the last one here, or attributes of exposures
-                are missing.
+            ValueError: If an event is earlier than the last one here, or something that is told of
+                exposures here is missing there.
         """
-        missing = [name for name in self.contexts if name not in other.contexts]
-        if missing:
-            raise ValueError(f'Events must tell {missing}, as the log that was fitted does.')
+        missing = [name for name in self.events if name not in other.events]
+        if missing or other.features != self.features:
+            raise ValueError(
+                f'Events must tell {[*self.contexts, *self.features] or "no context"}'
+                f'{" and what followed" if missing else ""}, as the log that was fitted does, but '
+                f'tell {[*other.contexts, *other.features] or "none"}.'
+            )
         first, last = int(other.events['time'][0]), self.end - 1
         if first < last:
             raise ValueError(
@@ -112,16 +150,21 @@ class RawLog:
         }
         grown = replace(self, maps=maps)
         attributes = {node: grown._attributes(other, node) for node in _NODES}
+        found = {node: grown._contents(other, node) for node in _NODES}
         codes = grown.encode(other)
-        events = {name: torch.cat([self.events[name], codes[name]]) for name in self.events}
-        return RawLog(maps, attributes, events)
+        events = {
+            name: torch.cat(_of_one_width(self.events[name], codes[name])) for name in self.events
+        }
+        return RawLog(maps, attributes, events, found, self.features)
 
     def encode(self, other: 'RawLog') -> dict[str, Tensor]:
         r"""The events of another log by the ids and names of this one, :obj:`-1` for those that it
         does not have."""
         codes = dict(other.events)
         for name in ('user', 'item', *self.contexts):
-            codes[name] = self.look_up(name, other.raw(name))[other.events[name]]
+            # Behind the others is found what there is none of.
+            place = pad(self.look_up(name, other.raw(name)), (0, 1), value=-1)
+            codes[name] = place[other.events[name]]
         return codes
 
     def look_up(self, name: str, raw: Any) -> Tensor:
@@ -151,11 +194,49 @@ class RawLog:
             found[name] = value
         return found
 
+    def _contents(self, other: 'RawLog', node: str) -> dict[str, Tensor]:
+        r"""The contents of the nodes of the map, which has grown."""
+        place = self.look_up(node, other.raw(node))
+        number, found = len(self.maps[node]), {}
+        for name, known in self.contents[node].items():
+            if name.startswith('has_'):
+                continue
+            flag = f'has_{name.removeprefix("x_")}'
+            value = pad(known, (0, 0, 0, number - len(known)))
+            theirs = self._as_here(other, node, name)
+            is_open = (value[place] == 0).all(1)
+            value[place[is_open]] = theirs[is_open]
+            found[name] = value
+            if flag in self.contents[node]:
+                has = self.contents[node][flag]
+                found[flag] = pad(has, (0, number - has.numel()))
+                given = other.contents[node].get(flag, torch.ones_like(is_open))
+                found[flag][place[is_open]] = given[is_open]
+        return found
+
+    def _as_here(self, other: 'RawLog', node: str, name: str) -> Tensor:
+        r"""What another log tells of its nodes, in the columns that this one has: a value that is
+        new, of an attribute of several, has none."""
+        width, attribute = self.contents[node][name].size(1), name.removeprefix('x_')
+        theirs = other.contents[node].get(name)
+        if theirs is None:
+            return torch.zeros(len(other.maps[node]), width)
+        if attribute in self.attributes[node]:
+            column = self.look_up(attribute, other.raw(attribute))
+            is_here = column < width
+            here = torch.zeros(len(theirs), width)
+            return here.index_copy_(1, column[is_here], theirs[:, is_here])
+        if theirs.size(1) != width:
+            raise ValueError(
+                f'Events must tell {width} numbers of {attribute!r}, as the log that was fitted '
+                f'does, but tell {theirs.size(1)}.'
+            )
+        return theirs
+
     def graph(self) -> HeteroData:
         r"""The whole log as a graph, such as a dataset gives it."""
         data = self._nodes()
-        clicks = data[CLICKS]
-        clicks.edge_index, clicks.time = self.clicks()
+        self._add_clicks(data)
         self._add_rows(data, slice(None))
         return data
 
@@ -163,7 +244,7 @@ class RawLog:
         r"""The log as of its end, without rows to predict, such as a part of a split."""
         data = self._nodes()
         clicks, sees = data[CLICKS], data[SEES]
-        clicks.edge_index, clicks.time = self.clicks()
+        self._add_clicks(data)
         clicks.cutoff = torch.tensor([self.end])
         self._add_rows(data, slice(0))
         sees.edge_index = torch.stack([self.events['user'], self.events['item']])
@@ -179,12 +260,45 @@ class RawLog:
             data[node].num_nodes = len(self.maps[node])
             for name, value in self.attributes[node].items():
                 data[node][name], data[node][f'num_{name}'] = value, len(self.maps[name])
+            for name, value in self.contents[node].items():
+                data[node][name] = value
         return data
+
+    def _add_clicks(self, data: HeteroData) -> None:
+        clicks, clicked = data[CLICKS], self.events['label'] == 1
+        clicks.edge_index, clicks.time = self.clicks()
+        for name in _OF_CLICKS:
+            if name in self.events:
+                clicks[name] = self.events[name][clicked]
 
     def _add_rows(self, data: HeteroData, rows: slice) -> None:
         clicks, events = data[CLICKS], self.events
         clicks.edge_label_index = torch.stack([events['user'][rows], events['item'][rows]])
         clicks.edge_label, clicks.edge_label_time = events['label'][rows], events['time'][rows]
+        for name in (*self.contexts, *_NUMBERS):
+            if name in events:
+                clicks[f'edge_label_{name}'] = events[name][rows]
         for name in self.contexts:
-            clicks[f'edge_label_{name}'] = events[name][rows]
             clicks[f'num_{name}'] = len(self.maps[name])
+
+
+def _contents(store: Any, names: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    r"""The modalities of nodes; who has no value of an attribute of several has nothing of it."""
+    found = {}
+    for modality, name in contents(store).items():
+        x = store[name].float()
+        if modality in names:
+            is_known = torch.tensor([value != _UNKNOWN for value in names[modality]])
+            x = x * is_known
+        found[name] = x
+        if f'has_{modality}' in store:
+            found[f'has_{modality}'] = store[f'has_{modality}']
+    return found
+
+
+def _of_one_width(one: Tensor, other: Tensor) -> list[Tensor]:
+    r"""Both with as many columns as the wider one, if they have columns."""
+    if one.dim() < 2:
+        return [one, other]
+    width = max(one.size(1), other.size(1))
+    return [pad(value, (0, width - value.size(1)), value=-1) for value in (one, other)]

@@ -1,10 +1,19 @@
 r"""What a :class:`~mag.pipeline.Pipeline` makes of a log for each model."""
 
-from mag.pipeline.recipes.count_net import COUNT_NET
-from mag.pipeline.recipes.macgnn import MACGNN
-from mag.pipeline.recipes.recipe import Recipe
+from mag.pipeline.recipes.count_net import CountNetRecipe
+from mag.pipeline.recipes.gmcm import GMCMRecipe
+from mag.pipeline.recipes.hyperctr import HyperCTRRecipe
+from mag.pipeline.recipes.macgnn import MacGNNRecipe
+from mag.pipeline.recipes.recipe import Recipe, Served
+from mag.pipeline.recipes.srjgraph import SRJGraphRecipe
 
 #: By the name of a model.
-RECIPES: dict[str, Recipe] = {'count_net': COUNT_NET, 'macgnn': MACGNN}
+RECIPES: dict[str, type[Recipe]] = {
+    'count_net': CountNetRecipe,
+    'macgnn': MacGNNRecipe,
+    'gmcm': GMCMRecipe,
+    'srjgraph': SRJGraphRecipe,
+    'hyperctr': HyperCTRRecipe,
+}
 
-__all__ = ['RECIPES', 'Recipe']
+__all__ = ['RECIPES', 'Recipe', 'Served']

@@ -1,27 +1,145 @@
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-import torch
+from torch import Tensor
+from torch.nn import Module
+from torch_geometric.data import HeteroData
+
+from mag.loader.row_loader import RowLoader
+from mag.pipeline.raw_log import RawLog
+from mag.pipeline.request import Request
+
+#: Makes the parts of a log.
+Split = Callable[[HeteroData], Sequence[HeteroData]]
 
 
-class Recipe(NamedTuple):
-    r"""How a model of clicks is made, trained and asked."""
+class Prepared(NamedTuple):
+    r"""A log that a model can be trained on.
 
-    #: Builds the model from a part that was transformed.
-    build: Callable[..., torch.nn.Module]
-    #: Loads rows, and makes the batch of a request.
-    loader: Callable[..., Any]
-    #: Arguments of :class:`~mag.transforms.MacroCoarsen`.
-    coarsen: Mapping[str, Any]
-    #: How many recent neighbors are listed, none if 0.
-    recent: int
-    #: Whether the counts at the target are read.
-    counts: bool
-    #: Whether the attributes of the exposure are read.
-    contexts: bool
-    #: Arguments of :class:`~mag.training.ClickTask`.
-    task: Mapping[str, Any]
+    Attributes:
+        source: What the model is built from.
+        parts: Those of training, validation and test.
+        history: The log that loaders read the clicks of, as they were before each row.
+    """
+
+    source: HeteroData
+    parts: Sequence[HeteroData]
+    history: HeteroData
+
+
+class Served(ABC):
+    r"""What requests read: a log as of its end.
+
+    Attributes:
+        source (HeteroData): What a model is built from and grows by.
+    """
+
+    source: HeteroData
+
+    @abstractmethod
+    def batch(self, request: Request) -> Any:
+        r"""The batch of a request."""
+
+    def update(self, recipe: 'Recipe', log: RawLog, first: int) -> bool:
+        r"""Reads the events of a longer log from some row on, if they add nothing but counts.
+
+        Args:
+            recipe: One that has decided of the longer log.
+            log: The longer log.
+            first: The first row that is new.
+
+        Returns:
+            Whether it could; else it has changed nothing.
+        """
+        return False
+
+
+class Recipe(ABC):
+    r"""How a log is told to a model, in training and at a request, by transforms that are fitted on
+    its first part.
+
+    Args:
+        seed: That of what is drawn in :meth:`prepare`.
+        **arguments: Those of the model.
+
+    Raises:
+        TypeError: If the model has no such argument, or its value is none of JSON.
+    """
+
+    #: The class of the model.
+    model: ClassVar[type[Module]]
+    #: What is kept of a log besides clicks and attributes, see :meth:`RawLog.of`.
+    reads: ClassVar[Collection[str]] = ()
+    #: How the log is split, unless it is said: arguments of TemporalSplit.
+    split: ClassVar[Mapping[str, Any]]
+    #: Arguments of ClickTask.
+    task: ClassVar[Mapping[str, Any]]
     #: What training stops by, one of the metrics of the task.
-    monitor: str
-    #: How users and items are grouped unless it is said.
-    groups: Mapping[str, Any]
+    monitor: ClassVar[str]
+    #: Whether a model holds what it reads of the log, so that it grows with each event.
+    is_in_model: ClassVar[bool] = False
+
+    def __init__(self, seed: int, **arguments: Any) -> None:
+        known = _parameters(self.model.__init__) | _parameters(self.model.from_data)
+        known |= _parameters(type(self).__init__)
+        for name, value in arguments.items():
+            if name not in known:
+                raise TypeError(
+                    f'{self.model.__name__} has no argument {name!r}; it takes {sorted(known)}.'
+                )
+            check_json(name, value)
+        self.seed = seed
+        self.arguments = arguments
+
+    @abstractmethod
+    def prepare(self, data: HeteroData, split: Split, progress: bool) -> Prepared:
+        r"""Splits a log, and fits the transforms on its training part."""
+
+    @abstractmethod
+    def loader(self, part: HeteroData, history: HeteroData, **arguments: Any) -> RowLoader:
+        r"""Loads the rows of a part."""
+
+    @abstractmethod
+    def serve(self, log: RawLog) -> Served:
+        r"""What requests read after the end of a log."""
+
+    def build(self, source: HeteroData) -> Module:
+        r"""The model, whose weights have still to be learned."""
+        return self.model.from_data(source, **self.arguments)  # type: ignore[attr-defined]
+
+    def keep(self, log: RawLog) -> 'Recipe':
+        r"""One that has decided of all nodes of a log what is decided once."""
+        return self
+
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        r"""What was fitted, as tensors and as values of JSON."""
+        return {}, {}
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a recipe with the same arguments."""
+
+    def summary(self, log: RawLog) -> dict[str, Any]:
+        r"""What was fitted, for people, as values of JSON."""
+        return {}
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    r"""The names of the arguments that have a default."""
+    return {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
+def check_json(name: str, value: Any) -> None:
+    r"""Raises a :class:`TypeError` unless a value can be saved."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"'{name}' must be a value that JSON has, as it is saved, but got {value!r}."
+        ) from error

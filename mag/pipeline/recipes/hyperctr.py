@@ -1,0 +1,92 @@
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mag.checks import check_integers
+from mag.loader import HistoryBatch, HistoryLoader
+from mag.models import HyperCTR
+from mag.pipeline.raw_log import RawLog
+from mag.pipeline.recipes.recipe import Prepared, Recipe, Served, Split
+from mag.pipeline.request import Request
+from mag.schema import CLICKS
+from mag.transforms import InterestHypergraph, TimeSlots, UserInterest
+
+# Slots of a log whose length is not said.
+_SLOTS = 20
+
+
+class HyperCTRRecipe(Recipe):
+    r"""Histories, and the hypergraphs of the slots that ended before each row.
+
+    Args:
+        seed: That of what is learned and drawn.
+        granularity: The length of a slot in seconds, by default a twentieth of the time that the
+            log covers.
+        length: How many clicks of a user are read.
+        **arguments: Those of the model.
+    """
+
+    model = HyperCTR
+    reads = ('contents',)
+    # Half of what is trained on comes before any label, to learn interests from.
+    split = {
+        'train_start': 0.5, 'val_start': 0.8, 'test_start': 0.9, 'num_windows': 1,
+        'keep_cold': True,
+    }  # fmt: skip
+    task = {'learning_rate': 3e-3, 'weight_decay': 1e-6}
+    monitor = 'auc'
+    is_in_model = True
+
+    def __init__(
+        self, seed: int, granularity: int | None = None, length: int = 20, **arguments: Any
+    ) -> None:
+        super().__init__(seed, **arguments)
+        if granularity is not None:
+            check_integers(1, granularity=granularity)
+        check_integers(1, length=length)
+        self.granularity, self.length = granularity, length
+        self.interest = UserInterest(seed=seed)
+
+    def prepare(self, data: HeteroData, split: Split, progress: bool) -> Prepared:
+        if self.granularity is None:
+            time = data[CLICKS].edge_label_time
+            self.granularity = max(int(time.max() - time.min()) // _SLOTS, 1)
+        data = TimeSlots(self.granularity)(data)
+        parts = split(data)
+        self.interest.fit(parts[0], progress=progress)
+        history = self._history(data)
+        return Prepared(history, parts, history)
+
+    def _history(self, data: HeteroData) -> HeteroData:
+        r"""The whole log, of which each row reads slots that ended before its own."""
+        return InterestHypergraph(seed=self.seed)(self.interest(data))
+
+    def loader(self, part: HeteroData, history: HeteroData, **arguments: Any) -> HistoryLoader:
+        return HistoryLoader(part, length=self.length, history=history, **arguments)
+
+    def serve(self, log: RawLog) -> Served:
+        assert self.granularity is not None
+        history = self._history(TimeSlots(self.granularity)(log.graph()))
+        return _Histories(history, self.loader(history, history))
+
+    def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = self.interest.fitted_state()
+        return tensors, {'interest': values, 'granularity': self.granularity}
+
+    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        self.granularity = values['granularity']
+        self.interest.load_fitted_state(tensors, values['interest'])
+
+    def summary(self, log: RawLog) -> dict[str, Any]:
+        return {'modalities': list(self.interest.modalities), 'seconds of a slot': self.granularity}
+
+
+class _Histories(Served):
+    def __init__(self, history: HeteroData, loader: HistoryLoader) -> None:
+        self.source = history
+        self._loader = loader
+
+    def batch(self, request: Request) -> HistoryBatch:
+        return self._loader.request(request.user, request.item, request.time)

@@ -1,0 +1,193 @@
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mag.checks import check_integers
+from mag.pipeline.raw_log import RawLog
+
+_UNKNOWN = 'unknown'
+_DOMAINS = {
+    'search': 1, '1': 1, '1.0': 1, 'true': 1,
+    'recommendation': 0, '0': 0, '0.0': 0, 'false': 0,
+}  # fmt: skip
+
+
+class Request(NamedTuple):
+    r"""The candidates of a request, by the numbers of a log.
+
+    Attributes:
+        user: Their users, :obj:`-1` for an unknown one, shape :obj:`[B]`.
+        item: The items, likewise.
+        time: When, int64 seconds, shape :obj:`[B]`.
+        contexts: By name the categorical attributes of the exposures, shape :obj:`[B]`, or
+            :obj:`[B, T]` of a query.
+        x: Their features, shape :obj:`[B, F]`; :obj:`None` if there are none.
+    """
+
+    user: Tensor
+    item: Tensor
+    time: Tensor
+    contexts: dict[str, Tensor]
+    x: Tensor | None
+
+
+def read_request(
+    log: RawLog,
+    names: Sequence[str],
+    others: Collection[str],
+    separator: str,
+    user: Any,
+    items: Any,
+    time: Any,
+    context: Mapping[str, Any] | None,
+) -> Request:
+    r"""Reads raw ids and names.
+
+    Args:
+        log: Whose numbers are told.
+        names: Those of the context that must be told.
+        others: Those that may be told and are not read.
+        separator: What stands between the terms of a query.
+        user: The id of the user, or one for each item.
+        items: The ids of the items.
+        time: When; by default the second after the last event.
+        context: By name a value, or one for each item.
+
+    Raises:
+        TypeError: If an id cannot be compared with those of the log, or a feature is no number.
+        ValueError: If there is not one of each for the request, or one for each item, a name is
+            missing or unknown, or the time is before the last event.
+    """
+    item = log.look_up('item', items)
+    if item.dim() != 1:
+        raise ValueError(
+            f"'items' must be a list of ids, shape [B], but got shape {list(item.shape)}."
+        )
+    number = item.numel()
+    time = log.end if time is None else time
+    check_integers(log.end - 1, time=time)
+    given = dict(context or {})
+    known = {*log.contexts, *log.features, *others}
+    if not set(names) <= set(given) <= known:
+        raise ValueError(
+            f"'context' must tell {list(names) or 'nothing'}, but told {sorted(given) or 'nothing'}."
+        )
+    contexts = {}
+    for name in log.contexts:
+        if name == 'query' and name in given:
+            contexts[name] = _queries(log, given[name], separator)
+        elif name == 'domain' and name in given:
+            contexts[name] = _domains(given[name])
+        elif name in given:
+            contexts[name] = log.look_up(name, _as_list(given[name]))
+    if 'query' in log.contexts:
+        _complete(log, contexts)
+    x = None
+    if set(log.features) <= set(given) and log.features:
+        x = torch.stack(
+            [_for_each(name, _numbers(name, given[name]), number) for name in log.features], dim=1
+        )
+    return Request(
+        _for_each('user', log.look_up('user', _as_list(user)), number),
+        item,
+        torch.full((number,), int(time)),
+        {name: _for_each(name, value, number) for name, value in contexts.items()},
+        x,
+    )
+
+
+def request_of(log: RawLog, events: Mapping[str, Tensor], rows: Tensor) -> Request:
+    r"""Rows of a later log as a request.
+
+    Args:
+        log: Whose numbers are told.
+        events: What :meth:`RawLog.encode` returned.
+        rows: Which of them, shape :obj:`[B]`.
+    """
+    user, item, time = (events[name][rows] for name in ('user', 'item', 'time'))
+    contexts = {name: events[name][rows] for name in log.contexts}
+    if 'query' in contexts:
+        width = log.events['query'].size(1)
+        query = contexts['query'][:, :width]
+        contexts['query'] = pad(query, (0, width - query.size(1)), value=-1)
+    x = events['x'][rows] if log.features else None
+    return Request(user, item, time, contexts, x)
+
+
+def _complete(log: RawLog, contexts: dict[str, Tensor]) -> None:
+    r"""Tells the domain of a query, or the query of a domain, where one of them was told."""
+    if 'query' in contexts and 'domain' not in contexts:
+        contexts['domain'] = (contexts['query'][:, 0] != 0).long()
+    elif 'domain' in contexts and 'query' not in contexts:
+        words = [_UNKNOWN if is_search else None for is_search in contexts['domain'].tolist()]
+        contexts['query'] = _queries(log, words, ' ')
+
+
+def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
+    r"""The terms of queries, padded as in the log: those that it does not have are left out, and a
+    search without any has the term 'unknown'. That of a recommendation is 0, the empty one."""
+    width = log.events['query'].size(1)
+    terms = [_terms(query, separator) for query in _as_values(given)]
+    sizes = np.array([len(of_query) for of_query in terms])
+    row = np.repeat(np.arange(len(terms)), sizes)
+    code = log.maps['query'].encode([name for of_query in terms for name in of_query])
+    row, code = row[code >= 0], code[code >= 0]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    is_in = place < width
+    found = np.full((len(terms), width), -1)
+    # Of a search that says nothing known.
+    found[:, 0] = log.maps['query'].encode([_UNKNOWN])
+    found[row[is_in], place[is_in]] = code[is_in]
+    return torch.from_numpy(found)
+
+
+def _terms(query: Any, separator: str) -> list[str]:
+    if isinstance(query, str):
+        query = query.split(separator) if query else None
+    # NaN is what tables hold where there is nothing.
+    if query is None or isinstance(query, float):
+        return ['']
+    return [term for part in query if (term := str(part).strip()) not in ('', _UNKNOWN)]
+
+
+def _domains(given: Any) -> Tensor:
+    words = [str(word).lower() for word in _as_values(given)]
+    wrong = [word for word in words if word not in _DOMAINS]
+    if wrong:
+        raise ValueError(f"'domain' must be search or recommendation, but got {wrong[0]!r}.")
+    return torch.tensor([_DOMAINS[word] for word in words])
+
+
+def _numbers(name: str, given: Any) -> Tensor:
+    try:
+        return torch.from_numpy(np.asarray(_as_values(given), dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"'{name}' must be a number, or one for each item: {error}.") from error
+
+
+def _as_values(value: Any) -> list[Any]:
+    r"""One value as a list of one, and others as a list."""
+    if isinstance(value, np.ndarray):
+        # Of a masked array what is missing becomes None.
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _as_list(value: Any) -> Any:
+    r"""One id as a list of one."""
+    is_one = isinstance(value, (str, bytes)) or np.ndim(value) == 0
+    return [value] if is_one else value
+
+
+def _for_each(name: str, value: Tensor, number: int) -> Tensor:
+    r"""What is told once, or for each item, for each item."""
+    if value.size(0) not in (1, number):
+        raise ValueError(
+            f"A request of {number} items takes one '{name}', or one for each item, but got "
+            f'{value.size(0)}.'
+        )
+    return value.expand(number, *value.shape[1:])
