@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 # Here, too, so that help waits for none of them.
-MODELS = ('count_net', 'macgnn')
+MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr')
 _ERRORS = (IndexError, OSError, TypeError, ValueError)
 
 
@@ -29,8 +29,19 @@ def main() -> None:
 @click.option('--users', help='Clusters of users, such as 20, or an attribute, or several: 20,100.')
 @click.option('--items', help='Clusters of items, such as 50, or an attribute: category,50.')
 @click.option('--seed', type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    '--set', 'given', multiple=True, metavar='NAME=VALUE',
+    help='An argument of the model, such as embedding_dim=8; the value is JSON, or a text.',
+)  # fmt: skip
 def fit(
-    log: str, model: str, out: str, epochs: int, users: str | None, items: str | None, seed: int
+    log: str,
+    model: str,
+    out: str,
+    epochs: int,
+    users: str | None,
+    items: str | None,
+    seed: int,
+    given: tuple[str, ...],
 ) -> None:
     r"""Fit a model on the LOG that a YAML or JSON file describes, and save all of it."""
     if (users is None) != (items is None):
@@ -38,10 +49,10 @@ def fit(
     with _explained():
         from mag.pipeline import Pipeline
 
-        groups = None
+        arguments = dict(map(_argument, given))
         if users is not None and items is not None:
-            groups = {'user': _groups(users, model), 'item': _groups(items, model)}
-        pipeline = Pipeline(model, groups, max_epochs=epochs, seed=seed).fit(log)
+            arguments['groups'] = {'user': _groups(users, model), 'item': _groups(items, model)}
+        pipeline = Pipeline(model, max_epochs=epochs, seed=seed, **arguments).fit(log)
         pipeline.save(out)
         _show(pipeline.metrics)
 
@@ -130,6 +141,16 @@ def _described(path: str) -> Any:
     from mag.datasets import LogSchema
 
     return LogSchema.load(path)
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition('=')
+    if not equals:
+        raise click.UsageError(f"'--set' takes NAME=VALUE, but got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _groups(text: str, model: str) -> Any:

@@ -11,9 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_map
+from torch_geometric.data import HeteroData
 
 from mag.checks import check_choice, check_integers
 from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema
+from mag.files import replacing
 from mag.logits import Logits, as_logits, log_both, probabilities
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes import RECIPES
@@ -249,15 +252,33 @@ class Pipeline:
 
         Args and errors are those of :meth:`score`.
         """
+        with torch.inference_mode():
+            return probabilities(self._logits(self._request(user, items, time, context)))
+
+    def batch(
+        self,
+        user: Any,
+        items: Any,
+        time: int | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        r"""What the model reads of a request, such as a :class:`~mag.loader.PairBatch`, for the
+        program that :meth:`export` wrote.
+
+        Args and errors are those of :meth:`score`.
+        """
+        return self._served.batch(self._request(user, items, time, context))
+
+    def _request(
+        self, user: Any, items: Any, time: int | None, context: Mapping[str, Any] | None
+    ) -> Request:
         log = self._known()
         names = [name for name in self.columns if name not in _NODES]
         given = self._schema.get('columns', {})
         # Whoever tries another model need not change what is told.
         others = {'query', 'domain', *_named(given)}
         separator = given.get('separators', {}).get('query', ' ')
-        request = read_request(log, names, others, separator, user, items, time, context)
-        with torch.inference_mode():
-            return probabilities(self._logits(request))
+        return read_request(log, names, others, separator, user, items, time, context)
 
     def update(self, events: Any, progress: bool = False) -> 'Pipeline':
         r"""Reads new events, clicked or not: counts at the target, macro rows, recent neighbors,
@@ -322,7 +343,7 @@ class Pipeline:
                 logits = self._logits(request_of(known, events, batch))
                 # Who is unknown here is somebody there.
                 user, label = later.events['user'][batch], events['label'][batch]
-                output = logits.click, label, user
+                output: tuple[Tensor, ...] = logits.click, label, user
                 if logits.conversion is not None:
                     conversion = events['conversion'][batch]
                     output = (*output, logits.conversion, log_both(logits), conversion)
@@ -407,6 +428,45 @@ class Pipeline:
                 },
             }
             write_manifest(partial, manifest)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        r"""Writes the model as a program of :func:`torch.export.export`, which takes what
+        :meth:`batch` makes of a request of any number of items and returns logits. To run, it needs
+        PyTorch and the class of its batches, and no model of mag.
+
+        .. code-block:: python
+
+            pipeline.export('shop.pt2')
+            program = torch.export.load('shop.pt2').module(check_guards=False)
+            program(pipeline.batch('ann', ['tea', 'rice'])).sigmoid()
+
+        Args:
+            path (str): The file, which is there once it is whole.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            TypeError: If the model reads a :class:`~torch_geometric.data.HeteroData`, of which
+                :obj:`torch.export` knows nothing.
+        """
+        log = self._known()
+        # Of two candidates, as programs take a size of one for a constant.
+        two = torch.zeros(2, dtype=torch.long)
+        events = {name: value[two] for name, value in log.events.items()}
+        events['time'] = two + log.end
+        example = self._served.batch(request_of(log, events, torch.arange(2)))
+        if isinstance(example, HeteroData):
+            raise TypeError(
+                f'{type(self._model).__name__} reads a HeteroData, which torch.export does not '
+                f'take: serve it by Pipeline.load.'
+            )
+        size = torch.export.Dim('batch', min=2)
+        shapes = tree_map(lambda value: {0: size} if isinstance(value, Tensor) else None, example)
+        with warnings.catch_warnings():
+            # It is loaded with the shapes that it was written for.
+            warnings.filterwarnings('ignore', category=UserWarning)
+            program = torch.export.export(self._model, (example,), dynamic_shapes=(shapes,))
+        with replacing(path) as temporary:
+            torch.export.save(program, temporary)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> 'Pipeline':

@@ -73,8 +73,7 @@ class RawLog:
         }
         contexts = categoricals(clicks, 'edge_label_') if 'contexts' in reads else {}
         events |= {name: clicks[f'edge_label_{name}'].long() for name in contexts}
-        kept = ('x',) if 'features' in reads else ()
-        kept += OUTCOMES if 'outcomes' in reads else ()
+        kept = [*(['x'] if 'features' in reads else ()), *(OUTCOMES if 'outcomes' in reads else ())]
         events |= {
             name: clicks[f'edge_label_{name}'].float()
             for name in kept

@@ -74,7 +74,8 @@ def read_request(
     known = {*log.contexts, *log.features, *others}
     if not set(names) <= set(given) <= known:
         raise ValueError(
-            f"'context' must tell {list(names) or 'nothing'}, but told {sorted(given) or 'nothing'}."
+            f"'context' must tell {list(names) or 'nothing'}, but told "
+            f'{sorted(given) or "nothing"}.'
         )
     contexts = {}
     for name in log.contexts:

@@ -180,6 +180,20 @@ def test_another_process_scores_to_the_last_bit_without_the_log(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['elsewhere', 'scores.pt']
 
 
+@pytest.mark.parametrize('folder', ['count_net', 'srjgraph'], indirect=True)
+def test_an_exported_program_scores_what_the_pipeline_scores(folder: Path, tmp_path: Path) -> None:
+    pipeline, path = Pipeline.load(folder), tmp_path / 'model.pt2'
+    if folder.name == 'srjgraph':
+        with pytest.raises(TypeError, match='^SRJGraph reads a HeteroData, which .*\\.$'):
+            pipeline.export(path)
+        return
+    pipeline.export(path)
+    program = torch.export.load(path).module(check_guards=False)
+    request = 'm7', ['m3', 'm12', 'm4', 'never seen'], None, CONTEXT
+    scores = program(pipeline.batch(*request)).double().sigmoid()
+    torch.testing.assert_close(scores, pipeline.score(*request))
+
+
 def test_a_dataset_and_a_file_that_says_the_log_are_fitted_alike(
     folder: Path, files: Files, tmp_path: Path
 ) -> None:
@@ -265,7 +279,7 @@ def test_updates_are_a_rebuild_from_the_whole_log(
     assert torch.equal(requests(pipeline, 0), expected)
     whole = EventLog(tmp_path / 'all', files.log('all'), log=False, ids=tmp_path / 'old')
     log, found = RawLog.of(whole, pipeline._recipe.reads), pipeline._known()
-    for name, ids in found.maps.items():
+    for name in found.maps:
         assert log.raw(name).tolist() == found.raw(name).tolist()
     for one, other in (
         (log.events, found.events),

@@ -50,14 +50,17 @@ class HyperCTRRecipe(Recipe):
         self.interest = UserInterest(seed=seed)
 
     def prepare(self, data: HeteroData, split: Split, progress: bool) -> Prepared:
-        if self.granularity is None:
-            time = data[CLICKS].edge_label_time
-            self.granularity = max(int(time.max() - time.min()) // _SLOTS, 1)
-        data = TimeSlots(self.granularity)(data)
+        data = self._in_slots(data)
         parts = split(data)
         self.interest.fit(parts[0], progress=progress)
         history = self._history(data)
         return Prepared(history, parts, history)
+
+    def _in_slots(self, data: HeteroData) -> HeteroData:
+        if self.granularity is None:
+            time = data[CLICKS].edge_label_time
+            self.granularity = max(int(time.max() - time.min()) // _SLOTS, 1)
+        return TimeSlots(self.granularity)(data)
 
     def _history(self, data: HeteroData) -> HeteroData:
         r"""The whole log, of which each row reads slots that ended before its own."""
@@ -67,8 +70,7 @@ class HyperCTRRecipe(Recipe):
         return HistoryLoader(part, length=self.length, history=history, **arguments)
 
     def serve(self, log: RawLog) -> Served:
-        assert self.granularity is not None
-        history = self._history(TimeSlots(self.granularity)(log.graph()))
+        history = self._history(self._in_slots(log.graph()))
         return _Histories(history, self.loader(history, history))
 
     def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -83,7 +83,8 @@ class Recipe(ABC):
     is_in_model: ClassVar[bool] = False
 
     def __init__(self, seed: int, **arguments: Any) -> None:
-        known = _parameters(self.model.__init__) | _parameters(self.model.from_data)
+        model: Any = self.model
+        known = _parameters(model.__init__) | _parameters(model.from_data)
         known |= _parameters(type(self).__init__)
         for name, value in arguments.items():
             if name not in known:
@@ -118,7 +119,10 @@ class Recipe(ABC):
         r"""What was fitted, as tensors and as values of JSON."""
         return {}, {}
 
-    def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    # Most fit something; who does not need not say so.
+    def load_fitted_state(  # noqa: B027
+        self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> None:
         r"""Takes what :meth:`fitted_state` gave for a recipe with the same arguments."""
 
     def summary(self, log: RawLog) -> dict[str, Any]:
