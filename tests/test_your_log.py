@@ -1,8 +1,10 @@
 import ast
 import re
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -14,17 +16,14 @@ from mag.schema import CLICKS
 
 TEXT = (Path(__file__).parents[1] / 'docs' / 'your_log.md').read_text(encoding='utf-8')
 SCHEMA, ACTIONS = re.findall(r'```yaml\n(.*?)```', TEXT, re.DOTALL)
-START, *EXAMPLES = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+MODELS, WHOLE = TEXT.split('\n## From the log to scores')
+START, *EXAMPLES = re.findall(r'```python\n(.*?)```', MODELS, re.DOTALL)
+FITTED, SERVED = re.findall(r'```python\n(.*?)```', WHOLE, re.DOTALL)
 TITLES = re.findall(r'^## (\w+)\n\n```python', TEXT, re.MULTILINE)
 NUM_ROWS = 3000
 
 
-@pytest.fixture(scope='module')
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    r"""The files that the page names, small."""
-    folder = tmp_path_factory.mktemp('shop')
-    (folder / 'shop.yaml').write_text(SCHEMA)
-    (folder / 'actions.yaml').write_text(ACTIONS)
+def write_exposures(path: Path, start: int) -> None:
     duckdb.sql(f"""
         COPY (
             SELECT 'c' || hash(i) % 40 AS customer, hash(i + 1) % 30 AS sku, i * 1500 AS shown_at,
@@ -35,9 +34,20 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
                    CASE i % 2 WHEN 0 THEN 'phone' ELSE 'desktop' END AS device,
                    (i % 7) / 2 AS price, 's' || hash(i) % 40 % 3 AS segment
             FROM (SELECT i, (hash(i) % 40 + hash(i + 1) % 30) % 3 = 0 AS clicked
-                  FROM range({NUM_ROWS}) AS t(i))
-        ) TO '{folder / 'exposures.csv'}'
+                  FROM range({start}, {start + NUM_ROWS}) AS t(i))
+        ) TO '{path}'
     """)
+
+
+@pytest.fixture(scope='module')
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    r"""The files that the page names, small."""
+    folder = tmp_path_factory.mktemp('shop')
+    (folder / 'shop.yaml').write_text(SCHEMA)
+    (folder / 'actions.yaml').write_text(ACTIONS)
+    (folder / 'later.yaml').write_text(SCHEMA.replace('exposures.csv', 'later.csv'))
+    for name, start in (('exposures', 0), ('later', NUM_ROWS)):
+        write_exposures(folder / f'{name}.csv', start)
     duckdb.sql(f"""
         COPY (
             SELECT i AS sku, 'k' || i % 4 AS category, 'Item ' || i AS title,
@@ -80,6 +90,40 @@ def test_examples_run(
     metrics = ast.literal_eval(printed[-1])
     assert {'auc', 'logloss'} <= metrics.keys()
     assert title != 'GMCM' or 0 <= metrics['ctcvr_auc'] <= 1
+
+
+def test_the_log_becomes_scores_whole(
+    shop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fork: Callable[..., Any],
+) -> None:
+    monkeypatch.chdir(shop)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        exec(FITTED, {})
+    lines = capsys.readouterr().out.strip().splitlines()
+    models = [line.split()[0] for line in lines]
+    assert models == ['count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr']
+    for line in lines:
+        assert 0 < ast.literal_eval(line[line.index('{') :])['logloss'] < 1
+    # Nothing but the later export is there any more.
+    for name in ('exposures.csv', 'shop.yaml'):
+        (shop / name).rename(shop / f'hidden-{name}')
+    try:
+        served = fork(SERVED).finish()
+        assert served.returncode == 0, served.stderr
+        for model in models:
+            other = SERVED.replace('shops/gmcm', f'shops/{model}')
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                exec(other, {})
+            shown = capsys.readouterr().out
+            assert shown.startswith('tensor([0.')
+            assert model != 'gmcm' or shown == served.stdout
+    finally:
+        for name in ('exposures.csv', 'shop.yaml'):
+            (shop / f'hidden-{name}').rename(shop / name)
 
 
 def test_every_model_has_an_example() -> None:

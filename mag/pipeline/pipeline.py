@@ -54,9 +54,10 @@ class Pipeline:
     =================== ==================================== =======================================
     model               reads of a log                       arguments, beside those of the model
     =================== ==================================== =======================================
-    :obj:`"count_net"`  attributes, contexts, query          :obj:`groups`: how users and items are
-                                                             grouped, see
-                                                             :class:`~mag.transforms.MacroCoarsen`
+    :obj:`"count_net"`  attributes, contexts, query          :obj:`groups`: see
+                                                             :class:`~mag.transforms.MacroCoarsen`;
+                                                             by default users in 20 clusters, items
+                                                             by :obj:`category`, or in 50
     :obj:`"macgnn"`     clicks, and attributes to group by   :obj:`groups`, of one resolution
     :obj:`"gmcm"`       attributes, contexts, query,
                         features, modalities, the conversion

@@ -22,7 +22,6 @@ class CountNetRecipe(MacroRecipe):
     reads = ('contexts',)
     task = {'learning_rate': 1e-2, 'weight_decay': 1e-5, 'average': 0.99}
     monitor = 'logloss'
-    groups = {'user': [20], 'item': ['category', 50]}
     # Of macro nodes the counts at the target alone are read.
     coarsen_arguments = {'num_hops': 1, 'exposure_hops': 0}
 

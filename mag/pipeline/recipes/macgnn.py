@@ -17,7 +17,6 @@ class MacGNNRecipe(MacroRecipe):
     model = MacGNN
     task = {'learning_rate': 1e-2, 'weight_decay': 5e-5}
     monitor = 'auc'
-    groups = {'user': 20, 'item': 'category'}
     coarsen_arguments = {'exposure_hops': 0}
 
     def tell(self, part: HeteroData) -> HeteroData:

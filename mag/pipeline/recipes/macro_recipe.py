@@ -8,8 +8,10 @@ from torch_geometric.data import HeteroData
 
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes.recipe import Prepared, Recipe, Split, check_json
+from mag.schema import CLICKS, categoricals
 from mag.transforms import MacroCoarsen
 
+_CLUSTERS = {'user': 20, 'item': 50}
 _Self = TypeVar('_Self', bound='MacroRecipe')
 
 
@@ -21,13 +23,13 @@ class MacroRecipe(Recipe):
 
     Args:
         seed: That of the clusters.
-        groups: How users and items are grouped, see :class:`~mag.transforms.MacroCoarsen`.
+        groups: How users and items are grouped, see :class:`~mag.transforms.MacroCoarsen`; by
+            default users in 20 clusters, and items by their :obj:`category` or in 50 clusters, but
+            no more than one for ten who have a click in the first history.
         **arguments: Those of the model.
     """
 
     split = {}
-    #: How users and items are grouped, unless it is said.
-    groups: ClassVar[Mapping[str, Any]]
     #: Arguments of MacroCoarsen.
     coarsen_arguments: ClassVar[Mapping[str, Any]]
 
@@ -36,8 +38,13 @@ class MacroRecipe(Recipe):
     ) -> None:
         super().__init__(seed, **arguments)
         check_json('groups', groups)
-        groups = self.groups if groups is None else groups
-        self.coarsen = MacroCoarsen(groups, seed=seed, **self.coarsen_arguments)
+        self._given = groups
+        if groups is not None:
+            self._group(groups)
+
+    def _group(self, groups: Mapping[str, Any]) -> None:
+        self.groups = groups
+        self.coarsen = MacroCoarsen(groups, seed=self.seed, **self.coarsen_arguments)
 
     def tell(self, part: HeteroData) -> HeteroData:
         r"""A part with what does not depend on clusters."""
@@ -47,6 +54,8 @@ class MacroRecipe(Recipe):
         parts = []
         for place, part in enumerate(split(data)):
             if place == 0:
+                if self._given is None:
+                    self._group(_default_groups(part))
                 self.coarsen.fit(part)
             parts.append(self.coarsen(self.tell(part)))
             self.coarsen = self.coarsen.keep(part)
@@ -63,9 +72,10 @@ class MacroRecipe(Recipe):
 
     def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, values = self.coarsen.fitted_state()
-        return tensors, {'clusters': values}
+        return tensors, {'groups': self.groups, 'clusters': values}
 
     def load_fitted_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        self._group(values['groups'])
         self.coarsen.load_fitted_state(tensors, values['clusters'])
 
     def summary(self, log: RawLog) -> dict[str, Any]:
@@ -93,3 +103,15 @@ class MacroRecipe(Recipe):
                 for (u, i), number in edges
             ],
         }
+
+
+def _default_groups(part: HeteroData) -> dict[str, Any]:
+    clicks = part[CLICKS]
+    is_first = clicks.time < clicks.cutoff.min()
+    groups: dict[str, Any] = {}
+    for (node_type, most), ids in zip(_CLUSTERS.items(), clicks.edge_index, strict=True):
+        number = ids[is_first].unique().numel()
+        groups[node_type] = max(min(most, number // 10), 1)
+    if 'category' in categoricals(part['item']):
+        groups['item'] = 'category'
+    return groups
