@@ -33,8 +33,9 @@ def test_the_pipeline_runs(
 def test_links_lead_somewhere(page: str) -> None:
     targets = re.findall(r'\]\(([^)]+)\)', (ROOT / page).read_text(encoding='utf-8'))
     assert targets
+    folder = (ROOT / page).parent
     for target in targets:
-        assert target.startswith('https://') or (ROOT / page).parent.joinpath(target).exists(), target
+        assert target.startswith('https://') or (folder / target).exists(), target
 
 
 @pytest.mark.parametrize('package', ['datasets', 'loader', 'models', 'nn', 'transforms'])

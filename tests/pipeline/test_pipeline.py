@@ -194,6 +194,8 @@ def test_an_exported_program_scores_what_the_pipeline_scores(folder: Path, tmp_p
     torch.testing.assert_close(scores, pipeline.score(*request))
 
 
+# Of all recipes it is the same code.
+@pytest.mark.parametrize('folder', ['gmcm'], indirect=True)
 def test_a_dataset_and_a_file_that_says_the_log_are_fitted_alike(
     folder: Path, files: Files, tmp_path: Path
 ) -> None:
@@ -340,6 +342,7 @@ def test_a_later_export_is_evaluated_on_what_is_new(folder: Path, files: Files) 
         assert found['ctcvr_mse'] == pytest.approx(float((both - bought).square().mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize('folder', ['hyperctr'], indirect=True)
 def test_damaged_cut_and_foreign_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     def damage(name: str, change: Callable[[Path], Any]) -> Path:
         copy = tmp_path / f'{len(list(tmp_path.iterdir()))}'
