@@ -188,8 +188,14 @@ def build_baseline(
     return BASELINES[name].build(train, val, temperature, counts)
 
 
+# Both forms of CountNet: at all resolutions that the baselines are given, and at one, which
+# validation chose.
+OURS = ('count_net', 'one_resolution')
 MODELS = {
     'count_net': Model('CountNet', 'models', count_net),
+    'one_resolution': ablation('CountNet, one resolution', columns=is_of_one_resolution)._replace(
+        table='models'
+    ),
     **{
         name if not counts else f'{name}_counts': baseline(name, counts)
         for name in BASELINES
@@ -205,7 +211,6 @@ MODELS = {
         effort=3.0,
     ),
     'no_exposures': ablation('w/o exposures (clicks alone)', exposures=False),
-    'one_resolution': ablation('one resolution', columns=is_of_one_resolution),
     'no_ids': ablation('w/o ids', {'ids': False}),
     'no_id_strength': ablation('ids not weighed by how often they were seen', {'id_strength': 0.0}),
     **{
@@ -584,19 +589,21 @@ def summary(runs: list[Record]) -> Iterable[str]:
     if not ours:
         return
     lines = []
+    auc = partial(value_of, 'auc')
     for what, counts in (('as they are', False), ('given the counts', True)):
         others = {
             name: mean(value_of('auc', run) for run in found)
             for name, model in MODELS.items()
-            if model.table == 'models' and model.counts == counts and name != 'count_net'
+            if model.table == 'models' and model.counts == counts and name not in OURS
             if (found := select(runs, model=name))
         }
         if others:
             best = max(others, key=others.__getitem__)
-            lead = difference_to(best, runs, 'count_net', partial(value_of, 'auc'))
+            lead, lead_of_one = (difference_to(best, runs, name, auc) for name in OURS)
             lines.append(
                 f'of models {what}, {MODELS[best].title} has the highest AUC, {others[best]:.4f}, '
                 f'and that of CountNet is {lead}'
+                + (f', with one resolution {lead_of_one}' if lead_of_one else '')
             )
     if len(ours) > 1:
         gains = []
