@@ -527,6 +527,6 @@ def _last_neighbors(data: HeteroData) -> dict[str, Tensor]:
         if not torch.equal(lists, expected[node_type].recent):
             raise ValueError(
                 f"MacroCoarsen moves the last neighbors, but data['{node_type}'].recent holds "
-                f'others: apply RecentNeighbors, of form="paper", to the data first.'
+                f"others: apply RecentNeighbors(form='paper') to the data first."
             )
     return recent
