@@ -27,6 +27,7 @@ NAMES = (
     'speed.hyperctr',
     'speed.hypergraph',
     'speed.macgnn',
+    'speed.macro_state',
     'speed.srjgraph',
     'speed.target_counts',
 )

@@ -42,6 +42,7 @@ from mag.macro_graph import (
     MacroClusters,
     MacroEdges,
     MacroRows,
+    MacroState,
     TargetState,
     TargetView,
     count_by_window,
@@ -207,6 +208,16 @@ def score_recent(id: int) -> torch.Tensor:
 def state() -> TargetState:
     data = macro()
     return TargetCounts().fit(data).state(data)
+
+
+def clicked(user: list[int], item: list[int], form: str = 'paper') -> HeteroData:
+    r"""A part of other clicks, one a second."""
+    data = edited(edge_index=torch.tensor([user, item]), time=torch.arange(len(user)))
+    return MacroCoarsen(GROUPS)(RecentNeighbors(3, form)(data))
+
+
+def macro_state() -> MacroState:
+    return MacroCoarsen(GROUPS).state(macro())
 
 
 def ask(user: int = 0, item: int = 0, time: int = 99) -> torch.Tensor:
@@ -882,6 +893,39 @@ CASES: dict[str, Case] = {
     'state order': (lambda p: tell(time=3), ValueError, 'in the order of time, but got one of 3'),
     'state list': (
         lambda p: state()([0], [0], [99]), TypeError, "'user' to be a tensor of .* got list"  # type: ignore[arg-type]
+    ),
+    'macro state before': (
+        lambda p: MacroCoarsen(GROUPS).state(TemporalSplit(0.5, num_windows=1)(log())[0]),
+        ValueError,
+        'moves macro rows of 2 hops, but this data has 0: apply it to the data first',
+    ),
+    'macro state other': (
+        lambda p: MacroCoarsen(GROUPS, binary=False).state(clicked([1, 1, 2], [0, 0, 1])),
+        ValueError,
+        r"other macro edges \('macro_item', 'hop1', 'user'\) than .*binary=False",
+    ),
+    'macro state released': (
+        lambda p: MacroCoarsen(GROUPS).state(clicked([4, 3, 2, 1], [0, 0, 0, 0], 'released')),
+        ValueError,
+        r"data\['item'\].recent holds others: apply RecentNeighbors\(form='paper'\)",
+    ),
+    'macro state node': (
+        lambda p: macro_state().rows('user', torch.tensor([5])),
+        IndexError,
+        'MacroState found user ids from 5 to 5, but expected them from -1 to 4',
+    ),
+    'macro state click': (
+        lambda p: macro_state().update(torch.tensor([[0], [6]])),
+        IndexError,
+        'item ids from 6 to 6, but expected them from 0 to 5',
+    ),
+    'macro state cluster': (
+        lambda p: macro_state().update(torch.tensor([[0], [0]]), item_cluster=torch.arange(6) % 2),
+        ValueError,
+        "'item_cluster' must keep the clusters of the 6 items",
+    ),
+    'macro state list': (
+        lambda p: macro_state().update([[0], [0]]), TypeError, "'edge_index' .* but got list"  # type: ignore[arg-type]
     ),
     # Slots, hypergraphs, texts and behaviors
     'slots span': (

@@ -19,6 +19,7 @@ from mag.macro_graph import (
     MacroClusters,
     MacroEdges,
     MacroNodes,
+    MacroState,
     SparseCounts,
     count_by_window,
 )
@@ -27,12 +28,14 @@ from mag.schema import (
     MACRO,
     SEES,
     Resolution,
+    hops,
     reached,
     require,
     require_cpu,
     windows,
 )
 from mag.transforms._fitted import fitted
+from mag.transforms.recent_neighbors import RecentNeighbors
 
 
 @functional_transform('macro_coarsen')
@@ -306,6 +309,48 @@ class MacroCoarsen(BaseTransform):
         kept._id_maps = id_maps(data)
         return kept
 
+    def state(self, data: HeteroData) -> MacroState:
+        r"""The macro rows of all nodes as of the last cutoff of a part, of the first resolution,
+        which move with new clicks from then on. All clicks are counted anew, once.
+
+        Args:
+            data (HeteroData): A part that went through this transform, and
+                :class:`~mag.transforms.RecentNeighbors` (without, the recent lists are empty).
+
+        Raises:
+            ValueError: If the part did not go through this transform, has recent lists of the form
+                :obj:`"released"`, which hold no last neighbors, or was cut by position, as time
+                alone goes on.
+        """
+        require(data, 'MacroCoarsen', 'edge_index')
+        require_cpu(data, 'MacroCoarsen')
+        if 'position' in data[CLICKS]:
+            raise ValueError(
+                'MacroCoarsen moves macro rows in time, but this part was cut by position: split '
+                "with by='global'."
+            )
+        num_hops = len(hops(data, 'user'))
+        if num_hops != self.num_hops or 'cluster' not in data['user']:
+            raise ValueError(
+                f'MacroCoarsen moves macro rows of {self.num_hops} hops, but this data has '
+                f'{num_hops}: apply it to the data first.'
+            )
+        cluster = {node_type: data[node_type].cluster for node_type in MACRO}
+        sizes = {node_type: data[macro].num_nodes for node_type, macro in MACRO.items()}
+        edges, counted = count_by_window(
+            MacroEdges(
+                cluster['user'], cluster['item'], sizes, self.num_hops, self.mode, self.binary
+            ),
+            data[CLICKS].edge_index,
+        )
+        for edge_type, expected in counted.items():
+            if edge_type not in data.edge_types or not _has_edges(data[edge_type], *expected):
+                raise ValueError(
+                    f'MacroCoarsen counts other macro edges {edge_type} than those of this data '
+                    f'with {self}: apply it to the data first.'
+                )
+        return MacroState(edges, _last_neighbors(data))
+
     def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`."""
         centroids = {name: of.centroids for name, of in self.groupings.items()}
@@ -449,3 +494,39 @@ def _remove_macro_nodes(data: HeteroData) -> None:
         for name in list(data[node_type].keys()):
             if name.startswith('macro_edges_'):
                 del data[node_type][name]
+
+
+def _last(value: Tensor, dim: int) -> Tensor:
+    r"""What is true as of the last window, of a tensor of :obj:`dim` dimensions, and one more of
+    windows in the second place if there are several."""
+    return value if value.dim() == dim else value[:, -1]
+
+
+def _has_edges(store: Any, edge_index: Tensor, edge_weight: Tensor) -> bool:
+    r"""Whether an edge type has these edges, as of the last window."""
+    is_same = torch.equal(store.edge_index, edge_index)
+    return is_same and torch.equal(_last(store.edge_weight, 1), edge_weight)
+
+
+def _last_neighbors(data: HeteroData) -> dict[str, Tensor]:
+    r"""The recent lists as of the last window, which are empty if there are none.
+
+    Raises:
+        ValueError: If they are not those of all clicks of the data.
+    """
+    if not any('recent' in data[node_type] for node_type in MACRO):
+        return {name: torch.empty(data[name].num_nodes, 0, dtype=torch.long) for name in MACRO}
+    require(data, 'MacroCoarsen', 'edge_index', 'time')
+    log, recent = HeteroData(), {}
+    log[CLICKS].edge_index, log[CLICKS].time = data[CLICKS].edge_index, data[CLICKS].time
+    for node_type in MACRO:
+        log[node_type].num_nodes = data[node_type].num_nodes
+        recent[node_type] = _last(data[node_type].recent, 2)
+    expected = RecentNeighbors(recent['user'].size(1))(log)
+    for node_type, lists in recent.items():
+        if not torch.equal(lists, expected[node_type].recent):
+            raise ValueError(
+                f"MacroCoarsen moves the last neighbors, but data['{node_type}'].recent holds "
+                f"others: apply RecentNeighbors(form='paper') to the data first."
+            )
+    return recent

@@ -5,6 +5,7 @@ from mag.macro_graph.grouping import Grouping
 from mag.macro_graph.macro_clusters import MacroClusters
 from mag.macro_graph.macro_edges import MacroEdges
 from mag.macro_graph.macro_rows import MacroRows
+from mag.macro_graph.macro_state import MacroState
 from mag.macro_graph.sparse_counts import MacroNodes, SparseCounts
 from mag.macro_graph.target_counts import Seen, target_counts
 from mag.macro_graph.target_keys import TargetKeys
@@ -18,6 +19,7 @@ __all__ = [
     'MacroEdges',
     'MacroNodes',
     'MacroRows',
+    'MacroState',
     'Seen',
     'SparseCounts',
     'TargetKeys',

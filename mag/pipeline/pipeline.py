@@ -286,7 +286,7 @@ class Pipeline:
         histories, paths, hypergraphs and clusters of who is new are then those of the whole log.
         Weights stay what they are; users, items and names that are new get those of the unknown.
 
-        The log is held as tensors, and all but counts at the target is made anew: the cost is
+        The log is held as tensors, and all but counts and macro rows is made anew: the cost is
         linear in the log.
 
         Args:
@@ -307,10 +307,10 @@ class Pipeline:
         served, model = self._served, self._model
         if not served.update(recipe, log, known.events['time'].numel()):
             served = recipe.serve(log)
-            has_grown = any(len(ids) > len(known.maps[name]) for name, ids in log.maps.items())
-            if has_grown or recipe.is_in_model:
-                model = copy.deepcopy(model)
-                model.grow(served.source)  # type: ignore[operator]
+        has_grown = any(len(ids) > len(known.maps[name]) for name, ids in log.maps.items())
+        if has_grown or recipe.is_in_model:
+            model = copy.deepcopy(model)
+            model.grow(served.source)  # type: ignore[operator]
         self._log, self._recipe, self._served, self._model = log, recipe, served, model
         return self
 

@@ -19,6 +19,7 @@ from mag.loader import BatchIndexSampler, HistoryLoader, PairLoader, PathSampler
 from mag.macro_graph import (
     Grouping,
     MacroEdges,
+    MacroState,
     Seen,
     TargetKeys,
     TargetState,
@@ -105,6 +106,17 @@ def count_edges(
     return edges
 
 
+def known_clusters(clicks: list[Pair], cluster: dict[str, list[int]]) -> list[Tensor]:
+    r"""The clusters of users and items up to the last one that was clicked, :obj:`-1` of others."""
+    known = []
+    for row, node_type in enumerate(NEIGHBOR_TYPE):
+        clicked = {click[row] for click in clicks}
+        last = max(clicked, default=-1) + 1
+        values = [cluster[node_type][node] if node in clicked else -1 for node in range(last)]
+        known.append(torch.tensor(values, dtype=torch.long))
+    return known
+
+
 def check_macro_edges(
     pieces: list[list[Pair]],
     cluster: dict[str, list[int]],
@@ -120,14 +132,7 @@ def check_macro_edges(
     so_far: list[Pair] = []
     for piece in pieces:
         so_far += piece
-        known = {}
-        for row, node_type in enumerate(NEIGHBOR_TYPE):
-            clicked = {click[row] for click in so_far}
-            last = max(clicked, default=-1) + 1
-            known[node_type] = torch.tensor(
-                [cluster[node_type][node] if node in clicked else -1 for node in range(last)]
-            ).long()
-        grown.update(torch.stack(columns(piece, 2)), known['user'], known['item'])
+        grown.update(torch.stack(columns(piece, 2)), *known_clusters(so_far, cluster))
     full = {node_type: torch.tensor(values) for node_type, values in cluster.items()}
     grown.update(torch.stack(columns([], 2)), full['user'], full['item'])
     whole = MacroEdges(full['user'], full['item'], sizes, num_hops, mode, binary)
@@ -159,6 +164,46 @@ HOPS, MODE = st.integers(1, 4), st.sampled_from(['set', 'walk'])
 def test_macro_edges(attack: Any) -> None:
     pieces = st.lists(st.lists(st.tuples(USER, ITEM), max_size=6), max_size=4)
     attack(check_macro_edges, pieces, CLUSTERS, HOPS, MODE, st.booleans(), examples=100)
+
+
+def check_macro_state(
+    pieces: list[list[Pair]],
+    cluster: dict[str, list[int]],
+    num: int,
+    num_hops: int,
+    mode: str,
+    binary: bool,
+) -> None:
+    r"""The macro rows of all nodes, and of one that is unknown, after each of some updates that
+    began without any node."""
+    none = torch.empty(0, dtype=torch.long)
+    sizes = {'user': 2, 'item': 3}
+    edges = MacroEdges(none, none, sizes, num_hops, mode, binary)
+    state = MacroState(edges, {node_type: none.view(0, num) for node_type in NEIGHBOR_TYPE})
+    so_far: list[Pair] = []
+    for piece in [*pieces, []]:
+        so_far += piece
+        state.update(torch.stack(columns(piece, 2)), *known_clusters(so_far, cluster))
+        counts = count_edges(so_far, cluster, num_hops, mode, binary)
+        for row, (node_type, other) in enumerate(NEIGHBOR_TYPE.items()):
+            number = max((click[row] for click in so_far), default=-1) + 1
+            assert state.num_nodes[node_type] == number
+            hops, recent = state.rows(node_type, torch.arange(-1, number))
+            for node in range(-1, number):
+                last = [click[1 - row] for click in so_far if click[row] == node]
+                assert recent[node + 1].tolist() == ([-1] * num + last)[-num:]
+            for hop, found in enumerate(hops, start=1):
+                reached = other if hop % 2 else node_type
+                expected = torch.zeros(number + 1, sizes[reached])
+                for (node, _, far), count in counts[node_type, hop].items():
+                    expected[node + 1, far] += count
+                assert torch.equal(found, expected)
+
+
+def test_macro_states(attack: Any) -> None:
+    pieces = st.lists(st.lists(st.tuples(USER, ITEM), max_size=6), max_size=4)
+    num = st.integers(1, 3)
+    attack(check_macro_state, pieces, CLUSTERS, num, HOPS, MODE, st.booleans(), examples=60)
 
 
 # What is made of a history by windows.
