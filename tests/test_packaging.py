@@ -213,6 +213,7 @@ ROOMS: dict[str, set[str]] = {
     'click_index': set(),
     'cutoff': {'checks', 'lineage', 'schema'},
     'files': set(),
+    'folder': {'files'},
     'fingerprint': {'lineage'},
     'id_map': {'checks', 'files'},
     'lineage': set(),
@@ -234,13 +235,15 @@ ROOMS: dict[str, set[str]] = {
         'checks', 'click_index', 'cutoff', 'lineage', 'loader', 'losses', 'macro_graph', 'modality',
         'negatives', 'nn', 'schema', 'training',
     },
-    'datasets': {'checks', 'files', 'id_map', 'lineage', 'metrics', 'negatives', 'schema'},
+    'datasets': {
+        'checks', 'files', 'folder', 'id_map', 'lineage', 'metrics', 'negatives', 'schema',
+    },
     'models': {
         'checks', 'cutoff', 'lineage', 'loader', 'logits', 'losses', 'modality', 'nn', 'schema',
     },
     'command_line': {'datasets', 'files', 'pipeline'},
     'pipeline': {
-        'checks', 'datasets', 'files', 'loader', 'logits', 'metrics', 'models', 'schema',
+        'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'metrics', 'models', 'schema',
         'training', 'transforms',
     },
 }  # fmt: skip

@@ -21,8 +21,8 @@ from mag.logits import as_logits, probabilities
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes import RECIPES
 from mag.pipeline.saved import (
-    read_manifest,
     read_safetensors,
+    read_whole,
     write_manifest,
     write_safetensors,
     writing,
@@ -454,8 +454,10 @@ class Pipeline:
             ValueError: If it is no saved pipeline, is of another version, or a file is missing, cut
                 or damaged.
         """
-        folder = osp.expanduser(os.fspath(folder))
-        manifest = read_manifest(folder)
+        return read_whole(folder, cls._load)
+
+    @classmethod
+    def _load(cls, folder: str, manifest: dict[str, Any]) -> 'Pipeline':
         maps = {
             name: IdMap.load(osp.join(folder, f'ids_{name}.parquet')) for name in manifest['ids']
         }
