@@ -13,7 +13,7 @@ import click
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn')
-_ERRORS = (IndexError, OSError, TypeError, ValueError)
+_ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
 
 
 @click.group()
@@ -47,7 +47,7 @@ def fit(
 
 
 @main.command('score')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('requests', type=click.Path(exists=True, dir_okay=False))
 @click.option('--out', type=click.Path(), help='A Parquet file to write to.  [default: CSV, shown]')
 def score(folder: str, requests: str, out: str | None) -> None:
@@ -92,7 +92,7 @@ def score(folder: str, requests: str, out: str | None) -> None:
 
 
 @main.command('evaluate')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('log', type=click.Path(exists=True, dir_okay=False))
 def evaluate(folder: str, log: str) -> None:
     r"""Evaluate a pipeline on a later LOG: a YAML or JSON file, or a table with its columns."""
@@ -103,7 +103,7 @@ def evaluate(folder: str, log: str) -> None:
 
 
 @main.command('update')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('events', type=click.Path(exists=True, dir_okay=False))
 def update(folder: str, events: str) -> None:
     r"""Read new EVENTS, and save the pipeline with them."""
@@ -114,13 +114,24 @@ def update(folder: str, events: str) -> None:
 
 
 @main.command('inspect')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
-def inspect(folder: str) -> None:
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option(
+    '--figure', type=click.Path(), help='Draw the macro graph to this file, such as a PNG.'
+)
+def inspect(folder: str, figure: str | None) -> None:
     r"""Show what a pipeline holds: its log, its metrics, clusters and heaviest macro edges."""
     with _explained():
         from mag.pipeline import Pipeline
+        from mag.pipeline.figure import check_format, save_figure
 
-        _show(Pipeline.load(folder).summary())
+        if figure is not None:
+            check_format(figure)
+        summary = Pipeline.load(folder).summary()
+        if figure is not None:
+            save_figure(summary, figure)
+        # Too many to read.
+        del summary['macro edges']
+        _show(summary)
 
 
 def _described(path: str) -> Any:

@@ -63,7 +63,14 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
     assert found['clusters']['item'] == {'k0': 10, 'k1': 10, 'k2': 10}
     heaviest = found['heaviest macro edges']
     assert heaviest[0]['clicks'] == max(edge['clicks'] for edge in heaviest)
-    assert len(found['clusters']['user']) == 4
+    assert len(found['clusters']['user']) == 4 and 'macro edges' not in found
+    edges = pipeline.summary()['macro edges']
+    assert (len(edges), len(edges[0])) == (4, 3)
+    assert max(map(max, edges)) == heaviest[0]['clicks']
+    assert sum(map(sum, edges)) == found['clicks']
+    pytest.importorskip('matplotlib')
+    run('inspect', out, '--figure', shop / 'clusters.png')
+    assert (shop / 'clusters.png').read_bytes().startswith(b'\x89PNG')
     run('update', out, shop / 'later.csv')
     assert json.loads(run('inspect', out).stdout)['exposures'] == 1500
 

@@ -357,8 +357,8 @@ class Pipeline:
 
     def summary(self) -> dict[str, Any]:
         r"""What the pipeline holds, as values of JSON: model, sizes, metrics; for each grouping how
-        many users or items are in each cluster, by name where it is an attribute; and the ten
-        heaviest macro edges, the clicks from a cluster of users on one of items."""
+        many users or items are in each cluster, by name where it is an attribute; the macro edges,
+        the clicks from each cluster of users (a row) on each of items; and the ten heaviest."""
         log, cluster = self._known(), self._coarsen.cluster
         edge_index, time = log.clicks()
         groupings = {}
@@ -372,6 +372,7 @@ class Pipeline:
         pairs, clicks = torch.stack([user, item])[:, is_in].unique(dim=1, return_counts=True)
         heaviest = clicks.argsort(descending=True, stable=True)[:10]
         keys = [list(groupings[node]) for node in _NODES]
+        edges = clicks.new_zeros(*map(len, keys)).index_put_(tuple(pairs), clicks)
         return {
             'model': self.model_name,
             'users': len(log.maps['user']),
@@ -383,6 +384,7 @@ class Pipeline:
             'ids': {name: ids.fingerprint for name, ids in log.maps.items()},
             'metrics': self.metrics,
             'clusters': groupings,
+            'macro edges': edges.tolist(),
             'heaviest macro edges': [
                 {'user': keys[0][u], 'item': keys[1][i], 'clicks': number}
                 for (u, i), number in zip(
