@@ -1,6 +1,5 @@
 r"""The command :obj:`mag`: a log in, a saved pipeline out, and scores from it."""
 
-import csv
 import json
 import math
 import os
@@ -37,7 +36,10 @@ def fit(
         raise click.UsageError('--users and --items are told together, or neither.')
     with _explained():
         from mag.pipeline import Pipeline
+        from mag.pipeline.saved import check_free
 
+        # Not after an hour of training.
+        check_free(out)
         groups = None
         if users is not None and items is not None:
             groups = {'user': _groups(users, model), 'item': _groups(items, model)}
@@ -53,42 +55,10 @@ def fit(
 def score(folder: str, requests: str, out: str | None) -> None:
     r"""Score the users and items of REQUESTS, a CSV or Parquet file with the columns of the log."""
     with _explained():
-        import duckdb
-
-        from mag.files import replacing
         from mag.pipeline import Pipeline
+        from mag.pipeline.request_file import score_file
 
-        pipeline = Pipeline.load(folder)
-        with duckdb.connect() as connection:
-            # Ids of a CSV file are compared as they are written.
-            is_csv = not requests.endswith('.parquet')
-            reader = 'read_csv($path, all_varchar=true)' if is_csv else 'read_parquet($path)'
-            found = connection.execute(f'SELECT * FROM {reader}', {'path': requests}).fetchnumpy()
-            columns = pipeline.columns
-            missing = [column for column in columns.values() if column not in found]
-            if missing:
-                raise ValueError(
-                    f'{requests!r} must have the columns {list(columns.values())}, but lacks '
-                    f'{missing}.'
-                )
-            context = {
-                name: found[column]
-                for name, column in columns.items()
-                if name not in ('user', 'item')
-            }
-            user, item = (found[columns[name]] for name in ('user', 'item'))
-            scores = pipeline.score(user, item, context=context).numpy()
-            connection.register('scored', {**found, 'score': scores})
-            if out is None:
-                rows = connection.execute('SELECT * FROM scored')
-                writer = csv.writer(sys.stdout, lineterminator='\n')
-                writer.writerow(column[0] for column in rows.description or ())
-                while batch := rows.fetchmany(10_000):
-                    writer.writerows(batch)
-            else:
-                with replacing(out) as temporary:
-                    query = 'COPY scored TO $path (FORMAT parquet)'
-                    connection.execute(query, {'path': temporary})
+        score_file(Pipeline.load(folder), requests, out or sys.stdout, progress=True)
 
 
 @main.command('evaluate')
@@ -99,7 +69,7 @@ def evaluate(folder: str, log: str) -> None:
     with _explained():
         from mag.pipeline import Pipeline
 
-        _show({'later': Pipeline.load(folder).evaluate(_described(log))})
+        _show({'later': Pipeline.load(folder).evaluate(_described(log), True)})
 
 
 @main.command('update')
@@ -110,7 +80,7 @@ def update(folder: str, events: str) -> None:
     with _explained():
         from mag.pipeline import Pipeline
 
-        Pipeline.load(folder).update(_described(events)).save(folder)
+        Pipeline.load(folder).update(_described(events), True).save(folder)
 
 
 @main.command('inspect')

@@ -80,6 +80,18 @@ def test_what_is_wrong_is_told_without_a_traceback(shop: Path, tmp_path: Path) -
     assert run('inspect', tmp_path, exit_code=1).output == f'Error: {reason}\n'
     shown = run('fit', shop / 'log.yaml', '--out', tmp_path, '--users', '3', exit_code=2)
     assert 'told together' in shown.output
+    (tmp_path / 'cat.png').write_text('cat')
+    # Before it trains.
+    shown = run('fit', shop / 'log.yaml', '--out', tmp_path, exit_code=1)
+    assert 'must be empty or a saved pipeline' in shown.output and 'Epoch' not in shown.output
+    nowhere = tmp_path / 'nowhere'
+    assert (
+        run('inspect', nowhere, exit_code=1).output
+        == f'Error: There is no folder {str(nowhere)!r}.\n'
+    )
+    shown = run('inspect', nowhere, '--figure', 'clusters', exit_code=1)
+    assert shown.output.startswith('Error: A figure must have a name that ends with one of ')
+    assert not nowhere.exists()
     assert {*MODELS} == {*RECIPES}
     for command in ('fit', 'score', 'evaluate', 'inspect', 'update'):
         assert 'Usage: ' in run(command, '--help').output

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import HeteroData
+from tqdm import tqdm
 
 from mag.checks import check_choice, check_integers
 from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema
@@ -337,7 +338,9 @@ class Pipeline:
             )
         outputs: list[tuple[Tensor, ...]] = []
         with torch.inference_mode():
-            for batch in rows.split(_BATCH):
+            batches = rows.split(_BATCH)
+            # No bar for what takes less than two seconds.
+            for batch in tqdm(batches, 'Evaluating', disable=not progress, delay=2.0, leave=False):
                 contexts = {name: codes[name][batch] for name in known.contexts}
                 user, item, time = (codes[name][batch] for name in ('user', 'item', 'time'))
                 logits = self._logits(user, item, time, contexts)
