@@ -10,7 +10,7 @@ import numpy as np
 from torch_geometric.data import HeteroData, InMemoryDataset
 from tqdm import tqdm
 
-from mag.datasets._cache import Cache, write_graph, write_manifest
+from mag.datasets._cache import Cache, write_graph
 from mag.datasets._fingerprint import compare_files, hash_files
 from mag.datasets._known_log import KnownLogReader
 from mag.datasets._log_checks import check_log
@@ -19,7 +19,7 @@ from mag.datasets._parquet import read_columns
 from mag.datasets._read_errors import explain_read_error
 from mag.datasets._sql import drop_tables, quote
 from mag.datasets.log_table import LogTable
-from mag.files import full_disk, require_local
+from mag.files import require_local
 from mag.id_map import IdMap
 
 
@@ -206,13 +206,8 @@ class ClickDataset(InMemoryDataset):
             return read_columns(path)
 
     def process(self) -> None:
-        try:
-            with self._cache.writing() as folder:
-                num_duplicates = self._write(folder)
-        except duckdb.Error as error:
-            if 'No space left on device' not in str(error):
-                raise
-            raise full_disk(self.root, self.processed_dir) from error
+        with self._cache.writing() as folder:
+            num_duplicates = self._write(folder)
         if num_duplicates:
             self.report_duplicates(num_duplicates)
 
@@ -313,7 +308,7 @@ class ClickDataset(InMemoryDataset):
             'id_maps': lineages,
             'num_duplicates': num_duplicates,
         }
-        write_manifest(folder, facts)
+        self._cache.write_manifest(folder, facts)
         return num_duplicates
 
     def _read(self, connection: duckdb.DuckDBPyConnection) -> LogTable:

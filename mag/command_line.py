@@ -1,6 +1,5 @@
 r"""The command :obj:`mag`: a log in, a saved pipeline out, and scores from it."""
 
-import csv
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import click
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr')
-_ERRORS = (IndexError, OSError, TypeError, ValueError)
+_ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
 
 
 @click.group()
@@ -48,7 +47,10 @@ def fit(
         raise click.UsageError('--users and --items are told together, or neither.')
     with _explained():
         from mag.pipeline import Pipeline
+        from mag.pipeline.saved import check_free
 
+        # Not after an hour of training.
+        check_free(out)
         arguments = dict(map(_argument, given))
         if users is not None and items is not None:
             arguments['groups'] = {'user': _groups(users, model), 'item': _groups(items, model)}
@@ -58,80 +60,59 @@ def fit(
 
 
 @main.command('score')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('requests', type=click.Path(exists=True, dir_okay=False))
 @click.option('--out', type=click.Path(), help='A Parquet file to write to.  [default: CSV, shown]')
 def score(folder: str, requests: str, out: str | None) -> None:
     r"""Score the users and items of REQUESTS, a CSV or Parquet file with the columns of the log."""
     with _explained():
-        import duckdb
-
-        from mag.files import replacing
         from mag.pipeline import Pipeline
+        from mag.pipeline.request_file import score_file
 
-        pipeline = Pipeline.load(folder)
-        with duckdb.connect() as connection:
-            # Ids of a CSV file are compared as they are written.
-            is_csv = not requests.endswith('.parquet')
-            reader = 'read_csv($path, all_varchar=true)' if is_csv else 'read_parquet($path)'
-            found = connection.execute(f'SELECT * FROM {reader}', {'path': requests}).fetchnumpy()
-            columns = pipeline.columns
-            missing = [column for column in columns.values() if column not in found]
-            if missing:
-                raise ValueError(
-                    f'{requests!r} must have the columns {list(columns.values())}, but lacks '
-                    f'{missing}.'
-                )
-            context = {
-                name: found[column]
-                for name, column in columns.items()
-                if name not in ('user', 'item')
-            }
-            user, item = (found[columns[name]] for name in ('user', 'item'))
-            scores = pipeline.score(user, item, context=context).numpy()
-            connection.register('scored', {**found, 'score': scores})
-            if out is None:
-                rows = connection.execute('SELECT * FROM scored')
-                writer = csv.writer(sys.stdout, lineterminator='\n')
-                writer.writerow(column[0] for column in rows.description or ())
-                while batch := rows.fetchmany(10_000):
-                    writer.writerows(batch)
-            else:
-                with replacing(out) as temporary:
-                    query = 'COPY scored TO $path (FORMAT parquet)'
-                    connection.execute(query, {'path': temporary})
+        score_file(Pipeline.load(folder), requests, out or sys.stdout, progress=True)
 
 
 @main.command('evaluate')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('log', type=click.Path(exists=True, dir_okay=False))
 def evaluate(folder: str, log: str) -> None:
     r"""Evaluate a pipeline on a later LOG: a YAML or JSON file, or a table with its columns."""
     with _explained():
         from mag.pipeline import Pipeline
 
-        _show({'later': Pipeline.load(folder).evaluate(_described(log))})
+        _show({'later': Pipeline.load(folder).evaluate(_described(log), True)})
 
 
 @main.command('update')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
+@click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('events', type=click.Path(exists=True, dir_okay=False))
 def update(folder: str, events: str) -> None:
     r"""Read new EVENTS, and save the pipeline with them."""
     with _explained():
         from mag.pipeline import Pipeline
 
-        Pipeline.load(folder).update(_described(events)).save(folder)
+        Pipeline.load(folder).update(_described(events), True).save(folder)
 
 
 @main.command('inspect')
-@click.argument('folder', type=click.Path(exists=True, file_okay=False))
-def inspect(folder: str) -> None:
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option(
+    '--figure', type=click.Path(), help='Draw the macro graph to this file, such as a PNG.'
+)
+def inspect(folder: str, figure: str | None) -> None:
     r"""Show what a pipeline holds: its log, its metrics, clusters and heaviest macro edges."""
     with _explained():
         from mag.pipeline import Pipeline
+        from mag.pipeline.figure import check_format, save_figure
 
-        _show(Pipeline.load(folder).summary())
+        if figure is not None:
+            check_format(figure)
+        summary = Pipeline.load(folder).summary()
+        if figure is not None:
+            save_figure(summary, figure)
+        # Too many to read.
+        del summary['macro edges']
+        _show(summary)
 
 
 def _described(path: str) -> Any:

@@ -126,16 +126,46 @@ def replacing(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
 
 
 def _begin(path: str) -> tuple[str, BinaryIO]:
-    r"""A new file beside :obj:`path`, and what holds its lock until it is closed, as a kill does:
-    so others know what is being written from what was left."""
+    r"""A new file beside :obj:`path`, and what holds its lock, so that others know what is being
+    written from what was left."""
+    temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+    return temporary, _hold(temporary, fcntl.LOCK_EX)
+
+
+def _hold(path: str, operation: int) -> BinaryIO:
+    r"""A file that is made where there is none, and locked until it is closed, as a kill does."""
     while True:
-        temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
-        held = open(temporary, 'wb')  # noqa: SIM115
-        fcntl.flock(held, fcntl.LOCK_EX)
-        # Another process may have taken it for a leftover before it was locked.
+        held = open(path, 'wb')  # noqa: SIM115
+        try:
+            fcntl.flock(held, operation)
+        except OSError:
+            held.close()
+            raise
+        # Another process may have deleted it before it was locked.
         if os.fstat(held.fileno()).st_nlink > 0:
-            return temporary, held
+            return held
         held.close()
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
+    r"""Holds a lock that one process alone can hold, and one thread in it: a file that is there
+    until the lock is given back.
+
+    Args:
+        path: The file, which is empty, and which nobody else makes or deletes.
+        wait: Whether to wait for who holds it.
+
+    Raises:
+        OSError: If the file cannot be made, or somebody holds it and it is not waited for.
+    """
+    path = os.fspath(path)
+    with _hold(path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
+        try:
+            yield
+        finally:
+            # Before it is given back: who waits for this file finds that it is no longer there.
+            os.remove(path)
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -150,12 +180,24 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
             continue
 
 
-def full_disk(folder: str, path: str | os.PathLike[str], needed: int | None = None) -> OSError:
+class FullDiskError(OSError):
+    r"""A disk is full, in a sentence."""
+
+
+def tells_of_full_disk(error: BaseException) -> bool:
+    r"""Whether an error of whatever library comes from a full disk. Of some only the text tells."""
+    is_known = isinstance(error, OSError) and error.errno in _NO_SPACE
+    return is_known or 'No space left on device' in str(error)
+
+
+def full_disk(
+    folder: str, path: str | os.PathLike[str], needed: int | None = None
+) -> FullDiskError:
     r"""The error that says how many bytes :obj:`path` needs, if that is known, and how many are
     free in :obj:`folder`, which is there."""
     wanted = 'more' if needed is None else _amount(needed)
     free = _amount(shutil.disk_usage(folder).free)
-    return OSError(
+    return FullDiskError(
         errno.ENOSPC,
         f'The disk is full: {os.fspath(path)!r} needs {wanted}, but {folder!r} has {free} free. '
         f'Free some, or choose another place',

@@ -63,7 +63,14 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
     assert found['clusters']['item'] == {'k0': 10, 'k1': 10, 'k2': 10}
     heaviest = found['heaviest macro edges']
     assert heaviest[0]['clicks'] == max(edge['clicks'] for edge in heaviest)
-    assert len(found['clusters']['user']) == 4
+    assert len(found['clusters']['user']) == 4 and 'macro edges' not in found
+    edges = pipeline.summary()['macro edges']
+    assert (len(edges), len(edges[0])) == (4, 3)
+    assert max(map(max, edges)) == heaviest[0]['clicks']
+    assert sum(map(sum, edges)) == found['clicks']
+    pytest.importorskip('matplotlib')
+    run('inspect', out, '--figure', shop / 'clusters.png')
+    assert (shop / 'clusters.png').read_bytes().startswith(b'\x89PNG')
     run('update', out, shop / 'later.csv')
     assert json.loads(run('inspect', out).stdout)['exposures'] == 1500
 
@@ -73,6 +80,18 @@ def test_what_is_wrong_is_told_without_a_traceback(shop: Path, tmp_path: Path) -
     assert run('inspect', tmp_path, exit_code=1).output == f'Error: {reason}\n'
     shown = run('fit', shop / 'log.yaml', '--out', tmp_path, '--users', '3', exit_code=2)
     assert 'told together' in shown.output
+    (tmp_path / 'cat.png').write_text('cat')
+    # Before it trains.
+    shown = run('fit', shop / 'log.yaml', '--out', tmp_path, exit_code=1)
+    assert 'must be empty or a saved pipeline' in shown.output and 'Epoch' not in shown.output
+    nowhere = tmp_path / 'nowhere'
+    assert (
+        run('inspect', nowhere, exit_code=1).output
+        == f'Error: There is no folder {str(nowhere)!r}.\n'
+    )
+    shown = run('inspect', nowhere, '--figure', 'clusters', exit_code=1)
+    assert shown.output.startswith('Error: A figure must have a name that ends with one of ')
+    assert not nowhere.exists()
     assert {*MODELS} == {*RECIPES}
     for command in ('fit', 'score', 'evaluate', 'inspect', 'update'):
         assert 'Usage: ' in run(command, '--help').output

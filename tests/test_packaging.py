@@ -213,6 +213,7 @@ ROOMS: dict[str, set[str]] = {
     'click_index': set(),
     'cutoff': {'checks', 'lineage', 'schema'},
     'files': set(),
+    'folder': {'files'},
     'fingerprint': {'lineage'},
     'id_map': {'checks', 'files'},
     'lineage': set(),
@@ -234,13 +235,15 @@ ROOMS: dict[str, set[str]] = {
         'checks', 'click_index', 'cutoff', 'lineage', 'loader', 'losses', 'macro_graph', 'modality',
         'negatives', 'nn', 'schema', 'training',
     },
-    'datasets': {'checks', 'files', 'id_map', 'lineage', 'metrics', 'negatives', 'schema'},
+    'datasets': {
+        'checks', 'files', 'folder', 'id_map', 'lineage', 'metrics', 'negatives', 'schema',
+    },
     'models': {
         'checks', 'cutoff', 'lineage', 'loader', 'logits', 'losses', 'modality', 'nn', 'schema',
     },
     'command_line': {'datasets', 'files', 'pipeline'},
     'pipeline': {
-        'checks', 'datasets', 'files', 'loader', 'logits', 'metrics', 'models', 'schema',
+        'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'metrics', 'models', 'schema',
         'training', 'transforms',
     },
 }  # fmt: skip
@@ -266,10 +269,47 @@ def test_rooms_import_only_what_they_may() -> None:
     assert found == set(ROOMS)
 
 
+# What answers while somebody waits, and must not import what takes seconds.
+SHOW_HELP = """
+import sys
+from mag.command_line import main
+
+for command in ([], *([name] for name in main.commands)):
+    main([*command, '--help'], standalone_mode=False)
+print(*sorted({name.partition('.')[0] for name in sys.modules}))
+"""
+
+
+def test_help_of_the_command_waits_for_no_library() -> None:
+    done = subprocess.run([sys.executable, '-c', SHOW_HELP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *shown, modules = done.stdout.splitlines()
+    assert sum(line.startswith('Usage: ') for line in shown) == 6
+    libraries = {'duckdb', 'faiss', 'matplotlib', 'numpy', 'safetensors', 'scipy', 'torch', 'yaml'}
+    assert not libraries & set(modules.split())
+    assert {'click', 'mag'} <= set(modules.split())
+
+
+def test_torch_is_imported_before_faiss() -> None:
+    found = []
+    for name, path in source_files().items():
+        lines_of: dict[str, list[int]] = {'torch': [], 'faiss': []}
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            modules = [getattr(node, 'module', None)] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                lines_of.get((module or '').partition('.')[0], []).append(node.lineno)
+        if lines_of['faiss']:
+            found.append(name)
+            assert min(lines_of['torch'], default=sys.maxsize) < min(lines_of['faiss']), name
+    assert found == ['mag/macro_graph/grouping.py']
+
+
 # The threads that FAISS started in the parent do not live on in the fork; a worker waits for them
 # forever where faiss was imported before torch.
 FAISS_IN_WORKER = """
-import mag
+from mag.macro_graph import Grouping
 import faiss
 import numpy as np
 from torch.utils.data import DataLoader

@@ -67,7 +67,8 @@ class Grouping:
                 f'Grouping into {self.num_clusters} clusters needs at least as many nodes with '
                 f'behavior, but got {len(rows)}.'
             )
-        # Here and in assign, so that importing mag does not wait for it.
+        # Here and in assign, so that importing mag does not wait for it, and after torch: with
+        # FAISS first, a forked DataLoader worker that calls it hangs.
         import faiss
 
         kmeans = faiss.Kmeans(

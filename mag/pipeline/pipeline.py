@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_map
 from torch_geometric.data import HeteroData
+from tqdm import tqdm
 
 from mag.checks import check_choice, check_integers
 from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema
@@ -22,8 +23,8 @@ from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes import RECIPES
 from mag.pipeline.request import Request, read_request, request_of
 from mag.pipeline.saved import (
-    read_manifest,
     read_safetensors,
+    read_whole,
     write_manifest,
     write_safetensors,
     writing,
@@ -340,7 +341,9 @@ class Pipeline:
             )
         outputs: list[tuple[Tensor, ...]] = []
         with torch.inference_mode():
-            for batch in rows.split(_BATCH):
+            batches = rows.split(_BATCH)
+            # No bar for what takes less than two seconds.
+            for batch in tqdm(batches, 'Evaluating', disable=not progress, delay=2.0, leave=False):
                 logits = self._logits(request_of(known, events, batch))
                 # Who is unknown here is somebody there.
                 user, label = later.events['user'][batch], events['label'][batch]
@@ -365,8 +368,8 @@ class Pipeline:
     def summary(self) -> dict[str, Any]:
         r"""What the pipeline holds, as values of JSON: model, sizes, metrics, and what was fitted:
         for models of the macro graph, for each grouping how many users or items are in each
-        cluster, by name where it is an attribute, and the ten heaviest macro edges, the clicks from
-        a cluster of users on one of items."""
+        cluster, by name where it is an attribute; the macro edges, the clicks from each cluster of
+        users (a row) on each of items; and the ten heaviest."""
         log = self._known()
         return {
             'model': self.model_name,
@@ -482,8 +485,10 @@ class Pipeline:
             ValueError: If it is no saved pipeline, is of another version, or a file is missing, cut
                 or damaged.
         """
-        folder = osp.expanduser(os.fspath(folder))
-        manifest = read_manifest(folder)
+        return read_whole(folder, cls._load)
+
+    @classmethod
+    def _load(cls, folder: str, manifest: dict[str, Any]) -> 'Pipeline':
         maps = {
             name: IdMap.load(osp.join(folder, f'ids_{name}.parquet')) for name in manifest['ids']
         }

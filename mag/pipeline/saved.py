@@ -1,129 +1,142 @@
-r"""Folders that are there whole or not at all, and are read as they were written or refused."""
+r"""What a pipeline is on disk: a folder that is there whole or not at all."""
 
 import json
 import os
 import os.path as osp
-import shutil
-import uuid
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import mag
-from mag.files import checksum, require_local
+from mag.files import require_local
+from mag.folder import Folder
 
-_MANIFEST = 'manifest.json'
 _FORMAT = 'mag.pipeline'
 #: Raised by one whenever a folder holds something else.
 _VERSION = 1
+_T = TypeVar('_T')
+
+
+class SavedPipeline(Folder):
+    r"""The folder of a pipeline.
+
+    Args:
+        path (str): The folder.
+    """
+
+    manifest = 'manifest.json'
+    kind = 'saved pipeline'
+    elsewhere = 'choose another folder or move that one away'
+    remedy = 'Copy the folder again, or fit the pipeline again'
+
+    def is_own(self, names: list[str]) -> bool:
+        # Others write a manifest.json, too, and somebody may have put a file of his own there.
+        try:
+            found = self._peek()
+            return found['format'] == _FORMAT and {*names} <= {self.manifest, *found['files']}
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def read_manifest(self, *facts: str) -> dict[str, Any]:
+        r"""What :func:`write_manifest` wrote, of a folder whose files are all as they were written.
+
+        Raises:
+            FileNotFoundError: If there is no folder.
+            ValueError: If it is no saved pipeline, is of another version, or a file is missing, cut
+                or damaged.
+        """
+        if not osp.isdir(self.path):
+            raise FileNotFoundError(f'There is no folder {self.path!r}.')
+        try:
+            found = self._peek()
+        except FileNotFoundError as error:
+            raise ValueError(
+                f'{self.path!r} is no saved pipeline: it has no {self.manifest}.'
+            ) from error
+        except ValueError as error:
+            raise self.damaged(self.manifest, 'it is no JSON') from error
+        if not isinstance(found, dict) or found.get('format') != _FORMAT:
+            raise ValueError(
+                f'{self.path!r} is no saved pipeline: its {self.manifest} is that of another.'
+            )
+        if found.get('version') != _VERSION:
+            raise ValueError(
+                f'{self.path!r} was saved in version {found.get("version")!r} of the format by '
+                f'mag {found.get("mag")!r}, but mag {mag.__version__} reads version {_VERSION}: '
+                f'fit the pipeline again.'
+            )
+        manifest = super().read_manifest(*facts)
+        for name in manifest['files']:
+            with self.opening(manifest, name):
+                pass
+        return manifest
+
+    def _peek(self) -> Any:
+        with open(self.file(self.manifest), encoding='utf-8') as file:
+            return json.load(file)
+
+
+def check_free(folder: str | os.PathLike[str]) -> None:
+    r"""Raises a :class:`ValueError` if a pipeline cannot be saved to :obj:`folder`, as something
+    else is there."""
+    require_local('folder', folder)
+    _at(folder).exists()
 
 
 @contextmanager
 def writing(folder: str | os.PathLike[str]) -> Iterator[str]:
-    r"""Gives a folder to write to, which takes the place of :obj:`folder` when all is written.
+    r"""Gives a folder to write to, which takes the place of :obj:`folder` when all is written, see
+    :class:`mag.folder.Folder`.
 
     Raises:
         ValueError: If something else than a saved pipeline is there.
     """
-    require_local('folder', folder)
-    folder = osp.abspath(osp.expanduser(folder))
-    if osp.exists(folder) and not osp.exists(osp.join(folder, _MANIFEST)):
-        is_empty = osp.isdir(folder) and not os.listdir(folder)
-        if not is_empty:
-            raise ValueError(
-                f'{folder!r} holds something else than a saved pipeline: choose another folder.'
-            )
-    parent = osp.dirname(folder)
-    os.makedirs(parent, exist_ok=True)
-    partial, replaced = (f'{folder}.{uuid.uuid4().hex[:8]}.{end}' for end in ('tmp', 'old'))
-    os.mkdir(partial)
-    try:
+    check_free(folder)
+    saved = _at(folder)
+    with saved.lock(), saved.writing() as partial:
         yield partial
-        for name in os.listdir(partial):
-            _flush(osp.join(partial, name))
-        _flush(partial)
-        # No system call that Python has exchanges two folders.
-        if osp.exists(folder):
-            os.rename(folder, replaced)
-        os.rename(partial, folder)
-        _flush(parent)
-    finally:
-        if osp.exists(replaced) and not osp.exists(folder):
-            os.rename(replaced, folder)
-        for path in (partial, replaced):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_manifest(folder: str, values: Mapping[str, Any]) -> None:
     r"""Writes what a pipeline is besides tensors and ids, and the checksums of all files that are
-    in the folder."""
-    manifest = {
+    in the folder that :func:`writing` gave."""
+    versions = {
         'format': _FORMAT,
         'version': _VERSION,
         'mag': mag.__version__,
         'torch': torch.__version__,
-        **values,
-        'files': {
-            name: {
-                'bytes': osp.getsize(osp.join(folder, name)),
-                'crc32': checksum(osp.join(folder, name)),
-            }
-            for name in sorted(os.listdir(folder))
-        },
     }
-    manifest['crc32'] = _crc(manifest)
-    with open(osp.join(folder, _MANIFEST), 'w', encoding='utf-8') as file:
-        json.dump(manifest, file, indent=1, allow_nan=False)
+    SavedPipeline(folder).write_manifest(folder, versions | dict(values))
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    r"""What :func:`write_manifest` wrote, of a folder whose files are all as they were written.
+def read_whole(folder: str | os.PathLike[str], read: Callable[[str, dict[str, Any]], _T]) -> _T:
+    r"""What :obj:`read` makes of a folder and of what :func:`write_manifest` wrote there, all of it
+    of one pipeline, even if another process saves another one there meanwhile.
 
     Raises:
         FileNotFoundError: If there is no folder.
         ValueError: If it is no saved pipeline, is of another version, or a file is missing, cut or
             damaged.
     """
-    folder = os.fspath(folder)
-    if not osp.isdir(folder):
-        raise FileNotFoundError(f'There is no folder {folder!r}.')
-    path = osp.join(folder, _MANIFEST)
-    if not osp.isfile(path):
-        raise ValueError(f'{folder!r} is no saved pipeline: it has no {_MANIFEST}.')
-    try:
-        with open(path, encoding='utf-8') as file:
-            manifest = json.load(file)
-    except ValueError as error:
-        raise ValueError(f'{path!r} is cut or damaged: it is no JSON.') from error
-    if not isinstance(manifest, dict) or manifest.get('format') != _FORMAT:
-        raise ValueError(f'{folder!r} is no saved pipeline: its {_MANIFEST} is that of another.')
-    if manifest.get('version') != _VERSION:
-        raise ValueError(
-            f'{folder!r} was saved in version {manifest.get("version")!r} of the format by mag '
-            f'{manifest.get("mag")!r}, but mag {mag.__version__} reads version {_VERSION}: fit the '
-            f'pipeline again.'
-        )
-    if manifest.pop('crc32', None) != _crc(manifest):
-        raise ValueError(f'{path!r} is damaged: its checksum is not that of what was written.')
-    for name, facts in manifest['files'].items():
-        file_path = osp.join(folder, name)
-        if not osp.isfile(file_path):
-            raise ValueError(f'{folder!r} lacks the file {name!r}: copy the folder whole.')
-        size = osp.getsize(file_path)
-        if size != facts['bytes']:
-            raise ValueError(
-                f'{file_path!r} has {size} bytes where {facts["bytes"]} were written: copy the '
-                f'folder again.'
-            )
-        if checksum(file_path) != facts['crc32']:
-            raise ValueError(
-                f'{file_path!r} is damaged: its checksum is not that of what was written.'
-            )
-    return manifest
+    saved = _at(folder)
+
+    def read_one() -> _T:
+        with saved.opened() as is_same:
+            found = read(saved.path, saved.read_manifest())
+            if not is_same():
+                raise ValueError(f'{saved.path!r} has been replaced while it was read.')
+            return found
+
+    return saved.read_whole(read_one)
+
+
+def _at(folder: str | os.PathLike[str]) -> SavedPipeline:
+    path = osp.abspath(osp.expanduser(folder))
+    # A link stays one: what it names is replaced.
+    return SavedPipeline(osp.realpath(path) if osp.islink(path) else path)
 
 
 def write_safetensors(path: str, tensors: Mapping[str, Tensor]) -> None:
@@ -140,16 +153,3 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
-
-
-def _crc(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, allow_nan=False)
-    return f'{zlib.crc32(text.encode()):08x}'
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

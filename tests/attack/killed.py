@@ -14,6 +14,7 @@ import torch
 
 from mag.datasets import EventLog
 from mag.macro_graph import Grouping
+from mag.pipeline import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
 import training_run  # noqa: E402
@@ -29,6 +30,10 @@ def save_grouping(path: str, seed: int) -> None:
     grouping = Grouping(50, seed=seed)
     grouping.centroids = torch.full((50, 10_000), float(seed))
     grouping.save(path)
+
+
+def save_pipeline(source: str, folder: str) -> None:
+    Pipeline.load(source).save(folder)
 
 
 def train(directory: str) -> None:

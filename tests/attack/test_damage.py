@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mag.datasets import EventLog
+from mag.datasets import EventLog, LogSchema
 from mag.macro_graph import Grouping
+from mag.pipeline import Pipeline
 from mag.training import ClickTask
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'training'))
@@ -101,6 +102,24 @@ def test_grouping(tmp_path: Path, attack_factor: int, attack_seed: int) -> None:
 
     attack_file(path, read, 'Fit the grouping again', 200 * attack_factor, attack_seed)
     take_away(path, read)
+
+
+def test_pipeline(tmp_path: Path, attack_factor: int, attack_seed: int) -> None:
+    rows = [f'a{n % 9},{n * n % 7},{n},c{n * n % 7},{n // 3 % 2}\n' for n in range(400)]
+    (tmp_path / 'log.csv').write_text('u,i,t,c,l\n' + ''.join(rows))
+    log = LogSchema(tmp_path / 'log.csv', COLUMNS | {'label': 'l'})
+    pipeline = Pipeline('macgnn', {'user': 2, 'item': 2}, max_epochs=1, embedding_dim=4)
+    pipeline.fit(log, progress=False).save(tmp_path / 'shop')
+
+    def read() -> object:
+        loaded = Pipeline.load(tmp_path / 'shop')
+        return loaded.score('a3', [1, 2]).tolist(), loaded.metrics
+
+    for path in sorted((tmp_path / 'shop').iterdir()):
+        attack_file(path, read, 'again', 10 * attack_factor, attack_seed)
+        content = path.read_bytes()
+        take_away(path, read)
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize('name', ['last.ckpt', 'best.ckpt'])

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from mag.datasets import EventLog
+from mag.datasets import EventLog, LogSchema
 from mag.files import read_tensors
 from mag.macro_graph import Grouping
+from mag.pipeline import Pipeline
 
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
 CLICKS = ('user', 'clicks', 'item')
@@ -64,7 +65,7 @@ def test_cache(do: Do, tmp_path: Path, attack_factor: int, attack_seed: int) -> 
         scale = 1000 if unit == 's' else 1
         assert torch.equal(dataset[0][CLICKS].time, torch.arange(3_000) * scale)
         assert dataset.raw_ids['user'].tolist() == list(range(3_000))
-        assert sorted(os.listdir(root)) == ['.lock', 'processed']
+        assert os.listdir(root) == ['processed']
     assert found == {False, True}
 
 
@@ -90,6 +91,30 @@ def test_grouping(do: Do, tmp_path: Path, attack_factor: int, attack_seed: int) 
         assert len(os.listdir(tmp_path)) <= 2
     do('save_grouping', str(path), 0)
     assert os.listdir(tmp_path) == ['grouping.pt']
+
+
+def test_pipeline(do: Do, tmp_path: Path, attack_factor: int, attack_seed: int) -> None:
+    rows = [f'{n % 9},{n * n % 7},{n},{n // 3 % 2}\n' for n in range(400)]
+    (tmp_path / 'log.csv').write_text('u,i,t,l\n' + ''.join(rows))
+    log = LogSchema(tmp_path / 'log.csv', COLUMNS | {'label': 'l'})
+    scores = []
+    for seed in (0, 1):
+        groups = {'user': 2, 'item': 2}
+        pipeline = Pipeline('macgnn', groups, max_epochs=1, seed=seed, embedding_dim=4)
+        pipeline.fit(log, progress=False).save(tmp_path / str(seed))
+        scores.append(pipeline.score(3, [1, 2]).tolist())
+    above = tmp_path / 'above'
+    seconds = max(do('save_pipeline', str(tmp_path / '0'), str(above / 'shop')) for _ in range(2))
+    found = set()
+    for moment in moments(attack_seed, 20 * attack_factor):
+        before = Pipeline.load(above / 'shop').seed
+        source = str(tmp_path / str(1 - before))
+        do('save_pipeline', source, str(above / 'shop'), delay=moment * seconds)
+        pipeline = Pipeline.load(above / 'shop')
+        assert pipeline.score(3, [1, 2]).tolist() == scores[pipeline.seed]
+        found.add(pipeline.seed == before)
+        assert os.listdir(above) == ['shop']
+    assert found == {False, True}
 
 
 def test_training(do: Do, tmp_path: Path, attack_factor: int, attack_seed: int) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from filelock import FileLock
 from torch_geometric.data import HeteroData
 from torch_geometric.transforms import BaseTransform, Compose
 
 from mag.datasets import ClickDataset, EventLog, LogTable, _cache
-from mag.datasets._cache import Cache, checksum_of
+from mag.datasets._cache import Cache
 from mag.datasets._log_to_graph import LogToGraph
-from mag.files import checksum, write_tensors
+from mag.files import checksum, locked, write_tensors
+from mag.folder import checksum_of
 
 CLICKS = ('user', 'clicks', 'item')
 COLUMNS = {'user': 'u', 'item': 'i', 'time': 't'}
@@ -244,7 +244,7 @@ def test_ids_are_those_of_the_data_although_another_process_made_the_cache_again
     log.write_text('u,i,t\n8,9,1\n')
     load(log, force_reload=True)
     assert dataset[0]['user'].num_nodes == 2
-    with pytest.raises(ValueError, match='another process has made the cache again'):
+    with pytest.raises(ValueError, match='or another process has replaced it'):
         _ = dataset.raw_ids
 
 
@@ -275,7 +275,7 @@ def test_objects_that_a_cache_cannot_hold_are_refused(log):
         ValueError, match=r'nothing else, but Keep\(datetime\.timedelta\(days=1\)\) puts objects'
     ):
         load(log, pre_transform=Keep(timedelta(days=1)))
-    assert os.listdir(log.parent / 'root') == ['.lock']
+    assert os.listdir(log.parent / 'root') == []
     value = {'tensor': torch.arange(3), 'words': ['a', ('b', 1.5, None, True)]}
     assert load(log, pre_transform=Keep(value))[0].value['words'] == value['words']
 
@@ -283,15 +283,15 @@ def test_objects_that_a_cache_cannot_hold_are_refused(log):
 def test_what_a_kill_left_is_removed_at_the_next_start(log):
     load(log)
     root = log.parent / 'root'
-    for name in ('processed.partial', 'processed.replaced'):
+    for name in ('processed.mag-partial', 'processed.mag-replaced'):
         (root / name).mkdir()
         (root / name / 'data.pt').write_text('half')
-    with FileLock(root / '.lock'):
+    with locked(root / 'processed.mag-lock'):
         # Somebody may be writing it.
         load(log)
         assert len(os.listdir(root)) == 4
     load(log)
-    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+    assert os.listdir(root) == ['processed']
 
 
 def test_cache_of_a_folder_that_may_only_be_read(log, monkeypatch):
@@ -299,7 +299,7 @@ def test_cache_of_a_folder_that_may_only_be_read(log, monkeypatch):
         raise PermissionError('not yours')
 
     load(log)
-    partial = log.parent / 'root' / 'processed.partial'
+    partial = log.parent / 'root' / 'processed.mag-partial'
     partial.mkdir()
     monkeypatch.setattr(Cache, 'lock', refuse)
     assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
@@ -378,7 +378,7 @@ def test_full_disk(log, small_disk, id_bytes, needed):
     ) as error:
         EventLog(small_disk / 'root', log, COLUMNS, log=False)
     assert str(small_disk) in str(error.value)
-    assert os.listdir(small_disk / 'root') == ['.lock']
+    assert os.listdir(small_disk / 'root') == []
 
 
 def test_root_is_a_file(log):
@@ -449,7 +449,7 @@ def test_interruption_leaves_nothing(log, monkeypatch, where):
             patch.setattr(*STEPS[where], interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(log, pre_transform=Fail())
-    assert os.listdir(log.parent / 'root') == ['.lock']
+    assert os.listdir(log.parent / 'root') == []
     assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
 
 
@@ -479,10 +479,10 @@ def test_kill_leaves_no_half_cache(log, fork, step):
     assert done.returncode == -signal.SIGKILL
     root = log.parent / 'root'
     assert not (root / 'processed').exists()
-    assert (root / 'processed.partial').exists()
+    assert (root / 'processed.mag-partial').exists()
     dataset = load(log)
     assert dataset[0][CLICKS].time.tolist() == [1, 2, 3]
-    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+    assert os.listdir(root) == ['processed']
 
 
 @pytest.mark.parametrize('renames, times', [(0, [1, 2, 3]), (1, None), (2, [7, 8, 9])])
@@ -517,15 +517,15 @@ def test_kill_while_a_cache_is_replaced(log, fork, renames, times):
         with pytest.raises(ValueError, match=r'log\.csv had 36 bytes, has now 24'):
             load(log)
     assert load(log, force_reload=times != [7, 8, 9])[0][CLICKS].time.tolist() == [7, 8, 9]
-    assert sorted(os.listdir(processed.parent)) == ['.lock', 'processed']
+    assert os.listdir(processed.parent) == ['processed']
 
 
 def test_kill_between_the_two_renames(log):
     load(log)
     root = log.parent / 'root'
-    (root / 'processed').rename(root / 'processed.replaced')
+    (root / 'processed').rename(root / 'processed.mag-replaced')
     assert load(log)[0][CLICKS].time.tolist() == [1, 2, 3]
-    assert sorted(os.listdir(root)) == ['.lock', 'processed']
+    assert os.listdir(root) == ['processed']
 
 
 def test_two_at_once_process_once(log, monkeypatch):

@@ -79,9 +79,6 @@ class MacroRecipe(Recipe):
         self.coarsen.load_fitted_state(tensors, values['clusters'])
 
     def summary(self, log: RawLog) -> dict[str, Any]:
-        r"""For each grouping how many users or items are in each cluster, by name where it is an
-        attribute; and the ten heaviest macro edges, the clicks from a cluster of users on one of
-        items."""
         cluster = self.coarsen.cluster
         edge_index, _ = log.clicks()
         groupings = {}
@@ -90,17 +87,20 @@ class MacroRecipe(Recipe):
             sizes = found[found >= 0].bincount().tolist()
             names = log.raw(of.group) if isinstance(of.group, str) else range(len(sizes))
             groupings[of.name] = {str(name): size for name, size in zip(names, sizes)}
+        keys = [list(groupings[node]) for node in ('user', 'item')]
         user, item = cluster['user'][edge_index[0]], cluster['item'][edge_index[1]]
         is_in = (user >= 0) & (item >= 0)
         pairs, clicks = torch.stack([user, item])[:, is_in].unique(dim=1, return_counts=True)
         heaviest = clicks.argsort(descending=True, stable=True)[:10]
-        keys = {node: list(groupings[node]) for node in ('user', 'item')}
-        edges = zip(pairs[:, heaviest].t().tolist(), clicks[heaviest].tolist())
+        edges = clicks.new_zeros(*map(len, keys)).index_put_(tuple(pairs), clicks)
         return {
             'clusters': groupings,
+            'macro edges': edges.tolist(),
             'heaviest macro edges': [
-                {'user': keys['user'][u], 'item': keys['item'][i], 'clicks': number}
-                for (u, i), number in edges
+                {'user': keys[0][u], 'item': keys[1][i], 'clicks': number}
+                for (u, i), number in zip(
+                    pairs[:, heaviest].t().tolist(), clicks[heaviest].tolist()
+                )
             ],
         }
 
