@@ -17,6 +17,8 @@ from mag.datasets import EventLog
 from mag.loader import PathSampler
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit, window
 
+# Logs are so small here that parts lose many of their rows.
+pytestmark = pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 CLICKS = ('user', 'clicks', 'item')
 NUM_USERS, NUM_ITEMS = 3, 4
 

@@ -156,6 +156,7 @@ def test_what_later_windows_know_is_in_no_view(train: HeteroData) -> None:
     assert num_unknown > 0
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_the_view_of_a_part_that_does_not_roll_is_the_part(click_log: HeteroData) -> None:
     train, val, _ = TemporalSplit(0.3, 0.8, 0.9, 1)(click_log)
     for part in (train, MacroCoarsen(LEARNED).fit(train)(val)):
@@ -181,6 +182,7 @@ def test_the_future_changes_no_view(click_log: HeteroData) -> None:
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[name]))
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 @pytest.mark.sparse
 def test_clicks_that_are_known_later_are_in_no_view(click_log: HeteroData) -> None:
     click_log[CLICKS].edge_label_settled = click_log[CLICKS].edge_label_time + 40
@@ -193,6 +195,7 @@ def test_clicks_that_are_known_later_are_in_no_view(click_log: HeteroData) -> No
         assert bool((sees.clicked[is_before] * ~settled).any())
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_clicks_of_a_user_are_in_no_view_that_begins_before_they_are_known(
     click_log: HeteroData,
 ) -> None:
@@ -280,6 +283,7 @@ def test_other_edges_are_refused(train: HeteroData) -> None:
         window(train, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without")
 def test_no_neighborhood_of_a_view_holds_a_label(train: HeteroData) -> None:
     def leaked(data: HeteroData) -> int:
         r"""How many labels are edges of the neighborhoods that they are sampled with."""
