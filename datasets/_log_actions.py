@@ -83,6 +83,9 @@ def join_actions(
     replaced = [f'{settled} AS settled']
     if 'label' in actions:
         replaced.append('coalesce(found.first_click, log.time) AS click_time')
+    elif 'click_time' not in of_log:
+        # A click that the row itself tells of is known before what follows it.
+        replaced.append(f'log.{"settled" if "settled" in of_log else "time"} AS click_time')
     dropped = [
         name
         for name in ('settled', 'click_time')

@@ -128,10 +128,12 @@ class LogToGraph:
         edge_label_time = columns.pop('time')
         edge_label = columns.pop('label')
         click = edge_label > 0
+        # Where nothing tells when it happened, a click is one as soon as that is known.
+        late = next((name for name in ('click_time', 'settled') if name in columns), None)
         # A log of clicks alone is held once.
-        has_clicks_only = bool(click.all()) and 'click_time' not in columns
-        click_time = columns.get('click_time', edge_label_time)
-        if 'click_time' in columns:
+        has_clicks_only = bool(click.all()) and late is None
+        click_time = edge_label_time if late is None else columns[late]
+        if late is not None:
             click = click.nonzero().view(-1)
             click = click[click_time[click].argsort(stable=True)]
 

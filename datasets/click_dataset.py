@@ -130,7 +130,8 @@ class ClickDataset(InMemoryDataset):
         :obj:`item_attribute` with a column :obj:`id` and one column per attribute.
 
         :obj:`click_time` is when the exposure was clicked, not before :obj:`time`; any time where
-        it was not clicked. Without this column a click happens at the time of its exposure.
+        it was not clicked. Without this column a click happens at the time of its exposure, or
+        counts from :obj:`settled` on, where that is there.
 
         :obj:`settled` is when all labels of the exposure are known, clicked or not, and not before
         :obj:`time`; it becomes :obj:`edge_label_settled`.

@@ -52,12 +52,19 @@ class KuaiSAR(NamedRelease):
       :obj:`search_session_timestamp`, clicked if :obj:`click_cnt` is not 0.
       Its query is the :obj:`keyword`, ids of words that stand for themselves,
       in their order and with repetitions; a search without words has the
-      term :obj:`'unknown'`. When a result was clicked is not in the log, so
-      clicks have the time of their search session: none is before another of
-      the same session, and paths, which go strictly back in time, never lead
-      from one to the other. It costs something between the two logs: a
-      recommendation that was shown after a session began may read a click of
-      that session that came after it.
+      term :obj:`'unknown'`.
+
+    Neither log tells when a click happened, so clicks have the time of their
+    row. A session is one search with all that was shown for it, so its time
+    is that of the search; that of a recommendation is when it was handed out,
+    often several at once. What came first within one of these is not known:
+    rows read clicks strictly before themselves, so none reads a click of its
+    own session, be it for histories, paths or counts. That is safe, and a
+    little stale: the last result of a session does not know which others were
+    clicked. It costs something from one to the next: a row that came after a
+    session began may read a click of that session that came later still, and
+    no column tells when a session ended, so there is no
+    :obj:`edge_label_settled`.
 
     Nodes are the users and items of the logs, in ascending order of their
     ids, whatever kind of item a search found; users and items that only the

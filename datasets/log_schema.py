@@ -93,7 +93,8 @@ class LogSchema:
     :obj:`behaviors`        columns, each 1 if that followed the click, else 0
     :obj:`click_time`       when it was clicked, not before :obj:`time`; may be empty
                             where there was no click
-    :obj:`settled`          when all labels of the row are known, not before :obj:`time`
+    :obj:`settled`          when all labels of the row are known, not before :obj:`time`; without
+                            a :obj:`click_time` clicks count from then on
     :obj:`weight`           0, or a positive number
     :obj:`query`            what was searched for, a text whose words are terms, or a list of
                             terms; empty where a recommendation led to the row

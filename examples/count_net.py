@@ -39,7 +39,7 @@ if __name__ == '__main__':
 
 from lightning import seed_everything
 from logs import load_dataset, split_by
-from results import CLICK_COLUMNS, describe, draw_count_net, save, table, write_json
+from results import CLICK_COLUMNS, describe, draw_count_net, save, stop_by, table, write_json
 from torch_geometric.transforms import Compose
 
 from mag.loader import ExposureLoader, PairLoader
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     task = ClickTask(
         MacGNN.from_data(train, **args.macgnn), args.macgnn_learning_rate, args.macgnn_weight_decay
     )
-    macgnn = fit_model('macgnn', task, PairLoader, 'auc')
+    macgnn = fit_model('macgnn', task, PairLoader, stop_by(val))
     seed_everything(args.seed, verbose=False)
     task = ClickTask(
         CountNet.from_data(train), args.learning_rate, args.weight_decay, average=args.average

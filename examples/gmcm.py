@@ -44,7 +44,7 @@ if __name__ == '__main__':
     ARGS = parse_args()
 
 from lightning import seed_everything
-from results import describe, draw_behaviors, save, table, write_json
+from results import describe, draw_behaviors, save, stop_by, table, write_json
 from torch_geometric.data import HeteroData
 
 from mag.datasets import KuaiRand, SyntheticMarket, Trivago
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
         patience=args.patience,
         seed=args.seed,
         validate_every=-(-len(train_loader) // 2),
-        monitor='ctcvr_auc',
+        monitor=stop_by(val, 'ctcvr_auc'),
         resume=args.resume,
     )
 

@@ -53,7 +53,16 @@ if __name__ == '__main__':
 
 import numpy as np
 from lightning import seed_everything
-from results import CLICK_COLUMNS, describe, draw_interests, improvements, save, table, write_json
+from results import (
+    CLICK_COLUMNS,
+    describe,
+    draw_interests,
+    improvements,
+    save,
+    stop_by,
+    table,
+    write_json,
+)
 from torch.nn.functional import one_hot
 from torch_geometric.data import HeteroData
 from torchmetrics.functional import auroc
@@ -104,6 +113,7 @@ def main(args: argparse.Namespace) -> None:
             patience=args.patience,
             seed=args.seed,
             validate_every=-(-len(train_loader) // 2),
+            monitor=stop_by(val),
             resume=args.resume,
         )
         results[name] = evaluate(task, test_loader)
@@ -126,7 +136,8 @@ def load_parts(args: argparse.Namespace) -> tuple[HeteroData, tuple[HeteroData, 
         )
         return data, split(data)
     if args.dataset == 'synthetic':
-        num_users, num_items = max(args.exposures // 800, 1), max(args.exposures // 200, 1)
+        # Of one user or one item nothing is left that was not clicked, to learn interests from.
+        num_users, num_items = max(args.exposures // 800, 4), max(args.exposures // 200, 8)
         data = SyntheticMarket(num_users, num_items, args.exposures, seed=args.seed)[0]
     else:
         movies = MovieLens(root, args.dataset.removeprefix('movielens-'))

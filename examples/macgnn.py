@@ -37,7 +37,7 @@ if __name__ == '__main__':
 
 from lightning import seed_everything
 from logs import load_dataset, split_by
-from results import CLICK_COLUMNS, describe, draw_macro_graph, save, table, write_json
+from results import CLICK_COLUMNS, describe, draw_macro_graph, save, stop_by, table, write_json
 from torch_geometric.transforms import Compose
 
 from mag.loader import PairLoader
@@ -76,6 +76,7 @@ def main(args: argparse.Namespace) -> None:
         patience=args.patience,
         seed=args.seed,
         validate_every=max(1, len(train_loader) // 4),
+        monitor=stop_by(val),
         resume=args.resume,
     )
 

@@ -36,6 +36,15 @@ def describe(name: str, data: HeteroData, *more: str) -> str:
     return f'{name}: {", ".join([*sizes, *more])}'
 
 
+def stop_by(val: HeteroData, metric: str = 'auc') -> str:
+    r"""What to stop and select by: a metric of validation or, where a small log leaves it rows of
+    one class, which have no AUC, one that they have."""
+    name = 'edge_label_conversion' if metric == 'ctcvr_auc' else 'edge_label'
+    label = val[CLICKS][name]
+    has_both = bool((label != label[0]).any())
+    return metric if has_both else {'auc': 'logloss', 'ctcvr_auc': 'ctcvr_mse'}[metric]
+
+
 def table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     r"""Rows of numbers below the titles of :obj:`columns`, from the name of each to its title."""
     indent = 2 + max(map(len, rows))

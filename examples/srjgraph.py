@@ -43,7 +43,16 @@ if __name__ == '__main__':
 
 import torch
 from lightning import seed_everything
-from results import CLICK_COLUMNS, describe, draw_attention, improvements, save, table, write_json
+from results import (
+    CLICK_COLUMNS,
+    describe,
+    draw_attention,
+    improvements,
+    save,
+    stop_by,
+    table,
+    write_json,
+)
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import MLP
@@ -77,7 +86,10 @@ def main(args: argparse.Namespace) -> None:
     print(describe(args.dataset, data, f'{searches:,} of the exposures from search'))
     train, val, test = TemporalSplit(0.3, 0.8, 0.9, num_windows=1, keep_cold=True)(data)
     tests = {
-        domain: of_domain(test, number) for number, domain in enumerate(dataset.names['domain'])
+        domain: of_domain(test, number)
+        for number, domain in enumerate(dataset.names['domain'])
+        # A small log may end without a search.
+        if bool((test[CLICKS].edge_label_domain == number).any())
     }
 
     features = partial(ExposureLoader, seed=args.seed)
@@ -101,6 +113,7 @@ def main(args: argparse.Namespace) -> None:
             patience=args.patience,
             seed=args.seed,
             validate_every=-(-len(train_loader) // 2),
+            monitor=stop_by(val),
             resume=args.resume,
         )
         results[name] = {
@@ -111,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
         rows = {name: result[domain] for name, result in results.items()}
         print(f'{domain.capitalize()}:\n{table(rows, CLICK_COLUMNS)}\n{improvements(rows, "DNN")}')
     write_json(output / 'results.json', args, results)
-    batch = next(iter(paths(tests['search'], 4 * args.batch_size)))
+    batch = next(iter(paths(tests.get('search', test), 4 * args.batch_size)))
     save(draw_attention(srjgraph, batch), output / 'srjgraph.png')
     print(f'In {output}: DNN/, SRJGraph/, results.json, srjgraph.png')
 

@@ -17,7 +17,12 @@ from mag.schema import CLICKS, cutoffs, windows
 def history_clock(data: HeteroData) -> Tensor:
     r"""The clock that :obj:`cutoff` is measured on, one value a click, shape :obj:`[E]`:
     :obj:`position` in the user's own log if the split was made per user, else :obj:`time`."""
-    return data[CLICKS][_clock_name(data)]
+    return data[CLICKS][clock_name(data)]
+
+
+def clock_name(data: HeteroData) -> str:
+    r"""The name of that clock."""
+    return 'position' if 'position' in data[CLICKS] else 'time'
 
 
 def window_of_click(
@@ -42,7 +47,7 @@ def window_of_click(
     cutoff, num_windows, of_label = windows(data, caller)
     if cutoff is None:
         return None, 1
-    name = _clock_name(data)
+    name = clock_name(data)
     if name not in events:
         raise ValueError(
             f"{caller} found a 'cutoff' but no '{name}' to compare with it in "
@@ -89,7 +94,7 @@ def first_cutoff(data: HeteroData, caller: str) -> Cutoff:
     """
     clicks = data[CLICKS]
     if 'cutoff' in clicks:
-        return Cutoff(_clock_name(data), cutoffs(data, caller).min().item())
+        return Cutoff(clock_name(data), cutoffs(data, caller).min().item())
     time = clicks.get('time')
     is_known = isinstance(time, Tensor) and time.numel() > 0
     return Cutoff('time', int(time.max()) + 1 if is_known else torch.inf)
@@ -214,7 +219,3 @@ def require_whole_log(data: HeteroData, caller: str, advice: str = '') -> None:
             f'{data[CLICKS].cutoff.tolist()}: it is a part already.'
             f'{advice and f" {advice}."}'
         )
-
-
-def _clock_name(data: HeteroData) -> str:
-    return 'position' if 'position' in data[CLICKS] else 'time'

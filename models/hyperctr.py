@@ -80,8 +80,9 @@ class HyperCTR(torch.nn.Module):
         hidden_channels (Sequence[int], optional): Hidden sizes of the head.
             (default: :obj:`(64, 32)`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
-            a step of training, with their content known, see :class:`~mag.nn.IdEmbedding`. An item
-            is so in all rows of the step or in none. (default: :obj:`0.0`)
+            a step of training, see :class:`~mag.nn.IdEmbedding`. One of them is so in all rows,
+            histories and hyperedges of the step or in none. What was clicked, contents and who
+            shares a hyperedge stay known. (default: :obj:`0.0`)
 
     Raises:
         TypeError: If features are no floats, a number no integer, or sizes are no sequence.
@@ -256,20 +257,19 @@ class HyperCTR(torch.nn.Module):
             ValueError: If the slots of the rows are missing.
         """
         groups = self._select(batch)
-        asked = [batch.item, batch.history.clamp(min=0).view(-1)]
+        users, items = [batch.user], [batch.item, batch.history.clamp(min=0).view(-1)]
         if groups:
-            asked.append(groups['item'].node)
-        # Items as they are read: each row of the batch, of the histories, of the hypergraphs.
-        own, history, *grouped = self._items(asked)
-        user = self.user_embedding(self.user_embedding.drop(batch.user))
+            users.append(groups['user'].node)
+            items.append(groups['item'].node)
+        # As they are read: each row of the batch, of the histories, of the hypergraphs.
+        user, *grouped_users = self._users(users)
+        own, history, *grouped_items = self._items(items)
         read = self._read_history(batch, user, history)
         group = torch.zeros_like(read)
         if groups:
             convs: Any = self.convs
-            node = groups['user'].node
-            grouped_users = self.user_embedding(self.user_embedding.drop(node))
-            group = convs['user'].convolve(grouped_users, groups['user'])
-            own = own + convs['item'].convolve(grouped[0], groups['item'])
+            group = convs['user'].convolve(grouped_users[0], groups['user'])
+            own = own + convs['item'].convolve(grouped_items[0], groups['item'])
         return self.head(torch.cat([self.fusion(read, group), own], dim=1)).view(-1)
 
     def _select(self, batch: HistoryBatch) -> dict[str, Any]:
@@ -288,22 +288,26 @@ class HyperCTR(torch.nn.Module):
             for name, conv in self.convs.items()
         }
 
+    def _users(self, asked: list[Tensor]) -> list[Tensor]:
+        r"""Embeddings of users, shape :obj:`[n, d]` for each of some ids of shape :obj:`[n]`."""
+        embedding = self.user_embedding
+        if not embedding.drops:
+            return [embedding(ids) for ids in asked]
+        # One draw for each user: a row that is not told who asks must not find it in a hyperedge.
+        ids, places = _distinct(asked, embedding)
+        user = embedding(embedding.drop(ids))
+        return [user.index_select(0, place) for place in places]
+
     def _items(self, asked: list[Tensor]) -> list[Tensor]:
         r"""Embeddings and contents of items, shape :obj:`[n, d]` for each of some ids of shape
         :obj:`[n]`."""
-        embedding, num_items = self.item_embedding, self.item_embedding.num_ids
-        for ids in asked:
-            check_ids('HyperCTR', 'item ids', ids, num_items, first=-1)
-        sizes = [ids.numel() for ids in asked]
-        # A program's shapes cannot depend on which items are asked for.
-        if torch.compiler.is_compiling() or sum(sizes) >= num_items:
-            ids = torch.arange(-1, num_items, device=asked[0].device)
+        embedding = self.item_embedding
+        ids, places = _distinct(asked, embedding)
+        if ids.numel() > embedding.num_ids:
+            # All of them, the unknown first.
             content = F.pad(self._content(slice(None)), (0, 0, 1, 0))
-            places = [of + 1 for of in asked]
         else:
-            ids, place = torch.cat(asked).unique(return_inverse=True)
             content = self._content(ids.clamp(min=0)).masked_fill((ids < 0).unsqueeze(1), 0)
-            places = list(place.split(sizes))
         item = embedding(embedding.drop(ids)) + content
         # Not item[...], whose gradient on several threads is another from run to run.
         return [item.index_select(0, place) for place in places]
@@ -336,6 +340,20 @@ class HyperCTR(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f'modalities={list(self.modalities)}, num_heads={self.num_heads}'
+
+
+def _distinct(asked: list[Tensor], embedding: IdEmbedding) -> tuple[Tensor, list[Tensor]]:
+    r"""Ids in ascending order, each once, that hold all that are asked for; and the places of
+    these among them."""
+    number = embedding.num_ids
+    for ids in asked:
+        check_ids('HyperCTR', f'{embedding.name} ids', ids, number, first=-1)
+    sizes = [ids.numel() for ids in asked]
+    # A program's shapes cannot depend on which ids are asked for.
+    if torch.compiler.is_compiling() or sum(sizes) >= number:
+        return torch.arange(-1, number, device=asked[0].device), [ids + 1 for ids in asked]
+    ids, place = torch.cat(asked).unique(return_inverse=True)
+    return ids, list(place.split(sizes))
 
 
 def _read(

@@ -145,8 +145,3 @@ def test_actions_of_the_page(shop: Path) -> None:
     assert store.edge_label_behavior[:, 0].equal(other.edge_label)
     assert store.time.equal(other.time + 60)
     assert store.edge_label_settled.equal(store.edge_label_time + 86400)
-
-
-def test_the_table_names_every_role() -> None:
-    for role in ('user', 'click_time', 'settled', 'conversion', 'behaviors', 'query', 'domain'):
-        assert re.search(rf'^\|[^|]*\|[^|]*`{role}`', TEXT, re.MULTILINE), role

@@ -60,8 +60,9 @@ class MacroCoarsen(BaseTransform):
     cluster, and a node that is new is assigned as one that appears in a later window. Where
     clusters are made of counts over categories, those over a new one count in their length alone.
     A click takes part from its own time on, the :obj:`click_time` of the log: it is known to be one
-    when it happens. The log's :obj:`settled` tells since when it is known that nothing was
-    clicked, which clusters do not read.
+    when it happens. Without that it is the log's :obj:`settled`, since when the labels of a row are
+    known. With it, :obj:`settled` tells since when it is known that nothing was clicked, which
+    clusters do not read.
     An unfitted transform that is called fits on what it is given and leaves itself unchanged: each
     part would get clusters of its own, and a model that learned of one cluster would be asked about
     another. Where clusters are learned from a part, it therefore warns.

@@ -1,9 +1,12 @@
+import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import EdgeStorage
+from torch_geometric.typing import EdgeType
 
-from mag.checks import check_integers
-from mag.cutoff import history_clock, window_of_click
+from mag.checks import check_integers, check_tensor
+from mag.click_index import first_click
+from mag.cutoff import clock_name, history_clock, window_of_click
 from mag.schema import (
     CLICKS,
     MACRO,
@@ -49,7 +52,11 @@ def window(data: HeteroData, number: int) -> HeteroData:
       :obj:`edge_label_window`, and :obj:`num_dropped` and :obj:`num_unsettled`, which count the
       whole part, are left out;
     * :obj:`data['user', 'sees', 'item']`, where it is there: the exposures strictly before it,
-      with the clicks that were settled by then;
+      with the clicks that were settled by then; with :obj:`by="user"` by the user's own first
+      exposure in the window, or after it;
+    * edges of other types that have a :obj:`time`, such as those of a log of who follows whom, or
+      reversed clicks: those strictly before it. With :obj:`by="user"`, where windows begin at a
+      share of each user's own log, they need the :obj:`position` in it, as reversed clicks have;
     * where :class:`~mag.transforms.RecentNeighbors` was applied, :obj:`recent` of shape
       :obj:`[N, num]`;
     * where :class:`~mag.transforms.MacroCoarsen` was, the macro edges that count something by then,
@@ -69,7 +76,7 @@ def window(data: HeteroData, number: int) -> HeteroData:
         TypeError: If :obj:`number` is no integer, or the data no
             :class:`~torch_geometric.data.HeteroData`.
         ValueError: If the data is no part, a click lies at or after the last cutoff, or there are
-            other edges, such as reversed ones, of which nothing tells when they happened.
+            other edges or hyperedges of which nothing tells when they happened.
     """
     require(data, 'window', 'edge_index')
     require_cpu(data, 'window')
@@ -87,12 +94,13 @@ def window(data: HeteroData, number: int) -> HeteroData:
     _cut_events(data[CLICKS], view[CLICKS], click_attributes(data), history_clock(data) < moment)
     if SEES in data.edge_types:
         window_of_click(data, 'window', SEES)
-        sees = data[SEES]
-        clock = sees['position' if 'position' in data[CLICKS] else 'time']
-        _cut_events(sees, view[SEES], sees.edge_attrs(), clock < moment)
-        if 'settled' in sees and 'position' not in data[CLICKS]:
-            seen = view[SEES]
-            seen.clicked = seen.clicked * (seen.settled < moment)
+    for edge_type in data.edge_types:
+        if edge_type not in (CLICKS, FOLLOWS) and not edge_type[0].startswith(_MACRO_TYPES):
+            source, store = data[edge_type], view[edge_type]
+            _cut_events(source, store, source.edge_attrs(), source[clock_name(data)] < moment)
+            if 'clicked' in store and 'settled' in store:
+                start = _start(data, edge_type, store.edge_index, moment)
+                store.clicked = store.clicked * (store.settled < start)
     if of_label is not None:
         _keep_labels(data, view, of_label == number)
     view[CLICKS].cutoff = moment.view(1)
@@ -112,19 +120,39 @@ def _require_part(data: HeteroData) -> None:
         raise ValueError(
             "window expects a part with a 'cutoff', as TemporalSplit returns, but got a whole log."
         )
-    others = [
-        edge_type
-        for edge_type in data.edge_types
+    others: list[EdgeType | str] = []
+    clock = clock_name(data)
+    for edge_type in data.edge_types:
         # What follows what is of the first history, whatever the window.
-        if edge_type not in (CLICKS, SEES, FOLLOWS) and not edge_type[0].startswith(_MACRO_TYPES)
-    ]
+        if edge_type in (CLICKS, SEES, FOLLOWS) or edge_type[0].startswith(_MACRO_TYPES):
+            continue
+        store = data[edge_type]
+        if clock not in store:
+            others.append(edge_type)
+            continue
+        kind = 'int64 seconds' if clock == 'time' else 'numbers'
+        what = f'{clock} of data{list(edge_type)}'
+        check_tensor('window', what, store[clock], (store.edge_index.size(1),), kind)
     others += [name for name in NEIGHBOR_TYPE if 'hyperedge_index' in data[name]]
     if others:
         raise ValueError(
-            f'window found edges or hyperedges of {others}, and nothing tells which of them were '
-            f'there in a window: apply T.ToUndirected, and what else adds edges, to the views, and '
-            f'not to the part.'
+            f'window found edges or hyperedges of {others} without a {clock!r}, and '
+            f'nothing else tells which of them were there in a window: give the edges one, or '
+            f'apply what adds them to the views, and not to the part.'
         )
+
+
+def _start(data: HeteroData, edge_type: EdgeType, edge_index: Tensor, moment: Tensor) -> Tensor:
+    r"""When a window begins, in seconds: one number or, where each user's own log was split, one
+    for each exposure, the first of its user that does not come before the window."""
+    if clock_name(data) == 'time':
+        return moment
+    clicks, sees = data[CLICKS], data[SEES]
+    late, late_label = sees.position >= moment, clicks.edge_label_position >= moment
+    time = torch.cat([sees.time[late], clicks.edge_label_time[late_label]])
+    user = torch.cat([sees.edge_index[0, late], clicks.edge_label_index[0, late_label]])
+    start = first_click(time, user, data['user'].num_nodes)
+    return start[edge_index[0 if edge_type[0] == 'user' else 1]]
 
 
 def _cut_events(

@@ -3,6 +3,7 @@ and training and validation stay the same."""
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.transforms import MacroCoarsen, TemporalSplit
+from mag.datasets import EventLog
+from mag.loader import PathSampler
+from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit, window
 
+# Logs are so small here that parts lose many of their rows.
+pytestmark = pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 CLICKS = ('user', 'clicks', 'item')
 NUM_USERS, NUM_ITEMS = 3, 4
 
@@ -107,10 +112,7 @@ def test_labels_known_later_are_caught(
 
 
 def test_clusters_know_no_click_that_happened_later() -> None:
-    draw = torch.Generator().manual_seed(0)
-    columns = [torch.randint(high, (80,), generator=draw).tolist() for high in (9, 3, 4, 2)]
-    rows = [Exposure(time, *values, True) for time, values in enumerate(zip(*columns))]
-    rows = [row._replace(is_clicked=bool(row.is_clicked)) for row in rows]
+    rows = draw_rows(80)
     is_clicked = torch.tensor([row.is_clicked for row in rows])
     log, split = log_of(rows, is_clicked), TemporalSplit(0.4, 0.6, 0.8, num_windows=1)
     train = split(log)[0]
@@ -124,3 +126,61 @@ def test_clusters_know_no_click_that_happened_later() -> None:
         assert torch.equal(first.cluster[name], second.cluster[name])
         centroids = (fitted.groupings[name].centroids for fitted in (first, second))
         assert torch.equal(*centroids)
+
+
+def draw_rows(number: int) -> list[Exposure]:
+    r"""Exposures one after another, some of which are known late."""
+    draw = torch.Generator().manual_seed(0)
+    columns = [torch.randint(high, (number,), generator=draw).tolist() for high in (9, 3, 4, 2)]
+    rows = [Exposure(time, *values, True) for time, values in enumerate(zip(*columns))]
+    return [row._replace(is_clicked=bool(row.is_clicked)) for row in rows]
+
+
+def test_no_history_holds_a_click_before_it_is_known_to_be_one(tmp_path: Path) -> None:
+    def read(name: str, rows: list[Exposure]) -> HeteroData:
+        # No column tells when a click happened.
+        lines = ['user,item,time,settled,label']
+        for row in rows:
+            settled = row.time + row.delay
+            lines.append(f'{row.user},{row.item},{row.time},{settled},{int(row.is_clicked)}')
+        path = tmp_path / f'{name}.csv'
+        path.write_text('\n'.join(lines))
+        roles = {role: role for role in lines[0].split(',')}
+        return EventLog(tmp_path / name, str(path), roles, log=False)[0]
+
+    rows, split = draw_rows(80), TemporalSplit(0.4, 0.6, 0.8, num_windows=2, keep_cold=True)
+    log = read('log', rows)
+    coarsen = MacroCoarsen({'user': 2, 'item': 3})
+    parts = split(log)
+    for place, part in enumerate(parts):
+        cutoffs = part[CLICKS].cutoff.tolist()
+        for number, cutoff in enumerate(cutoffs):
+            # Of all exposures before the cutoff, those that are known later end otherwise.
+            is_open = [row.time < cutoff <= row.time + row.delay for row in rows]
+            assert any(is_open)
+            other = read(
+                f'{place}-{number}',
+                [
+                    row._replace(is_clicked=row.is_clicked ^ flip)
+                    for row, flip in zip(rows, is_open)
+                ],
+            )
+            views = window(part, number), window(split(other)[place], number)
+            for name in ('edge_index', 'time'):
+                first, second = (view[CLICKS][name] for view in views)
+                assert torch.equal(first, second)
+            for node_type in ('user', 'item'):
+                recent = [RecentNeighbors(3)(view)[node_type].recent for view in views]
+                assert torch.equal(*recent)
+                cluster = [copy.copy(coarsen).fit(view).cluster[node_type] for view in views]
+                assert torch.equal(*cluster)
+            # A loader with history= reads the whole log.
+            (user, item), moment = part[CLICKS].edge_label_index, torch.tensor([cutoff])
+            paths = [
+                PathSampler(data, {'user': [99], 'item': [99]}, attribute=None, replace=False).draw(
+                    user[:1], item[:1], moment, torch.Generator()
+                )
+                for data in (log, other)
+            ]
+            for root in ('user', 'item'):
+                assert torch.equal(paths[0][root][0], paths[1][root][0])

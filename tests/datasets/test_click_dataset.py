@@ -651,7 +651,8 @@ def test_when_labels_are_known(tmp_path):
     assert store.edge_label_time.tolist() == [1, 2, 3]
     assert store.edge_label_settled.tolist() == [2, 2, 9]
     assert store.edge_label_settled.dtype == torch.long
-    assert store.time.tolist() == [2, 3]
+    # Nothing tells when they were clicked.
+    assert store.time.tolist() == [2, 9]
 
 
 def write_shop(root, text):

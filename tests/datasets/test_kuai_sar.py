@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from mag.datasets import KuaiSAR
+from mag.loader import PathSampler
+from mag.transforms import MacroCoarsen, TargetCounts, TemporalSplit
 
 CLICKS = ('user', 'clicks', 'item')
 # The columns of both releases in the order of their files.
@@ -287,6 +289,45 @@ def test_equals_plain_python(tmp_path):
     for of_click in ('time', 'query', 'domain'):
         assert torch.equal(store[of_click], store[f'edge_label_{of_click}'][clicked])
     assert torch.equal(store.edge_index, store.edge_label_index[:, clicked])
+
+
+def test_no_row_reads_a_click_of_its_own_session(tmp_path):
+    def read(name, is_other):
+        r"""When rows are, what counts they read and how many clicks paths could draw for them, if
+        other results of the session 100 are clicked."""
+        draw, searches = random.Random(0), []
+        for session in range(120):
+            # Two sessions begin in each second.
+            who, when, what = session % 4, 500 * session, draw.sample(range(12), 4)
+            for item in what:
+                is_clicked = draw.random() < 0.5
+                clicks = int(is_clicked ^ (is_other and session == 100))
+                searches.append(src(who, item, when, clicks, '[5]'))
+        write(
+            tmp_path / name / 'raw',
+            rec_inter=REC['small'] + '\n',
+            src_inter=SRC['small'] + '\n' + ''.join(searches),
+        )
+        data = KuaiSAR(tmp_path / name, log=False)[0]
+        split = TemporalSplit(0.3, 0.6, 0.95, num_windows=1, keep_cold=True)
+        coarsen = MacroCoarsen({'user': 'onehot_feat1', 'item': 'category'})
+        train, part, _ = (coarsen(part) for part in split(data))
+        clicks = TargetCounts().fit(train)(part, log=data)[CLICKS]
+        # All clicks before a row, as none has so many.
+        widths = {'user': [200], 'item': [200]}
+        paths = PathSampler(data, widths, attribute=None, replace=False).draw(
+            *clicks.edge_label_index, clicks.edge_label_time, torch.Generator()
+        )
+        drawn = [(level[0] >= 0).sum(1) for level in paths.values()]
+        read = torch.cat([clicks.edge_label_counts.flatten(1), torch.stack(drawn, dim=1)], dim=1)
+        return clicks.edge_label_time, read
+
+    (time, first), (_, second) = read('first', False), read('second', True)
+    is_up_to, session = time <= 50, time == 50
+    assert int(session.sum()) == 8
+    assert torch.equal(first[is_up_to], second[is_up_to])
+    # The sessions of the next second read them.
+    assert not torch.equal(first[time == 51], second[time == 51])
 
 
 @pytest.mark.parametrize('missing', ['rec_inter', 'src_inter', 'user_features', 'item_features'])

@@ -260,8 +260,9 @@ def test_actions_are_known_when_none_can_follow_any_more(tmp_path):
     assert store.edge_label_time.tolist() == [8, 9, 10, 20]
     assert store.edge_label_conversion.tolist() == [0, 0, 0, 1]
     assert store.edge_label_behavior.tolist() == [[0], [1], [0], [0]]
-    # What follows a row or not changes nothing of when it is known.
+    # What follows a row or not changes nothing of when it is known, nor of its own click.
     assert store.edge_label_settled.tolist() == [23, 24, 25, 35]
+    assert store.time.tolist() == [9, 10, 20]
 
 
 def test_time_of_clicks_and_domain(tmp_path):

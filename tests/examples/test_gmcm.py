@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,14 @@ def test_without_a_graph(tmp_path: Path, run: Run) -> None:
     done = run('gmcm', *options, num_buckets=2000, merge='none')
     assert done.returncode == 0, done.stderr
     results_of(tmp_path, 'gmcm-synthetic-none-esmm-seed0')
+
+
+def test_a_small_log_whose_validation_has_no_conversion(tmp_path: Path, run: Run) -> None:
+    done = run('gmcm', '--exposures', '60', '--epochs', '1', num_buckets=200)
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path, 'gmcm-synthetic-graph-ipw-seed0')['results']
+    assert math.isnan(results['validation']['ctcvr_auc'])
+    assert 0 < results['test']['logloss'] < 1
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_synthetic_market(tmp_path: Path, run: Run) -> None:
     assert results_of(tmp_path, 'hyperctr-synthetic-seed0') == results
 
 
+def test_a_small_log(tmp_path: Path, run: Run) -> None:
+    done = run('hyperctr', '--exposures', '60', '--epochs', '1', **SMALL)
+    assert done.returncode == 0, done.stderr
+    assert 'synthetic: 4 users, 8 items, 60 exposures' in done.stdout
+    assert 0 < results_of(tmp_path, 'hyperctr-synthetic-seed0')['HyperCTR']['logloss'] < 1
+
+
 def test_tiktok(tmp_path: Path, mag_data: Path, run: Run) -> None:
     (tmp_path / 'data' / 'tiktok').mkdir(parents=True)
     (tmp_path / 'data' / 'tiktok' / 'raw').symlink_to(mag_data / 'tiktok')

@@ -4,6 +4,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 WIDTHS = {'user': [4, 1], 'item': [1, 4]}
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -47,9 +49,25 @@ def test_trivago(tmp_path: Path, mag_data: Path, run: Run) -> None:
     assert results['SRJGraph']['search']['logloss'] < 0.4
 
 
-def test_a_small_log_whose_searches_are_of_one_class(tmp_path: Path, run: Run) -> None:
-    done = run('srjgraph', '--exposures', '120', '--epochs', '1')
+@pytest.mark.parametrize(
+    'num_exposures, seed, domains',
+    [
+        (60, 0, ['recommendation', 'search']),
+        # No search is left for the test.
+        (40, 1, ['recommendation']),
+    ],
+)
+def test_a_small_log_whose_validation_has_no_auc(
+    tmp_path: Path, run: Run, num_exposures: int, seed: int, domains: list[str]
+) -> None:
+    options = ['--exposures', str(num_exposures), '--seed', str(seed), '--epochs', '1']
+    done = run('srjgraph', *options)
     assert done.returncode == 0, done.stderr
-    assert 'Of rows of one class there is no AUC to improve.' in done.stdout
-    search = results_of(tmp_path, 'srjgraph-synthetic-seed0')['SRJGraph']['search']
-    assert math.isnan(search['auc']) and 0 < search['logloss'] < 1
+    assert 'val_auc=nan' in done.stderr
+    results = results_of(tmp_path, f'srjgraph-synthetic-seed{seed}')
+    for rows in results.values():
+        assert list(rows) == domains
+        assert all(0 < row['logloss'] < 1 for row in rows.values())
+    has_none = math.isnan(results['DNN'][domains[-1]]['auc'])
+    assert ('Of rows of one class there is no AUC to improve.' in done.stdout) == has_none
+    assert has_none == (seed == 0)

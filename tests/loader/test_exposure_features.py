@@ -143,7 +143,8 @@ def test_what_follows_an_exposure_is_no_feature(market: HeteroData) -> None:
 def test_parts_of_a_split_have_the_same_fields(market: HeteroData) -> None:
     whole, _ = rows(ExposureFeatures(market))
     for part in TemporalSplit(0.3, 0.8, 0.9, num_windows=3)(market):
-        part = MacroCoarsen({'user': 3, 'item': 'category'})(RecentNeighbors(2)(part))
+        part = RecentNeighbors(2)(part)
+        part = MacroCoarsen({'user': 3, 'item': 'category'}).fit(part)(part)
         features = ExposureFeatures(part)
         assert features.fields == FIELDS and features.num_dense == 48
         sparse, _ = rows(features)

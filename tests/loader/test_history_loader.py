@@ -119,6 +119,7 @@ def test_later_clicks_change_nothing(click_log: HeteroData) -> None:
     assert not torch.equal(before.history[~early], after.history[~early])
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_history_of_another_part(click_log: HeteroData) -> None:
     train, _, test = TemporalSplit(num_windows=3)(click_log)
     user, time = test[CLICKS].edge_label_index[0], test[CLICKS].edge_label_time
@@ -245,6 +246,7 @@ def test_a_model_of_histories_is_trained(tmp_path: Any) -> None:
     assert evaluate(module, test)['auc'] == 1.0
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_the_slot_of_a_request_is_that_of_its_time(click_log: HeteroData) -> None:
     data = TimeSlots(7)(click_log)
     loader = HistoryLoader(data)

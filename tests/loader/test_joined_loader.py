@@ -30,8 +30,8 @@ def market() -> HeteroData:
 
 @pytest.fixture(scope='module')
 def train(market: HeteroData) -> HeteroData:
-    part = TemporalSplit(num_windows=4)(market)[0]
-    return MacroCoarsen({'user': 5, 'item': 'category'})(RecentNeighbors(6)(part))
+    part = RecentNeighbors(6)(TemporalSplit(num_windows=4)(market)[0])
+    return MacroCoarsen({'user': 5, 'item': 'category'}).fit(part)(part)
 
 
 @pytest.fixture(scope='module')

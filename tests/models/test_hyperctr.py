@@ -205,6 +205,41 @@ def test_users_and_items_that_no_slot_knows(market: HeteroData, batch: HistoryBa
     assert not torch.allclose(model(batch), without(batch))
 
 
+@pytest.mark.parametrize('size', [4, 31])
+def test_who_is_dropped_is_unknown_in_rows_histories_and_hyperedges(
+    market: HeteroData, batch: HistoryBatch, size: int
+) -> None:
+    # Few rows ask for some of the users and items, all of them for all.
+    batch = HistoryBatch(*(None if x is None else x[:size] for x in batch))
+    model = build(market, num_layers=1, id_dropout=0.5).train()
+    logit = model(batch)
+    logit.sum().backward()
+    # Who is dropped learns nothing; the rows are those of a model that does not know of them.
+    num_dropped, other = 0, copy.deepcopy(model)
+    for name in ('user_embedding', 'item_embedding'):
+        weight, gradient = getattr(other, name).weight.data, getattr(model, name).weight.grad
+        is_dropped = (gradient == 0).all(1)
+        weight[is_dropped] = weight[0].clone()
+        own = getattr(batch, name.removesuffix('_embedding'))
+        num_dropped += int(is_dropped[own + 1].sum())
+    assert 0 < num_dropped < 2 * size
+    torch.testing.assert_close(logit, other.eval()(batch))
+
+
+@pytest.mark.parametrize('arguments', [{}, {'num_neighbors': 1}, {'hypergraph': False}])
+def test_if_all_are_dropped_no_row_tells_users_or_items_apart(
+    market: HeteroData, batch: HistoryBatch, arguments: dict
+) -> None:
+    model = build(market, id_dropout=1 - 1e-12, **arguments).train()
+    other = copy.deepcopy(model)
+    for embedding in (other.user_embedding, other.item_embedding):
+        embedding.weight.data[1:] = embedding.weight.data[1:].flip(0)
+    torch.manual_seed(0)
+    logit = model(batch)
+    torch.manual_seed(0)
+    assert torch.equal(logit, other(batch))
+
+
 def test_padding_changes_nothing(market: HeteroData, batch: HistoryBatch) -> None:
     model = build(market, num_positions=3)
     longer = batch._replace(history=torch.nn.functional.pad(batch.history, (5, 0), value=-1))

@@ -31,6 +31,8 @@ from mag.transforms import (
     TimeSlots,
 )
 
+# Logs are so small here that parts lose many of their rows.
+pytestmark = pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 CLICKS = ('user', 'clicks', 'item')
 GROUPS = {'user': 'group', 'item': 'category'}
 

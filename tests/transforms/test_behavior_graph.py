@@ -138,6 +138,7 @@ def test_clicks_without_a_pair_leave_the_graph_empty(happened: list[int]) -> Non
     assert out.validate()
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_what_follows_the_training_part_changes_nothing(click_log: HeteroData) -> None:
     parts = TemporalSplit(num_windows=3)(with_behavior(click_log))
     graph = BehaviorGraph().fit(parts[0])
@@ -172,6 +173,7 @@ def test_a_request_without_labels_gets_the_graph() -> None:
     assert dense(graph(data), 'count').tolist() == GOLDEN_COUNT
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_earlier_parts_are_refused(click_log: HeteroData) -> None:
     data = with_behavior(click_log)
     train, val, test = TemporalSplit(num_windows=3)(data)

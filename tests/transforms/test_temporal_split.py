@@ -122,6 +122,7 @@ def test_brute_force(split, last_time):
         assert torch.equal(store.edge_label_behavior, behavior)
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 @pytest.mark.parametrize('split', SPLITS, ids=repr)
 @pytest.mark.parametrize('keep_cold', [False, True])
 def test_labels_that_are_known_too_late_are_left_out(split, keep_cold):
@@ -254,6 +255,7 @@ def test_default_arguments():
     )
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 @pytest.mark.parametrize('by', ['global', 'user'])
 def test_cold_exposures_are_kept_on_demand(by):
     data = random_log(3)

@@ -10,6 +10,7 @@ from torch_geometric.loader import LinkNeighborLoader
 from mag.loader import PairLoader
 from mag.macro_graph import MacroRows
 from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit, window
+from mag.transforms._clock import user_position
 
 CLICKS = ('user', 'clicks', 'item')
 SEES = ('user', 'sees', 'item')
@@ -155,6 +156,7 @@ def test_what_later_windows_know_is_in_no_view(train: HeteroData) -> None:
     assert num_unknown > 0
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 def test_the_view_of_a_part_that_does_not_roll_is_the_part(click_log: HeteroData) -> None:
     train, val, _ = TemporalSplit(0.3, 0.8, 0.9, 1)(click_log)
     for part in (train, MacroCoarsen(LEARNED).fit(train)(val)):
@@ -180,6 +182,7 @@ def test_the_future_changes_no_view(click_log: HeteroData) -> None:
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[name]))
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 @pytest.mark.sparse
 def test_clicks_that_are_known_later_are_in_no_view(click_log: HeteroData) -> None:
     click_log[CLICKS].edge_label_settled = click_log[CLICKS].edge_label_time + 40
@@ -192,16 +195,95 @@ def test_clicks_that_are_known_later_are_in_no_view(click_log: HeteroData) -> No
         assert bool((sees.clicked[is_before] * ~settled).any())
 
 
-def test_other_edges_are_refused(train: HeteroData) -> None:
-    train['user', 'follows', 'user'].edge_index = torch.tensor([[0], [1]])
-    with pytest.raises(ValueError, match="found edges or hyperedges of .*'follows', 'user'"):
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
+def test_clicks_of_a_user_are_in_no_view_that_begins_before_they_are_known(
+    click_log: HeteroData,
+) -> None:
+    clicks = click_log[CLICKS]
+    clicks.edge_label_settled = clicks.edge_label_time + 40
+    train = TemporalSplit(0.3, 0.8, 0.9, NUM_WINDOWS, by='user')(click_log)[0]
+    rows = list(zip(*(x.tolist() for x in (clicks.edge_label_index[0], clicks.edge_label_time))))
+    position = dict(zip(rows, user_position(click_log)[1].tolist()))
+    sees, num_hidden = T.ToUndirected(merge=False)(train)[SEES], 0
+    for number, cutoff in enumerate(train[CLICKS].cutoff.tolist()):
+        # When each user's window begins, by what the part knows of the user.
+        start: dict[int, int] = {}
+        for user, time in {
+            *zip(train[SEES].edge_index[0].tolist(), train[SEES].time.tolist()),
+            *zip(
+                train[CLICKS].edge_label_index[0].tolist(), train[CLICKS].edge_label_time.tolist()
+            ),
+        }:
+            if position[user, time] >= cutoff:
+                start[user] = min(time, start.get(user, time))
+        view = window(T.ToUndirected(merge=False)(train), number)
+        for edge_type, row in ((SEES, 0), (('item', 'rev_sees', 'user'), 1)):
+            store = view[edge_type]
+            is_before = sees.position < cutoff
+            expected = [
+                clicked * (settled < start.get(user, settled + 1))
+                for user, settled, clicked in zip(
+                    sees.edge_index[0, is_before].tolist(),
+                    sees.settled[is_before].tolist(),
+                    sees.clicked[is_before].tolist(),
+                    strict=True,
+                )
+            ]
+            assert store.clicked.tolist() == expected
+            assert torch.equal(store.edge_index[row], sees.edge_index[0, is_before])
+        num_hidden += int(sees.clicked[is_before].sum()) - sum(expected)
+    assert num_hidden > 20
+
+
+@pytest.mark.parametrize('by', ['global', 'user'])
+def test_reversed_edges_are_cut_as_those_they_reverse(click_log: HeteroData, by: str) -> None:
+    train = TemporalSplit(0.3, 0.8, 0.9, NUM_WINDOWS, by=by)(click_log)[0]
+    for number in range(NUM_WINDOWS):
+        first = window(T.ToUndirected(merge=False)(train), number)
+        second = T.ToUndirected(merge=False)(window(train, number))
+        assert first.edge_types == second.edge_types
+        for edge_type in second.edge_types:
+            for name, value in second[edge_type].items():
+                assert torch.equal(torch.as_tensor(first[edge_type][name]), torch.as_tensor(value))
+
+
+def test_other_edges_are_cut_by_their_time(click_log: HeteroData) -> None:
+    train = TemporalSplit(0.3, 0.8, 0.9, NUM_WINDOWS)(click_log)[0]
+    follows = train['user', 'follows', 'user']
+    # In no order, and past the last cutoff.
+    follows.time = torch.randperm(900, generator=torch.Generator().manual_seed(0))
+    follows.edge_index = torch.stack([follows.time % 7, follows.time % 5])
+    follows.weight = follows.time.float()
+    for number, cutoff in enumerate(train[CLICKS].cutoff.tolist()):
+        store = window(train, number)['user', 'follows', 'user']
+        is_before = follows.time < cutoff
+        assert 0 < int(is_before.sum()) < 900
+        assert torch.equal(store.time, follows.time[is_before])
+        assert torch.equal(store.weight, store.time.float())
+        assert torch.equal(store.edge_index, follows.edge_index[:, is_before])
+    follows.time = follows.time.float()
+    with pytest.raises(TypeError, match=r"'time of data\['user', 'follows', 'user'\]' of int64"):
         window(train, 0)
+
+
+def test_other_edges_are_refused(train: HeteroData) -> None:
+    name = 'position' if 'position' in train[CLICKS] else 'time'
+    train['user', 'follows', 'user'].edge_index = torch.tensor([[0], [1]])
+    message = f"found edges or hyperedges of .*'follows', 'user'.* without a '{name}'"
+    with pytest.raises(ValueError, match=message):
+        window(train, 0)
+    if name == 'position':
+        # A time tells nothing of when a share of a user's own log was reached.
+        train['user', 'follows', 'user'].time = torch.tensor([0])
+        with pytest.raises(ValueError, match=message):
+            window(train, 0)
     del train['user', 'follows', 'user']
     train['item'].hyperedge_index = torch.tensor([[0], [0]])
-    with pytest.raises(ValueError, match="hyperedges of \\['item'\\], and nothing tells"):
+    with pytest.raises(ValueError, match="hyperedges of \\['item'\\] without"):
         window(train, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without")
 def test_no_neighborhood_of_a_view_holds_a_label(train: HeteroData) -> None:
     def leaked(data: HeteroData) -> int:
         r"""How many labels are edges of the neighborhoods that they are sampled with."""
