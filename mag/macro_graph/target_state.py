@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_tensor, check_values
-from mag.macro_graph.counts_before import counts_before
+from mag.macro_graph.counts_before import check_half_lives, counts_before
 from mag.macro_graph.key_table import KeyTable
 from mag.macro_graph.pending_clicks import Clicks, PendingClicks
 from mag.macro_graph.target_counts import check_settled, late_clicks, without_rounding
@@ -35,9 +35,14 @@ class TargetState:
     Args:
         keys (TargetKeys): The views.
         half_lives (tuple[float, ...]): Half-lives of the decayed counts, in the unit of times.
+
+    Raises:
+        TypeError: If half-lives are no sequence of numbers.
+        ValueError: If one is not positive.
     """
 
     def __init__(self, keys: TargetKeys, half_lives: tuple[float, ...]) -> None:
+        check_half_lives(half_lives)
         self._keys, self._half_lives = keys, half_lives
         self._sums = _Sums(half_lives)
         # By which the keys of a view are none of another's.
