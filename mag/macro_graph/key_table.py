@@ -25,14 +25,14 @@ class KeyTable:
         Args:
             key (torch.Tensor): Numbers of 0 or more, shape :obj:`[B]`, int64.
         """
-        row = torch.full_like(key, -1)
-        place, left = self._first(key), torch.arange(key.numel())
+        place = self._first(key)
+        row, is_other = self._look(key, place)
+        left = is_other.nonzero().view(-1)
+        key, place = key.index_select(0, left), place.index_select(0, left)
         while left.numel() > 0:
-            there = self._key[place[left]]
-            is_here = there == key[left]
-            row[left[is_here]] = self._row[place[left[is_here]]]
-            left = left[~is_here & (there >= 0)]
-            place[left] = (place[left] + 1) & self._mask
+            place = (place + 1) & self._mask
+            row[left], is_other = self._look(key, place)
+            left, key, place = left[is_other], key[is_other], place[is_other]
         return row
 
     def add(self, key: Tensor) -> Tensor:
@@ -58,6 +58,14 @@ class KeyTable:
         self._mask, self._shift = size - 1, 65 - size.bit_length()
         self._key = torch.full((size,), -1)
         self._row = torch.empty(size, dtype=torch.long)
+
+    def _look(self, key: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The row of each key if it is at its place, else -1; and whether another is there."""
+        # index_select gathers three times faster than an index in brackets.
+        there = self._key.index_select(0, place)
+        is_here = there == key
+        row = self._row.index_select(0, place).where(is_here, -1)
+        return row, ~is_here & (there >= 0)
 
     def _first(self, key: Tensor) -> Tensor:
         # The high bits of the product, of which a shift would drag the sign along.

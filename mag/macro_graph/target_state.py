@@ -13,6 +13,8 @@ from mag.macro_graph.target_keys import TargetKeys
 
 # Events that are counted at once: each enters once a view, and few of them stay in the cache.
 _PIECE = 2**14
+# Before all events, and not so long that an age would be too large for int64.
+_NEVER = torch.iinfo(torch.long).min // 2
 
 
 class TargetState:
@@ -195,9 +197,9 @@ class _Sums:
     def __init__(self, half_lives: tuple[float, ...]) -> None:
         self.half_lives = half_lives
         self.table = KeyTable()
-        self.past = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
-        self.latest = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
-        self.time = torch.zeros(0, dtype=torch.long)
+        self.past = torch.zeros(1, 1 + len(half_lives), 2, dtype=torch.double)
+        self.latest = torch.zeros(1, 1 + len(half_lives), 2, dtype=torch.double)
+        self.time = torch.full((1,), _NEVER)
 
     def update(self, key: Tensor, time: Tensor, weight: Tensor) -> None:
         unique, group = key.unique(return_inverse=True)
@@ -217,30 +219,27 @@ class _Sums:
         self.latest[row] += added
 
     def __call__(self, key: Tensor, time: Tensor) -> Tensor:
-        row = self.table.find(key)
-        is_known = row >= 0
-        out = torch.zeros(len(key), 1 + len(self.half_lives), 2, dtype=torch.double)
-        row, time = row[is_known], time[is_known]
-        later = (time > self.time[row]).view(-1, 1, 1)
-        out[is_known] = self._decayed(row, time).where(later, self.past[row])
-        return out
+        # Who has no row reads the first, of which nothing is ever counted.
+        return self._decayed(self.table.find(key) + 1, time)
 
     def _decayed(self, row: Tensor, time: Tensor) -> Tensor:
-        r"""All sums of some rows as of later moments."""
-        sums, age = self.past[row] + self.latest[row], (time - self.time[row]).double()
+        r"""All sums of some rows strictly before moments that are not earlier than theirs."""
+        age = (time - self.time.index_select(0, row)).double()
+        is_later = (age > 0).double().view(-1, 1, 1)
+        sums = self.past.index_select(0, row)
+        sums.addcmul_(self.latest.index_select(0, row), is_later)
         for place, life in enumerate(self.half_lives, start=1):
-            sums[:, place] *= torch.exp2(-age / life).unsqueeze(1)
+            sums[:, place] *= torch.exp2(age / -life).unsqueeze(1)
         return sums
 
     def _rows(self, key: Tensor) -> Tensor:
-        row = self.table.add(key)
-        size = self.table.num_rows
+        row = self.table.add(key) + 1
+        size = 1 + self.table.num_rows
         if size > self.time.numel():
             more = 2 * size - self.time.numel()
-            none = torch.iinfo(torch.long).min // 2
             self.past = torch.cat([self.past, self.past.new_zeros(more, *self.past.shape[1:])])
             self.latest = torch.cat(
                 [self.latest, self.latest.new_zeros(more, *self.latest.shape[1:])]
             )
-            self.time = torch.cat([self.time, self.time.new_full((more,), none)])
+            self.time = torch.cat([self.time, self.time.new_full((more,), _NEVER)])
         return row

@@ -227,6 +227,15 @@ def test_a_state_that_moves_equals_a_rebuild(
         start += size
 
 
+def test_an_age_is_exact_to_the_second(golden_target: Golden) -> None:
+    state = TargetState(golden(golden_target)[0], (2.0**20,))
+    one = torch.tensor([1])
+    state.update(one, one, torch.tensor([0]), one)
+    # Of an age that float32 has no room for.
+    counts = state(one, one, torch.tensor([2**24 + 1]))
+    assert counts[0, 1].tolist() == pytest.approx([2 ** -(16 + 2**-20)] * 2, rel=1e-7)
+
+
 def test_labels_from_a_moment_on_change_no_row_up_to_it() -> None:
     # Section 4 of the specification: the canary.
     data, events = random_log(0)
