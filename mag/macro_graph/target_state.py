@@ -197,9 +197,11 @@ class _Sums:
     def __init__(self, half_lives: tuple[float, ...]) -> None:
         self.half_lives = half_lives
         self.table = KeyTable()
-        self.past = torch.zeros(1, 1 + len(half_lives), 2, dtype=torch.double)
-        self.latest = torch.zeros(1, 1 + len(half_lives), 2, dtype=torch.double)
+        # Those before and that of the moment lie together, so that memory is waited for once. The
+        # first row is that of all keys of which nothing was counted.
+        self.sums = torch.zeros(1, 2, 1 + len(half_lives), 2, dtype=torch.double)
         self.time = torch.full((1,), _NEVER)
+        self.now = _NEVER
 
     def update(self, key: Tensor, time: Tensor, weight: Tensor) -> None:
         unique, group = key.unique(return_inverse=True)
@@ -213,21 +215,22 @@ class _Sums:
         added.index_add_(0, group[is_last], weight[is_last])
         moves = time[last] > self.time[row]
         old, new = row[moves], last[moves]
-        self.past[old] = self._decayed(old, time[new]) + before[new]
-        self.latest[old] = 0
+        self.sums[old, 0] = self._decayed(old, time[new]) + before[new]
+        self.sums[old, 1] = 0
         self.time[old] = time[new]
-        self.latest[row] += added
+        self.sums[row, 1] += added
+        self.now = int(time[-1])
 
     def __call__(self, key: Tensor, time: Tensor) -> Tensor:
-        # Who has no row reads the first, of which nothing is ever counted.
         return self._decayed(self.table.find(key) + 1, time)
 
     def _decayed(self, row: Tensor, time: Tensor) -> Tensor:
         r"""All sums of some rows strictly before moments that are not earlier than theirs."""
+        past, latest = self.sums.index_select(0, row).unbind(1)
+        if not self.half_lives and bool((time > self.now).all()):
+            return past + latest
         age = (time - self.time.index_select(0, row)).double()
-        is_later = (age > 0).double().view(-1, 1, 1)
-        sums = self.past.index_select(0, row)
-        sums.addcmul_(self.latest.index_select(0, row), is_later)
+        sums = past.addcmul(latest, (age > 0).double().view(-1, 1, 1))
         for place, life in enumerate(self.half_lives, start=1):
             sums[:, place] *= torch.exp2(age / -life).unsqueeze(1)
         return sums
@@ -237,9 +240,6 @@ class _Sums:
         size = 1 + self.table.num_rows
         if size > self.time.numel():
             more = 2 * size - self.time.numel()
-            self.past = torch.cat([self.past, self.past.new_zeros(more, *self.past.shape[1:])])
-            self.latest = torch.cat(
-                [self.latest, self.latest.new_zeros(more, *self.latest.shape[1:])]
-            )
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(more, *self.sums.shape[1:])])
             self.time = torch.cat([self.time, self.time.new_full((more,), _NEVER)])
         return row
