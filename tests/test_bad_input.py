@@ -861,7 +861,7 @@ CASES: dict[str, Case] = {
     'counts half-life': (
         lambda p: TargetCounts(half_lives=5.0),  # type: ignore[arg-type]
         TypeError,
-        "'half_lives' must be a sequence of seconds such as .*, but got 5.0",
+        "'half_lives' must be a sequence of times such as .*, but got 5.0",
     ),
     'counts half-life 0': (
         lambda p: TargetCounts(half_lives=[0.0]), ValueError, r"'half_lives\[0\]' must be.*got 0.0"

@@ -9,7 +9,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.data.storage import EdgeStorage
 from torch_geometric.transforms import BaseTransform
 
-from mag.checks import check_numbers, check_tensor, check_values
+from mag.checks import check_tensor, check_values
 from mag.cutoff import (
     Cutoff,
     first_cutoff,
@@ -19,6 +19,7 @@ from mag.cutoff import (
 )
 from mag.lineage import id_maps, require_same_ids
 from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
+from mag.macro_graph.counts_before import check_half_lives
 from mag.macro_graph.target_counts import check_settled
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
 from mag.transforms._clock import user_position
@@ -93,12 +94,7 @@ class TargetCounts(BaseTransform):
             names = [view.name for view in views]
             if len(set(names)) < len(names):
                 raise ValueError(f"'views' must name each view once, but got {names}.")
-        if not isinstance(half_lives, Sequence):
-            raise TypeError(
-                f"'half_lives' must be a sequence of seconds such as (86400.0,), but got "
-                f'{half_lives!r}.'
-            )
-        check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
+        check_half_lives(half_lives)
         self.views = None if views is None else list(views)
         self.half_lives = tuple(half_lives)
         self._fitted: list[TargetView] = []

@@ -3,8 +3,13 @@ r"""How fast CountNet, MacGNN and all models of accuracy.counts train, score, an
 All are built as in accuracy.counts, on its parts of a log, and read rows of the sizes of that log.
 They take turns, in one process, and are compared with MacGNN turn by turn. A training step is a
 forward, a backward and a step of Adam on a batch of 1,024 rows that is loaded already; a scored
-batch is as large; a request loads and scores 1,000 rows, as one of 1,000 candidates does. Boosted
-trees have no training step. Timings mean something only on a machine that does nothing else.
+batch is as large. A request is one user of the validation part, another one each turn, with 1,000
+candidates drawn from all items: timed is all that is read and computed for it, from ids to logits.
+Models with counts look these up in a :class:`~mag.macro_graph.TargetState`, which is also timed
+alone. Boosted trees have no training step.
+
+Timed is processor time on one thread of a CPU, which is the time on a machine that does nothing
+else. On several threads or a GPU it is the time that passes.
 
     python benchmarks speed.click_models --dataset movielens-1m --root data/movielens-1m \
         --markdown benchmarks/speed/click_models.md --json benchmarks/speed/click_models.json
@@ -16,24 +21,93 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accuracy.baselines import read_history
 from accuracy.boosted_trees import BoostedTrees
-from accuracy.count_data import DATASETS, Parts, load_parts, save_parts
-from accuracy.counts import MODELS, make_loader, parts_of
+from accuracy.count_data import DATASETS, Parts, load_parts, save_parts, without_exposures
+from accuracy.counts import MODELS, Model, make_loader, parts_of
 from accuracy.harness import PACKAGES, prepare
 from records import made_here, make_parser, publish, table
-from timing import in_words, median_ratio, take_turns
-from torch import nn
+from timing import in_words, median_ratio, processor_seconds_of, seconds_of, take_turns
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch_geometric.data import HeteroData
+
+from mag.macro_graph import TargetState
+from mag.schema import CLICKS
+from mag.transforms import TargetCounts
 
 REFERENCE = 'macgnn'
 DEFAULT = ('count_net', *(name for name, model in MODELS.items() if model.table == 'models'))
 STAGES = {'train': 'a training step', 'score': 'a scored batch', 'request': 'a request'}
+LOOK_UP = 'look_up'
+
+
+class States:
+    r"""The counts of a log as of the cutoff of its validation part, with each half-lives.
+
+    Args:
+        parts: The log.
+        half_lives: Those of its decayed counts.
+    """
+
+    def __init__(self, parts: Parts, half_lives: tuple[float, ...]) -> None:
+        self.parts, self.half_lives = parts, half_lives
+        self.made: dict[tuple[float, ...], tuple[list[str], TargetState]] = {}
+
+    def look_up(self, names: Sequence[str], user: Tensor, item: Tensor, time: Tensor) -> Tensor:
+        r"""Some columns of the counts of exposures, shape :obj:`[B, C, 2]`."""
+        is_aged = any('half-life' in name for name in names)
+        half_lives = self.half_lives if is_aged else ()
+        if half_lives not in self.made:
+            counts = TargetCounts(half_lives=half_lives).fit(self.parts.train)
+            self.made[half_lives] = counts.names, counts.state(self.parts.val)
+        known, state = self.made[half_lives]
+        counts = state(user, item, time)
+        return counts if known == names else counts[:, [known.index(name) for name in names]]
+
+
+class Requests:
+    r"""Requests of users of the validation part, with candidates drawn from all items.
+
+    Args:
+        model: Who reads them.
+        part: The validation part, with the counts that the model is given.
+        states: Where counts are looked up.
+        size: The number of candidates.
+    """
+
+    def __init__(self, model: Model, part: HeteroData, states: States, size: int) -> None:
+        self.loader: Any = make_loader(model, part, size)
+        self.states, self.clicks, self.exposures = states, part[CLICKS], model.exposures
+        generator = torch.Generator().manual_seed(0)
+        self.items = torch.randint(part['item'].num_nodes, (size,), generator=generator)
+        num_rows = self.clicks.edge_label_time.numel()
+        self.rows = torch.randint(num_rows, (64,), generator=generator).tolist()
+        reader = self.loader.dataset
+        readers = reader.readers.values() if model.is_joined else [reader]
+        told = set().union(*(reader.arguments() for reader in readers))
+        self.reads_counts = model.counts and 'counts' in told
+        self.told = {name for name in told if f'edge_label_{name}' in self.clicks} - {'counts'}
+
+    def counts(self, turn: int) -> Tensor:
+        r"""The counts of the candidates of a request."""
+        row, size = self.rows[turn % len(self.rows)], self.items.numel()
+        user = self.clicks.edge_label_index[0, row].expand(size)
+        time = self.clicks.edge_label_time[row].expand(size)
+        return self.states.look_up(self.clicks.count_names, user, self.items, time)
+
+    def __call__(self, turn: int) -> Any:
+        r"""The batch of a request."""
+        row = self.rows[turn % len(self.rows)]
+        told = {name: self.clicks[f'edge_label_{name}'][row] for name in self.told}
+        if self.reads_counts:
+            counts = self.counts(turn)
+            told['counts'] = counts if self.exposures else without_exposures(counts)
+        return self.loader.request(int(self.clicks.edge_label_index[0, row]), self.items, **told)
 
 
 class Contestant:
@@ -42,14 +116,17 @@ class Contestant:
     Args:
         name: Its name in :obj:`accuracy.counts.MODELS`.
         parts: The log.
+        states: Where counts are looked up.
         args: Those of the command.
     """
 
-    def __init__(self, name: str, parts: Parts, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, parts: Parts, states: States, args: argparse.Namespace) -> None:
         model = MODELS[name]
         given = parts_of(model, parts)
         torch.manual_seed(0)
-        self.device, self.num_candidates = args.device, args.candidates
+        self.device = args.device
+        on_one_thread = args.device == 'cpu' and torch.get_num_threads() == 1
+        self.seconds_of = processor_seconds_of if on_one_thread else seconds_of
         self.model: nn.Module = model.build(given['train'], given['val'], parts.temperature)
         if isinstance(self.model, BoostedTrees):
             self.model.fit(given['train'], given['val'], 0, learning_rate=0.1, num_leaves=31)
@@ -58,8 +135,7 @@ class Contestant:
         read_history(self.model, given['val'])
         train = make_loader(model, given['train'], args.batch_size, parts.log)
         self.batches = [self.move(batch) for batch in islice(train, 4)]
-        # As many rows as a request has candidates, which are of several users here.
-        self.requests = make_loader(model, given['val'], self.num_candidates)
+        self.requests = Requests(model, given['val'], states, args.candidates)
         parameters = [one for one in self.model.parameters() if one.requires_grad]
         self.learns = bool(parameters)
         if self.learns:
@@ -69,15 +145,19 @@ class Contestant:
     def move(self, batch: Any) -> Any:
         return tree_map_only(torch.Tensor, lambda value: value.to(self.device), batch)
 
-    def milliseconds(self, act: Callable[[Any], object]) -> float:
-        r"""Of one call, with a batch that is another each time."""
-        batch = self.batches[self.turn % len(self.batches)]
+    def milliseconds(self, act: Callable[[int], object]) -> float:
+        r"""Of one call, with the number of the turn, which is another each time."""
         self.turn += 1
+
+        def to_the_end() -> None:
+            act(self.turn)
+            self.wait()
+
         self.wait()
-        start = perf_counter()
-        act(batch)
-        self.wait()
-        return 1e3 * (perf_counter() - start)
+        return 1e3 * self.seconds_of(to_the_end)
+
+    def batch(self, turn: int) -> Any:
+        return self.batches[turn % len(self.batches)]
 
     def wait(self) -> None:
         if self.device != 'cpu':
@@ -87,7 +167,8 @@ class Contestant:
         self.model.train()
         return self.milliseconds(self.step)
 
-    def step(self, batch: Any) -> None:
+    def step(self, turn: int) -> None:
+        batch = self.batch(turn)
         loss = F.binary_cross_entropy_with_logits(self.model(batch), batch.label.float())
         self.optimizer.zero_grad()
         loss.backward()
@@ -96,20 +177,25 @@ class Contestant:
     @torch.no_grad()
     def score(self) -> float:
         self.model.eval()
-        return self.milliseconds(self.model)
+        return self.milliseconds(lambda turn: self.model(self.batch(turn)))
 
     @torch.no_grad()
     def request(self) -> float:
         self.model.eval()
-        rows = torch.arange(min(self.num_candidates, len(self.requests.dataset)))
-        return self.milliseconds(lambda _: self.model(self.move(self.requests.dataset[rows])))
+        return self.milliseconds(lambda turn: self.model(self.move(self.requests(turn))))
+
+    @torch.no_grad()
+    def look_up(self) -> float:
+        r"""Of a request's counts alone."""
+        return self.milliseconds(self.requests.counts)
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     r"""By stage and model, the milliseconds of each turn."""
     path = save_parts(args.dataset, 'rolling', args.root, args.checkpoints)
     parts = load_parts(path)
-    contestants = {name: Contestant(name, parts, args) for name in args.models}
+    states = States(parts, DATASETS[args.dataset].half_lives)
+    contestants = {name: Contestant(name, parts, states, args) for name in args.models}
     found = {}
     for stage in STAGES:
         calls = {
@@ -117,6 +203,9 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
             for name, one in contestants.items()
             if stage != 'train' or one.learns
         }
+        of_counts = [one for one in contestants.values() if one.requests.reads_counts]
+        if stage == 'request' and of_counts:
+            calls[LOOK_UP] = of_counts[0].look_up
         take_turns(calls, 2)
         found[stage] = take_turns(calls, args.repeats)
     return found
@@ -127,15 +216,19 @@ def render(found: dict[str, dict[str, list[float]]], args: argparse.Namespace) -
     yield ''
     yield (
         f'Milliseconds of a training step and of scoring, {args.batch_size:,} rows each, and of a '
-        f'request, which loads and scores {args.candidates:,} rows, of the rows of '
+        f'request of one user with {args.candidates:,} candidates, from ids to logits, of '
         f'{DATASETS[args.dataset].title} in six windows; the median of {args.repeats} turns, on '
-        f'{args.device}, {in_words(args.threads)}. Ratios are to MacGNN, turn by turn: below 1 is '
-        f'faster.'
+        f'{args.device}, {in_words(args.threads)}. Models with counts look them up in the request; '
+        f'the last row is that alone. Ratios are to MacGNN, turn by turn: below 1 is faster.'
     )
     yield ''
     rows = []
-    for name in args.models:
-        cells = [MODELS[name].title]
+    titles = {name: MODELS[name].title for name in args.models}
+    titles[LOOK_UP] = 'look-up of counts alone'
+    for name, title in titles.items():
+        if not any(name in times for times in found.values()):
+            continue
+        cells = [title]
         for times in found.values():
             of_model = times.get(name)
             cells += (

@@ -4,23 +4,31 @@ Of each row 13 views are counted, exposures and clicks strictly before it: users
 resolutions of users, three of items, and their crosses. The reference makes the same keys, groups
 by them, and subtracts what a row's own moment added from the cumulative sums. Both take turns, in
 one process, and their counts are compared; memory is the most of tensors that one call holds at
-once beyond the log. A state counts the log in batches, and then event by event. Timings mean
-something only on a machine that does nothing else.
+once beyond the log. A state counts the log in batches, and then event by event.
+
+Timed is processor time on one thread, which is the time on a machine that does nothing else. On
+several threads it is the time that passes.
 
     python benchmarks speed.target_counts --markdown benchmarks/speed/target_counts.md
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import pandas as pd
 import torch
 from records import made_here, make_parser, publish, table
-from timing import bytes_of, in_words, median_ratio, seconds_of, take_turns
+from timing import (
+    bytes_of,
+    in_words,
+    median_ratio,
+    processor_seconds_of,
+    seconds_of,
+    take_turns,
+)
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
@@ -73,11 +81,18 @@ def events_per_second(num_rows: int, batch: int, num_events: int) -> float:
     state = TargetState(keys, ())
     clicked = torch.as_tensor(log.clicked)
     state.update(log.user, log.item, log.time, clicked)
-    start = perf_counter()
-    for first in range(0, num_events, batch):
-        rows = slice(first, first + batch)
-        state.update(log.user[rows], log.item[rows], log.time[rows] + num_rows, clicked[rows])
-    return num_events / (perf_counter() - start)
+
+    def update() -> None:
+        for first in range(0, num_events, batch):
+            rows = slice(first, first + batch)
+            state.update(log.user[rows], log.item[rows], log.time[rows] + num_rows, clicked[rows])
+
+    return num_events / seconds_taken(update)
+
+
+def seconds_taken(act: Callable[[], object]) -> float:
+    r"""What a call takes."""
+    return processor_seconds_of(act) if torch.get_num_threads() == 1 else seconds_of(act)
 
 
 def measure(num_rows: int, args: argparse.Namespace) -> list[str]:
@@ -86,7 +101,7 @@ def measure(num_rows: int, args: argparse.Namespace) -> list[str]:
     ours, theirs = partial(target_counts, keys, log, log), partial(count_by_pandas, keys, log)
     if not torch.equal(ours(), theirs()):
         raise RuntimeError(f'The counts of {num_rows} rows differ from those of pandas.')
-    calls = {name: partial(seconds_of, of) for name, of in (('mag', ours), ('pandas', theirs))}
+    calls = {name: partial(seconds_taken, of) for name, of in (('mag', ours), ('pandas', theirs))}
     seconds = take_turns(calls, args.repeats)
     return [
         f'{num_rows:,}',

@@ -1,3 +1,7 @@
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import scipy
 import torch
@@ -25,7 +29,10 @@ def counts_before(
 
     One stable sort by key and one cumulative sum give all sums: time is linear in the events, where
     there are at most ten times as many keys, and memory too. Each half-life takes one pass more for
-    each doubling of the most frequent key.
+    each doubling of the most frequent key, and so do weights that are no whole numbers.
+
+    Sums of a key depend on what came before of that key alone, to the last bit: neither on other
+    keys, nor on later events, nor on who else asks.
 
     Args:
         key (torch.Tensor): The key of each event, a number of 0 or more, shape :obj:`[E]`, int64.
@@ -42,17 +49,18 @@ def counts_before(
         for each half-life.
 
     Raises:
-        IndexError: If one of :obj:`rows` is no event.
+        IndexError: If one of :obj:`rows` is no event, or a key is below 0.
+        TypeError: If one of them holds other things.
         ValueError: If times do not ascend, shapes differ, or a half-life is not positive.
     """
     check_tensor('counts_before', 'key', key, ('E',), torch.long)
     size = key.numel()
     check_tensor('counts_before', 'time', time, (size,), 'numbers')
+    check_half_lives(half_lives)
     num_ages = 1 + len(half_lives)
     is_aged = isinstance(weight, Tensor) and weight.dim() == 3
     shape = (size, num_ages, 'W') if is_aged else (size, 'W')
     check_tensor('counts_before', 'weight', weight, shape, 'numbers')
-    check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
     if bool((time[1:] < time[:-1]).any()):
         raise ValueError(
             "counts_before expects 'time' to ascend, but it does not: sort the events."
@@ -63,6 +71,7 @@ def counts_before(
     before = np.empty((size if rows is None else rows.numel(), num_ages, weight.size(-1)))
     if before.size == 0:
         return torch.from_numpy(before).flatten(1)
+    check_ids('counts_before', 'keys', key, 2**63)
     keys = key.numpy()
     if size < 2**31 and int(key.max()) < 2**31:
         keys = keys.astype(np.int32)
@@ -76,20 +85,37 @@ def counts_before(
     place[order] = np.arange(size, dtype=order.dtype)
     if rows is not None:
         place = place[rows.numpy()]
+    # Differences of integers are exact however late the log is.
+    times = (time.double() if time.is_floating_point() else time.long()).numpy()
     of_age = weight.unbind(1) if is_aged else [weight] * num_ages
-    for number, column in enumerate(of_age[0].unbind(1)):
-        before[:, 0, number] = _sum(column, order, of_key, of_moment)[place]
-    for age, half_life in enumerate(half_lives, start=1):
-        seconds = time.numpy()[order].astype(np.float64)
-        entering = of_age[age].double().numpy()[order]
-        up_to = _decayed(entering, seconds, np.arange(size) - of_key, half_life)
-        is_seen = of_moment > of_key
-        latest = of_moment[is_seen] - 1
-        part = np.zeros_like(entering)
-        elapsed = (seconds[is_seen] - seconds[latest]) / half_life
-        part[is_seen] = up_to[latest] * np.exp2(-elapsed)[:, None]
+    for age, half_life in enumerate((math.inf, *half_lives)):
+        if age == 0 and _is_exact(of_age[0]):
+            for number, column in enumerate(of_age[0].unbind(1)):
+                before[:, 0, number] = _sum(column, order, of_key, of_moment)[place]
+            continue
+        entering, seconds = of_age[age].double().numpy()[order], times[order]
+        # Whoever asks only is left out, so that a sum is the same whoever else asks.
+        weighs = entering.any(axis=1)
+        number_before = np.append(0, weighs.cumsum())
+        first, last = number_before[of_key], number_before[of_moment] - 1
+        entering, when = entering[weighs], seconds[weighs]
+        up_to = _decayed(entering, when, of_key[weighs], half_life)
+        is_seen = last >= first
+        last = last[is_seen]
+        elapsed = (seconds[is_seen] - when[last]) / half_life
+        part = np.zeros((size, weight.size(-1)))
+        part[is_seen] = up_to[last] * np.exp2(-elapsed)[:, None]
         before[:, age] = part[place]
     return torch.from_numpy(before).flatten(1)
+
+
+def check_half_lives(half_lives: Any) -> None:
+    r"""Raises unless half-lives are a sequence of positive numbers."""
+    if not isinstance(half_lives, Sequence) or isinstance(half_lives, str):
+        raise TypeError(
+            f"'half_lives' must be a sequence of times such as (86400.0,), but got {half_lives!r}."
+        )
+    check_numbers('(0, inf)', **{f'half_lives[{i}]': life for i, life in enumerate(half_lives)})
 
 
 def _order(key: np.ndarray) -> np.ndarray:
@@ -106,6 +132,14 @@ def _moments(time: np.ndarray) -> np.ndarray:
     r"""The number of the moment of each event, whose times ascend."""
     is_new = np.append(False, time[1:] != time[:-1])
     return is_new.cumsum(dtype=np.int32 if time.size < 2**31 else np.int64)
+
+
+def _is_exact(weight: Tensor) -> bool:
+    r"""Whether weights are whole numbers that no sum of all of them rounds."""
+    if not weight.is_floating_point():
+        return True
+    whole = bool((weight == weight.round()).all())
+    return whole and bool(weight.abs().sum(dtype=torch.double) < 2**53)
 
 
 def _sum(
@@ -125,10 +159,12 @@ def _latest(is_start: np.ndarray, index: np.dtype) -> np.ndarray:
 
 
 def _decayed(
-    weights: np.ndarray, seconds: np.ndarray, rank: np.ndarray, half_life: float
+    weights: np.ndarray, seconds: np.ndarray, key: np.ndarray, half_life: float
 ) -> np.ndarray:
-    r"""The decayed sums up to and with each event, by doubling: after a step of :math:`d`, a sum
-    holds the latest :math:`2 d` events of its key. No exponent is ever positive."""
+    r"""The decayed sums up to and with each event of its key, by doubling: after a step of
+    :math:`d`, a sum holds the latest :math:`2 d` events. No exponent is ever positive."""
+    is_first = np.diff(key, prepend=-1) != 0
+    rank = np.arange(key.size) - _latest(is_first, key.dtype)
     sums = weights.copy()
     step, later = 1, np.flatnonzero(rank >= 1)
     while later.size > 0:

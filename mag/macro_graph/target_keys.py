@@ -143,6 +143,8 @@ class TargetKeys:
             check_tensor(caller, f'{name}_since', since, (num_nodes,), 'numbers')
         number = categoricals(store).get(name, int(value.max()) + 1)
         check_ids(caller, f"values of data['{node_type}'].{name}", value, number, first=-1)
+        # Narrow integers have no room for none.
+        value = value.long()
         table = torch.cat([value.new_zeros(1), value + 1])
         self._attributes[node_type, name] = table, number + 1, since
         return number + 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mag.checks import check_tensor, check_values
-from mag.macro_graph.counts_before import counts_before
+from mag.macro_graph.counts_before import check_half_lives, counts_before
 from mag.macro_graph.key_table import KeyTable
 from mag.macro_graph.pending_clicks import Clicks, PendingClicks
 from mag.macro_graph.target_counts import check_settled, late_clicks, without_rounding
@@ -13,6 +13,8 @@ from mag.macro_graph.target_keys import TargetKeys
 
 # Events that are counted at once: each enters once a view, and few of them stay in the cache.
 _PIECE = 2**14
+# Before all events, and not so long that an age would be too large for int64.
+_NEVER = torch.iinfo(torch.long).min // 2
 
 
 class TargetState:
@@ -35,9 +37,14 @@ class TargetState:
     Args:
         keys (TargetKeys): The views.
         half_lives (tuple[float, ...]): Half-lives of the decayed counts, in the unit of times.
+
+    Raises:
+        TypeError: If half-lives are no sequence of numbers.
+        ValueError: If one is not positive.
     """
 
     def __init__(self, keys: TargetKeys, half_lives: tuple[float, ...]) -> None:
+        check_half_lives(half_lives)
         self._keys, self._half_lives = keys, half_lives
         self._sums = _Sums(half_lives)
         # By which the keys of a view are none of another's.
@@ -190,9 +197,11 @@ class _Sums:
     def __init__(self, half_lives: tuple[float, ...]) -> None:
         self.half_lives = half_lives
         self.table = KeyTable()
-        self.past = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
-        self.latest = torch.zeros(0, 1 + len(half_lives), 2, dtype=torch.double)
-        self.time = torch.zeros(0, dtype=torch.long)
+        # Those before and that of the moment lie together, so that memory is waited for once. The
+        # first row is that of all keys of which nothing was counted.
+        self.sums = torch.zeros(1, 2, 1 + len(half_lives), 2, dtype=torch.double)
+        self.time = torch.full((1,), _NEVER)
+        self.now = _NEVER
 
     def update(self, key: Tensor, time: Tensor, weight: Tensor) -> None:
         unique, group = key.unique(return_inverse=True)
@@ -206,36 +215,31 @@ class _Sums:
         added.index_add_(0, group[is_last], weight[is_last])
         moves = time[last] > self.time[row]
         old, new = row[moves], last[moves]
-        self.past[old] = self._decayed(old, time[new]) + before[new]
-        self.latest[old] = 0
+        self.sums[old, 0] = self._decayed(old, time[new]) + before[new]
+        self.sums[old, 1] = 0
         self.time[old] = time[new]
-        self.latest[row] += added
+        self.sums[row, 1] += added
+        self.now = int(time[-1])
 
     def __call__(self, key: Tensor, time: Tensor) -> Tensor:
-        row = self.table.find(key)
-        is_known = row >= 0
-        out = torch.zeros(len(key), 1 + len(self.half_lives), 2, dtype=torch.double)
-        row, time = row[is_known], time[is_known]
-        later = (time > self.time[row]).view(-1, 1, 1)
-        out[is_known] = self._decayed(row, time).where(later, self.past[row])
-        return out
+        return self._decayed(self.table.find(key) + 1, time)
 
     def _decayed(self, row: Tensor, time: Tensor) -> Tensor:
-        r"""All sums of some rows as of later moments."""
-        sums, age = self.past[row] + self.latest[row], (time - self.time[row]).double()
+        r"""All sums of some rows strictly before moments that are not earlier than theirs."""
+        past, latest = self.sums.index_select(0, row).unbind(1)
+        if not self.half_lives and bool((time > self.now).all()):
+            return past + latest
+        age = (time - self.time.index_select(0, row)).double()
+        sums = past.addcmul(latest, (age > 0).double().view(-1, 1, 1))
         for place, life in enumerate(self.half_lives, start=1):
-            sums[:, place] *= torch.exp2(-age / life).unsqueeze(1)
+            sums[:, place] *= torch.exp2(age / -life).unsqueeze(1)
         return sums
 
     def _rows(self, key: Tensor) -> Tensor:
-        row = self.table.add(key)
-        size = self.table.num_rows
+        row = self.table.add(key) + 1
+        size = 1 + self.table.num_rows
         if size > self.time.numel():
             more = 2 * size - self.time.numel()
-            none = torch.iinfo(torch.long).min // 2
-            self.past = torch.cat([self.past, self.past.new_zeros(more, *self.past.shape[1:])])
-            self.latest = torch.cat(
-                [self.latest, self.latest.new_zeros(more, *self.latest.shape[1:])]
-            )
-            self.time = torch.cat([self.time, self.time.new_full((more,), none)])
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(more, *self.sums.shape[1:])])
+            self.time = torch.cat([self.time, self.time.new_full((more,), _NEVER)])
         return row

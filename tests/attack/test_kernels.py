@@ -406,6 +406,9 @@ def check_target(
         keys, seen(rows), Seen(user, item, time, time, {'hour': hour}), half_lives
     )
     compare(whole, rows, asked)
+    # To the last bit the same, whoever else asks.
+    one = Seen(user[-1:], item[-1:], time[-1:], time[-1:], {'hour': hour[-1:]})
+    assert torch.equal(target_counts(keys, seen(rows), one, half_lives)[0], whole[-1])
     state, start = TargetState(keys, half_lives), 0
     for size in [*sizes, len(rows)]:
         new = seen(rows[start : start + size])

@@ -78,6 +78,46 @@ def test_what_comes_later_changes_nothing() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize('is_whole', [False, True])
+def test_a_sum_is_the_same_to_the_last_bit_whoever_else_asks(is_whole: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randint(5, (200,), generator=generator)
+    time = torch.randint(60, (200,), generator=generator).sort().values
+    weight = torch.rand(200, 2, generator=generator, dtype=torch.double)
+    weight = (weight * 3).floor() if is_whole else weight
+    expected = counts_before(key, time, weight, (3.0, 50.0))
+    # Others ask, of any key and moment, and other keys have events of any size.
+    asks = torch.randint(5, (100,), generator=generator)
+    others = 5 + torch.randint(3, (100,), generator=generator)
+    heavy = torch.rand(100, 2, generator=generator, dtype=torch.double) * 1e17
+    when = torch.randint(60, (200,), generator=generator)
+    times, order = torch.cat([when, time]).sort(stable=True)
+    keys = torch.cat([asks, others, key])[order]
+    weights = torch.cat([torch.zeros(100, 2, dtype=torch.double), heavy, weight])[order]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(400)
+    assert torch.equal(counts_before(keys, times, weights, (3.0, 50.0), place[200:]), expected)
+    # What comes later is as little to them.
+    early = time < 30
+    first = counts_before(key[early], time[early], weight[early], (3.0, 50.0))
+    assert torch.equal(first, expected[early])
+
+
+@pytest.mark.parametrize(
+    ('time', 'dtype'),
+    [
+        ([2**60, 2**60 + 1, 2**60 + 3], torch.long),
+        ([-(2**60), 1 - 2**60, 3 - 2**60], torch.long),
+        ([-128, -127, -125], torch.int8),
+        ([-0.5, 0.5, 2.5], torch.half),
+    ],
+)
+def test_times_are_as_exact_as_they_are_given(time: list[float], dtype: torch.dtype) -> None:
+    zero, one = torch.zeros(3, dtype=torch.long), torch.ones(3, 1)
+    before = counts_before(zero, torch.tensor(time, dtype=dtype), one, (1.0,))
+    assert before.tolist() == [[0, 0], [1, 0.5], [2, 0.375]]
+
+
 def test_no_events() -> None:
     none = torch.empty(0, dtype=torch.long)
     assert counts_before(none, none, torch.empty(0, 2), (1.0,)).shape == (0, 4)
@@ -91,6 +131,8 @@ def test_no_events() -> None:
         ({'time': torch.tensor([1, 3, 2])}, ValueError, "'time' to ascend"),
         ({'weight': torch.ones(3)}, ValueError, "'weight' of shape"),
         ({'rows': torch.tensor([0, 3])}, IndexError, "'rows' from 0 to 3, .* from 0 to 2"),
+        ({'key': torch.tensor([0, -5, 1])}, IndexError, 'keys from -5 to 1, .* from 0 to '),
+        ({'half_lives': 5.0}, TypeError, "'half_lives' must be a sequence .*, but got 5.0"),
         ({'half_lives': (0.0,)}, ValueError, r"'half_lives\[0\]' must be .* got 0.0"),
     ],
 )

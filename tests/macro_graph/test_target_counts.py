@@ -227,6 +227,15 @@ def test_a_state_that_moves_equals_a_rebuild(
         start += size
 
 
+def test_an_age_is_exact_to_the_second(golden_target: Golden) -> None:
+    state = TargetState(golden(golden_target)[0], (2.0**20,))
+    one = torch.tensor([1])
+    state.update(one, one, torch.tensor([0]), one)
+    # Of an age that float32 has no room for.
+    counts = state(one, one, torch.tensor([2**24 + 1]))
+    assert counts[0, 1].tolist() == pytest.approx([2 ** -(16 + 2**-20)] * 2, rel=1e-7)
+
+
 def test_labels_from_a_moment_on_change_no_row_up_to_it() -> None:
     # Section 4 of the specification: the canary.
     data, events = random_log(0)
@@ -341,6 +350,26 @@ def test_bad_events_are_refused_and_change_nothing(name: str) -> None:
             state(**arguments({**good, **change}))
     assert torch.equal(state(**arguments(good)), before) and not before.any()
     state.update(**arguments({**good, **labels}))
+
+
+@pytest.mark.parametrize('dtype', [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_attributes_of_few_bits_have_room_for_none(dtype: torch.dtype) -> None:
+    data, events = random_log(0)
+    most = torch.iinfo(dtype).max
+    data['item'].brand = torch.tensor([0, most, most - 1, most, 1])
+    expected = target_counts(TargetKeys(data, VIEWS, {'hour': 4}, 'test'), events, events, (7.0,))
+    data['item'].brand = data['item'].brand.to(dtype)
+    keys = TargetKeys(data, VIEWS, {'hour': 4}, 'test')
+    assert all((key >= 0).all() for key in keys(*events[:2], events.clock, events.contexts))
+    assert torch.equal(target_counts(keys, events, events, (7.0,)), expected)
+
+
+def test_half_lives_of_a_state_are_checked_before_an_event_comes() -> None:
+    keys = TargetKeys(random_log(0)[0], VIEWS, {'hour': 4}, 'test')
+    with pytest.raises(ValueError, match=r"'half_lives\[0\]' must be .* but got 0.0"):
+        TargetState(keys, (0.0,))
+    with pytest.raises(TypeError, match="'half_lives' must be a sequence .* but got 5.0"):
+        TargetState(keys, 5.0)  # type: ignore[arg-type]
 
 
 def test_a_graph_without_nodes_is_refused() -> None:
