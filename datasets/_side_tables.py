@@ -37,18 +37,28 @@ def create_first_rows(
         CREATE OR REPLACE VIEW named AS
         SELECT {node} AS id, time, rowid AS log_position, {known} FROM log
     """)
+    # The first time, and the range of values by which later ones are told, in one pass.
+    ranges = ', '.join(
+        f'min({quote_name(name)}) AS {quote_name(f"low_{name}")}, '
+        f'max({quote_name(name)}) AS {quote_name(f"high_{name}")}'
+        for name in fields
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {node}_range AS
+        SELECT id, min(time) AS time, {ranges} FROM named GROUP BY id
+    """)
     # `arg_min` skips NULL, and so would take the value of a later row.
     first = ', '.join(
         f'arg_min_null({quote_name(name)}, log_position) AS {quote_name(name)}' for name in fields
     )
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_first AS
-        SELECT id, {first}
-        FROM named JOIN (SELECT id, min(time) AS time FROM named GROUP BY id) USING (id, time)
+        SELECT id, {first} FROM named JOIN (SELECT id, time FROM {node}_range) USING (id, time)
         GROUP BY id
     """)
     for name in fields:
         _warn_of_later_rows(connection, node, name)
+    connection.execute(f'DROP TABLE {node}_range')
     connection.execute('DROP VIEW named')
 
 
@@ -60,16 +70,12 @@ def _known(value: str, field: Field) -> str:
 
 
 def _warn_of_later_rows(connection: duckdb.DuckDBPyConnection, node: str, name: str) -> None:
-    quoted = quote_name(name)
+    low, high = quote_name(f'low_{name}'), quote_name(f'high_{name}')
+    is_late = f'{quote_name(name)} IS NULL AND {low} IS NOT NULL'
     several, example, late, late_example = connection.execute(f"""
-        SELECT count(*) FILTER (low <> high), min(id) FILTER (low <> high),
-               count(*) FILTER (is_late), min(id) FILTER (is_late)
-        FROM (
-            SELECT id, low, high, {quoted} IS NULL AND low IS NOT NULL AS is_late
-            FROM {node}_first JOIN (
-                SELECT id, min({quoted}) AS low, max({quoted}) AS high FROM named GROUP BY id
-            ) USING (id)
-        )
+        SELECT count(*) FILTER ({low} <> {high}), min(id) FILTER ({low} <> {high}),
+               count(*) FILTER ({is_late}), min(id) FILTER ({is_late})
+        FROM {node}_first JOIN {node}_range USING (id)
     """).fetchall()[0]
     of_several = 'categories' if name == 'category' else f'values of {name!r}'
     noun = 'category' if name == 'category' else repr(name)

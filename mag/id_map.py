@@ -474,6 +474,8 @@ def _read_objects(values: np.ndarray, caller: str) -> _Raw:
         kind = 'text'
     if kind == 'blob':
         return _Raw(kind, _objects(map(bytes, listed), len(listed)), None, ())
+    if types == {str}:
+        return _Raw(kind, values, None, ())
     # Texts of NumPy are made Python's, too.
     return _Raw(kind, _objects(map(str, listed), len(listed)), None, ())
 
