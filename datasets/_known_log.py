@@ -2,11 +2,14 @@ r"""What an earlier log knows of the ids of a later one."""
 
 import os
 import os.path as osp
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from mag.datasets._cache import Cache
 from mag.datasets._parquet import read_columns
@@ -24,6 +27,41 @@ class KnownLog(NamedTuple):
     codes: dict[str, dict[str, np.ndarray]]
     #: By node type and name, the words there are about its nodes.
     words: dict[str, dict[str, np.ndarray]]
+    #: By node type and name, the columns of attributes of several values, :obj:`x_<name>`.
+    lists: dict[str, dict[str, Tensor]]
+    #: By node type and name, the features of modalities, and who has them: :obj:`x_<name>` and
+    #: :obj:`has_<name>`.
+    modalities: dict[str, dict[str, tuple[Tensor, Tensor]]]
+
+    def num_told(self, node: str, names: Iterable[str]) -> int:
+        r"""How many nodes of a type it tells of in all of these attributes, texts and modalities:
+        all that it has, which come first, or none where it lacks one."""
+        told = (self.codes, self.words, self.modalities)
+        if not all(any(name in found.get(node, {}) for found in told) for name in names):
+            return 0
+        return len(self.maps[node]) if node in self.maps else 0
+
+    def add_modalities(self, data: HeteroData) -> None:
+        r"""Adds :obj:`x_<name>` and :obj:`has_<name>` of nodes that have a modality here and none
+        in the data."""
+        for node, modalities in self.modalities.items():
+            store = data[node]
+            for name, (old, had) in modalities.items():
+                if f'x_{name}' in store and f'has_{name}' not in store:
+                    # It is no modality any more.
+                    continue
+                has = store.get(f'has_{name}', torch.zeros(store.num_nodes, dtype=torch.bool))
+                x = store[f'x_{name}'] if has.any() else torch.zeros(len(has), old.size(1))
+                lacks = (had & ~has[: len(had)]).nonzero().view(-1)
+                if lacks.numel() and x.size(1) != old.size(1):
+                    warnings.warn(
+                        f'{lacks.numel():,} {node}s have no {name!r} but in the earlier log, where '
+                        f'it is {old.size(1)} numbers and not {x.size(1)}: its features are 0.',
+                        stacklevel=2,
+                    )
+                    continue
+                x[lacks], has[lacks] = old[lacks], True
+                store[f'x_{name}'], store[f'has_{name}'] = x, has
 
 
 class KnownLogReader:
@@ -80,27 +118,42 @@ class KnownLogReader:
 
     def read(self) -> KnownLog:
         if self._cache is None:
-            return KnownLog(self._maps, {}, {})
+            return KnownLog(self._maps, {}, {}, {}, {})
         cache, manifest = self._cache, self._manifest
         names, graph = manifest['names'], cache.read_graph(manifest, 'data.pt')
         raw: dict[str, Any] = {}
         codes: dict[str, dict[str, np.ndarray]] = {}
         words: dict[str, dict[str, np.ndarray]] = {}
+        lists: dict[str, dict[str, Tensor]] = {}
+        modalities: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        is_as_read = manifest['fingerprint']['pre_transform'] == repr(None)
         for node in _NODES:
             with cache.opening(manifest, f'{node}.parquet') as path:
                 words[node] = read_columns(path)
             raw[node] = words[node].pop('id')
+            store, number = graph.get(node, {}), len(raw[node])
             codes[node] = {
                 name: value.numpy()
-                for name, value in graph.get(node, {}).items()
+                for name, value in store.items()
                 if name in manifest['id_maps']
                 # Else pre_transform has made another thing of it.
                 and isinstance(value, Tensor)
-                and value.shape == (len(raw[node]),)
-                and graph[node].get(f'num_{name}') == len(names[name])
+                and value.shape == (number,)
+                and store.get(f'num_{name}') == len(names[name])
+            }
+            columns = {
+                name.removeprefix('x_'): value
+                for name, value in store.items()
+                if name.startswith('x_') and is_as_read
+            }
+            lists[node] = {name: value for name, value in columns.items() if name in codes[node]}
+            modalities[node] = {
+                name: (value, store[f'has_{name}'])
+                for name, value in columns.items()
+                if f'has_{name}' in store
             }
         maps = {
             name: IdMap.of_lineage(raw.get(name, names.get(name)), lineage)
             for name, lineage in manifest['id_maps'].items()
         }
-        return KnownLog(maps, codes, words)
+        return KnownLog(maps, codes, words, lists, modalities)

@@ -2,7 +2,6 @@ r"""From the table of a log to a graph: ids from 0, rows in the order of time.""
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.datasets._code_names import CodeNames
 from mag.datasets._known_log import KnownLog
+from mag.datasets._node_attributes import add_attributes
 from mag.datasets._queries import DOMAINS, fetch_queries, map_queries
 from mag.datasets._sql import column_kinds, count_rows, in_seconds, quote, quote_name
 from mag.datasets.log_table import LogTable
@@ -41,9 +42,8 @@ class LogToGraph:
         self.connection = connection
         self.table = table
         self.known = known
-        self._maps = dict(known.maps)
-        self.names: dict[str, list[str]] = {}
-        self.lineages: dict[str, str] = {}
+        self._names = CodeNames(known.maps)
+        self.names, self.lineages = self._names.names, self._names.lineages
 
     def map_ids(self) -> None:
         r"""Gives a code to each user, item, value of a context and query."""
@@ -163,14 +163,15 @@ class LogToGraph:
             self.names['feature'] = list(table.features)
         for name in table.contexts:
             values = self.connection.execute(f"""
-                SELECT any_value(name::VARCHAR) FROM {name}_name GROUP BY code ORDER BY code
+                SELECT coalesce(any_value(name::VARCHAR), 'unknown')
+                FROM {name}_name GROUP BY code ORDER BY code
             """).fetchall()
-            lasting = self._name(name, _named(values))
-            store[f'edge_label_{name}'] = _recoded(lasting, columns[name])
+            codes = self._names.encode(name, [value for (value,) in values], columns[name])
+            store[f'edge_label_{name}'] = codes
             store[f'num_{name}'] = len(self.names[name])
         if table.query is not None:
             terms, is_search, names = fetch_queries(self.connection, table.query)
-            terms = _recoded(self._name('query', names), terms)
+            terms = self._names.encode('query', names, terms)
             self.names['domain'] = list(DOMAINS)
             for name, value in (('query', terms), ('domain', is_search)):
                 of_exposure = value[columns[table.query]]
@@ -178,13 +179,15 @@ class LogToGraph:
                 store[name] = of_exposure if has_clicks_only else of_exposure[click]
                 store[f'num_{name}'] = len(self.names[name])
         for node in _NODES:
-            self._add_attributes(data, node)
+            descriptions = table.descriptions
+            add_attributes(self.connection, data, node, self._names, self.known, descriptions)
         data.id_maps = dict(self.lineages)
         return data
 
     def write_nodes(self, node: str, path: str) -> None:
         r"""Writes the id of every node of a type, and the words there are about it."""
-        given = [name for name in self._attributes(node) if name in self.table.descriptions]
+        attributes = column_kinds(self.connection, f'{node}_attribute')
+        given = [name for name in attributes if name in self.table.descriptions]
         values = {name: f'attribute.{quote_name(name)}' for name in given}
         joins = f'LEFT JOIN {node}_attribute AS attribute USING (id)' if given else ''
         known = self.known.words.get(node, {})
@@ -228,29 +231,6 @@ class LogToGraph:
                 WHERE node >= {start} AND node < {start + (1 << 20)} ORDER BY node
             """).fetchnumpy()['id']
 
-    def _name(self, attribute: str, values: list[str]) -> Tensor | None:
-        r"""Names the codes of a categorical attribute.
-
-        Args:
-            attribute (str): Its name.
-            values (list[str]): The names of codes from 0.
-
-        Returns:
-            The code that each of these keeps, shape :obj:`[len(values)]`, if an earlier log has
-            names; else they are their places.
-        """
-        known = self._maps.get(attribute)
-        if known is None:
-            self.names[attribute] = values
-            self.lineages[attribute] = lineage_of([values], [len(values)])
-            return None
-        grown = known.append(values)
-        # Users and items may have attributes of one name.
-        self._maps[attribute] = grown
-        self.names[attribute] = grown.decode(np.arange(len(grown))).tolist()
-        self.lineages[attribute] = grown.lineage
-        return torch.from_numpy(grown.encode(values))
-
     def _fetch_events(self) -> dict[str, Tensor]:
         kinds = column_kinds(self.connection, 'event')
         num_rows = count_rows(self.connection, 'event')
@@ -275,73 +255,6 @@ class LogToGraph:
         del columns['user'], columns['item']
         return columns | {'index': index}
 
-    def _attributes(self, node: str) -> list[str]:
-        return [name for name in column_kinds(self.connection, f'{node}_attribute') if name != 'id']
-
-    def _add_attributes(self, data: HeteroData, node: str) -> None:
-        attributes = {
-            name: quote_name(name)
-            for name in self._attributes(node)
-            if name not in self.table.descriptions
-        }
-        columns: dict[str, Any] = {}
-        if attributes:
-            # What is called unknown in the files and what is missing there are one category.
-            merged = ', '.join(
-                f"CASE WHEN {name}::VARCHAR <> 'unknown' THEN {name} END AS {name}"
-                for name in attributes.values()
-            )
-            self.connection.execute(f"""
-                CREATE TABLE {node}_joined AS
-                SELECT node, {merged}
-                FROM {node}_node LEFT JOIN {node}_attribute USING (id)
-            """)
-            codes = ', '.join(
-                f'dense_rank() OVER (ORDER BY {name} NULLS FIRST) - 1 AS {name}'
-                for name in attributes.values()
-            )
-            columns = self.connection.execute(
-                f'SELECT {codes} FROM {node}_joined ORDER BY node'
-            ).fetchnumpy()
-        known = self.known.codes.get(node, {})
-        for name in dict.fromkeys((*attributes, *known)):
-            names = ['unknown']
-            code = np.zeros(data[node].num_nodes, dtype=np.int64)
-            if name in attributes:
-                values = self.connection.execute(f"""
-                    SELECT value::VARCHAR
-                    FROM (SELECT DISTINCT {attributes[name]} AS value FROM {node}_joined)
-                    ORDER BY value NULLS FIRST
-                """).fetchall()
-                names, code = _named(values), columns[name].astype(np.int64)
-            data[node][name] = self._keep_codes(name, names, code, known.get(name))
-            data[node][f'num_{name}'] = len(self.names[name])
-
-    def _keep_codes(
-        self, attribute: str, names: list[str], code: np.ndarray, known: np.ndarray | None
-    ) -> Tensor:
-        r"""The codes of nodes, those of an earlier log where it knows any.
-
-        Args:
-            attribute (str): Their name.
-            names (list[str]): What the codes of this log mean.
-            code (numpy.ndarray): These codes, shape :obj:`[num_nodes]`.
-            known (numpy.ndarray, optional): Those of the first nodes in an earlier log.
-        """
-        if known is None:
-            return _recoded(self._name(attribute, names), torch.from_numpy(code))
-        (unknown,) = self.known.maps[attribute].encode(['unknown'])
-        is_open = np.ones(code.size, dtype=bool)
-        is_open[: known.size] = known == unknown
-        # What this log tells against the earlier one is no name that any node has.
-        used = np.unique(code[is_open])
-        kept = self._name(attribute, [names[place] for place in used])
-        lasting = np.zeros(len(names), dtype=np.int64)
-        lasting[used] = used if kept is None else kept.numpy()
-        code = lasting[code]
-        code[: known.size][~is_open[: known.size]] = known[~is_open[: known.size]]
-        return torch.from_numpy(code)
-
 
 def _append(known: IdMap, raw: np.ndarray, node: str) -> IdMap:
     r"""The map with the users or items of a log, ascending, that it does not have."""
@@ -358,12 +271,3 @@ def _append(known: IdMap, raw: np.ndarray, node: str) -> IdMap:
             stacklevel=2,
         )
     return known.append(raw)
-
-
-def _named(values: list[tuple[Any]]) -> list[str]:
-    return ['unknown' if value is None else value for (value,) in values]
-
-
-def _recoded(lasting: Tensor | None, codes: Tensor) -> Tensor:
-    r"""Codes of an earlier log for those of this one, and -1 for none."""
-    return codes if lasting is None else lasting[codes].where(codes >= 0, -1)

@@ -11,19 +11,18 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets._modality import count_rows as count_features
 from mag.datasets._modality import read_features
-from mag.datasets._sql import column_kinds, count_rows, quote_name
+from mag.datasets._sql import count_rows, quote_name
 from mag.datasets._table_reader import TableReader, rules_of_ids
 from mag.datasets._table_source import Field
 from mag.datasets._values import Rule
 
-_MOST_VALUES = 1000
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def create_first_rows(
     connection: duckdb.DuckDBPyConnection, node: str, fields: Mapping[str, Field]
 ) -> None:
-    r"""Creates the table of what the first row in time of each user or item says of it.
+    r"""Moves what the first row in time of each user or item says of it from the log to a table.
 
     Args:
         connection: The connection of the table :obj:`log`.
@@ -38,19 +37,32 @@ def create_first_rows(
         CREATE OR REPLACE VIEW named AS
         SELECT {node} AS id, time, rowid AS log_position, {known} FROM log
     """)
+    # The first time, and the range of values by which later ones are told, in one pass.
+    ranges = ', '.join(
+        f'min({quote_name(name)}) AS {quote_name(f"low_{name}")}, '
+        f'max({quote_name(name)}) AS {quote_name(f"high_{name}")}'
+        for name in fields
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE {node}_range AS
+        SELECT id, min(time) AS time, {ranges} FROM named GROUP BY id
+    """)
     # `arg_min` skips NULL, and so would take the value of a later row.
     first = ', '.join(
         f'arg_min_null({quote_name(name)}, log_position) AS {quote_name(name)}' for name in fields
     )
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_first AS
-        SELECT id, {first}
-        FROM named JOIN (SELECT id, min(time) AS time FROM named GROUP BY id) USING (id, time)
+        SELECT id, {first} FROM named JOIN (SELECT id, time FROM {node}_range) USING (id, time)
         GROUP BY id
     """)
     for name in fields:
         _warn_of_later_rows(connection, node, name)
+    connection.execute(f'DROP TABLE {node}_range')
     connection.execute('DROP VIEW named')
+    # The rest is made without them, and in as much memory less.
+    for name in fields:
+        connection.execute(f'ALTER TABLE log DROP COLUMN {quote_name(name)}')
 
 
 def _known(value: str, field: Field) -> str:
@@ -61,16 +73,12 @@ def _known(value: str, field: Field) -> str:
 
 
 def _warn_of_later_rows(connection: duckdb.DuckDBPyConnection, node: str, name: str) -> None:
-    quoted = quote_name(name)
+    low, high = quote_name(f'low_{name}'), quote_name(f'high_{name}')
+    is_late = f'{quote_name(name)} IS NULL AND {low} IS NOT NULL'
     several, example, late, late_example = connection.execute(f"""
-        SELECT count(*) FILTER (low <> high), min(id) FILTER (low <> high),
-               count(*) FILTER (is_late), min(id) FILTER (is_late)
-        FROM (
-            SELECT id, low, high, {quoted} IS NULL AND low IS NOT NULL AS is_late
-            FROM {node}_first JOIN (
-                SELECT id, min({quoted}) AS low, max({quoted}) AS high FROM named GROUP BY id
-            ) USING (id)
-        )
+        SELECT count(*) FILTER ({low} <> {high}), min(id) FILTER ({low} <> {high}),
+               count(*) FILTER ({is_late}), min(id) FILTER ({is_late})
+        FROM {node}_first JOIN {node}_range USING (id)
     """).fetchall()[0]
     of_several = 'categories' if name == 'category' else f'values of {name!r}'
     noun = 'category' if name == 'category' else repr(name)
@@ -96,12 +104,11 @@ def read_side_table(
     reader: TableReader,
     fields: Mapping[str, Field],
 ) -> None:
-    r"""Creates the table of what a table beside the log says of each user or item in it, with the
-    number of its row.
+    r"""Reads a table beside the log that tells of users or items.
 
     Raises:
         ValueError: If an id is missing or there twice, or a vector is of another length than the
-            first or holds what is no number, with file and line; or no id is in the log.
+            first or holds what is no number, with file and line.
     """
     reader.read(connection)
     table = reader.table
@@ -127,25 +134,39 @@ def read_side_table(
         )
         rules.append(Rule(name, is_good, f'{size or "some"} numbers, as in the first row, or none'))
     reader.check(connection, rules)
-    _match_ids(connection, node, reader)
 
 
-def _match_ids(connection: duckdb.DuckDBPyConnection, node: str, reader: TableReader) -> None:
+def match_side_table(
+    connection: duckdb.DuckDBPyConnection, node: str, reader: TableReader, num_kept: int
+) -> None:
+    r"""Creates the table :obj:`<node>_side` of what a table beside the log says of each node, with
+    the number of its row.
+
+    Args:
+        connection: The connection of the tables, and of :obj:`<node>_node`.
+        node (str): :obj:`'user'` or :obj:`'item'`.
+        reader (TableReader): That of the table.
+        num_kept (int): How many nodes, the first, have all that it tells from an earlier log.
+
+    Raises:
+        ValueError: If it tells of no node.
+    """
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_side AS
-        SELECT of_log.id, {reader.table}.* EXCLUDE (id), {reader.table}.rowid AS log_position
-        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log
-        JOIN {reader.table} ON of_log.id::VARCHAR = {reader.table}.id::VARCHAR
+        SELECT of_graph.id, side.* EXCLUDE (id), side.rowid AS log_position
+        FROM {node}_node AS of_graph
+        JOIN {reader.table} AS side ON of_graph.id::VARCHAR = side.id::VARCHAR
     """)
-    missing, example, num_nodes = connection.execute(f"""
-        SELECT count(*) FILTER (side IS NULL), min(of_log.id) FILTER (side IS NULL), count(*)
-        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log
-        LEFT JOIN (SELECT id AS side FROM {node}_side) ON of_log.id = side
+    is_missing = f'side IS NULL AND node >= {num_kept}'
+    num_told, missing, example, first, num_nodes = connection.execute(f"""
+        SELECT count(side), count(*) FILTER ({is_missing}), min(id) FILTER ({is_missing}), min(id),
+               count(*)
+        FROM {node}_node LEFT JOIN (SELECT id AS side FROM {node}_side) ON id = side
     """).fetchall()[0]
-    if missing == num_nodes:
+    if not num_told:
         ((other,),) = connection.execute(f'SELECT id FROM {reader.table} LIMIT 1').fetchall()
         raise ValueError(
-            f'{reader.name} must tell of {node}s of the log, such as {example!r}, but tells only '
+            f'{reader.name} must tell of {node}s of the log, such as {first!r}, but tells only '
             f'of others, such as {other!r}.'
         )
     if missing:
@@ -156,21 +177,20 @@ def _match_ids(connection: duckdb.DuckDBPyConnection, node: str, reader: TableRe
         )
 
 
-def create_node_tables(
+def create_node_table(
     connection: duckdb.DuckDBPyConnection,
     node: str,
     fields: Mapping[str, Field],
     side_fields: Mapping[str, Field],
 ) -> None:
-    r"""Creates the table of attributes of a node type, of what has several values the first."""
-    columns = []
-    for source, named in (('first', fields), ('side', side_fields)):
-        for name, field in named.items():
-            value = f'{node}_{source}.{quote_name(name)}'
-            if field.kind in ('name', 'names'):
-                value = _known(value, field)
-                value = f'{value}[1]' if field.kind == 'names' else value
-                columns.append(f'({value}) AS {quote_name(name)}')
+    r"""Creates the table :obj:`<node>_attribute` of what is known of each node, with lists in the
+    columns of several values."""
+    columns = [
+        f'{_known(f"{node}_{source}.{quote_name(name)}", field)} AS {quote_name(name)}'
+        for source, named in (('first', fields), ('side', side_fields))
+        for name, field in named.items()
+        if field.kind in ('name', 'names')
+    ]
     if not columns:
         return
     joins = [
@@ -180,54 +200,8 @@ def create_node_tables(
     ]
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_attribute AS
-        SELECT of_log.id, {', '.join(columns)}
-        FROM (SELECT DISTINCT {node} AS id FROM log) AS of_log {' '.join(joins)}
+        SELECT {node}_node.id, {', '.join(columns)} FROM {node}_node {' '.join(joins)}
     """)
-
-
-def add_lists(
-    connection: duckdb.DuckDBPyConnection,
-    data: HeteroData,
-    names: dict[str, list[str]],
-    node: str,
-    table: str,
-    fields: Mapping[str, Field],
-) -> None:
-    r"""Adds, for each column of several values, :obj:`x_<name>`, 1 for each value that a node has.
-
-    The categorical :obj:`<name>`, the first of them, gets the same codes.
-    """
-    for name in (name for name, field in fields.items() if field.kind == 'names'):
-        quoted = quote_name(name)
-        connection.execute(f"""
-            CREATE OR REPLACE TABLE listed AS
-            SELECT node, unnest(coalesce({_known(quoted, fields[name])}, [NULL])) AS part,
-                   generate_subscripts(coalesce({_known(quoted, fields[name])}, [NULL]), 1)
-                   AS place
-            FROM {node}_node LEFT JOIN {table} USING (id)
-        """)
-        values = connection.execute(
-            'SELECT DISTINCT part FROM listed ORDER BY part NULLS FIRST'
-        ).fetchall()
-        if len(values) > _MOST_VALUES:
-            raise ValueError(
-                f'The values of {name!r} must be at most {_MOST_VALUES:,}, as each becomes a '
-                f'column of x_{name}, but got {len(values):,}: keep the most frequent of them.'
-            )
-        rows = connection.execute("""
-            SELECT node, place, dense_rank() OVER (ORDER BY part NULLS FIRST) - 1 AS code
-            FROM listed
-        """).fetchnumpy()
-        index, place, code = (
-            torch.from_numpy(rows[key].astype(np.int64)) for key in ('node', 'place', 'code')
-        )
-        store = data[node]
-        names[name] = ['unknown' if value is None else str(value) for (value,) in values]
-        store[name] = torch.empty(store.num_nodes, dtype=torch.long)
-        store[name][index[place == 1]] = code[place == 1]
-        store[f'num_{name}'] = len(values)
-        store[f'x_{name}'] = torch.zeros(store.num_nodes, len(values))
-        store[f'x_{name}'][index, code] = 1
 
 
 def add_modalities(
@@ -280,10 +254,3 @@ def _fetch_vectors(
         x[index, place] = torch.from_numpy(found['value'].astype(np.float32))
         has[index] = True
     return x, has
-
-
-def drop_side_tables(connection: duckdb.DuckDBPyConnection, node: str) -> None:
-    r"""Deletes what is read no more."""
-    for table in (f'{node}_first', f'{node}_side'):
-        if column_kinds(connection, table):
-            connection.execute(f'DROP TABLE {table}')

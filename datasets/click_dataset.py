@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mag.datasets._cache import Cache, write_graph
 from mag.datasets._fingerprint import compare_files, hash_files
-from mag.datasets._known_log import KnownLogReader
+from mag.datasets._known_log import KnownLog, KnownLogReader
 from mag.datasets._log_checks import check_log
 from mag.datasets._log_to_graph import LogToGraph
 from mag.datasets._parquet import read_columns
@@ -127,7 +127,8 @@ class ClickDataset(InMemoryDataset):
         Its columns are :obj:`user`, :obj:`item` (raw ids), :obj:`time`, :obj:`label` (0 or 1),
         those that the result names, and optionally :obj:`weight`, :obj:`click_time` and
         :obj:`settled`. Optionally there are also the tables :obj:`user_attribute` and
-        :obj:`item_attribute` with a column :obj:`id` and one column per attribute.
+        :obj:`item_attribute` with a column :obj:`id` and one column per attribute, of lists where
+        it has several values.
 
         :obj:`click_time` is when the exposure was clicked, not before :obj:`time`; any time where
         it was not clicked. Without this column a click happens at the time of its exposure, or
@@ -149,6 +150,12 @@ class ClickDataset(InMemoryDataset):
     ) -> None:
         r"""Adds what only this dataset has to :obj:`data` and
         :obj:`names`.
+        """
+
+    def _tell_nodes(self, connection: duckdb.DuckDBPyConnection, known: KnownLog) -> None:
+        r"""Called when the tables :obj:`user_node` and :obj:`item_node` have the columns
+        :obj:`node` and :obj:`id` of all nodes, also of those that an earlier log knows: fills
+        :obj:`user_attribute` and :obj:`item_attribute` where :meth:`read` has not.
         """
 
     def report_duplicates(self, num_duplicates: int) -> None:
@@ -274,11 +281,13 @@ class ClickDataset(InMemoryDataset):
             connection.execute(f'SET temp_directory = {quote(osp.join(folder, "spilled"))}')
             connection.execute('SET enable_progress_bar = false')
             connection.execute("SET TimeZone = 'UTC'")
-            graph = LogToGraph(connection, self._read(connection), self._known.read())
+            table, known = self._read(connection), self._known.read()
+            graph = LogToGraph(connection, table, known)
             steps.update()
 
             steps.set_description('Mapping ids')
             graph.map_ids()
+            self._tell_nodes(connection, known)
             steps.update()
 
             steps.set_description('Sorting by time')
@@ -288,6 +297,7 @@ class ClickDataset(InMemoryDataset):
             steps.set_description('Building')
             data = graph.build()
             self.extend(connection, data, graph.names)
+            known.add_modalities(data)
             lineages = dict(data.id_maps)
             steps.update()
 

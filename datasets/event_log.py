@@ -7,12 +7,13 @@ import duckdb
 import numpy as np
 from torch_geometric.data import HeteroData
 
+from mag.datasets._known_log import KnownLog
 from mag.datasets._log_actions import action_names, join_actions
 from mag.datasets._side_tables import (
-    add_lists,
     add_modalities,
     create_first_rows,
-    create_node_tables,
+    create_node_table,
+    match_side_table,
     read_side_table,
 )
 from mag.datasets._sql import (
@@ -98,10 +99,19 @@ class EventLog(ClickDataset):
         later = EventLog('data/shop-2025', 'exports/2025-*.parquet', columns, ids=dataset)
 
     Users and items that :obj:`dataset` has keep their nodes, and new ones come after them, in
-    ascending order among themselves; so do the names of categories. All nodes of :obj:`dataset`
-    are nodes of the later graph, also those without a row in it, and an item keeps its category
-    unless it was unknown. :obj:`data.id_maps` tells what has been made for such a graph, as
-    transforms and models do, that ids only grew; ids that were ranked anew are refused.
+    ascending order among themselves; so do the names of categories, and with them the columns of
+    :obj:`x_<name>`. All nodes of :obj:`dataset` are nodes of the later graph, also those without a
+    row in it, and the later table of users or items tells of them, too. What it does not tell, they
+    keep:
+
+    * an attribute, of one value or several, and a text stay as they were unless they were unknown,
+      whatever the later export tells;
+    * a modality is that of the later table where it has one, else what it was. A warning says where
+      that had another number of features and is 0. Nothing is kept of a :obj:`dataset` with a
+      :obj:`pre_transform`, which may have changed it.
+
+    :obj:`data.id_maps` tells what has been made for such a graph, as transforms and models do, that
+    ids only grew; ids that were ranked anew are refused.
 
     Args:
         root (str): Directory of the cache.
@@ -131,8 +141,8 @@ class EventLog(ClickDataset):
         ids (ClickDataset, str or dict, optional): An earlier dataset whose ids are kept, or its
             :obj:`root`, for which it need not be opened; or a dictionary of its
             :attr:`~ClickDataset.id_maps`, such as :obj:`{'user': IdMap.load('user.parquet')}`,
-            which tells no category of an item. Attributes of several values have no map, and are
-            refused beside it. (default: :obj:`None`)
+            which keeps names of categories and tells nothing else of a user or an item.
+            (default: :obj:`None`)
 
     Raises:
         FileNotFoundError: If no file is there.
@@ -145,7 +155,7 @@ class EventLog(ClickDataset):
             another version or from other files.
     """
 
-    schema_version = 3
+    schema_version = 4
 
     def __init__(
         self,
@@ -160,12 +170,6 @@ class EventLog(ClickDataset):
         ids: ClickDataset | str | os.PathLike[str] | Mapping[str, IdMap] | None = None,
     ) -> None:
         schema = _schema_of(path, columns, time_unit)
-        lists = _lists(schema)
-        if ids is not None and lists:
-            raise ValueError(
-                f"'ids' keep the codes of attributes of one value, but {lists} have several: leave "
-                f'these out of the schema, or read all exports together as one log.'
-            )
         self.columns = _plain(schema.columns)
         self.time_unit = schema.time_unit
         self._readers = _readers_of(schema)
@@ -229,8 +233,8 @@ class EventLog(ClickDataset):
         self._warn_of_labels(connection)
         self._warn_of_late_clicks(connection)
         _fill(connection, fields)
-        for node in ('user', 'item'):
-            self._read_attributes(connection, node)
+        for node in schema.side_tables:
+            read_side_table(connection, node, self._readers[node], schema.side_fields(node))
         conversions = {'conversion'} & {*fields, *action_names(schema.actions)}
         return LogTable(
             time_unit=self.time_unit,
@@ -253,18 +257,10 @@ class EventLog(ClickDataset):
         names: dict[str, list[str]],
     ) -> None:
         schema = self._reading
-        for name in _lists(schema):
-            # Their codes are ranked anew in each log, so that no map tells what became of them.
-            del data.id_maps[name]
-        for node in ('user', 'item'):
-            add_lists(connection, data, names, node, f'{node}_first', _attributes(schema, node))
-            if node in schema.side_tables:
-                fields = schema.side_fields(node)
-                add_lists(connection, data, names, node, f'{node}_side', fields)
-                vectors = [name for name, field in fields.items() if field.kind == 'vector']
-                reader = self._readers[node]
-                arrays = schema.side_arrays(node)
-                add_modalities(connection, data, node, reader, vectors, arrays)
+        for node in schema.side_tables:
+            fields, arrays = schema.side_fields(node), schema.side_arrays(node)
+            vectors = [name for name, field in fields.items() if field.kind == 'vector']
+            add_modalities(connection, data, node, self._readers[node], vectors, arrays)
 
     @property
     def _reading(self) -> LogSchema:
@@ -285,16 +281,19 @@ class EventLog(ClickDataset):
             connection.execute('ALTER TABLE log DROP COLUMN label')
         join_actions(connection, reader, self.time_unit, found, actions['within'])
 
-    def _read_attributes(self, connection: duckdb.DuckDBPyConnection, node: str) -> None:
+    def _tell_nodes(self, connection: duckdb.DuckDBPyConnection, known: KnownLog) -> None:
         schema = self._reading
-        fields = _attributes(schema, node)
-        if fields:
-            create_first_rows(connection, node, fields)
-        side_fields: dict[str, Field] = {}
-        if node in schema.side_tables:
-            side_fields = schema.side_fields(node)
-            read_side_table(connection, node, self._readers[node], side_fields)
-        create_node_tables(connection, node, fields, side_fields)
+        for node in ('user', 'item'):
+            fields = _attributes(schema, node)
+            if fields:
+                create_first_rows(connection, node, fields)
+            side_fields: dict[str, Field] = {}
+            if node in schema.side_tables:
+                side_fields = schema.side_fields(node)
+                names = {*side_fields, *schema.side_arrays(node)} - {'id'}
+                num_kept = known.num_told(node, names)
+                match_side_table(connection, node, self._readers[node], num_kept)
+            create_node_table(connection, node, fields, side_fields)
 
     def _warn_of_late_times(self, connection: duckdb.DuckDBPyConnection) -> None:
         seconds = in_seconds('time', column_kinds(connection, 'log')['time'], self.time_unit)
@@ -399,13 +398,6 @@ def _plain(value: Any) -> Any:
 
 def _arrays(schema: LogSchema, node: str) -> list[str]:
     return [os.path.abspath(path) for path in schema.side_arrays(node).values()]
-
-
-def _lists(schema: LogSchema) -> list[str]:
-    r"""The names of attributes of several values."""
-    fields = [_attributes(schema, node) for node in ('user', 'item')]
-    fields += [schema.side_fields(node) for node in schema.side_tables]
-    return [name for named in fields for name, field in named.items() if field.kind == 'names']
 
 
 def _attributes(schema: LogSchema, node: str) -> dict[str, Field]:

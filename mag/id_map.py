@@ -1,36 +1,32 @@
-import datetime
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mag.checks import check_integers
 from mag.files import replacing
+from mag.raw_ids import (
+    TEXTS,
+    RawIds,
+    as_objects,
+    as_texts,
+    distinct,
+    is_same,
+    joined,
+    keys_of,
+    read_ids,
+    require_filled,
+)
 
-# What is compared by its text: a CSV file that got a first id such as A7 has texts where an earlier
-# export of it had numbers.
-_TEXTS = ('integer', 'uuid', 'text')
 # Maps of these kinds that hold the same ids have one fingerprint.
-_FAMILY = {**dict.fromkeys(_TEXTS, 'text'), 'time_ns': 'time'}
+_FAMILY = {**dict.fromkeys(TEXTS, 'text'), 'time_ns': 'time'}
 # What a column of objects is written as.
 _COLUMNS = {'text': '::VARCHAR', 'uuid': '::UUID', 'blob': '::BLOB'}
-# By what all ids of a list are, the kind of a map.
-_KINDS: dict[str, tuple[type, ...]] = {
-    'boolean': (bool, np.bool_),
-    'integer': (int, np.integer),
-    'float': (float, np.floating),
-    'text': (str,),
-    'uuid': (uuid.UUID,),
-    'blob': (bytes, bytearray, memoryview),
-    'time': (datetime.date, np.datetime64),
-}
-_KNOWN = 'integers, texts, UUIDs, bytes, dates and times, floats or booleans'
 _LINEAGE = 'lineage'
 _CHUNK = 1 << 18
 
@@ -65,9 +61,9 @@ class IdMap:
     """
 
     def __init__(self, raw: Any = ()) -> None:
-        given = _read(raw, 'IdMap')
-        _require_filled(given, 'IdMap')
-        self._start(given.kind, _distinct(given.values), None)
+        given = read_ids(raw, 'IdMap')
+        require_filled(given, 'IdMap')
+        self._start(given.kind, distinct(given.values), None)
 
     @classmethod
     def in_order(cls, raw: Any, sizes: Sequence[int] | None = None) -> 'IdMap':
@@ -82,8 +78,8 @@ class IdMap:
             ValueError: If an id is missing or there twice, or the sizes do not ascend to the number
                 of ids.
         """
-        given = _read(raw, 'IdMap.in_order')
-        _require_filled(given, 'IdMap.in_order')
+        given = read_ids(raw, 'IdMap.in_order')
+        require_filled(given, 'IdMap.in_order')
         number = len(given.values)
         if sizes is not None:
             check_integers(0, **{f'sizes[{place}]': size for place, size in enumerate(sizes)})
@@ -136,7 +132,7 @@ class IdMap:
         Raises:
             TypeError: If they are of a type that cannot be compared with the ids of the map.
         """
-        given = _read(raw, 'IdMap.encode')
+        given = read_ids(raw, 'IdMap.encode')
         return self._encode(given).reshape(given.shape)
 
     def decode(self, nodes: Any) -> np.ndarray:
@@ -163,7 +159,8 @@ class IdMap:
         values = self._values[nodes]
         if self.kind != 'uuid':
             return values
-        return _objects(map(uuid.UUID, values.ravel().tolist()), values.size).reshape(values.shape)
+        ids = as_objects(map(uuid.UUID, values.ravel().tolist()), values.size)
+        return ids.reshape(values.shape)
 
     def extend(self, raw: Any) -> 'IdMap':
         r"""The map with new ids after those that it has, ascending among themselves.
@@ -175,9 +172,9 @@ class IdMap:
             TypeError: If they are of a type that cannot be compared with the ids of the map.
             ValueError: If one is missing.
         """
-        given = _read(raw, 'IdMap.extend')
-        _require_filled(given, 'IdMap.extend')
-        return self._append(given._replace(values=_distinct(given.values), is_missing=None))
+        given = read_ids(raw, 'IdMap.extend')
+        require_filled(given, 'IdMap.extend')
+        return self._append(given._replace(values=distinct(given.values), is_missing=None))
 
     def append(self, raw: Any) -> 'IdMap':
         r"""The map with new ids after those that it has, in their own order.
@@ -189,22 +186,22 @@ class IdMap:
             TypeError: If they are of a type that cannot be compared with the ids of the map.
             ValueError: If one is missing, or new and there twice.
         """
-        given = _read(raw, 'IdMap.append')
-        _require_filled(given, 'IdMap.append')
+        given = read_ids(raw, 'IdMap.append')
+        require_filled(given, 'IdMap.append')
         grown = self._append(given)
         grown._require_distinct()
         return grown
 
-    def _append(self, given: '_Raw') -> 'IdMap':
+    def _append(self, given: RawIds) -> 'IdMap':
         if not given.values.size:
             return self
         new = given.values[self._encode(given) < 0]
         if not new.size:
             return self
-        joined = _joined(self.kind, self._values, given.kind, new)
+        all_ids = joined(self.kind, self._values, given.kind, new)
         grown = IdMap.__new__(IdMap)
         sizes = self.sizes if len(self) else ()
-        grown._start(joined.kind, joined.values, (*sizes, len(joined.values)))
+        grown._start(all_ids.kind, all_ids.values, (*sizes, len(all_ids.values)))
         return grown
 
     @property
@@ -218,7 +215,7 @@ class IdMap:
         r"""The fingerprints of the map each time it had grown, the last of them that of now."""
         starts = range(0, len(self), _CHUNK)
         chunks = (self._values[start : start + _CHUNK] for start in starts)
-        return _lineage((_Raw(self.kind, chunk, None, ()) for chunk in chunks), self.sizes)
+        return _lineage((RawIds(self.kind, chunk, None, ()) for chunk in chunks), self.sizes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         r"""Writes a Parquet file with the column :obj:`id` in node order, under a temporary name
@@ -282,7 +279,7 @@ class IdMap:
             raise ValueError(f'{path!r} is damaged: {error}') from error
         return made
 
-    def _encode(self, given: '_Raw') -> np.ndarray:
+    def _encode(self, given: RawIds) -> np.ndarray:
         values = given.values
         is_none = given.is_missing is not None and bool(given.is_missing.all())
         # Where all are missing, nothing tells of what kind they are.
@@ -290,9 +287,9 @@ class IdMap:
             return np.full(values.size, -1)
         if given.kind == self.kind or {given.kind, self.kind} == {'text', 'uuid'}:
             nodes = self._find(values)
-        elif given.kind in _TEXTS and self.kind in _TEXTS:
+        elif given.kind in TEXTS and self.kind in TEXTS:
             texts = self if self.kind != 'integer' else self._as_texts
-            nodes = texts._find(_as_texts(values))
+            nodes = texts._find(as_texts(values))
         else:
             raise TypeError(
                 f'An IdMap of ids of the kind {self.kind!r} cannot look up those of the kind '
@@ -305,13 +302,13 @@ class IdMap:
     @cached_property
     def _as_texts(self) -> 'IdMap':
         made = IdMap.__new__(IdMap)
-        made._start('text', _as_texts(self._values), None)
+        made._start('text', as_texts(self._values), None)
         return made
 
     def _find(self, values: np.ndarray) -> np.ndarray:
         r"""The nodes of ids of the map's own kind."""
         sorted_keys, order, most = self._index
-        keys = _keys(values)
+        keys = keys_of(values)
         # In their order, because places that lie close are found several times faster.
         by_key = keys.argsort()
         place = np.empty_like(by_key)
@@ -322,14 +319,14 @@ class IdMap:
             at = np.minimum(place + step, len(self) - 1)
             asked = ((sorted_keys[at] == keys) & (nodes < 0)).nonzero()[0]
             found = order[at[asked]]
-            is_same = _same(self._values[found], values[asked])
-            nodes[asked[is_same]] = found[is_same]
+            is_it = is_same(self._values[found], values[asked])
+            nodes[asked[is_it]] = found[is_it]
         return nodes
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray, int]:
         r"""The keys in ascending order, the node of each, and how many share one at most."""
-        keys = _keys(self._values)
+        keys = keys_of(self._values)
         order = keys.argsort(kind='stable')
         keys = keys[order]
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
@@ -358,16 +355,6 @@ class IdMap:
         return f'IdMap({len(self)} ids, kind={self.kind!r}, fingerprint={self.fingerprint!r})'
 
 
-class _Raw(NamedTuple):
-    r"""Raw ids as they are compared."""
-
-    kind: str
-    #: Shape :obj:`[N]`; texts and bytes are objects.
-    values: np.ndarray
-    is_missing: np.ndarray | None
-    shape: tuple[int, ...]
-
-
 def lineage_of(chunks: Iterable[Any], sizes: Sequence[int]) -> str:
     r"""The :attr:`IdMap.lineage` of ids that come in chunks, of which no map is made.
 
@@ -375,10 +362,10 @@ def lineage_of(chunks: Iterable[Any], sizes: Sequence[int]) -> str:
         chunks (Iterable): Raw ids in node order, each once, however they are cut.
         sizes (Sequence[int]): How many there were each time they had grown.
     """
-    return _lineage((_read(chunk, 'lineage_of') for chunk in chunks), sizes)
+    return _lineage((read_ids(chunk, 'lineage_of') for chunk in chunks), sizes)
 
 
-def _lineage(chunks: Iterable[_Raw], sizes: Sequence[int]) -> str:
+def _lineage(chunks: Iterable[RawIds], sizes: Sequence[int]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     found, number = [], 0
     for chunk in (chunk for chunk in chunks if chunk.values.size):
@@ -408,165 +395,6 @@ def _written(kind: str, values: np.ndarray) -> bytes:
     elif kind not in ('text', 'uuid'):
         listed = list(map(str, listed))
     return f'{json.dumps(listed, separators=(",", ":"))[1:-1]},'.encode()
-
-
-def _read(raw: Any, caller: str) -> _Raw:
-    r"""Raw ids of any kind."""
-    if isinstance(raw, Tensor):
-        raw = raw.detach().cpu()
-    if hasattr(raw, 'to_numpy') and hasattr(getattr(raw, 'dtype', None), 'tz'):
-        # Objects would have no nanoseconds.
-        raw = raw.to_numpy('datetime64[ns]')
-    elif hasattr(raw, 'to_numpy') and not isinstance(getattr(raw, 'dtype', None), np.dtype):
-        # Of a column of pandas that lacks a number, NumPy would make floats.
-        raw = raw.to_numpy(dtype=object) if hasattr(raw, 'isna') else raw.to_numpy()
-    if isinstance(raw, np.ma.MaskedArray):
-        raw = np.where(np.ma.getmaskarray(raw), np.array(None), np.ma.getdata(raw))
-    # Else NumPy would make texts of a list of numbers and texts.
-    values = np.array(raw, dtype=object) if isinstance(raw, (list, tuple)) else np.asarray(raw)
-    shape, values = values.shape, values.ravel()
-    if values.dtype.kind in 'UTS':
-        values = values.astype(object)
-    if values.dtype == object:
-        return _read_objects(values, caller)._replace(shape=shape)
-    if values.dtype.kind in 'iu':
-        return _Raw('integer', _narrowed(values), None, shape)
-    if values.dtype.kind == 'b':
-        return _Raw('boolean', values, None, shape)
-    if values.dtype.kind == 'f' and values.dtype.itemsize <= 8:
-        is_nan = np.isnan(values)
-        # -0.0 and 0.0 are one id.
-        values = np.where(is_nan, 0, values) + values.dtype.type(0)
-        return _Raw('float', values, is_nan, shape)
-    if values.dtype.kind == 'M':
-        is_nat = np.isnat(values)
-        kind, values = _in_unit(np.where(is_nat, np.datetime64(0, 'us'), values))
-        return _Raw(kind, values, is_nat, shape)
-    raise TypeError(f'{caller} expects ids that are {_KNOWN}, but got {values.dtype}.')
-
-
-def _read_objects(values: np.ndarray, caller: str) -> _Raw:
-    listed = values.tolist()
-    types = set(map(type, listed))
-    is_missing = None
-    if any(_is_none(kind) for kind in types) or (float in types and len(types) > 1):
-        is_missing = np.fromiter((_is_none(type(v)) or v != v for v in listed), bool, len(listed))
-    if is_missing is not None and is_missing.any():
-        there = _read_objects(values[~is_missing], caller)
-        filled = np.zeros(len(values), dtype=there.values.dtype)
-        filled[~is_missing] = there.values
-        return there._replace(values=filled, is_missing=is_missing)
-    kinds = {_kind_of(kind) for kind in types}
-    if '' in kinds or (len(kinds) > 1 and not kinds <= {*_TEXTS}):
-        found = ' and '.join(sorted(kind.__name__ for kind in types))
-        raise TypeError(f'{caller} expects ids that are {_KNOWN}, but got {found}.')
-    kind = kinds.pop() if len(kinds) == 1 else 'text'
-    if kind in ('boolean', 'float'):
-        return _read(np.array(listed, dtype=bool if kind == 'boolean' else float), caller)
-    if kind == 'time':
-        return _read(np.array(list(map(_without_zone, listed)), dtype='datetime64[us]'), caller)
-    if kind == 'integer':
-        for dtype in (np.int64, np.uint64):
-            try:
-                return _Raw(kind, np.array(listed, dtype=dtype), None, ())
-            except OverflowError:
-                continue
-        kind = 'text'
-    if kind == 'blob':
-        return _Raw(kind, _objects(map(bytes, listed), len(listed)), None, ())
-    # Texts of NumPy are made Python's, too.
-    return _Raw(kind, _objects(map(str, listed), len(listed)), None, ())
-
-
-def _kind_of(kind: type) -> str:
-    return next((name for name, types in _KINDS.items() if issubclass(kind, types)), '')
-
-
-def _is_none(kind: type) -> bool:
-    # Those of pandas, which need not be installed.
-    return kind is type(None) or kind.__name__ in ('NAType', 'NaTType')
-
-
-def _without_zone(value: Any) -> Any:
-    if getattr(value, 'tzinfo', None) is None:
-        return value
-    return value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
-
-
-def _in_unit(values: np.ndarray) -> tuple[str, np.ndarray]:
-    r"""Times in microseconds, or in nanoseconds where one is between them."""
-    in_microseconds = values.astype('datetime64[us]')
-    if np.datetime_data(values.dtype)[0] in ('ns', 'ps', 'fs', 'as'):
-        values = values.astype('datetime64[ns]')
-        if bool((in_microseconds != values).any()):
-            return 'time_ns', values
-    return 'time', in_microseconds
-
-
-def _narrowed(values: np.ndarray) -> np.ndarray:
-    r"""Integers as int64, or as uint64 where one is too large."""
-    is_large = values.dtype == np.uint64 and values.size and values.max() >= 2**63
-    return values if is_large else values.astype(np.int64)
-
-
-def _objects(values: Iterable[Any], number: int) -> np.ndarray:
-    made = np.empty(number, dtype=object)
-    made[:] = list(values)
-    return made
-
-
-def _as_texts(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype == object else _objects(map(str, values.tolist()), len(values))
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    r"""The values in ascending order, each once."""
-    if values.dtype != object:
-        return np.unique(values)
-    distinct = sorted(set(values.tolist()))
-    return _objects(distinct, len(distinct))
-
-
-def _joined(kind: str, first: np.ndarray, new_kind: str, new: np.ndarray) -> _Raw:
-    r"""Ids after others that they can be compared with."""
-    if not first.size:
-        return _Raw(new_kind, new, None, ())
-    is_negative = any(v.dtype == np.int64 and bool((v < 0).any()) for v in (first, new))
-    if kind == new_kind and not (is_negative and first.dtype != new.dtype):
-        if kind == 'integer' and first.dtype != new.dtype:
-            first, new = first.astype(np.uint64), new.astype(np.uint64)
-        return _Raw(kind, np.concatenate([first, new]), None, ())
-    return _Raw('text', np.concatenate([_as_texts(first), _as_texts(new)]), None, ())
-
-
-def _keys(values: np.ndarray) -> np.ndarray:
-    r"""Numbers to sort and find ids by, the same for the same ids."""
-    if values.dtype == object:
-        # Of texts Python has most hashes already; another process has others.
-        return np.fromiter(map(hash, values.tolist()), np.int64, len(values))
-    if values.dtype.kind == 'f':
-        return values.astype(np.float64)
-    return values.astype(np.int64)
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    if one.dtype.kind in 'iu' and one.dtype != other.dtype:
-        # One of uint64 would be compared as a float.
-        one, other = one.astype(np.int64), other.astype(np.int64)
-        return (one == other) & (one >= 0)
-    return one == other
-
-
-def _require_filled(given: _Raw, caller: str) -> None:
-    if len(given.shape) != 1:
-        raise ValueError(
-            f'{caller} expects one id after another, but got shape {list(given.shape)}.'
-        )
-    if given.is_missing is not None and given.is_missing.any():
-        raise ValueError(
-            f'{caller} expects an id in every row, but got none in row '
-            f'{int(given.is_missing.argmax())}.'
-        )
 
 
 def _quote(text: str) -> str:

@@ -139,7 +139,7 @@ def test_ids_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
     def poor(values: np.ndarray) -> np.ndarray:
         return np.array([len(value) for value in values])
 
-    monkeypatch.setattr('mag.id_map._keys', poor)
+    monkeypatch.setattr('mag.id_map.keys_of', poor)
     id_map = IdMap(['a', 'b', 'c', 'dd'])
     assert id_map.encode(['c', 'dd', 'x', 'a', 'b', 'yy']).tolist() == [2, 3, -1, 0, 1, -1]
     with pytest.raises(ValueError, match="once, but 'a' is there again in row 2"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import pytest
+import torch
 import yaml
 
 import mag.training
@@ -17,7 +18,7 @@ from mag.schema import CLICKS
 TEXT = (Path(__file__).parents[1] / 'docs' / 'your_log.md').read_text(encoding='utf-8')
 SCHEMA, ACTIONS = re.findall(r'```yaml\n(.*?)```', TEXT, re.DOTALL)
 MODELS, WHOLE = TEXT.split('\n## From the log to scores')
-START, *EXAMPLES = re.findall(r'```python\n(.*?)```', MODELS, re.DOTALL)
+START, *EXAMPLES, LATER = re.findall(r'```python\n(.*?)```', MODELS, re.DOTALL)
 FITTED, SERVED = re.findall(r'```python\n(.*?)```', WHOLE, re.DOTALL)
 TITLES = re.findall(r'^## (\w+)\n\n```python', TEXT, re.MULTILINE)
 NUM_ROWS = 3000
@@ -124,6 +125,38 @@ def test_the_log_becomes_scores_whole(
     finally:
         for name in ('exposures.csv', 'shop.yaml'):
             (shop / f'hidden-{name}').rename(shop / name)
+
+
+def test_a_later_export_of_the_page(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop)
+    log = f"SELECT * FROM '{shop / 'exposures.csv'}'"
+    duckdb.sql(f"""
+        COPY (SELECT * REPLACE ('d' || sku AS customer, sku - 1 AS sku) FROM ({log}) LIMIT 99)
+        TO '{shop / 'exposures_2.csv'}'
+    """)
+    duckdb.sql(f"""
+        COPY (
+            SELECT * REPLACE (sku - 1 AS sku, 'new|' || sku % 2 AS tags, '7 8 9' AS image)
+            FROM '{shop / 'items.csv'}' WHERE sku <> 5
+        ) TO '{shop / 'items_2.csv'}'
+    """)
+    text = SCHEMA.replace('exposures.csv', 'exposures_2.csv').replace('items.csv', 'items_2.csv')
+    (shop / 'shop_2.yaml').write_text(text)
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        exec(START, names)
+        exec(LATER, names)
+    old, new = names['data']['item'], names['later'][0]['item']
+    assert names['later'].raw_ids['item'].tolist() == [*range(30), -1]
+    assert names['later'].names['tags'] == ['unknown', 'new', 'sale', '0', '1']
+    # What was told stays, what was not is told now, of an item without a row, too.
+    assert torch.equal(new.x_tags[:30, :3][old.tags > 0], old.x_tags[old.tags > 0])
+    assert new.tags[[2, 26, 30]].tolist() == [1, 1, 1]
+    assert new.x_tags[2].tolist() == [0, 1, 0, 0, 1]
+    assert torch.equal(new.x_image[[4, 29]], old.x_image[[4, 29]])
+    assert new.x_image[[3, 30]].tolist() == [[7, 8, 9]] * 2
+    assert new.has_image.all() and new.category[:30].equal(old.category)
 
 
 def test_every_model_has_an_example() -> None:

@@ -124,7 +124,7 @@ class RawLog:
     def extend(self, other: 'RawLog') -> 'RawLog':
         r"""The log with the events of another one at its end. New ids and names come after those
         that are there, and a node keeps its attributes but for :obj:`'unknown'`, and its contents
-        but where it has none.
+        where none are told there.
 
         Raises:
             ValueError: If an event is earlier than the last one here, or something that is told of
@@ -204,6 +204,8 @@ class RawLog:
             value = pad(known, (0, 0, 0, number - len(known)))
             theirs = self._as_here(other, node, name)
             is_open = (value[place] == 0).all(1)
+            if name.removeprefix('x_') not in self.attributes[node]:
+                is_open |= (theirs != 0).any(1)
             value[place[is_open]] = theirs[is_open]
             found[name] = value
             if flag in self.contents[node]:

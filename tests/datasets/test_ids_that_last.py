@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mag.datasets import ClickDataset, EventLog, IdMap, LogTable
+from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema, LogTable
 
 COLUMNS = {'user': 'uid', 'item': 'sku', 'time': 'ts', 'label': 'clicked', 'category': 'kind'}
 OLD = [('u5', 30, 1, 1, 'tea'), ('u2', 10, 2, 0, 'rice'), ('u2', 20, 3, 1, None)]
@@ -227,3 +227,212 @@ def test_bad_ids_are_refused(read: Callable[..., EventLog], tmp_path: Path) -> N
     old = read('old', [(1.5, 1, 1, 1, 'tea')], 'DOUBLE, BIGINT')
     with pytest.raises(TypeError, match="'ids' must have users as the log has: .*kind 'float'"):
         read('new', NEW, ids=old)
+
+
+TAGS = {'user': 'u', 'item': 'i', 'time': 'ts'}
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[..., EventLog]:
+    r"""Writes and reads a log of clicks, and a table of its items where there is one."""
+
+    def export(
+        name: str,
+        log: str,
+        side: str | None = None,
+        columns: dict[str, Any] | None = None,
+        quiet: bool = True,
+        **kwargs: Any,
+    ) -> EventLog:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / 'log.csv').write_text(log)
+        items = None
+        if side is not None:
+            (folder / 'items.csv').write_text(side)
+            items = {'path': folder / 'items.csv', 'columns': {'id': 'i'} | (columns or {})}
+        roles = TAGS if side is not None else TAGS | (columns or {})
+        schema = LogSchema(folder / 'log.csv', roles, items=items)
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter('ignore')
+            return EventLog(folder, schema, log=False, **kwargs)
+
+    return export
+
+
+def values_of(dataset: EventLog, name: str = 'tags') -> dict[Any, list[str]]:
+    r"""The values of each item, by raw id: the first, and those that it has a 1 for."""
+    item, names = dataset[0]['item'], dataset.names[name]
+    assert item[f'num_{name}'] == len(names) == item[f'x_{name}'].size(1)
+    assert set(item[f'x_{name}'].unique().tolist()) <= {0, 1}
+    return {
+        id: [names[code]] + [names[place] for place in row.nonzero().view(-1).tolist()]
+        for id, code, row in zip(dataset.raw_ids['item'].tolist(), item[name], item[f'x_{name}'])
+    }
+
+
+OLD_TAGS = {1: 'y|x', 2: 'z', 3: ''}
+NEW_TAGS = {1: 'w|x', 2: 'z', 3: 'v|y', 4: 'u|x'}
+
+
+def log_of(tags: dict[int, str], *, told: bool) -> str:
+    rows = [f'a,{item},{item}' + (f',{tag}' if told else '') for item, tag in tags.items()]
+    return '\n'.join(['u,i,ts' + (',tags' if told else ''), *rows]) + '\n'
+
+
+def side_of(tags: dict[int, str]) -> str:
+    return '\n'.join(['i,tags', *(f'{item},{tag}' for item, tag in tags.items())]) + '\n'
+
+
+@pytest.mark.parametrize('source', ['log', 'table'])
+@pytest.mark.parametrize('form', ['dataset', 'maps'])
+def test_several_values_keep_their_columns(
+    source: str, form: str, export: Callable[..., EventLog]
+) -> None:
+    role = 'item_attributes' if source == 'log' else 'attributes'
+    columns = {role: ['tags'], 'separators': {'tags': '|'}}
+    datasets: list[EventLog] = []
+    for name, tags in (('old', OLD_TAGS), ('new', NEW_TAGS)):
+        ids: Any = (datasets[0] if form == 'dataset' else datasets[0].id_maps) if datasets else None
+        side = side_of(tags) if source == 'table' else None
+        datasets.append(export(name, log_of(tags, told=source == 'log'), side, columns, ids=ids))
+    old, new = datasets
+    assert old.names['tags'] == ['unknown', 'x', 'y', 'z']
+    assert values_of(old) == {1: ['y', 'x', 'y'], 2: ['z', 'z'], 3: ['unknown', 'unknown']}
+    assert (
+        old[0].id_maps['tags']
+        == old.id_maps['tags'].lineage
+        == IdMap.in_order(['unknown', 'x', 'y', 'z']).lineage
+    )
+    found = values_of(new)
+    assert found[2] == ['z', 'z'] and found[3] == ['v', 'y', 'v'] and found[4] == ['u', 'x', 'u']
+    if form == 'dataset':
+        # What is told of item 1 later changes nothing, and 'w' is nobody's.
+        assert new.names['tags'] == ['unknown', 'x', 'y', 'z', 'u', 'v']
+        assert found[1] == ['y', 'x', 'y']
+        assert torch.equal(new[0]['item'].x_tags[:2, :4], old[0]['item'].x_tags[:2])
+    else:
+        assert new.names['tags'] == ['unknown', 'x', 'y', 'z', 'u', 'v', 'w']
+        assert found[1] == ['w', 'x', 'w']
+    assert new[0].id_maps['tags'].startswith(f'{old[0].id_maps["tags"]} {len(new.names["tags"])}:')
+    assert new.id_maps['tags'].lineage == new[0].id_maps['tags']
+
+
+def test_several_values_last_where_one_log_has_single_ones(export: Callable[..., EventLog]) -> None:
+    several = {'item_attributes': ['tags'], 'separators': {'tags': '|'}}
+    old = export('old', log_of({1: 'x', 2: 'z'}, told=True), columns={'item_attributes': ['tags']})
+    assert 'x_tags' not in old[0]['item']
+    new = export('new', log_of({3: 'y|x', 2: ''}, told=True), columns=several, ids=old)
+    assert values_of(new) == {1: ['x', 'x'], 2: ['z', 'z'], 3: ['y', 'x', 'y']}
+    single = {'item_attributes': ['tags']}
+    later = export('later', log_of({4: 'w', 5: 'x'}, told=True), columns=single, ids=new)
+    assert values_of(later) == values_of(new) | {4: ['w', 'w'], 5: ['x', 'x']}
+    # A log that tells none.
+    last = export('last', log_of({6: ''}, told=False), columns={}, ids=later)
+    assert values_of(last) == values_of(later) | {6: ['unknown', 'unknown']}
+    assert later.names['tags'] == ['x', 'z', 'y', 'w']
+
+
+def test_too_many_values_are_refused_also_where_they_grew(export: Callable[..., EventLog]) -> None:
+    columns = {'item_attributes': ['tags'], 'separators': {'tags': '|'}}
+    half = '|'.join(f'a{number}' for number in range(600))
+    old = export('old', log_of({1: half}, told=True), columns=columns)
+    with pytest.raises(ValueError, match=r"of 'tags' must be at most 1,000.*x_tags, but got 1,200"):
+        export('new', log_of({2: half.replace('a', 'b')}, told=True), columns=columns, ids=old)
+
+
+SIDE = {'attributes': ['kind'], 'modalities': ['img'], 'separators': {'img': ' '}}
+
+
+def described(dataset: EventLog) -> dict[Any, Any]:
+    r"""By raw id the category, the features and whether there are any."""
+    item = dataset[0]['item']
+    kinds = [dataset.names['kind'][code] for code in item.kind]
+    rows = zip(kinds, item.x_img.tolist(), item.has_img.tolist(), strict=True)
+    return dict(zip(dataset.raw_ids['item'].tolist(), rows, strict=True))
+
+
+OLD_SIDE = 'i,kind,img\n1,tea,1 2\n2,,\n3,rice,5 6\n4,,7 8\n'
+
+
+def test_a_later_table_tells_of_items_without_rows(export: Callable[..., EventLog]) -> None:
+    old = export('old', 'u,i,ts\na,1,1\na,2,2\na,3,3\na,4,4\n', OLD_SIDE, SIDE)
+    assert described(old) == {
+        1: ('tea', [1, 2], True),
+        2: ('unknown', [0, 0], False),
+        3: ('rice', [5, 6], True),
+        4: ('unknown', [7, 8], True),
+    }
+    side = 'i,kind,img\n0,oats,9 9\n1,bread,3 4\n2,salt,5 6\n4,tea,\n'
+    new = export('new', 'u,i,ts\nb,0,5\n', side, SIDE, ids=old)
+    # None of the former has a row. The later table tells features; a category is that of old.
+    assert described(new) == {
+        1: ('tea', [3, 4], True),
+        2: ('salt', [5, 6], True),
+        3: ('rice', [5, 6], True),
+        4: ('tea', [7, 8], True),
+        0: ('oats', [9, 9], True),
+    }
+    assert 'bread' not in new.names['kind']
+    # Maps alone know no features and no categories.
+    maps = export('maps', 'u,i,ts\nb,0,5\n', side, SIDE, ids=old.id_maps)
+    assert described(maps) == {
+        1: ('bread', [3, 4], True),
+        2: ('salt', [5, 6], True),
+        3: ('unknown', [0, 0], False),
+        4: ('tea', [0, 0], False),
+        0: ('oats', [9, 9], True),
+    }
+
+
+def test_who_is_told_nothing_is_named(
+    export: Callable[..., EventLog], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    log = 'u,i,ts,click\na,1,1,1\na,2,2,0\n'
+    old = export('old', log, 'i,kind,img\n1,tea,1 2\n2,rice,3 4\n', SIDE)
+    later = 'u,i,ts\na,8,5\na,9,5\n'
+    recwarn.clear()
+    new = export('new', later, 'i,kind,img\n9,tea,1 1\n', SIDE, quiet=False, ids=old)
+    said = [str(warning.message) for warning in recwarn if 'no row in' in str(warning.message)]
+    assert said == [
+        f'1 of 4 items have no row in {tmp_path / "new" / "items.csv"}, such as 8: what it tells '
+        f"is 'unknown' of them, and features are 0."
+    ]
+    assert described(new)[2] == ('rice', [3, 4], True)
+    # What the former table did not tell, nobody has kept.
+    columns = SIDE | {'attributes': ['kind', 'brand']}
+    recwarn.clear()
+    export('more', later, 'i,kind,img,brand\n9,tea,1 1,x\n', columns, quiet=False, ids=old)
+    assert any('3 of 4 items have no row in' in str(warning.message) for warning in recwarn)
+
+
+def test_features_that_cannot_be_kept_are_told(export: Callable[..., EventLog]) -> None:
+    old = export('old', 'u,i,ts\na,1,1\na,2,2\n', 'i,kind,img\n1,tea,1 2\n2,rice,3 4\n', SIDE)
+    with pytest.warns(
+        UserWarning,
+        match=r"1 items have no 'img' but in the earlier log, where it is 2 numbers and not 3: its",
+    ):
+        new = export(
+            'new', 'u,i,ts\na,1,1\n', 'i,kind,img\n1,tea,1 2 3\n', SIDE, quiet=False, ids=old
+        )
+    assert described(new) == {1: ('tea', [1, 2, 3], True), 2: ('rice', [0, 0, 0], False)}
+    # A table without features, and a log without a table, take nothing away.
+    side = 'i,kind,img\n1,tea,\n2,rice,\n3,oats,\n'
+    empty = export('empty', 'u,i,ts\na,3,1\n', side, SIDE, ids=old)
+    assert described(empty) == {
+        1: ('tea', [1, 2], True),
+        2: ('rice', [3, 4], True),
+        3: ('oats', [0, 0], False),
+    }
+    none = export('none', 'u,i,ts\na,3,1\n', columns={}, ids=empty)
+    assert described(none) == described(empty) | {3: ('oats', [0, 0], False)}
+
+
+def test_ids_of_a_table_match_where_numbers_become_texts(export: Callable[..., EventLog]) -> None:
+    old = export('old', 'u,i,ts\na,7,1\n', 'i,kind,img\n7,tea,1 2\n', SIDE)
+    side = 'i,kind,img\n7,tea,3 4\nA7,rice,5 6\n'
+    new = export('new', 'u,i,ts\na,A7,1\n', side, SIDE, ids=old)
+    assert described(new) == {'7': ('tea', [3, 4], True), 'A7': ('rice', [5, 6], True)}
+    later = export('later', 'u,i,ts\na,7,1\n', 'i,kind,img\n7,tea,7 8\n', SIDE, ids=new)
+    assert described(later) == {'7': ('tea', [7, 8], True), 'A7': ('rice', [5, 6], True)}

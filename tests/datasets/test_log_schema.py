@@ -435,20 +435,6 @@ def test_bad_schemas(changes, error, expected):
     assert expected in str(raised.value)
 
 
-def test_several_values_have_no_lasting_codes(tmp_path):
-    path = write(tmp_path / 'log.csv', 'u,i,ts,click,tags\na,1,1,1,x|y\na,2,2,0,z\nb,1,3,1,x|y\n')
-    columns = PLAIN | {'item_attributes': ['tags'], 'separators': {'tags': '|'}}
-    dataset = read(tmp_path, path, columns)
-    # y is the first of no item.
-    assert dataset.names['tags'] == ['x', 'y', 'z']
-    assert dataset[0].id_maps.keys() == dataset.id_maps.keys() == {'user', 'item'}
-    with pytest.raises(ValueError, match=r"of one value, but \['tags'\] have several: leave these"):
-        EventLog(tmp_path / 'later', path, columns, log=False, ids=dataset)
-    assert (
-        len(EventLog(tmp_path / 'plain', path, PLAIN, log=False, ids=dataset).raw_ids['item']) == 2
-    )
-
-
 def test_a_log_of_clicks_alone_says_so(tmp_path):
     path = write(tmp_path / 'log.csv', 'u,i,ts\na,1,1\na,2,2\n')
     columns = {'user': 'u', 'item': 'i', 'time': 'ts'}
