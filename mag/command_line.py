@@ -111,7 +111,7 @@ def inspect(folder: str, figure: str | None) -> None:
         if figure is not None:
             save_figure(summary, figure)
         # Too many to read.
-        del summary['macro edges']
+        summary.pop('macro edges', None)
         _show(summary)
 
 

@@ -75,6 +75,43 @@ def test_a_log_becomes_scores_in_three_commands(shop: Path, model: str, items: s
     assert json.loads(run('inspect', out).stdout)['exposures'] == 1500
 
 
+@pytest.mark.parametrize(
+    ('model', 'given'), [('gmcm', 'floor=0.1'), ('hyperctr', 'granularity=90')]
+)
+def test_other_models_take_their_own_arguments(shop: Path, model: str, given: str) -> None:
+    log = f"'{shop / 'log.csv'}'"
+    bought = duckdb.sql(f'SELECT *, clicked * (ts % 3 = 0)::INTEGER AS bought FROM {log}')
+    bought.write_csv(str(shop / 'bought.csv'))
+    items = duckdb.sql(f"SELECT DISTINCT sku, sku % 3 || ' ' || sku % 5 AS image FROM {log}")
+    items.write_csv(str(shop / 'items.csv'))
+    described = (shop / 'log.yaml').read_text().replace('log.csv', 'bought.csv')
+    (shop / 'bought.yaml').write_text(
+        described.replace('{user', '{conversion: bought, user')
+        + 'items: {path: items.csv, columns: {id: sku, modalities: [image],'
+        " separators: {image: ' '}}}\n"
+    )
+    out = shop / model
+    fitted = 'fit', shop / 'bought.yaml', '--model', model, '--out', out, '--epochs', 1
+    run(*fitted, '--set', given)
+    pipeline = Pipeline.load(out)
+    name, value = given.split('=')
+    assert pipeline.arguments == {name: float(value)}
+    lines = run('score', out, shop / 'requests.csv').stdout.splitlines()
+    predicted = pipeline.predict(['u1', 'nobody'], [3, 4], context={'device': ['phone', 'watch']})
+    outputs = ['score', *(name for name in predicted if name != 'click')]
+    assert lines[0] == ','.join(['uid,sku,screen', *outputs])
+    for place, line in enumerate(lines[1:]):
+        scores = [float(value) for value in line.split(',')[3:]]
+        assert scores == [float(value[place]) for value in predicted.values()]
+    assert (len(outputs) == 3) == (model == 'gmcm')
+    assert json.loads(run('inspect', out).stdout)['model'] == model
+    shown = run('inspect', out, '--figure', shop / 'none.png', exit_code=1)
+    assert shown.output == f'Error: The figure is of a macro graph, but {model!r} reads none.\n'
+    shown = run(*fitted, '--set', 'widths=3', exit_code=1)
+    assert "has no argument 'widths'; it takes [" in shown.output
+    assert "takes NAME=VALUE, but got 'floor'" in run(*fitted, '--set', 'floor', exit_code=2).output
+
+
 def test_what_is_wrong_is_told_without_a_traceback(shop: Path, tmp_path: Path) -> None:
     reason = f'{str(tmp_path)!r} is no saved pipeline: it has no manifest.json.'
     assert run('inspect', tmp_path, exit_code=1).output == f'Error: {reason}\n'

@@ -26,9 +26,11 @@ def save_figure(summary: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        ValueError: If the figure cannot have that format.
+        ValueError: If the figure cannot have that format, or the model reads no macro graph.
     """
     check_format(path)
+    if 'macro edges' not in summary:
+        raise ValueError(f'The figure is of a macro graph, but {summary["model"]!r} reads none.')
     figure = draw(summary)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format=_format(path))

@@ -355,6 +355,11 @@ class Pipeline:
         return click_metrics(outputs, torch.device('cpu'))
 
     @property
+    def predicts(self) -> tuple[str, ...]:
+        r"""The names of what :meth:`predict` tells."""
+        return self._recipe.predicts
+
+    @property
     def columns(self) -> dict[str, str]:
         r"""What a request tells, :obj:`"user"`, :obj:`"item"` and the contexts and features that
         the model reads, and the names of their columns in the log that was fitted."""

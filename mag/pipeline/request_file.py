@@ -31,9 +31,10 @@ def score_file(
     out: str | os.PathLike[str] | TextIO,
     progress: bool = False,
 ) -> None:
-    r"""Writes the rows of a file, each with its score in a last column, :obj:`score`. Their order,
-    their columns and, in Parquet, the types of these are kept. However long the file is, memory
-    holds a chunk of it; the rest is on disk, in a temporary folder.
+    r"""Writes the rows of a file, each with its probabilities behind it: that of a click,
+    :obj:`score`, and others under their names, see :attr:`Pipeline.predicts`. The order of the
+    rows, their columns and, in Parquet, the types of these are kept. However long the file is,
+    memory holds a chunk of it; the rest is on disk, in a temporary folder.
 
     Args:
         pipeline (Pipeline): What scores them.
@@ -46,16 +47,20 @@ def score_file(
     Raises:
         OSError: If a disk is full.
         RuntimeError: If the pipeline has not been fitted.
-        ValueError: If the file cannot be read, lacks a column, or has one named :obj:`score`.
+        ValueError: If the file cannot be read, lacks a column, or has one named as a score.
     """
     columns = pipeline.columns
+    outputs = {name: 'score' if name == 'click' else name for name in pipeline.predicts}
     with (
         tempfile.TemporaryDirectory() as folder,
         duckdb.connect(osp.join(folder, 'requests.duckdb')) as connection,
     ):
         connection.execute("SET memory_limit = '1GB'")
-        place, number = _read(connection, os.fspath(requests), list(columns.values()))
-        connection.execute('CREATE TABLE scores (score DOUBLE)')
+        place, number = _read(
+            connection, os.fspath(requests), list(columns.values()), set(outputs.values())
+        )
+        declared = ', '.join(f'{name} DOUBLE' for name in outputs.values())
+        connection.execute(f'CREATE TABLE scores ({declared})')
         names = ', '.join(
             f'{quote_name(column)} AS {quote_name(name)}' for name, column in columns.items()
         )
@@ -70,13 +75,13 @@ def score_file(
                 found = connection.execute(query, bounds).fetchnumpy()
                 given = {name: _with_none(value) for name, value in found.items()}
                 user, item = given.pop('user'), given.pop('item')
-                scores = pipeline.score(user, item, context=given).numpy()
-                connection.register('chunk', {'score': scores})
-                connection.execute('INSERT INTO scores SELECT score FROM chunk')
-                bar.update(len(scores))
+                predicted = pipeline.predict(user, item, context=given)
+                chunk = {of: predicted[name].numpy() for name, of in outputs.items()}
+                connection.register('chunk', chunk)
+                connection.execute('INSERT INTO scores SELECT * FROM chunk')
+                bar.update(len(user))
         scored = (
-            f'SELECT requests.* EXCLUDE ({place}), scores.score '
-            'FROM requests POSITIONAL JOIN scores'
+            f'SELECT requests.* EXCLUDE ({place}), scores.* FROM requests POSITIONAL JOIN scores'
         )
         if isinstance(out, (str, os.PathLike)):
             with replacing(out) as temporary:
@@ -91,7 +96,9 @@ def score_file(
                 writer.writerows(batch)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, path: str, needed: list[str]) -> tuple[str, int]:
+def _read(
+    connection: duckdb.DuckDBPyConnection, path: str, needed: list[str], outputs: set[str]
+) -> tuple[str, int]:
     r"""Makes the table :obj:`requests`; the column there with the number of each row, and how many
     there are."""
     with _explained(path):
@@ -102,23 +109,23 @@ def _read(connection: duckdb.DuckDBPyConnection, path: str, needed: list[str]) -
             columns = [name[0] for name in names]
             if missing := [column for column in needed if column not in columns]:
                 raise missing_columns(path, missing, list(map(repr, columns)))
-            place = _place(path, columns)
+            place = _place(path, columns, outputs)
             connection.execute(f'CREATE TABLE requests AS SELECT *, {place} FROM {source}')
         else:
             # Ids of a CSV file are compared as they are written.
             scan = scan_csv(path, dict.fromkeys(needed, 'VARCHAR'), ())
-            place = _place(path, list(scan.columns))
+            place = _place(path, list(scan.columns), outputs)
             create_table(connection, 'requests', f'SELECT *, {place} FROM {scan}', scan)
     (number,) = connection.execute('SELECT count(*) FROM requests').fetchall()[0]
     return place.rpartition(' ')[2], number
 
 
-def _place(path: str, names: list[str]) -> str:
+def _place(path: str, names: list[str], outputs: set[str]) -> str:
     r"""The SQL of the number of a row, under a name that no column has."""
     taken = {name.lower() for name in names}
-    if 'score' in taken:
+    for name in sorted(outputs & taken):
         raise ValueError(
-            f"{path!r} has a column 'score', which is where scores go: give it another name."
+            f'{path!r} has a column {name!r}, which is where scores go: give it another name.'
         )
     place = 'place'
     while place in taken:

@@ -26,6 +26,7 @@ class GMCMRecipe(Recipe):
     }  # fmt: skip
     task = {'learning_rate': 1e-3, 'weight_decay': 1e-6}
     monitor = 'ctcvr_auc'
+    predicts = ('click', 'conversion', 'click_and_conversion')
 
     def __init__(self, seed: int, **arguments: Any) -> None:
         super().__init__(seed, **arguments)

@@ -79,6 +79,8 @@ class Recipe(ABC):
     task: ClassVar[Mapping[str, Any]]
     #: What training stops by, one of the metrics of the task.
     monitor: ClassVar[str]
+    #: The names of the probabilities that the model tells.
+    predicts: ClassVar[tuple[str, ...]] = ('click',)
     #: Whether a model holds what it reads of the log, so that it grows with each event.
     is_in_model: ClassVar[bool] = False
 
