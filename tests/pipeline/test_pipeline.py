@@ -24,7 +24,10 @@ COLUMNS = {
     'conversion': 'bought', 'behaviors': ['in_cart', 'wished'], 'query': 'search',
     'contexts': ['device'], 'features': ['price'],
 }  # fmt: skip
-ITEMS = {'id': 'sku', 'modalities': ['image'], 'separators': {'image': ' '}}
+ITEMS = {
+    'id': 'sku', 'attributes': ['tags'], 'modalities': ['image'],
+    'separators': {'tags': '|', 'image': ' '},
+}  # fmt: skip
 CONTEXT = {'device': 'phone', 'query': 'green tea', 'price': 0.5}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     'count_net': {'groups': {'user': [4], 'item': ['category', 5]}, 'embedding_dim': 4},
@@ -84,7 +87,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     # With a word that is new.
     columns['search'] = np.where(is_new & (item == 3), 'mate tea', random.choice(words, number))
     image = [' '.join(map(str, row)) for row in random.normal(size=(80, 3)).round(3)]
-    items = {'sku': [f'{"ma"[i // 40]}{i % 40}' for i in range(80)], 'image': image}
+    items = {
+        'sku': [f'{"ma"[i // 40]}{i % 40}' for i in range(80)],
+        'tags': [('red|new', 'new', '', 'old|red')[i % 4] for i in range(80)],
+        'image': image,
+    }
     paths = []
     bounds = [(0, ENDS[0]), *zip(ENDS, ENDS[1:]), (0, ENDS[2])]
     with duckdb.connect() as connection:
@@ -293,11 +300,44 @@ def test_updates_are_a_rebuild_from_the_whole_log(
             assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.parametrize('folder', ['gmcm'], indirect=True)
+def test_what_a_later_table_tells_of_items(folder: Path, files: Files, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(folder)
+    before = pipeline._known()
+    (tmp_path / 'items.csv').write_text(
+        'sku,tags,image\nm0,green|old,1 2 3\nm2,old|new,\na3,green,\na5,red,4 5 6\n'
+    )
+    pipeline.update(files._replace(folder=tmp_path).log('new'))
+    log = pipeline._known()
+    place = {name: int(log.look_up('item', [name])[0]) for name in ('m0', 'm1', 'm2', 'a3', 'a5')}
+    was, now = before.contents['item'], log.contents['item']
+    names = [str(name) for name in before.raw('tags')]
+
+    def tags(item: str) -> set[str]:
+        row = now['x_tags'][place[item]]
+        assert row.numel() == len(names)
+        return {name for name, value in zip(names, row.tolist(), strict=True) if value}
+
+    # Tags that were told stay, those that were not are told now; one that is new has no column.
+    assert tags('m0') == {'red', 'new'} and tags('m2') == {'old', 'new'}
+    assert tags('a3') == set() and tags('a5') == {'red'}
+    assert log.raw('tags')[log.attributes['item']['tags'][place['a3']]] == 'green'
+    # Numbers are those of the later table, where it tells some.
+    assert now['x_image'][place['m0']].tolist() == [1, 2, 3] and now['has_image'][place['m0']]
+    assert torch.equal(now['x_image'][place['m1']], was['x_image'][place['m1']])
+    assert torch.equal(now['x_image'][place['m2']], was['x_image'][place['m2']])
+    assert now['has_image'][place['m2']] and now['x_image'][place['a5']].tolist() == [4, 5, 6]
+    assert not now['has_image'][place['a3']] and now['x_image'][place['a3']].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="^Events must tell 3 numbers of 'image', .* tell 2\\.$"):
+        (tmp_path / 'items.csv').write_text('sku,tags,image\nm0,green,1 2\n')
+        pipeline.update(files._replace(folder=tmp_path).log('same'))
+
+
 # MacGNN reads clicks alone.
 @pytest.mark.parametrize('folder', ['count_net'], indirect=True)
-def test_what_was_seen_in_vain_lowers_a_score(folder: Path) -> None:
+def test_what_was_seen_in_vain_is_counted(folder: Path) -> None:
     pipeline = Pipeline.load(folder)
-    before = pipeline.score('m7', ['m3'], context=CONTEXT)
+    before = pipeline.batch('m7', ['m3', 'm4'], context=CONTEXT).counts
     events = {
         'uid': ['m7'] * 60, 'sku': ['m3'] * 60, 'ts': list(range(1500, 1560)),
         'clicked': [0] * 60, 'kind': ['k3'] * 60, 'device': ['phone'] * 60, 'bought': [0] * 60,
@@ -305,7 +345,11 @@ def test_what_was_seen_in_vain_lowers_a_score(folder: Path) -> None:
     }  # fmt: skip
     pd = pytest.importorskip('pandas')
     pipeline.update(pd.DataFrame(events))
-    assert pipeline.score('m7', ['m3'], context=CONTEXT) < before
+    more = pipeline.batch('m7', ['m3', 'm4'], context=CONTEXT).counts - before
+    names = pipeline._served.source[CLICKS].count_names
+    seen = {name: more[:, place].tolist() for place, name in enumerate(names)}
+    assert seen['user'] == [[60, 0], [60, 0]] and seen['item'] == [[60, 0], [0, 0]]
+    assert not more[..., 1].any()
 
 
 def test_a_later_export_is_evaluated_on_what_is_new(folder: Path, files: Files) -> None:
@@ -438,4 +482,4 @@ def test_bad_input_is_told(folder: Path, files: Files) -> None:
     with pytest.raises(ValueError, match='^Events must not be earlier than the last .* at 1499'):
         pipeline.update(files.log('old'))
     assert torch.equal(requests(pipeline), scores)
-    assert categoricals(pipeline._known().graph()['item']) == {'category': 4}
+    assert categoricals(pipeline._known().graph()['item']) == {'category': 4, 'tags': 4}
