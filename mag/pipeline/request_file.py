@@ -135,9 +135,12 @@ def _place(path: str, names: list[str], outputs: set[str]) -> str:
 
 def _with_none(value: np.ndarray) -> np.ndarray:
     r"""A column whose missing values are told by a mask, with :obj:`None` in their place."""
-    if not isinstance(value, np.ma.MaskedArray):
-        return value
-    return value.astype(object).filled(None) if value.mask.any() else value.data
+    data = np.ma.getdata(value)
+    return (
+        np.where(np.ma.getmaskarray(value), np.array(None), data)
+        if np.ma.is_masked(value)
+        else data
+    )
 
 
 @contextmanager

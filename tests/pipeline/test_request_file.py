@@ -55,18 +55,20 @@ def test_chunks_are_scored_as_the_whole_and_all_columns_are_kept(
     pipeline: Pipeline, requests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(request_file, '_CHUNK', chunk)
-    sizes = []
+    sizes, missing = [], []
     score = pipeline.score
 
     def counted(*arguments: object, **options: object) -> object:
         scores = score(*arguments, **options)  # type: ignore[arg-type]
         sizes.append(len(scores))
+        missing.append(sum(user is None for user in arguments[0].tolist()))  # type: ignore
         return scores
 
     monkeypatch.setattr(pipeline, 'score', counted)
     out = tmp_path / 'scores.parquet'
     score_file(pipeline, requests, out)
     monkeypatch.undo()
+    assert sum(missing) == ROWS / 50
     assert sum(sizes) == ROWS and max(sizes) == min(chunk, ROWS)
     expected = expected_scores(pipeline, requests)
     assert len(np.unique(expected)) > 100
