@@ -557,7 +557,12 @@ class Pipeline:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             # Nothing is learned from them: events may as well be clicks alone.
             warnings.filterwarnings('ignore', 'Each of the .* rows is a click')
-            return RawLog.of(EventLog(folder, log, log=progress), self._recipe.reads)
+            # What is not told of a node stays.
+            warnings.filterwarnings('ignore', '.* have no row in .*: what it tells is')
+            # A table of items may tell of one that is known and has no event now.
+            maps = self._known().maps if log.side_tables else {}
+            ids = {node: maps[node] for node in _NODES} if maps else None
+            return RawLog.of(EventLog(folder, log, log=progress, ids=ids), self._recipe.reads)
 
     def _logits(self, request: Request) -> Logits:
         return as_logits(type(self._model).__name__, self._model(self._served.batch(request)))

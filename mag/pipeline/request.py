@@ -129,30 +129,27 @@ def _complete(log: RawLog, contexts: dict[str, Tensor]) -> None:
 
 
 def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
-    r"""The terms of queries, padded as in the log: those that it does not have are left out, and a
-    search without any has the term 'unknown'. That of a recommendation is 0, the empty one."""
+    r"""The terms of queries, padded as in the log, :obj:`-1` for one that it does not have. That of
+    a recommendation is 0, the empty one."""
     width = log.events['query'].size(1)
-    terms = [_terms(query, separator) for query in _as_values(given)]
+    terms = [_terms(query, separator)[:width] for query in _as_values(given)]
     sizes = np.array([len(of_query) for of_query in terms])
     row = np.repeat(np.arange(len(terms)), sizes)
-    code = log.maps['query'].encode([name for of_query in terms for name in of_query])
-    row, code = row[code >= 0], code[code >= 0]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    is_in = place < width
     found = np.full((len(terms), width), -1)
-    # Of a search that says nothing known.
-    found[:, 0] = log.maps['query'].encode([_UNKNOWN])
-    found[row[is_in], place[is_in]] = code[is_in]
+    code = log.maps['query'].encode([name for of_query in terms for name in of_query])
+    found[row, np.arange(len(row)) - np.repeat(sizes.cumsum() - sizes, sizes)] = code
     return torch.from_numpy(found)
 
 
 def _terms(query: Any, separator: str) -> list[str]:
+    r"""The terms of a query, as EventLog reads them."""
     if isinstance(query, str):
         query = query.split(separator) if query else None
     # NaN is what tables hold where there is nothing.
     if query is None or isinstance(query, float):
         return ['']
-    return [term for part in query if (term := str(part).strip()) not in ('', _UNKNOWN)]
+    names = [str(part).strip() for part in query]
+    return [name for name in names if name not in ('', _UNKNOWN)] or [_UNKNOWN]
 
 
 def _domains(given: Any) -> Tensor:

@@ -25,7 +25,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         'contexts': ['device'],
     }  # fmt: skip
     groups = {'user': [4], 'item': ['category']}
-    pipeline = Pipeline('count_net', groups, max_epochs=1, embedding_dim=4)
+    pipeline = Pipeline('count_net', groups=groups, max_epochs=1, embedding_dim=4)
     return pipeline.fit(LogSchema(path, columns), progress=False)
 
 
@@ -56,15 +56,15 @@ def test_chunks_are_scored_as_the_whole_and_all_columns_are_kept(
 ) -> None:
     monkeypatch.setattr(request_file, '_CHUNK', chunk)
     sizes, missing = [], []
-    score = pipeline.score
+    predict = pipeline.predict
 
     def counted(*arguments: object, **options: object) -> object:
-        scores = score(*arguments, **options)  # type: ignore[arg-type]
-        sizes.append(len(scores))
+        scores = predict(*arguments, **options)  # type: ignore[arg-type]
+        sizes.append(len(scores['click']))
         missing.append(sum(user is None for user in arguments[0].tolist()))  # type: ignore
         return scores
 
-    monkeypatch.setattr(pipeline, 'score', counted)
+    monkeypatch.setattr(pipeline, 'predict', counted)
     out = tmp_path / 'scores.parquet'
     score_file(pipeline, requests, out)
     monkeypatch.undo()
