@@ -15,6 +15,8 @@ from torch_geometric.transforms import BaseTransform
 
 from mag.datasets import EventLog
 
+# What a log says of ids and times is told by rows that are clicks alone.
+pytestmark = pytest.mark.filterwarnings('ignore:Each of the .* rows is a click')
 COLUMNS = {'user': 'uid', 'item': 'iid', 'time': 'ts', 'label': 'click'}
 CLICKS = ('user', 'clicks', 'item')
 

@@ -28,6 +28,7 @@ def by_hand(data: HeteroData, user: int, window: int) -> tuple[list[int], list[i
     return counts, ([-1] * 4 + items.tolist())[-4:]
 
 
+@pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 @pytest.mark.parametrize('num_windows', [1, 5])
 def test_rows_of_nodes_as_of_windows(click_log: HeteroData, num_windows: int) -> None:
     data = coarse(click_log, num_windows)
