@@ -54,13 +54,14 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
 
     matplotlib.use('agg')
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, all_axes = plt.subplots(
         1, len(panels), figsize=(6.4 * len(panels), 4.2), squeeze=False, layout='constrained'
     )
     for axes, (dataset, found) in zip(all_axes[0], panels.items(), strict=True):
         of = {point.name: point for point in found}
-        last, below = Point('', 0.0, 0.0), 0
+        last, below, lowest = Point('', 0.0, 0.0), 0, 0.0
         for name, point in sorted(of.items(), key=lambda item: item[1].cost):
             if name == OURS:
                 style = {'marker': '*', 's': 220, 'color': '#d55e00', 'zorder': 3}
@@ -79,15 +80,20 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
                 # Labels of neighbors stand below each other.
                 is_near = point.cost < 1.5 * last.cost and abs(point.auc - last.auc) < 0.002
                 below = below + 1 if is_near else 0
+                lowest = min(lowest, point.auc) if is_near else point.auc
                 last = point
                 place = 0, 9 if is_ours else -11 - 9 * below
+                anchor = point.cost, point.auc if is_ours else lowest
                 axes.annotate(
-                    MODELS[name].title, (point.cost, point.auc), xytext=place,
-                    textcoords='offset points', ha='center', fontsize=9 if is_ours else 7,
+                    MODELS[name].title, anchor, xytext=place, textcoords='offset points',
+                    ha='center', fontsize=9 if is_ours else 7,
                     color='#d55e00' if is_ours else '0.25', weight='bold' if is_ours else 'normal',
                 )  # fmt: skip
         axes.set_xscale('log')
-        axes.margins(0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.minorticks_off()
+        axes.margins(0.12, 0.2)
         axes.set_title(DATASETS[dataset].title)
         axes.set_xlabel('microseconds to score a row, one thread')
         axes.set_ylabel('AUC on the test part')

@@ -66,8 +66,8 @@ class States:
             counts = TargetCounts(half_lives=half_lives).fit(self.parts.train)
             self.made[half_lives] = counts.names, counts.state(self.parts.val)
         known, state = self.made[half_lives]
-        counts = state(user, item, time)
-        return counts if known == names else counts[:, [known.index(name) for name in names]]
+        found = state(user, item, time)
+        return found if known == names else found[:, [known.index(name) for name in names]]
 
 
 class Requests:
