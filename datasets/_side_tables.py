@@ -11,7 +11,7 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets._modality import count_rows as count_features
 from mag.datasets._modality import read_features
-from mag.datasets._sql import count_rows, quote_name
+from mag.datasets._sql import TIMESTAMPS, column_kinds, count_rows, quote_name
 from mag.datasets._table_reader import TableReader, rules_of_ids
 from mag.datasets._table_source import Field
 from mag.datasets._values import Rule
@@ -151,11 +151,15 @@ def match_side_table(
     Raises:
         ValueError: If it tells of no node.
     """
+    of_graph = column_kinds(connection, f'{node}_node')['id']
+    # A date and a time are written in two ways, and a number and a text in one.
+    are_times = {of_graph, reader.kinds(connection)['id']} <= {*TIMESTAMPS, 'DATE'}
+    kind = 'TIMESTAMP' if are_times else 'VARCHAR'
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_side AS
         SELECT of_graph.id, side.* EXCLUDE (id), side.rowid AS log_position
         FROM {node}_node AS of_graph
-        JOIN {reader.table} AS side ON of_graph.id::VARCHAR = side.id::VARCHAR
+        JOIN {reader.table} AS side ON of_graph.id::{kind} = side.id::{kind}
     """)
     is_missing = f'side IS NULL AND node >= {num_kept}'
     num_told, missing, example, first, num_nodes = connection.execute(f"""
