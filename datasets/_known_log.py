@@ -144,13 +144,20 @@ class KnownLogReader:
             columns = {
                 name.removeprefix('x_'): value
                 for name, value in store.items()
-                if name.startswith('x_') and is_as_read
+                if name.startswith('x_') and isinstance(value, Tensor) and len(value) == number
             }
-            lists[node] = {name: value for name, value in columns.items() if name in codes[node]}
+            lists[node] = {
+                name: value
+                for name, value in columns.items()
+                if name in codes[node]
+                and value.shape[1:] == (len(names[name]),)
+                and bool(((value == 0) | (value == 1)).all())
+            }
             modalities[node] = {
                 name: (value, store[f'has_{name}'])
                 for name, value in columns.items()
-                if f'has_{name}' in store
+                # What becomes of numbers is not seen.
+                if f'has_{name}' in store and is_as_read
             }
         maps = {
             name: IdMap.of_lineage(raw.get(name, names.get(name)), lineage)

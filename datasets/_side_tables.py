@@ -11,7 +11,7 @@ from torch_geometric.data import HeteroData
 
 from mag.datasets._modality import count_rows as count_features
 from mag.datasets._modality import read_features
-from mag.datasets._sql import count_rows, quote_name
+from mag.datasets._sql import TIMESTAMPS, column_kinds, count_rows, quote_name
 from mag.datasets._table_reader import TableReader, rules_of_ids
 from mag.datasets._table_source import Field
 from mag.datasets._values import Rule
@@ -38,22 +38,34 @@ def create_first_rows(
         SELECT {node} AS id, time, rowid AS log_position, {known} FROM log
     """)
     # The first time, and the range of values by which later ones are told, in one pass.
-    ranges = ', '.join(
-        f'min({quote_name(name)}) AS {quote_name(f"low_{name}")}, '
-        f'max({quote_name(name)}) AS {quote_name(f"high_{name}")}'
+    columns = {
+        name: tuple(map(quote_name, (name, f'low_{name}', f'high_{name}', f'num_{name}')))
         for name in fields
+    }
+    ranges = ', '.join(
+        f'min({column}) AS {low}, max({column}) AS {high}, count({column}) AS {number}'
+        for column, low, high, number in columns.values()
     )
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_range AS
-        SELECT id, min(time) AS time, {ranges} FROM named GROUP BY id
+        SELECT id, min(time) AS time, count(*) AS row_count, {ranges} FROM named GROUP BY id
     """)
+    # Of whom all rows say the same, no first one has to be found.
+    is_same = ' AND '.join(
+        f'{low} IS NOT DISTINCT FROM {high} AND {number} IN (0, row_count)'
+        for _, low, high, number in columns.values()
+    )
+    same = ', '.join(f'{low} AS {column}' for column, low, *_ in columns.values())
     # `arg_min` skips NULL, and so would take the value of a later row.
     first = ', '.join(
-        f'arg_min_null({quote_name(name)}, log_position) AS {quote_name(name)}' for name in fields
+        f'arg_min_null({column}, log_position) AS {column}' for column, *_ in columns.values()
     )
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_first AS
-        SELECT id, {first} FROM named JOIN (SELECT id, time FROM {node}_range) USING (id, time)
+        SELECT id, {same} FROM {node}_range WHERE {is_same}
+        UNION ALL
+        SELECT id, {first}
+        FROM named JOIN (SELECT id, time FROM {node}_range WHERE NOT ({is_same})) USING (id, time)
         GROUP BY id
     """)
     for name in fields:
@@ -151,11 +163,15 @@ def match_side_table(
     Raises:
         ValueError: If it tells of no node.
     """
+    of_graph = column_kinds(connection, f'{node}_node')['id']
+    # A date and a time are written in two ways, and a number and a text in one.
+    are_times = {of_graph, reader.kinds(connection)['id']} <= {*TIMESTAMPS, 'DATE'}
+    kind = 'TIMESTAMP' if are_times else 'VARCHAR'
     connection.execute(f"""
         CREATE OR REPLACE TABLE {node}_side AS
         SELECT of_graph.id, side.* EXCLUDE (id), side.rowid AS log_position
         FROM {node}_node AS of_graph
-        JOIN {reader.table} AS side ON of_graph.id::VARCHAR = side.id::VARCHAR
+        JOIN {reader.table} AS side ON of_graph.id::{kind} = side.id::{kind}
     """)
     is_missing = f'side IS NULL AND node >= {num_kept}'
     num_told, missing, example, first, num_nodes = connection.execute(f"""

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import duckdb
-import numpy as np
 from torch_geometric.data import HeteroData
 
 from mag.datasets._known_log import KnownLog
 from mag.datasets._log_actions import action_names, join_actions
+from mag.datasets._log_roles import fill_missing, rules_of
+from mag.datasets._log_warnings import warn_of_labels, warn_of_late_clicks, warn_of_late_times
 from mag.datasets._side_tables import (
     add_modalities,
     create_first_rows,
@@ -16,31 +17,12 @@ from mag.datasets._side_tables import (
     match_side_table,
     read_side_table,
 )
-from mag.datasets._sql import (
-    TIMESTAMPS,
-    column_kinds,
-    count_rows,
-    in_seconds,
-    quote,
-    quote_name,
-    rewrite,
-)
-from mag.datasets._table_reader import TableReader, rules_of_ids
+from mag.datasets._table_reader import TableReader
 from mag.datasets._table_source import Field
-from mag.datasets._values import Rule
 from mag.datasets.click_dataset import ClickDataset
 from mag.datasets.log_schema import LogSchema
 from mag.datasets.log_table import LogTable
 from mag.id_map import IdMap
-
-_YEAR_5000 = 95_617_584_000
-# Somewhat below 2^63, as the seconds are worked out in 64 bits.
-_LAST_TIME = 9_200_000_000_000_000_000
-_LARGEST = float(np.finfo(np.float32).max)
-# What is smaller has fewer digits or is 0.
-_SMALLEST_WEIGHT = float(np.finfo(np.float32).smallest_normal)
-_SEARCH = ('search', '1', '1.0', 'true')
-_RECOMMENDATION = ('recommendation', '0', '0.0', 'false')
 
 
 class EventLog(ClickDataset):
@@ -107,8 +89,8 @@ class EventLog(ClickDataset):
     * an attribute, of one value or several, and a text stay as they were unless they were unknown,
       whatever the later export tells;
     * a modality is that of the later table where it has one, else what it was. A warning says where
-      that had another number of features and is 0. Nothing is kept of a :obj:`dataset` with a
-      :obj:`pre_transform`, which may have changed it.
+      that had another number of features and is 0. Of a :obj:`dataset` with a
+      :obj:`pre_transform`, which may have changed it, no modality is kept.
 
     :obj:`data.id_maps` tells what has been made for such a graph, as transforms and models do, that
     ids only grew; ids that were ranked anew are refused.
@@ -226,13 +208,13 @@ class EventLog(ClickDataset):
         log.read(connection)
         if 'label' not in fields:
             connection.execute('ALTER TABLE log ADD COLUMN label TINYINT DEFAULT 1')
-        log.check(connection, _rules(fields, log.kinds(connection)))
+        log.check(connection, rules_of(fields, log.kinds(connection)))
         log.read_numbers(connection)
-        self._warn_of_late_times(connection)
+        warn_of_late_times(connection, schema)
         self._read_actions(connection)
-        self._warn_of_labels(connection)
-        self._warn_of_late_clicks(connection)
-        _fill(connection, fields)
+        warn_of_labels(connection, schema)
+        warn_of_late_clicks(connection)
+        fill_missing(connection, fields)
         for node in schema.side_tables:
             read_side_table(connection, node, self._readers[node], schema.side_fields(node))
         conversions = {'conversion'} & {*fields, *action_names(schema.actions)}
@@ -274,7 +256,7 @@ class EventLog(ClickDataset):
             return
         reader, fields = self._readers['action'], self._reading.action_fields
         reader.read(connection)
-        reader.check(connection, _rules(fields, reader.kinds(connection)))
+        reader.check(connection, rules_of(fields, reader.kinds(connection)))
         reader.read_numbers(connection)
         found = action_names(actions)
         if 'label' in found:
@@ -294,52 +276,6 @@ class EventLog(ClickDataset):
                 num_kept = known.num_told(node, names)
                 match_side_table(connection, node, self._readers[node], num_kept)
             create_node_table(connection, node, fields, side_fields)
-
-    def _warn_of_late_times(self, connection: duckdb.DuckDBPyConnection) -> None:
-        seconds = in_seconds('time', column_kinds(connection, 'log')['time'], self.time_unit)
-        (last,) = connection.execute(f'SELECT max({seconds}) FROM log').fetchall()[0]
-        if last is not None and last > _YEAR_5000:
-            warnings.warn(
-                f'The last time, {last:,} seconds after 1970, is beyond the year 5000: if the '
-                f'column {self.columns["time"]!r} is not in {self.time_unit!r}, pass another '
-                f"'time_unit'.",
-                stacklevel=2,
-            )
-
-    def _warn_of_late_clicks(self, connection: duckdb.DuckDBPyConnection) -> None:
-        kinds = column_kinds(connection, 'log')
-        if 'click_time' in kinds and 'settled' not in kinds:
-            warnings.warn(
-                'Clicks have times of their own, but nothing tells since when it is known that a '
-                'row was not clicked, so all labels are taken as known at once: training reads '
-                "clicks of after its end. Name a column for 'settled'.",
-                stacklevel=2,
-            )
-
-    def _warn_of_labels(self, connection: duckdb.DuckDBPyConnection) -> None:
-        schema = self._reading
-        flags = [*schema.behaviors]
-        if 'conversion' in schema.columns or 'conversion' in action_names(schema.actions):
-            flags.append('conversion')
-        num_rows = count_rows(connection, 'log')
-        counts = ['count(*) FILTER (label > 0)']
-        counts += [f'count(*) FILTER (label = 0 AND {quote_name(flag)} > 0)' for flag in flags]
-        query = f'SELECT {", ".join(counts)} FROM log'
-        num_clicks, *num_lost = connection.execute(query).fetchall()[0]
-        lost = [f'{count:,} of {flag!r}' for flag, count in zip(flags, num_lost) if count]
-        if lost:
-            warnings.warn(
-                f'Rows that were not clicked have what follows a click, {", ".join(lost)}: it is 0 '
-                f'there.',
-                stacklevel=2,
-            )
-        if num_clicks == num_rows:
-            warnings.warn(
-                f'Each of the {num_rows:,} rows is a click, and no model learns from these alone: '
-                f"name the column that tells the others as 'label', or draw rows without a click "
-                f'by mag.transforms.SampleNegatives.',
-                stacklevel=2,
-            )
 
 
 def _schema_of(path: Any, columns: Mapping[str, Any] | None, time_unit: str) -> LogSchema:
@@ -405,59 +341,3 @@ def _attributes(schema: LogSchema, node: str) -> dict[str, Field]:
     names = [*schema.named(f'{node}_attributes'), *schema.named(f'{node}_texts')]
     fields = schema.log_fields
     return {name: fields[name] for name in names}
-
-
-def _fill(connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Field]) -> None:
-    r"""Writes what a missing query or time of a click means."""
-    values = {}
-    if 'click_time' in fields:
-        values['click_time'] = 'CASE WHEN label = 0 THEN time ELSE click_time END'
-    if 'domain' in fields:
-        if 'query' not in fields:
-            connection.execute('ALTER TABLE log ADD COLUMN query VARCHAR[]')
-        # A search without terms is one, too.
-        kind = column_kinds(connection, 'log')['query']
-        is_search = _in('domain', _SEARCH)
-        values['query'] = f'CASE WHEN {is_search} THEN coalesce(query, []::{kind}) END'
-    if not values:
-        return
-    # An update would give rows with lists other numbers.
-    replaced = ', '.join(f'{value} AS {name}' for name, value in values.items())
-    rewrite(connection, 'log', f'SELECT * REPLACE ({replaced}) FROM log ORDER BY rowid')
-
-
-def _in(name: str, words: tuple[str, ...]) -> str:
-    return f'lower({name}::VARCHAR) IN ({", ".join(map(quote, words))})'
-
-
-def _rules(fields: Mapping[str, Field], kinds: Mapping[str, str]) -> list[Rule]:
-    r"""What the columns must hold, of a table with columns of these types."""
-    rules = rules_of_ids(fields, kinds)
-    for name, field in fields.items():
-        quoted = quote_name(name)
-        if field.kind == 'time':
-            is_time = f'{name} BETWEEN {-_LAST_TIME} AND {_LAST_TIME}'
-            is_time = f'isfinite({name})' if kinds[name] in TIMESTAMPS else is_time
-            is_time = is_time if field.is_required else f'label = 0 OR {is_time}'
-            rules.append(Rule(name, is_time, 'a finite time that fits 64 bits'))
-        elif field.kind == 'flag':
-            rules.append(Rule(name, f'{quoted} IN (0, 1)', '0 or 1'))
-        elif name == 'weight':
-            is_weight = f'weight = 0 OR weight BETWEEN {_SMALLEST_WEIGHT} AND {_LARGEST}'
-            rules.append(Rule(name, is_weight, '0 or a positive number that fits a float32'))
-        elif field.kind == 'number':
-            is_number = f'{quoted} BETWEEN {-_LARGEST} AND {_LARGEST}'
-            rules.append(Rule(name, is_number, 'a number that fits a float32'))
-    if 'click_time' in fields:
-        is_after = 'label = 0 OR click_time >= time'
-        rules.append(Rule('click_time', is_after, 'no time before that of the row, {time}'))
-    if 'settled' in fields:
-        rules.append(Rule('settled', 'settled >= time', 'no time before that of the row, {time}'))
-    if 'domain' in fields:
-        rules.append(
-            Rule('domain', _in('domain', (*_SEARCH, *_RECOMMENDATION)), 'search or recommendation')
-        )
-        if 'query' in fields:
-            is_fit = f'query IS NULL OR len(query) = 0 OR {_in("domain", _SEARCH)}'
-            rules.append(Rule('query', is_fit, 'nothing where the domain is {domain}'))
-    return rules

@@ -1,60 +1,28 @@
-import json
 import os
-import os.path as osp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import yaml
-
-from mag.checks import check_choice, check_numbers
-from mag.datasets._sql import TIME_UNITS
-from mag.datasets._table_source import Field, Format, is_path, is_table
-
-_REQUIRED = ('user', 'item', 'time')
-#: The roles of one column, and what it holds.
-_SINGLE = {
-    'user': 'id',
-    'item': 'id',
-    'time': 'time',
-    'label': 'flag',
-    'weight': 'number',
-    'conversion': 'flag',
-    'click_time': 'time',
-    'settled': 'time',
-    'query': 'terms',
-    'domain': 'name',
-}
-#: The roles of any number of columns, what each holds, and what a message calls it.
-_SEVERAL = {
-    'behaviors': ('flag', 'behavior'),
-    'contexts': ('name', 'context'),
-    'features': ('number', 'feature'),
-    'user_attributes': ('name', 'user attribute'),
-    'item_attributes': ('name', 'item attribute'),
-    'user_texts': ('name', 'user text'),
-    'item_texts': ('name', 'item text'),
-}
-_OPTIONAL = tuple(
-    role
-    for role in dict.fromkeys(('label', 'category', 'weight', *_SINGLE, *_SEVERAL, 'separators'))
-    if role not in _REQUIRED
+from mag.checks import check_choice
+from mag.datasets._schema_checks import (
+    check_actions,
+    check_columns,
+    check_format,
+    check_side,
+    check_source,
+    check_twice,
 )
-# A hundred years, in seconds.
-_LONGEST = 3_155_760_000
-_SIDE_ROLES = {
-    'attributes': ('name', 'attribute'),
-    'texts': ('name', 'text'),
-    'modalities': ('vector', 'modality'),
-}
-_ACTION_ROLES = {'user': 'id', 'item': 'id', 'time': 'time', 'action': 'name'}
-_FORMAT = ('separator', 'names', 'encoding')
-_ENCODINGS = ('utf-8', 'latin-1')
+from mag.datasets._schema_file import read_schema_file
+from mag.datasets._schema_roles import ACTION_ROLES, FORMAT, SEVERAL, SIDE_ROLES, SINGLE
+from mag.datasets._sql import TIME_UNITS
+from mag.datasets._table_source import Field, Format, is_path
+
 # Names that a graph or a table on the way to it has for something else.
 _TAKEN = (
-    *_SINGLE, 'id', 'node', 'rowid', 'log_position', 'index', 'behavior', 'feature', 'modality',
+    *SINGLE, 'id', 'node', 'rowid', 'log_position', 'index', 'behavior', 'feature', 'modality',
     'window', 'row', 'cutoff', 'x', 'recent', 'cluster', 'interest', 'split', 'batch', 'ptr',
 )  # fmt: skip
+_PREFIXES = ('x_', 'num_', 'has_', 'edge_', 'cluster_', 'macro_', '_')
 
 
 @dataclass(frozen=True)
@@ -155,18 +123,18 @@ class LogSchema:
     actions: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check_source('path', self.path)
+        check_source('path', self.path)
         check_choice(TIME_UNITS, time_unit=self.time_unit)
-        _check_format('', self.own_format)
-        _check_columns(self.columns)
+        check_format('', self.own_format)
+        check_columns(self.columns)
         for node in ('users', 'items'):
-            _check_side(node, getattr(self, node))
-        _check_actions(self.actions)
+            check_side(node, getattr(self, node))
+        check_actions(self.actions)
         self._check_names()
-        _check_twice("'columns'", self.log_fields)
+        check_twice("'columns'", self.log_fields)
         for node in self.side_tables:
-            _check_twice(f"the columns of '{node}s'", self.side_fields(node))
-        _check_twice("the columns of 'actions'", self.action_fields)
+            check_twice(f"the columns of '{node}s'", self.side_fields(node))
+        check_twice("the columns of 'actions'", self.action_fields)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> 'LogSchema':
@@ -187,26 +155,9 @@ class LogSchema:
             ValueError: If it is no such file, or for what the schema refuses.
         """
         path = os.fspath(path)
-        with open(osp.expanduser(path), encoding='utf-8') as file:
-            try:
-                found = json.load(file) if path.endswith('.json') else yaml.safe_load(file)
-            except (yaml.YAMLError, ValueError) as error:
-                mark = getattr(error, 'problem_mark', None)
-                line = mark.line + 1 if mark is not None else getattr(error, 'lineno', None)
-                reason = ' '.join(str(getattr(error, 'problem', None) or error).split())
-                place = path if line is None else f'{path}, line {line}'
-                kind = 'JSON' if path.endswith('.json') else 'YAML'
-                raise ValueError(f'{place}: it must be {kind}, but {reason}.') from error
-        keys = [field.name for field in fields(cls)]
-        if not isinstance(found, dict) or not {'path', 'columns'} <= {*found} <= {*keys}:
-            given = ', '.join(map(repr, found)) if isinstance(found, dict) else repr(found)[:200]
-            raise ValueError(
-                f"{path} must have the keys 'path' and 'columns' and may have "
-                f'{", ".join(map(repr, keys[2:]))}, but got {given or "none"}.'
-            )
-        folder = osp.dirname(osp.abspath(osp.expanduser(path)))
+        found = read_schema_file(path, [field.name for field in fields(cls)])
         try:
-            return cls(**_moved(found, folder))
+            return cls(**found)
         except (TypeError, ValueError) as error:
             raise ValueError(f'{path}: {error}') from error
 
@@ -220,12 +171,12 @@ class LogSchema:
         r"""The columns of the log, by the names that they get."""
         separators = self.columns.get('separators', {})
         found = {}
-        for role, kind in _SINGLE.items():
+        for role, kind in SINGLE.items():
             if role in self.columns:
                 separator = separators.get(role, ' ') if kind == 'terms' else None
                 is_required = role != 'click_time'
                 found[role] = Field(self.columns[role], kind, role, separator, is_required)
-        for role, (kind, title) in _SEVERAL.items():
+        for role, (kind, title) in SEVERAL.items():
             for name, column in self.named(role).items():
                 is_list = role.endswith('attributes') and name in separators
                 title_of = 'category' if name == 'category' else title
@@ -252,7 +203,7 @@ class LogSchema:
         columns = self.side_tables[node]['columns']
         separators = columns.get('separators', {})
         found = {'id': Field(columns['id'], 'id', node)}
-        for role, (kind, title) in _SIDE_ROLES.items():
+        for role, (kind, title) in SIDE_ROLES.items():
             for name, column in _named(columns.get(role, ())).items():
                 if role == 'modalities' and column.endswith('.npy'):
                     continue
@@ -276,7 +227,7 @@ class LogSchema:
     def action_fields(self) -> dict[str, Field]:
         r"""The columns of the table of actions."""
         columns = {} if self.actions is None else self.actions['columns']
-        return {role: Field(columns[role], _ACTION_ROLES[role], role) for role in columns}
+        return {role: Field(columns[role], ACTION_ROLES[role], role) for role in columns}
 
     def named(self, role: str) -> dict[str, str]:
         r"""The columns of a role of several, by their names; :obj:`category` among the attributes
@@ -295,17 +246,17 @@ class LogSchema:
     @property
     def own_format(self) -> dict[str, Any]:
         r"""How the files of the log are written, as the arguments say it."""
-        return {key: getattr(self, key) for key in _FORMAT}
+        return {key: getattr(self, key) for key in FORMAT}
 
     def _check_names(self) -> None:
         found: dict[str, str] = {}
         actions = {} if self.actions is None else self.actions
-        named = [(role, name) for role in _SEVERAL for name in self.named(role)]
+        named = [(role, name) for role in SEVERAL for name in self.named(role)]
         named += [('actions', name) for name in _named(actions.get('behaviors', ()))]
         named += [
             (f'{node}s', name)
             for node in self.side_tables
-            for role in _SIDE_ROLES
+            for role in SIDE_ROLES
             for name in self.side_names(node, role)
         ]
         for role, name in named:
@@ -330,9 +281,6 @@ class LogSchema:
                 )
 
 
-_PREFIXES = ('x_', 'num_', 'has_', 'edge_', 'cluster_', 'macro_', '_')
-
-
 def _named(columns: Any) -> dict[str, str]:
     return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
 
@@ -344,173 +292,3 @@ def _format_of(options: Mapping[str, Any]) -> Format:
         None if names is None else tuple(names),
         options.get('encoding', 'utf-8'),
     )
-
-
-def _moved(found: dict[str, Any], folder: str) -> dict[str, Any]:
-    r"""The arguments with paths from a folder."""
-
-    def move(path: Any) -> Any:
-        if isinstance(path, str):
-            return osp.join(folder, osp.expanduser(path))
-        return [move(one) for one in path] if isinstance(path, list) else path
-
-    moved: dict[str, Any] = found | {'path': move(found['path'])}
-    for key in ('users', 'items', 'actions'):
-        table = moved.get(key)
-        if isinstance(table, dict) and 'path' in table:
-            table = table | {'path': move(table['path'])}
-            columns: Any = table.get('columns')
-            modalities = columns.get('modalities') if isinstance(columns, dict) else None
-            if isinstance(modalities, dict):
-                modalities = {
-                    name: move(file) if isinstance(file, str) and file.endswith('.npy') else file
-                    for name, file in modalities.items()
-                }
-                table['columns'] = {**columns, 'modalities': modalities}
-            moved[key] = table
-    return moved
-
-
-def _check_source(name: str, source: Any) -> None:
-    if not is_path(source) and not is_table(source):
-        shown = repr(source) if isinstance(source, (int, float, list, tuple)) else type(source)
-        raise TypeError(
-            f"'{name}' must be a file, a pattern or a list of files, or a table of pandas, polars, "
-            f'PyArrow or DuckDB, but got {shown}.'
-        )
-
-
-def _check_format(place: str, options: Mapping[str, Any]) -> None:
-    separator, names = options.get('separator'), options.get('names')
-    if separator is not None and (not isinstance(separator, str) or not 1 <= len(separator) <= 4):
-        raise ValueError(
-            f"{place}'separator' must be a text of 1 to 4 characters, but got {separator!r}."
-        )
-    if names is not None and (
-        isinstance(names, str)
-        or not isinstance(names, Sequence)
-        or not all(isinstance(name, str) for name in names)
-        or len({name.lower() for name in names}) < len(names)
-    ):
-        raise ValueError(
-            f"{place}'names' must be a list of the columns of the files, each another, but got "
-            f'{names!r}.'
-        )
-    check_choice(_ENCODINGS, encoding=options.get('encoding', 'utf-8'))
-
-
-def _check_columns(columns: Any) -> None:
-    roles = ', '.join(map(repr, (*_REQUIRED, *_OPTIONAL)))
-    if not isinstance(columns, Mapping):
-        raise TypeError(
-            f"'columns' must be a dictionary from {roles} to names of columns, but got {columns!r}."
-        )
-    if not {*_REQUIRED} <= {*columns} <= {*_REQUIRED, *_OPTIONAL}:
-        raise ValueError(
-            f"'columns' must have the keys {', '.join(map(repr, _REQUIRED))} and may have "
-            f'{", ".join(map(repr, _OPTIONAL))}, but got {", ".join(map(repr, columns)) or "none"}.'
-        )
-    for role, column in columns.items():
-        _check_role("'columns'", role, column, is_single=role in _SINGLE or role == 'category')
-    _check_separators("'columns'", columns)
-
-
-def _check_twice(place: str, fields: Mapping[str, Field]) -> None:
-    # DuckDB's names are blind to case.
-    role_of: dict[str, str] = {}
-    for name, field in fields.items():
-        other = role_of.setdefault(field.column.lower(), name)
-        if other != name:
-            raise ValueError(
-                f'{place} must name columns that differ in more than upper and lower case, but got '
-                f'{field.column!r} for both {other!r} and {name!r}.'
-            )
-
-
-def _check_role(place: str, role: str, column: Any, is_single: bool) -> None:
-    if role == 'separators':
-        good = isinstance(column, Mapping) and all(
-            isinstance(name, str) and isinstance(text, str) and text
-            for name, text in column.items()
-        )
-        expected = 'a dictionary from names to what separates values, such as {"tags": "|"}'
-    elif is_single:
-        good, expected = isinstance(column, str), 'the name of a column'
-    else:
-        values = column.items() if isinstance(column, Mapping) else [column]
-        good = isinstance(column, (Mapping, list, tuple)) and all(
-            isinstance(name, str) for pair in values for name in pair
-        )
-        expected = 'a list of columns, or a dictionary from names to columns'
-    if not good:
-        raise TypeError(f'{place} must have {expected} for {role!r}, but got {column!r}.')
-
-
-def _check_separators(place: str, columns: Mapping[str, Any]) -> None:
-    r"""Raises if a separator is that of no column, which would be read as one value."""
-    names = {
-        name
-        for role, value in columns.items()
-        if role != 'separators'
-        for name in ((role,) if isinstance(value, str) else value)
-    }
-    foreign = [name for name in columns.get('separators', {}) if name not in names]
-    if foreign:
-        raise ValueError(
-            f"{place} must name what 'separators' are of, one of {sorted(names)}, but got "
-            f'{foreign}.'
-        )
-
-
-def _check_side(name: str, table: Any) -> None:
-    if table is None:
-        return
-    _check_keys_of(repr(name), table, ('path', 'columns'), _FORMAT)
-    _check_source(f'{name}: path', table['path'])
-    _check_format(f'{name}: ', table)
-    columns = table['columns']
-    place = f"the columns of '{name}'"
-    _check_keys_of(place, columns, ('id',), (*_SIDE_ROLES, 'separators'))
-    for role, column in columns.items():
-        _check_role(place, role, column, is_single=role == 'id')
-    _check_separators(place, columns)
-
-
-def _check_actions(actions: Any) -> None:
-    if actions is None:
-        return
-    options = ('label', 'conversion', 'behaviors', 'within', *_FORMAT)
-    _check_keys_of("'actions'", actions, ('path', 'columns'), options)
-    if actions.get('within') is None:
-        raise ValueError(
-            "'actions' must say by 'within' how many seconds after a row an action may still "
-            'follow, but says nothing: else it would be known at once that a row has none, and '
-            'later alone that it has one.'
-        )
-    check_numbers(f'(0, {_LONGEST}]', within=actions['within'])
-    _check_source('actions: path', actions['path'])
-    _check_format('actions: ', actions)
-    _check_keys_of("the columns of 'actions'", actions['columns'], tuple(_ACTION_ROLES), ())
-    for role, column in actions['columns'].items():
-        _check_role("the columns of 'actions'", role, column, is_single=True)
-    for role in ('label', 'conversion', 'behaviors'):
-        if role in actions:
-            _check_role("'actions'", role, actions[role], is_single=role != 'behaviors')
-    if not any(role in actions for role in ('label', 'conversion', 'behaviors')):
-        raise ValueError(
-            "'actions' must say which action is the 'label' or the 'conversion', or which are "
-            "'behaviors', but says none."
-        )
-
-
-def _check_keys_of(
-    place: str, table: Any, required: Sequence[str], optional: Sequence[str]
-) -> None:
-    if not isinstance(table, Mapping):
-        raise TypeError(f'{place} must be a dictionary, but got {type(table).__name__}.')
-    if not {*required} <= {*table} <= {*required, *optional}:
-        raise ValueError(
-            f'{place} must have the keys {", ".join(map(repr, required))} and may have '
-            f'{", ".join(map(repr, optional)) or "no others"}, but got '
-            f'{", ".join(map(repr, table)) or "none"}.'
-        )

@@ -7,6 +7,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from torch_geometric.transforms import Compose
 
 from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema, LogTable
 
@@ -436,3 +437,32 @@ def test_ids_of_a_table_match_where_numbers_become_texts(export: Callable[..., E
     assert described(new) == {'7': ('tea', [3, 4], True), 'A7': ('rice', [5, 6], True)}
     later = export('later', 'u,i,ts\na,7,1\n', 'i,kind,img\n7,tea,7 8\n', SIDE, ids=new)
     assert described(later) == {'7': ('tea', [7, 8], True), 'A7': ('rice', [5, 6], True)}
+
+
+def test_what_a_transform_may_have_changed_is_not_kept(export: Callable[..., EventLog]) -> None:
+    columns = SIDE | {'attributes': ['kind', 'tags'], 'separators': {'img': ' ', 'tags': '|'}}
+    log, side = 'u,i,ts\na,1,1\n', 'i,kind,img,tags\n1,tea,1 2,y|x\n'
+    old = export('old', log, side, columns, pre_transform=Compose([]))
+    new = export('new', 'u,i,ts\na,2,1\n', side.replace('\n1', '\n2'), columns, ids=old)
+    assert described(new) == {1: ('tea', [0, 0], False), 2: ('tea', [1, 2], True)}
+    # Ones and zeros are seen to be what they were.
+    assert values_of(new) == {1: ['y', 'x', 'y'], 2: ['y', 'x', 'y']}
+
+
+@pytest.mark.parametrize('kind', ['DATE', 'TIMESTAMP', 'TIMESTAMP WITH TIME ZONE'])
+def test_times_are_ids_of_a_table(kind: str, tmp_path: Path) -> None:
+    days, datasets = ['2024-01-02', '2023-01-02'], []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, extra in (('log', '1 AS u, 1 AS ts'), ('items', "'tea' AS kind")):
+            rows = f'SELECT day::{kind} AS i, {extra} FROM (SELECT unnest({days[:number]}) AS day)'
+            duckdb.sql(f"COPY ({rows}) TO '{folder / name}.parquet' (FORMAT parquet)")
+        items = {'path': folder / 'items.parquet', 'columns': {'id': 'i', 'attributes': ['kind']}}
+        schema = LogSchema(folder / 'log.parquet', TAGS, items=items)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Each of|.*None of')
+            ids = datasets[0] if datasets else None
+            datasets.append(EventLog(folder, schema, log=False, ids=ids))
+    new = datasets[1]
+    assert [new.names['kind'][code] for code in new[0]['item'].kind] == ['tea', 'tea']
