@@ -143,9 +143,9 @@ class MacroEdges(ClusteredClicks):
                     other = NEIGHBOR_TYPE[node]
                     found, table = self._carry(node, rows[other], change[other])
                     if not first:
-                        # Whoever clicked is among those that what was clicked reaches.
                         place = clicked[node]
-                        if not isinstance(found, slice):
+                        # Whoever clicked is among those that what was clicked reaches.
+                        if not (isinstance(found, slice) or isinstance(place, slice)):
                             place = np.searchsorted(found, place)
                         table[place] += new[node] @ self.counts[other][hop - 1]
                     following_rows[node], following[node] = found, table
@@ -200,8 +200,7 @@ class MacroEdges(ClusteredClicks):
     def _carry(self, node: str, rows: Rows, change: np.ndarray) -> tuple[Rows, np.ndarray]:
         r"""The rows of a node type that a change of some rows of the other reaches, and by what."""
         other = NEIGHBOR_TYPE[node]
-        are_all = isinstance(rows, slice)
-        changed = np.flatnonzero(change.any(axis=1)) if are_all else rows
+        changed = np.flatnonzero(change.any(axis=1)) if isinstance(rows, slice) else rows
         clicks_changed = np.diff(self.clicks[other].indptr)[changed].sum()
         if clicks_changed < self.clicks[other].nnz / 4:
             clicks = self.clicks[other][changed]
@@ -212,8 +211,8 @@ class MacroEdges(ClusteredClicks):
                 place = np.searchsorted(found, clicks.indices)
                 shape = len(changed), len(found)
                 clicks = scipy.sparse.csr_matrix((clicks.data, place, clicks.indptr), shape)
-            return found, clicks.T @ (change[changed] if are_all else change)
-        if not are_all:
+            return found, clicks.T @ (change[changed] if isinstance(rows, slice) else change)
+        if not isinstance(rows, slice):
             few, change = change, np.zeros((len(self.cluster[other]), change.shape[1]))
             change[rows] = few
         # Rows of the longer table are read in order, so that the shorter one stays in the cache.
