@@ -7,6 +7,9 @@ from mag.checks import check_booleans, check_choice, check_integers
 from mag.macro_graph.clustered_clicks import ClusteredClicks
 from mag.schema import NEIGHBOR_TYPE, reached
 
+# Of a table: all rows, or the numbers of a few in ascending order.
+Rows = slice | np.ndarray
+
 
 class MacroEdges(ClusteredClicks):
     r"""The macro edges of every node: how often its :math:`k`-hop neighborhood reaches each
@@ -127,20 +130,28 @@ class MacroEdges(ClusteredClicks):
             for hop in range(additive_hops + 1, self.num_hops + 1)
             for node in ('user', 'item')
         }
-        change = {
-            node: (new[node] @ self.one_hot(NEIGHBOR_TYPE[node])).toarray()
-            for node in ('user', 'item')
-        }
+        clicked = {node: _few_or_all(np.diff(of.indptr) > 0) for node, of in new.items()}
+        rows, change = clicked, {}
+        for node in ('user', 'item'):
+            if not isinstance(rows[node], slice):
+                new[node] = new[node][rows[node]]
+            change[node] = (new[node] @ self.one_hot(NEIGHBOR_TYPE[node])).toarray()
         for hop in range(1, additive_hops + 1):
-            following = {}
+            following_rows, following = {}, {}
             for node in ('user', 'item'):
                 if hop < additive_hops:
-                    following[node] = self._carry(node, change[NEIGHBOR_TYPE[node]])
+                    other = NEIGHBOR_TYPE[node]
+                    found, table = self._carry(node, rows[other], change[other])
                     if not first:
-                        following[node] += new[node] @ self.counts[NEIGHBOR_TYPE[node]][hop - 1]
+                        place = clicked[node]
+                        # Whoever clicked is among those that what was clicked reaches.
+                        if not (isinstance(found, slice) or isinstance(place, slice)):
+                            place = np.searchsorted(found, place)
+                        table[place] += new[node] @ self.counts[other][hop - 1]
+                    following_rows[node], following[node] = found, table
             for node in ('user', 'item'):
-                self.counts[node][hop - 1] += change[node]
-            change = following
+                self.counts[node][hop - 1][rows[node]] += change[node]
+            rows, change = following_rows, following
         for (node, hop), counts in over_sets.items():
             self.counts[node][hop - 1] = counts
 
@@ -186,16 +197,28 @@ class MacroEdges(ClusteredClicks):
             check_invariants=True,
         ).coalesce()
 
-    def _carry(self, node: str, change: np.ndarray) -> np.ndarray:
+    def _carry(self, node: str, rows: Rows, change: np.ndarray) -> tuple[Rows, np.ndarray]:
+        r"""The rows of a node type that a change of some rows of the other reaches, and by what."""
         other = NEIGHBOR_TYPE[node]
-        changed = np.flatnonzero(change.any(axis=1))
+        changed = np.flatnonzero(change.any(axis=1)) if isinstance(rows, slice) else rows
         clicks_changed = np.diff(self.clicks[other].indptr)[changed].sum()
         if clicks_changed < self.clicks[other].nnz / 4:
-            return self.clicks[other][changed].T @ change[changed]
+            clicks = self.clicks[other][changed]
+            is_reached = np.zeros(clicks.shape[1], dtype=bool)
+            is_reached[clicks.indices] = True
+            found = _few_or_all(is_reached)
+            if not isinstance(found, slice):
+                place = np.searchsorted(found, clicks.indices)
+                shape = len(changed), len(found)
+                clicks = scipy.sparse.csr_matrix((clicks.data, place, clicks.indptr), shape)
+            return found, clicks.T @ (change[changed] if isinstance(rows, slice) else change)
+        if not isinstance(rows, slice):
+            few, change = change, np.zeros((len(self.cluster[other]), change.shape[1]))
+            change[rows] = few
         # Rows of the longer table are read in order, so that the shorter one stays in the cache.
         if len(self.cluster[node]) > len(change):
-            return self.clicks[node] @ change
-        return self.clicks[other].T @ change
+            return slice(None), self.clicks[node] @ change
+        return slice(None), self.clicks[other].T @ change
 
     def _count_sets(self, node: str, hop: int) -> np.ndarray:
         start = reached(node, hop - 1)
@@ -211,3 +234,9 @@ class MacroEdges(ClusteredClicks):
             f'{self.clicks["user"].shape[1]} items, {self.clicks["user"].nnz} clicks, '
             f'num_hops={self.num_hops}, mode={self.mode!r}, binary={self.binary})'
         )
+
+
+def _few_or_all(is_in: np.ndarray) -> Rows:
+    r"""Those rows of a table that are in, unless they are so many that all cost no more."""
+    rows = np.flatnonzero(is_in)
+    return rows if len(rows) < len(is_in) / 4 else slice(None)

@@ -28,8 +28,9 @@ class MacroState:
 
     It holds the counts in float64, eight bytes each where :class:`MacroRows` takes one to four, as
     they are added to where they are; the clicks of each pair, from both sides, twelve bytes each
-    time; and eight bytes for each place of a recent list. An update takes tables of the counts'
-    size for a while.
+    time; and eight bytes for each place of a recent list. An update makes the clicks anew, and
+    tables as large as those of the counts only where a quarter of the nodes or more is reached; a
+    new node makes all tables of its type anew.
 
     Args:
         edges (MacroEdges): The counts of all clicks so far, which the state goes on with.

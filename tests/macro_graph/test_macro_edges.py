@@ -211,16 +211,19 @@ def test_update_with_new_nodes_equals_rebuild(mode, seed):
     assert edges.counts['user'][0].sum() == clicks.unique(dim=1).size(1)
 
 
-def test_update_of_few_rows_equals_rebuild():
-    r"""One click changes little of a large graph, and then only those rows are carried on."""
-    clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(0, 300, 200, 2000)
-    edges = MacroEdges(user_cluster, item_cluster, num_clusters, 3, 'walk')
-    edges.update(clicks[:, :-3])
-    for column in range(clicks.size(1) - 3, clicks.size(1)):
-        edges.update(clicks[:, column : column + 1])
-    rebuilt = MacroEdges(user_cluster, item_cluster, num_clusters, 3, 'walk').update(clicks)
-    assert_equal(edges, rebuilt)
-    assert_tensors_equal(edges, rebuilt)
+@pytest.mark.parametrize('mode', ['set', 'walk'])
+@pytest.mark.parametrize('binary', [True, False])
+@pytest.mark.parametrize('num_clicks', [0, 600, 2000])
+def test_update_of_few_rows_equals_rebuild(mode, binary, num_clicks):
+    r"""A few clicks change little of a large graph, and then only those rows are carried on; where
+    few clicks are known, more than are there may be new."""
+    clicks, user_cluster, item_cluster, num_clusters, _ = random_edges(0, 300, 200, 2060)
+    arguments = user_cluster, item_cluster, num_clusters, 3, mode, binary
+    edges = MacroEdges(*arguments).update(clicks[:, :num_clicks])
+    for start, end in ((0, 1), (1, 3), (3, 10), (10, 60)):
+        edges.update(clicks[:, num_clicks + start : num_clicks + end])
+        assert_equal(edges, MacroEdges(*arguments).update(clicks[:, : num_clicks + end]))
+    assert_tensors_equal(edges, MacroEdges(*arguments).update(clicks[:, : num_clicks + 60]))
 
 
 def test_update_is_not_additive_at_hop_two():
