@@ -1,4 +1,4 @@
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,9 @@ def read_request(
         )
     number = item.numel()
     time = log.end if time is None else time
-    check_integers(log.end - 1, time=time)
+    check_integers(log.end - 1, below=2**63, time=time)
+    if context is not None and not isinstance(context, Mapping):
+        raise TypeError(f"'context' must be a dictionary of names, but got {context!r}.")
     given = dict(context or {})
     known = {*log.contexts, *log.features, *others}
     if not set(names) <= set(given) <= known:
@@ -84,7 +86,7 @@ def read_request(
         elif name == 'domain' and name in given:
             contexts[name] = _domains(given[name])
         elif name in given:
-            contexts[name] = log.look_up(name, _as_list(given[name]))
+            contexts[name] = log.look_up(name, _names(given[name]))
     if 'query' in log.contexts:
         _complete(log, contexts)
     x = None
@@ -145,10 +147,12 @@ def _terms(query: Any, separator: str) -> list[str]:
     r"""The terms of a query, as EventLog reads them."""
     if isinstance(query, str):
         query = query.split(separator) if query else None
-    # NaN is what tables hold where there is nothing.
-    if query is None or isinstance(query, float):
+    if _is_nothing(query):
         return ['']
-    names = [str(part).strip() for part in query]
+    if not isinstance(query, Iterable) or isinstance(query, (bytes, Mapping)):
+        # The terms may be ids.
+        query = [query]
+    names = [_name(part).strip() for part in query]
     return [name for name in names if name not in ('', _UNKNOWN)] or [_UNKNOWN]
 
 
@@ -162,17 +166,47 @@ def _domains(given: Any) -> Tensor:
 
 def _numbers(name: str, given: Any) -> Tensor:
     try:
-        return torch.from_numpy(np.asarray(_as_values(given), dtype=np.float32))
+        # What is too large for a float32 becomes infinite.
+        with np.errstate(over='ignore'):
+            numbers = np.asarray(_as_values(given), dtype=np.float64).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(f"'{name}' must be a number, or one for each item: {error}.") from error
+    if numbers.ndim != 1:
+        raise ValueError(f"'{name}' must be a number, or one for each item, but got {given!r}.")
+    is_wrong = ~np.isfinite(numbers)
+    if is_wrong.any():
+        wrong = _as_values(given)[int(is_wrong.argmax())]
+        raise ValueError(f"'{name}' must be a number that fits a float32, but got {wrong}.")
+    return torch.from_numpy(numbers)
+
+
+def _names(given: Any) -> list[Any]:
+    r"""The names that EventLog gives to the values of a context."""
+    return [_UNKNOWN if _is_nothing(value) else _name(value) for value in _as_values(given)]
+
+
+def _name(value: Any) -> Any:
+    # As DuckDB writes them; bytes are refused by the map.
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    return value if isinstance(value, bytes) else str(value)
+
+
+def _is_nothing(value: Any) -> bool:
+    r"""Whether a log has nothing there: of floats, NaN is what tables hold then."""
+    is_none = value is None or type(value).__name__ in ('NAType', 'NaTType')
+    return is_none or (isinstance(value, (str, float)) and (value == '' or value != value))
 
 
 def _as_values(value: Any) -> list[Any]:
     r"""One value as a list of one, and others as a list."""
-    if isinstance(value, np.ndarray):
-        # Of a masked array what is missing becomes None.
+    if hasattr(value, 'tolist') and np.ndim(value) > 0:
+        # A tensor or a column; of a masked array what is missing becomes None.
         return value.tolist()
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if hasattr(value, 'to_numpy'):
+        return value.to_numpy().tolist()
+    is_several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return list(value) if is_several else [value]
 
 
 def _as_list(value: Any) -> Any:
