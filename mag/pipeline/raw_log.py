@@ -124,7 +124,8 @@ class RawLog:
     def extend(self, other: 'RawLog') -> 'RawLog':
         r"""The log with the events of another one at its end. New ids and names come after those
         that are there, and a node keeps its attributes but for :obj:`'unknown'`, and its contents
-        where none are told there.
+        where none are told there. A query has no more terms than the longest here, as each is a
+        field of a model.
 
         Raises:
             ValueError: If an event is earlier than the last one here, or something that is told of
@@ -152,7 +153,8 @@ class RawLog:
         found = {node: grown._contents(other, node) for node in _NODES}
         codes = grown.encode(other)
         events = {
-            name: torch.cat(_of_one_width(self.events[name], codes[name])) for name in self.events
+            name: torch.cat([value, _as_wide(codes[name], value)])
+            for name, value in self.events.items()
         }
         return RawLog(maps, attributes, events, found, self.features)
 
@@ -297,9 +299,9 @@ def _contents(store: Any, names: Mapping[str, Sequence[str]]) -> dict[str, Tenso
     return found
 
 
-def _of_one_width(one: Tensor, other: Tensor) -> list[Tensor]:
-    r"""Both with as many columns as the wider one, if they have columns."""
-    if one.dim() < 2:
-        return [one, other]
-    width = max(one.size(1), other.size(1))
-    return [pad(value, (0, width - value.size(1)), value=-1) for value in (one, other)]
+def _as_wide(value: Tensor, other: Tensor) -> Tensor:
+    r"""What has columns with as many as another: of a longer query the first terms."""
+    if value.dim() < 2:
+        return value
+    width = other.size(1)
+    return pad(value[:, :width], (0, max(width - value.size(1), 0)), value=-1)

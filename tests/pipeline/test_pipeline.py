@@ -333,6 +333,26 @@ def test_what_a_later_table_tells_of_items(folder: Path, files: Files, tmp_path:
         pipeline.update(files._replace(folder=tmp_path).log('same'))
 
 
+@pytest.mark.parametrize('folder', ['count_net', 'gmcm', 'srjgraph'], indirect=True)
+def test_longer_queries_are_read_as_far_as_those_that_were_fitted(
+    folder: Path, files: Files, tmp_path: Path
+) -> None:
+    text, cut = files.same.read_text(), tmp_path / 'cut.csv'
+    longer = tmp_path / 'longer.csv'
+    cut.write_text(text.replace('black tea', 'black hat'))
+    longer.write_text(text.replace('black tea', 'black hat for a green cat'))
+    pipelines = [Pipeline.load(folder).update(path) for path in (cut, longer)]
+    one, other = (pipeline._known().events['query'] for pipeline in pipelines)
+    assert one.size(1) == other.size(1) == 2
+    # Those of the terms that are read; words behind them are names without a row.
+    names = [pipeline._known().raw('query') for pipeline in pipelines]
+    for place in range(2):
+        known = [of[ids[:, place]][ids[:, place] >= 0] for of, ids in zip(names, (one, other))]
+        assert known[0].tolist() == known[1].tolist()
+    assert requests(pipelines[1]).isfinite().all()
+    assert pipelines[1].evaluate(files.later).keys() == pipelines[0].evaluate(files.later).keys()
+
+
 # MacGNN reads clicks alone.
 @pytest.mark.parametrize('folder', ['count_net'], indirect=True)
 def test_what_was_seen_in_vain_is_counted(folder: Path) -> None:
