@@ -87,7 +87,7 @@ class Requests:
         self.items = torch.randint(part['item'].num_nodes, (size,), generator=generator)
         num_rows = self.clicks.edge_label_time.numel()
         self.rows = torch.randint(num_rows, (64,), generator=generator).tolist()
-        reader = self.loader.dataset
+        reader: Any = self.loader.dataset
         readers = reader.readers.values() if model.is_joined else [reader]
         told = set().union(*(reader.arguments() for reader in readers))
         self.reads_counts = model.counts and 'counts' in told
