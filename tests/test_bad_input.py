@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
-from torch_geometric.transforms import ToUndirected
 
 from mag.click_index import ClickIndex
 from mag.datasets import (
@@ -834,9 +833,6 @@ CASES: dict[str, Case] = {
         lambda p: window(TemporalSplit(0.4, 0.7, 0.85, num_windows=3)(log())[0], 3),
         IndexError,
         'from 0 to 2, as this part has 3 windows, but got 3',
-    ),
-    'window reversed': (
-        lambda p: window(ToUndirected()(seen()), 0), ValueError, "'rev_clicks'.*ToUndirected.*views"
     ),
     'window seen time': (
         lambda p: window(seen(time=None), 0), ValueError, "no 'time'.*'sees', 'item'"

@@ -10,7 +10,8 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, LogSchema
-from mag.datasets.log_schema import _ACTION_ROLES, _REQUIRED, _SEVERAL, _SIDE_ROLES, _SINGLE
+from mag.datasets._schema_checks import _REQUIRED
+from mag.datasets._schema_roles import ACTION_ROLES, SEVERAL, SIDE_ROLES, SINGLE
 from mag.schema import CLICKS
 
 TEXT = (Path(__file__).parents[1] / 'docs' / 'your_log.md').read_text(encoding='utf-8')
@@ -78,7 +79,7 @@ class Way(NamedTuple):
     def name(self) -> str:
         r"""What stands for <name> in the table."""
         if self.table in SIDES:
-            return SIDES[self.table][1 + [*_SIDE_ROLES].index(self.role)]
+            return SIDES[self.table][1 + [*SIDE_ROLES].index(self.role)]
         given = COLUMNS[self.role]
         return '' if isinstance(given, str) else next(iter(given))
 
@@ -109,7 +110,7 @@ class Way(NamedTuple):
         columns = {role: COLUMNS[role] for role in dict.fromkeys(given)}
         tables: dict[str, Any] = {}
         if is_given and self.table == 'actions':
-            roles = dict(zip(_ACTION_ROLES, ('u', 'i', 't', 'what'), strict=True))
+            roles = dict(zip(ACTION_ROLES, ('u', 'i', 't', 'what'), strict=True))
             path = write(folder / 'actions.csv', ACTIONS)
             tables['actions'] = {'path': path, 'columns': roles, 'within': 5}
             tables['actions'][self.role] = FOLLOWED[self.role]
@@ -120,12 +121,12 @@ class Way(NamedTuple):
 
 
 WAYS = [
-    *map(Way, (*_SINGLE, *_SEVERAL, 'separators')),
+    *map(Way, (*SINGLE, *SEVERAL, 'separators')),
     *(Way(role, 'actions') for role in FOLLOWED),
     *(
         Way(role, table)
         for table in SIDES
-        for role in _SIDE_ROLES
+        for role in SIDE_ROLES
         if (role, table) != ('modalities', 'users')
     ),
 ]

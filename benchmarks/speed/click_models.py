@@ -6,7 +6,7 @@ forward, a backward and a step of Adam on a batch of 1,024 rows that is loaded a
 batch is as large. A request is one user of the validation part, another one each turn, with 1,000
 candidates drawn from all items: timed is all that is read and computed for it, from ids to logits.
 Models with counts look these up in a :class:`~mag.macro_graph.TargetState`, which is also timed
-alone. Boosted trees have no training step.
+alone, that of all resolutions. Boosted trees have no training step.
 
 Timed is processor time on one thread of a CPU, which is the time on a machine that does nothing
 else. On several threads or a GPU it is the time that passes.
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch_geometric.data import HeteroData
 
-from mag.macro_graph import TargetState
+from mag.macro_graph import TargetState, TargetView
 from mag.schema import CLICKS
 from mag.transforms import TargetCounts
 
@@ -47,7 +47,7 @@ LOOK_UP = 'look_up'
 
 
 class States:
-    r"""The counts of a log as of the cutoff of its validation part, with each half-lives.
+    r"""The counts of a log as of the cutoff of its validation part, those that a model reads.
 
     Args:
         parts: The log.
@@ -56,18 +56,24 @@ class States:
 
     def __init__(self, parts: Parts, half_lives: tuple[float, ...]) -> None:
         self.parts, self.half_lives = parts, half_lives
-        self.made: dict[tuple[float, ...], tuple[list[str], TargetState]] = {}
+        self.made: dict[tuple[str, ...], tuple[list[str], TargetState]] = {}
 
     def look_up(self, names: Sequence[str], user: Tensor, item: Tensor, time: Tensor) -> Tensor:
         r"""Some columns of the counts of exposures, shape :obj:`[B, C, 2]`."""
-        is_aged = any('half-life' in name for name in names)
-        half_lives = self.half_lives if is_aged else ()
-        if half_lives not in self.made:
-            counts = TargetCounts(half_lives=half_lives).fit(self.parts.train)
-            self.made[half_lives] = counts.names, counts.state(self.parts.val)
-        known, state = self.made[half_lives]
+        if tuple(names) not in self.made:
+            is_aged = any('half-life' in name for name in names)
+            fitted = TargetCounts().fit(self.parts.train).fitted_state()['views']
+            views = [view for view in map(TargetView._make, fitted) if view.name in names]
+            # What a rate is shrunk to is asked of the model, and no matter of a look-up.
+            views = [
+                view if view.expected in (None, *names) else view._replace(prior=views[-1].name)
+                for view in views
+            ]
+            counts = TargetCounts(views, self.half_lives if is_aged else ()).fit(self.parts.train)
+            self.made[tuple(names)] = counts.names, counts.state(self.parts.val)
+        known, state = self.made[tuple(names)]
         found = state(user, item, time)
-        return found if known == names else found[:, [known.index(name) for name in names]]
+        return found if known == list(names) else found[:, [known.index(name) for name in names]]
 
 
 class Requests:
@@ -87,7 +93,7 @@ class Requests:
         self.items = torch.randint(part['item'].num_nodes, (size,), generator=generator)
         num_rows = self.clicks.edge_label_time.numel()
         self.rows = torch.randint(num_rows, (64,), generator=generator).tolist()
-        reader = self.loader.dataset
+        reader: Any = self.loader.dataset
         readers = reader.readers.values() if model.is_joined else [reader]
         told = set().union(*(reader.arguments() for reader in readers))
         self.reads_counts = model.counts and 'counts' in told

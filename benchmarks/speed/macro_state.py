@@ -62,7 +62,8 @@ def measure(num_clicks: int, args: argparse.Namespace) -> list[str]:
     def make() -> MacroRows:
         return MacroRows(coarsen(recent(part_of(clicks, num_nodes))))
 
-    anew, moved = [], {size: [] for size in SIZES}
+    anew: list[float] = []
+    moved: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in tqdm(range(args.repeats), f'{num_clicks} clicks', leave=False):
         anew.append(processor_seconds_of(make))
         for size, seconds in moved.items():

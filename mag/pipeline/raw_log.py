@@ -144,10 +144,12 @@ class RawLog:
                 f'Events must not be earlier than the last one that is known, at {last}, but one '
                 f'is at {first}: pass those that are new.'
             )
-        maps = {
-            name: known.extend(other.raw(name)) if name in other.maps else known
-            for name, known in self.maps.items()
-        }
+        of_nodes = {name for of_node in self.attributes.values() for name in of_node}
+        maps = {}
+        for name, known in self.maps.items():
+            raw = other.raw(name) if name in other.maps else np.array([])
+            # Nobody may be unknown here whom the other log knows nothing of.
+            maps[name] = known.extend(raw[raw != _UNKNOWN] if name in of_nodes else raw)
         grown = replace(self, maps=maps)
         attributes = {node: grown._attributes(other, node) for node in _NODES}
         found = {node: grown._contents(other, node) for node in _NODES}
@@ -184,7 +186,10 @@ class RawLog:
             theirs = other.attributes[node].get(name)
             grown = len(self.maps[node]) - known.numel()
             is_open = known == int(self.maps[name].encode([_UNKNOWN])[0])
-            if theirs is None and grown > 0:
+            is_told = torch.zeros(len(self.maps[node]), dtype=torch.bool)
+            if theirs is not None:
+                is_told[place] = theirs != int(other.maps[name].encode([_UNKNOWN])[0])
+            if not bool(is_told[known.numel() :].all()):
                 self.maps[name] = self.maps[name].extend([_UNKNOWN])
             unknown = int(self.maps[name].encode([_UNKNOWN])[0])
             value = torch.cat([known, known.new_full((grown,), unknown)])

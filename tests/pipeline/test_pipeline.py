@@ -17,7 +17,7 @@ from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes.count_net import CountNetRecipe
 from mag.pipeline.recipes.macro_recipe import MacroRecipe
 from mag.schema import CLICKS, SEES, categoricals
-from mag.transforms import TemporalSplit
+from mag.transforms import SampleNegatives, TemporalSplit
 
 COLUMNS = {
     'user': 'uid', 'item': 'sku', 'time': 'ts', 'label': 'clicked', 'category': 'kind',
@@ -298,6 +298,35 @@ def test_updates_are_a_rebuild_from_the_whole_log(
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.filterwarnings('ignore:Each of the .* rows is a click')
+def test_a_log_of_clicks_alone_is_fitted_with_drawn_items(files: Files, tmp_path: Path) -> None:
+    for name in ('old', 'new'):
+        duckdb.sql(f"""
+            COPY (SELECT uid, sku, ts FROM '{getattr(files, name)}' WHERE clicked = 1)
+            TO '{tmp_path / f'{name}.csv'}'
+        """)
+    columns = {role: COLUMNS[role] for role in ('user', 'item', 'time')}
+    dataset = EventLog(tmp_path / 'clicks', tmp_path / 'old.csv', columns, log=False)
+    pipeline = Pipeline('count_net', max_epochs=1, groups={'user': 4, 'item': 5}, embedding_dim=4)
+    with pytest.raises(ValueError, match='all .* are clicks: apply mag.transforms.SampleNegatives'):
+        pipeline.fit(dataset, progress=False)
+    drawn = [
+        EventLog(
+            tmp_path / name, tmp_path / f'{name}.csv', columns, log=False,
+            pre_transform=SampleNegatives(2),
+        )
+        for name in ('old', 'new')
+    ]  # fmt: skip
+    pipeline.fit(drawn[0], progress=False)
+    log = pipeline._known()
+    assert torch.equal(log.clicks()[0], dataset[0][CLICKS].edge_index)
+    assert 2.9 < log.events['label'].numel() / log.clicks()[1].numel() <= 3
+    assert 0 < pipeline.metrics['test']['auc'] < 1
+    assert pipeline.evaluate(drawn[1])['auc'] > 0
+    number = log.events['label'].numel() + drawn[1][0][CLICKS].edge_label.numel()
+    assert pipeline.update(drawn[1])._known().events['label'].numel() == number
 
 
 @pytest.mark.parametrize('folder', ['gmcm'], indirect=True)
