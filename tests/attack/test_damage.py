@@ -108,7 +108,7 @@ def test_pipeline(tmp_path: Path, attack_factor: int, attack_seed: int) -> None:
     rows = [f'a{n % 9},{n * n % 7},{n},c{n * n % 7},{n // 3 % 2}\n' for n in range(400)]
     (tmp_path / 'log.csv').write_text('u,i,t,c,l\n' + ''.join(rows))
     log = LogSchema(tmp_path / 'log.csv', COLUMNS | {'label': 'l'})
-    pipeline = Pipeline('macgnn', {'user': 2, 'item': 2}, max_epochs=1, embedding_dim=4)
+    pipeline = Pipeline('macgnn', groups={'user': 2, 'item': 2}, max_epochs=1, embedding_dim=4)
     pipeline.fit(log, progress=False).save(tmp_path / 'shop')
 
     def read() -> object:

@@ -100,7 +100,7 @@ def test_pipeline(do: Do, tmp_path: Path, attack_factor: int, attack_seed: int) 
     scores = []
     for seed in (0, 1):
         groups = {'user': 2, 'item': 2}
-        pipeline = Pipeline('macgnn', groups, max_epochs=1, seed=seed, embedding_dim=4)
+        pipeline = Pipeline('macgnn', groups=groups, max_epochs=1, seed=seed, embedding_dim=4)
         pipeline.fit(log, progress=False).save(tmp_path / str(seed))
         scores.append(pipeline.score(3, [1, 2]).tolist())
     above = tmp_path / 'above'
