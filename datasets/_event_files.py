@@ -208,6 +208,10 @@ class EventFiles:
                     )
                 values[name] = f'{quote_name(field.column)}::BIGINT'
             self._check_times(path, kinds)
+            for name, kind in kinds.items():
+                if kind == 'VARCHAR':
+                    # A column without any value has no type in the file.
+                    values[name] = f'{quote_name(self.fields[name].column)}::VARCHAR'
             for name in self._names('time'):
                 if first[name] in ('DATE', 'FLOAT'):
                     kind = 'TIMESTAMP' if first[name] == 'DATE' else 'DOUBLE'

@@ -16,6 +16,9 @@ from mag.datasets._read_errors import (
 )
 from mag.datasets._sql import base_kind, one_file, quote
 
+#: DuckDB's name of the type of a column without any value.
+NOTHING = '"NULL"'
+
 
 @contextmanager
 def reading_parquet(path: str) -> Iterator[None]:
@@ -87,6 +90,10 @@ def parquet_columns(
     found = {name: kind for name, kind, *_ in described if name in kinds}
     for name, kind in found.items():
         allowed, expected = kinds[name]
+        if kind == NOTHING:
+            # A column of no value at all, such as the queries of a day without searches, is one of
+            # texts that are missing.
+            found[name] = kind = 'VARCHAR' if 'VARCHAR' in allowed else 'nothing'
         if base_kind(kind) not in allowed:
             raise bad_value(path, (titles or {}).get(name, repr(name)), kind, expected)
     return found

@@ -14,6 +14,7 @@ from mag.loader.exposures import Exposures
 from mag.loader.path_sampler import PathSampler
 from mag.loader.path_tree import PathTree
 from mag.loader.row_loader import RowLoader, RowReader
+from mag.loader.target_chance import TargetChance
 from mag.schema import (
     CLICKS,
     NEIGHBOR_TYPE,
@@ -125,8 +126,8 @@ class PathLoader(RowLoader):
     def request(
         self, user: int | Tensor, items: Tensor, time: int | Tensor, **contexts: int | Tensor
     ) -> HeteroData:
-        r"""Makes the batch of one request: one user and its candidate items, with paths that depend
-        on :obj:`seed`, the candidates and the time alone.
+        r"""Makes the batch of one request: one user and its candidate items. The paths of each
+        depend on :obj:`seed`, its user, itself and the time alone, and not on the others.
 
         Args:
             user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
@@ -190,8 +191,8 @@ class _PathReader(RowReader):
     def batch(self, exposures: Exposures) -> HeteroData:
         rows = exposures.rows
         if rows is None:
-            candidates = torch.stack([exposures.user, exposures.item, exposures.time])
-            paths = self._draw(exposures, self._seed_of(candidates))
+            targets = exposures.user, exposures.item, exposures.time
+            paths = self.sampler.draw(*targets, TargetChance(self.seed, *targets))
         elif self.paths is None:
             paths = self._draw(exposures, self._seed_of(rows))
         else:

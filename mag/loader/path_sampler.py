@@ -14,6 +14,7 @@ from mag.checks import (
     check_values,
 )
 from mag.click_index import ClickIndex, take
+from mag.loader.target_chance import TargetChance
 from mag.schema import CLICKS, NEIGHBOR_TYPE, require, require_cpu
 from mag.unknown import known_places, take_known
 
@@ -98,7 +99,11 @@ class PathSampler:
         return len(self.widths['user'])
 
     def draw(
-        self, user: Tensor, item: Tensor, time: Tensor, generator: torch.Generator
+        self,
+        user: Tensor,
+        item: Tensor,
+        time: Tensor,
+        generator: torch.Generator | TargetChance,
     ) -> dict[str, list[Tensor]]:
         r"""Draws the paths of :math:`B` targets.
 
@@ -108,7 +113,7 @@ class PathSampler:
             item (torch.Tensor): Their items, :obj:`-1` for an unknown one, which has no clicks and
                 shares no attribute with others, shape :obj:`[B]`.
             time (torch.Tensor): Their times, int64 seconds, shape :obj:`[B]`.
-            generator (torch.Generator): What draws.
+            generator (torch.Generator or TargetChance): What draws.
 
         Returns:
             For the root types :obj:`"user"` and :obj:`"item"`, the drawn clicks of every depth, as
@@ -152,7 +157,7 @@ class PathSampler:
         time: Tensor,
         category: Tensor,
         width: int,
-        generator: torch.Generator,
+        generator: torch.Generator | TargetChance,
     ) -> Tensor:
         owner = node
         if node_type == 'user':
@@ -175,7 +180,9 @@ class PathSampler:
         return take(neighbor, click.clamp(min=0)).where(click >= 0, -1)
 
 
-def draw_offsets(count: Tensor, width: int, replace: bool, generator: torch.Generator) -> Tensor:
+def draw_offsets(
+    count: Tensor, width: int, replace: bool, generator: torch.Generator | TargetChance
+) -> Tensor:
     r"""Draws :obj:`width` of the numbers from 0 to :obj:`count - 1`, for each count.
 
     Args:
@@ -183,13 +190,17 @@ def draw_offsets(count: Tensor, width: int, replace: bool, generator: torch.Gene
         width (int): How many to draw.
         replace (bool): Whether a number can be drawn again. Without, all are drawn where they are
             no more than :obj:`width`; else any subset is as likely as any other.
-        generator (torch.Generator): What draws.
+        generator (torch.Generator or TargetChance): What draws.
 
     Returns:
         Shape :obj:`[*count.shape, width]`, :obj:`-1` for none.
     """
     # In float64 the share of a number is wrong by at most 2^-53 times the count.
-    chance = torch.rand((*count.shape, width), dtype=torch.double, generator=generator)
+    shape = (*count.shape, width)
+    if isinstance(generator, TargetChance):
+        chance = generator.rand(shape)
+    else:
+        chance = torch.rand(shape, dtype=torch.double, generator=generator)
     if replace:
         drawn = (chance * count.unsqueeze(-1)).long()
         return drawn.where(count.unsqueeze(-1) > 0, -1)

@@ -69,6 +69,40 @@ def test_golden_rows(tmp_path):
     assert dataset.num_duplicates == 0
 
 
+@pytest.mark.filterwarnings("ignore:.* first row has no 'brand'")
+def test_a_column_without_any_value_is_one_of_missing_ones(tmp_path):
+    pd = pytest.importorskip('pandas')
+    columns = {
+        'user': 'uid', 'item': 'iid', 'time': 'ts', 'label': 'click', 'query': 'search',
+        'contexts': ['device'], 'item_attributes': ['brand'],
+    }  # fmt: skip
+    rows = {
+        'uid': [1, 2], 'iid': ['a', 'b'], 'ts': [1, 2], 'click': [1, 0], 'search': ['tea', 'rice'],
+        'device': ['phone', 'phone'], 'brand': ['x', 'y'],
+    }  # fmt: skip
+    nothing = rows | dict.fromkeys(('search', 'device', 'brand'), [None, None])
+    old = EventLog(tmp_path / 'old', pd.DataFrame(rows), columns, log=False)
+    new = EventLog(tmp_path / 'new', pd.DataFrame(nothing), columns, log=False, ids=old)
+    clicks = new[0][CLICKS]
+    assert clicks.edge_label_domain.tolist() == [0, 0]
+    assert new.names['query'] == old.names['query']
+    assert [new.names['device'][code] for code in clicks.edge_label_device] == ['unknown'] * 2
+    assert [new.names['brand'][code] for code in new[0]['item'].brand] == ['x', 'y']
+    # In each order, as one of several files.
+    for place, paths in enumerate([('old', 'new'), ('new', 'old')]):
+        for name, frame in (('old', rows), ('new', nothing)):
+            with duckdb.connect() as connection:
+                connection.register('frame', pd.DataFrame(frame))
+                connection.execute(f"COPY frame TO '{tmp_path / name}.parquet'")
+        files = [str(tmp_path / f'{name}.parquet') for name in paths]
+        both = EventLog(tmp_path / f'both-{place}', files, columns, log=False)
+        assert sorted(both[0][CLICKS].edge_label_domain.tolist()) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="column 'uid' .user. must hold an id, but got nothing"):
+        EventLog(tmp_path / 'none', pd.DataFrame(rows | {'uid': [None, None]}), columns, log=False)
+    with pytest.raises(ValueError, match="column 'ts' .time. must hold .*, but got nothing\\.$"):
+        EventLog(tmp_path / 'none', pd.DataFrame(rows | {'ts': [None, None]}), columns, log=False)
+
+
 @pytest.mark.parametrize('name', ['log.csv', 'log.tsv', 'log.csv.gz', 'log.parquet'])
 @pytest.mark.parametrize('seed', [0, 1])
 def test_equals_plain_python(tmp_path, name, seed):

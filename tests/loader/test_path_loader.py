@@ -312,3 +312,25 @@ def test_a_request_reads_what_the_loaded_rows_read(market: HeteroData) -> None:
     assert same(batch, request)
     with torch.no_grad():
         assert torch.equal(model(batch), model(request))
+
+
+def test_a_candidate_has_its_paths_whatever_else_is_asked(market: HeteroData) -> None:
+    loader = PathLoader(market, widths=WIDTHS, attribute=None)
+    time, items = int(market[CLICKS].time.max()) + 1, torch.tensor([5, -1, 2, 9])
+    users = torch.tensor([4, 4, -1, 0])
+    contexts = {'query': market[CLICKS].edge_label_query[:1], 'domain': 0}
+
+    def clicks_of(rows: list[int]) -> list[list[list[int]]]:
+        batch = loader.request(users[rows], items[rows], time, **contexts)
+        found = []
+        for child, edge_type in (('user', CLICKS), ('item', REVERSE)):
+            target = batch[child].batch[len(rows) :]
+            found.append(
+                [batch[edge_type].e_id[target == row].tolist() for row in range(len(rows))]
+            )
+        return [list(of_target) for of_target in zip(*found)]
+
+    whole = clicks_of([0, 1, 2, 3])
+    assert whole[0][0] and whole[0][1] and whole[3][0]
+    for rows in ([3, 2, 1, 0], [2], [0], [1, 3]):
+        assert clicks_of(rows) == [whole[row] for row in rows]

@@ -138,9 +138,7 @@ def test_scores_are_probabilities_of_raw_ids(folder: Path) -> None:
     # A user for each item, and an order of their own.
     each = {name: [value] * 2 for name, value in CONTEXT.items()}
     pairs = pipeline.score(['nobody', 'm7'], ['m12', 'm3'], context=each)
-    # Paths are drawn for all candidates of a request together.
-    if folder.name != 'srjgraph':
-        torch.testing.assert_close(pairs, torch.stack([nobody[1], scores[0]]))
+    torch.testing.assert_close(pairs, torch.stack([nobody[1], scores[0]]))
     assert pipeline.metrics.keys() == {'validation', 'test'}
     assert 0 < pipeline.metrics['test']['logloss'] < 1
 
@@ -410,9 +408,6 @@ def test_a_later_export_is_evaluated_on_what_is_new(folder: Path, files: Files) 
     assert bool(of_conversions) == (folder.name == 'gmcm')
     with pytest.raises(ValueError, match="^'log' must have rows from 1500 on, which .*\\.$"):
         pipeline.evaluate(files.log('old'))
-    if folder.name == 'srjgraph':
-        # Paths are drawn for all candidates of a request together.
-        return
     # Row by row, by raw ids.
     with duckdb.connect() as connection:
         rows = connection.execute(
