@@ -69,6 +69,8 @@ def read_request(
         )
     number = item.numel()
     time = log.end if time is None else time
+    # Such as the largest time of a table.
+    time = int(time) if isinstance(time, np.integer) else time
     check_integers(log.end - 1, below=2**63, time=time)
     if context is not None and not isinstance(context, Mapping):
         raise TypeError(f"'context' must be a dictionary of names, but got {context!r}.")

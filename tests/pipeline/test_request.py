@@ -90,6 +90,9 @@ def test_bad_input_is_told(
 
 
 def test_a_time_and_a_context_that_are_none_are_told(log: RawLog) -> None:
+    assert read_request(log, (), (), ' ', 'ann', ['tea'], np.int64(7), None).time.tolist() == [7]
+    with pytest.raises(TypeError, match="^'time' must be an integer, but got 7.5\\.$"):
+        read_request(log, (), (), ' ', 'ann', ['tea'], 7.5, None)
     with pytest.raises(ValueError, match=f"^'time' must lie below {2**63}, but got {2**70}\\.$"):
         read_request(log, (), (), ' ', 'ann', ['tea'], 2**70, None)
     with pytest.raises(TypeError, match="^'context' must be a dictionary of names, but got .*\\.$"):
