@@ -145,7 +145,7 @@ def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _terms(query: Any, separator: str) -> list[str]:
+def _terms(query: Any, separator: str) -> list[Any]:
     r"""The terms of a query, as EventLog reads them."""
     if isinstance(query, str):
         query = query.split(separator) if query else None
@@ -154,7 +154,7 @@ def _terms(query: Any, separator: str) -> list[str]:
     if not isinstance(query, Iterable) or isinstance(query, (bytes, Mapping)):
         # The terms may be ids.
         query = [query]
-    names = [(part if isinstance(part, bytes) else str(part)).strip() for part in query]
+    names: list[Any] = [part if isinstance(part, bytes) else str(part).strip() for part in query]
     return [name for name in names if name not in ('', _UNKNOWN)] or [_UNKNOWN]
 
 
