@@ -228,7 +228,8 @@ class Pipeline:
             context (dict, optional): By name, each context and feature of the log, one for the
                 request or one for each item. A value that is new is unknown. A :obj:`query` is a
                 text, or a list for each item of a text or a list of terms; :obj:`None` or an empty
-                text is a recommendation. (default: :obj:`None`)
+                text is a recommendation. Else :obj:`None`, NaN and an empty text are what they
+                are in the log, :obj:`'unknown'`. (default: :obj:`None`)
 
         Returns:
             float64, shape :obj:`[B]`: what :meth:`predict` tells of a :obj:`"click"`.
@@ -286,6 +287,7 @@ class Pipeline:
         r"""Reads new events, clicked or not: counts at the target, macro rows, recent neighbors,
         histories, paths, hypergraphs and clusters of who is new are then those of the whole log.
         Weights stay what they are; users, items and names that are new get those of the unknown.
+        Of a query, as many terms are read as the longest of the log that was fitted has.
 
         The log is held as tensors, and all but counts and macro rows is made anew: the cost is
         linear in the log.

@@ -69,6 +69,8 @@ def read_request(
         )
     number = item.numel()
     time = log.end if time is None else time
+    # Such as the largest time of a table.
+    time = int(time) if isinstance(time, np.integer) else time
     check_integers(log.end - 1, below=2**63, time=time)
     if context is not None and not isinstance(context, Mapping):
         raise TypeError(f"'context' must be a dictionary of names, but got {context!r}.")
@@ -86,7 +88,7 @@ def read_request(
         elif name == 'domain' and name in given:
             contexts[name] = _domains(given[name])
         elif name in given:
-            contexts[name] = log.look_up(name, _names(given[name]))
+            contexts[name] = _context(log, name, given[name])
     if 'query' in log.contexts:
         _complete(log, contexts)
     x = None
@@ -143,7 +145,7 @@ def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
     return torch.from_numpy(found)
 
 
-def _terms(query: Any, separator: str) -> list[str]:
+def _terms(query: Any, separator: str) -> list[Any]:
     r"""The terms of a query, as EventLog reads them."""
     if isinstance(query, str):
         query = query.split(separator) if query else None
@@ -152,7 +154,7 @@ def _terms(query: Any, separator: str) -> list[str]:
     if not isinstance(query, Iterable) or isinstance(query, (bytes, Mapping)):
         # The terms may be ids.
         query = [query]
-    names = [_name(part).strip() for part in query]
+    names: list[Any] = [part if isinstance(part, bytes) else str(part).strip() for part in query]
     return [name for name in names if name not in ('', _UNKNOWN)] or [_UNKNOWN]
 
 
@@ -180,16 +182,29 @@ def _numbers(name: str, given: Any) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def _names(given: Any) -> list[Any]:
-    r"""The names that EventLog gives to the values of a context."""
-    return [_UNKNOWN if _is_nothing(value) else _name(value) for value in _as_values(given)]
+def _context(log: RawLog, name: str, given: Any) -> Tensor:
+    r"""The numbers of the values of a context, :obj:`-1` for one that the log does not have."""
+    spellings = [_spellings(value) for value in _as_values(given)]
+    found = torch.full((len(spellings),), -1)
+    for place in range(max(map(len, spellings), default=0)):
+        names = [of[min(place, len(of) - 1)] for of in spellings]
+        found = found.where(found >= 0, log.look_up(name, names))
+    return found
 
 
-def _name(value: Any) -> Any:
-    # As DuckDB writes them; bytes are refused by the map.
+def _spellings(value: Any) -> tuple[Any, ...]:
+    r"""The names that a log may have for a value of a context, the likeliest first. A file has
+    words, and a table makes fractions of whole numbers where one is missing."""
+    if _is_nothing(value):
+        return (_UNKNOWN,)
     if isinstance(value, (bool, np.bool_)):
-        return str(value).lower()
-    return value if isinstance(value, bytes) else str(value)
+        return str(value).lower(), str(value), str(int(value))
+    if isinstance(value, (int, np.integer)):
+        return str(value), f'{value}.0'
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(value), str(int(value))
+    # Bytes are refused by the map.
+    return (value if isinstance(value, bytes) else str(value),)
 
 
 def _is_nothing(value: Any) -> bool:

@@ -57,6 +57,28 @@ def test_a_row_is_told_as_the_log_has_it(log: RawLog) -> None:
     assert ask(log, mobile=None).contexts['mobile'].item() == -1
 
 
+def test_a_value_is_found_however_a_table_writes_it(log: RawLog, tmp_path: Path) -> None:
+    path = tmp_path / 'log.csv'
+    path.write_text(
+        'user,item,time,label,device,mobile,rank,words,price\n'
+        'ann,tea,1,1,0,True,1,red,1\nbob,tea,2,0,1,False,2,,1\n'
+    )
+    dataset = EventLog(tmp_path / 'csv', path, COLUMNS, log=False)
+    of_words = RawLog.of(dataset, ('contexts', 'features'))
+    for device, mobile, rank in (
+        (True, True, 2.0),
+        (1.0, np.bool_(True), np.float32(2)),
+        (1, 'True', 2),
+    ):
+        told = ask(of_words, device=device, mobile=mobile, rank=rank).contexts
+        names = {name: of_words.raw(name)[told[name].item()] for name in COLUMNS['contexts']}
+        assert names == {'device': '1', 'mobile': 'True', 'rank': '2'}
+    # A table with a rank that is missing has made 1.0 of 1.
+    several = ask(log, ['tea'] * 4, rank=[1, 2.0, None, 3]).contexts['rank'].tolist()
+    assert [log.raw('rank')[code] for code in several[:3]] == ['1.0', '2.0', 'unknown']
+    assert several[3] == -1
+
+
 def test_columns_tell_as_lists_do(log: RawLog) -> None:
     given = {name: ROWS[column] for name, column in (('device', 'device'), ('query', 'words'))}
     given |= {'rank': [1.0, 2.0, 1.0, 1.0], 'price': ROWS['price']}
@@ -90,6 +112,9 @@ def test_bad_input_is_told(
 
 
 def test_a_time_and_a_context_that_are_none_are_told(log: RawLog) -> None:
+    assert read_request(log, (), (), ' ', 'ann', ['tea'], np.int64(7), None).time.tolist() == [7]
+    with pytest.raises(TypeError, match="^'time' must be an integer, but got 7.5\\.$"):
+        read_request(log, (), (), ' ', 'ann', ['tea'], 7.5, None)
     with pytest.raises(ValueError, match=f"^'time' must lie below {2**63}, but got {2**70}\\.$"):
         read_request(log, (), (), ' ', 'ann', ['tea'], 2**70, None)
     with pytest.raises(TypeError, match="^'context' must be a dictionary of names, but got .*\\.$"):
