@@ -148,7 +148,8 @@ def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
 def _terms(query: Any, separator: str) -> list[Any]:
     r"""The terms of a query, as EventLog reads them."""
     if isinstance(query, str):
-        query = query.split(separator) if query else None
+        # A text of separators alone is no search.
+        query = [part for part in query.split(separator) if part.strip()] or None
     if _is_nothing(query):
         return ['']
     if not isinstance(query, Iterable) or isinstance(query, (bytes, Mapping)):

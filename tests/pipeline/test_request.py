@@ -23,7 +23,7 @@ ROWS = {
     'device': ['phone', None, '', 'desk'],
     'mobile': [True, False, True, False],
     'rank': [1.0, 2.0, float('nan'), 1.0],
-    'words': ['red shoes', '', None, '42'],
+    'words': ['red shoes', ' ', None, '42'],
     'price': [1.0, 0.5, 2.0, 3.0],
 }
 
