@@ -17,9 +17,7 @@ from typing import NamedTuple
 from records import Record, Results, make_parser, select
 
 from accuracy.count_data import DATASETS
-from accuracy.counts import MODELS
-
-OURS = 'count_net'
+from accuracy.counts import MODELS, OURS
 
 
 class Point(NamedTuple):
@@ -63,7 +61,7 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
         of = {point.name: point for point in found}
         last, below, lowest = Point('', 0.0, 0.0), 0, 0.0
         for name, point in sorted(of.items(), key=lambda item: item[1].cost):
-            if name == OURS:
+            if name in OURS:
                 style = {'marker': '*', 's': 220, 'color': '#d55e00', 'zorder': 3}
             elif name.endswith('_counts'):
                 style = {'marker': 'o', 's': 30, 'color': '#0072b2', 'zorder': 2}
@@ -76,17 +74,18 @@ def draw(panels: dict[str, list[Point]], path: Path) -> None:
                     [point.cost, more.cost], [point.auc, more.auc], color='0.75', lw=1, zorder=1
                 )
             if not name.endswith('_counts'):
-                is_ours = name == OURS
+                is_ours = name in OURS
                 # Labels of neighbors stand below each other.
                 is_near = point.cost < 1.5 * last.cost and abs(point.auc - last.auc) < 0.002
                 below = below + 1 if is_near else 0
                 lowest = min(lowest, point.auc) if is_near else point.auc
                 last = point
-                place = 0, 9 if is_ours else -11 - 9 * below
+                place = 0, (9 + 9 * below) if is_ours else -11 - 9 * below
                 anchor = point.cost, point.auc if is_ours else lowest
+                title = MODELS[name].title.removeprefix('CountNet, ')
                 axes.annotate(
-                    MODELS[name].title, anchor, xytext=place, textcoords='offset points',
-                    ha='center', fontsize=9 if is_ours else 7,
+                    title, anchor, xytext=place, textcoords='offset points',
+                    ha='left' if name == 'count_net' else 'center', fontsize=9 if is_ours else 7,
                     color='#d55e00' if is_ours else '0.25', weight='bold' if is_ours else 'normal',
                 )  # fmt: skip
         axes.set_xscale('log')
