@@ -28,6 +28,7 @@ def main() -> None:
 @click.option('--users', help='Clusters of users, such as 20, or an attribute, or several: 20,100.')
 @click.option('--items', help='Clusters of items, such as 50, or an attribute: category,50.')
 @click.option('--seed', type=click.IntRange(0), default=0, show_default=True)
+@click.option('--program', is_flag=True, help='Save the model as a program of torch.export, too.')
 @click.option(
     '--set', 'given', multiple=True, metavar='NAME=VALUE',
     help='An argument of the model, such as embedding_dim=8; the value is JSON, or a text.',
@@ -40,6 +41,7 @@ def fit(
     users: str | None,
     items: str | None,
     seed: int,
+    program: bool,
     given: tuple[str, ...],
 ) -> None:
     r"""Fit a model on the LOG that a YAML or JSON file describes, and save all of it."""
@@ -55,7 +57,7 @@ def fit(
         if users is not None and items is not None:
             arguments['groups'] = {'user': _groups(users, model), 'item': _groups(items, model)}
         pipeline = Pipeline(model, max_epochs=epochs, seed=seed, **arguments).fit(log)
-        pipeline.save(out)
+        pipeline.save(out, program)
         _show(pipeline.metrics)
 
 

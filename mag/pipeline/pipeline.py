@@ -391,16 +391,21 @@ class Pipeline:
             **self._recipe.summary(log),
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], program: bool = False) -> None:
         r"""Writes all that :meth:`load` needs: ids as Parquet, tensors as safetensors, the rest as
         JSON with the checksums of all files. The folder is written under a temporary name and
         renamed; a pipeline that was saved there is replaced.
 
         Args:
             folder (str): The folder.
+            program (bool, optional): If set to :obj:`True`, the program of :meth:`export` is
+                written, too, as :obj:`model.pt2`, which takes seconds. It is for others to run:
+                :meth:`load` does not read it, as PyTorch's format has a pickle in it.
+                (default: :obj:`False`)
 
         Raises:
             RuntimeError: If the pipeline has not been fitted.
+            TypeError: If there can be no :obj:`program`, see :meth:`export`.
             ValueError: If something else is there.
         """
         log = self._known()
@@ -416,6 +421,8 @@ class Pipeline:
             write_safetensors(osp.join(partial, 'fitted.safetensors'), fitted)
             weights = self._model.state_dict()
             write_safetensors(osp.join(partial, 'model.safetensors'), weights)
+            if program:
+                self.export(osp.join(partial, 'model.pt2'))
             manifest = {
                 'model': self.model_name,
                 'split': {name: getattr(self.split, name) for name in _OF_SPLIT},
@@ -476,6 +483,8 @@ class Pipeline:
             # It is loaded with the shapes that it was written for.
             warnings.filterwarnings('ignore', category=UserWarning)
             program = torch.export.export(self._model, (example,), dynamic_shapes=(shapes,))
+        # Rows of the log are nobody's business.
+        program.example_inputs = None
         with replacing(path) as temporary:
             torch.export.save(program, temporary)
 

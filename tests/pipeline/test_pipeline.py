@@ -191,9 +191,16 @@ def test_an_exported_program_scores_what_the_pipeline_scores(folder: Path, tmp_p
     if folder.name == 'srjgraph':
         with pytest.raises(TypeError, match='^SRJGraph reads a HeteroData, which .*\\.$'):
             pipeline.export(path)
+        with pytest.raises(TypeError, match='^SRJGraph reads a HeteroData'):
+            pipeline.save(tmp_path / 'shop', program=True)
+        assert list(tmp_path.iterdir()) == []
         return
-    pipeline.export(path)
-    program = torch.export.load(path).module(check_guards=False)
+    pipeline.save(tmp_path / 'shop', program=True)
+    path = tmp_path / 'shop' / 'model.pt2'
+    pipeline = Pipeline.load(tmp_path / 'shop')
+    exported = torch.export.load(path)
+    assert exported.example_inputs is None
+    program = exported.module(check_guards=False)
     request = 'm7', ['m3', 'm12', 'm4', 'never seen'], None, CONTEXT
     scores = program(pipeline.batch(*request)).double().sigmoid()
     torch.testing.assert_close(scores, pipeline.score(*request))
