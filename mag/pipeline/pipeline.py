@@ -289,8 +289,8 @@ class Pipeline:
         Weights stay what they are; users, items and names that are new get those of the unknown.
         Of a query, as many terms are read as the longest of the log that was fitted has.
 
-        A user or item that comes later gets its cluster by what it did up to the update, or the part
-        of the split, that holds its first click, and keeps it.
+        A user or item that comes later gets its cluster by what it did up to the update, or the
+        part of the split, that holds its first click, and keeps it.
 
         The log is held as tensors, and all but counts and macro rows is made anew: the cost is
         linear in the log.
