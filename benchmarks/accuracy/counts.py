@@ -600,6 +600,9 @@ def summary(runs: list[Record]) -> Iterable[str]:
         if others:
             best = max(others, key=others.__getitem__)
             lead, lead_of_one = (difference_to(best, runs, name, auc) for name in OURS)
+            # One seed tells no difference.
+            if not lead:
+                continue
             lines.append(
                 f'of models {what}, {MODELS[best].title} has the highest AUC, {others[best]:.4f}, '
                 f'and that of CountNet is {lead}'
