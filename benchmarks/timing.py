@@ -44,6 +44,14 @@ def processor_seconds_of(act: Callable[[], object]) -> float:
     return process_time() - start
 
 
+def quiet_seconds_of(act: Callable[[], object]) -> float:
+    r"""The processor time of a call if PyTorch has one thread, else the seconds that pass."""
+    # Here, because processes that measure their own memory import this file.
+    import torch
+
+    return processor_seconds_of(act) if torch.get_num_threads() == 1 else seconds_of(act)
+
+
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
     r"""The median of ratios, turn by turn."""
     return median(one / other for one, other in zip(ours, theirs, strict=True))

@@ -31,7 +31,7 @@ from accuracy.count_data import DATASETS, Parts, load_parts, save_parts, without
 from accuracy.counts import MODELS, Model, make_loader, parts_of
 from accuracy.harness import PACKAGES, prepare
 from records import made_here, make_parser, publish, table
-from timing import in_words, median_ratio, processor_seconds_of, seconds_of, take_turns
+from timing import in_words, median_ratio, quiet_seconds_of, seconds_of, take_turns
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch_geometric.data import HeteroData
@@ -131,8 +131,7 @@ class Contestant:
         given = parts_of(model, parts)
         torch.manual_seed(0)
         self.device = args.device
-        on_one_thread = args.device == 'cpu' and torch.get_num_threads() == 1
-        self.seconds_of = processor_seconds_of if on_one_thread else seconds_of
+        self.seconds_of = quiet_seconds_of if args.device == 'cpu' else seconds_of
         self.model: nn.Module = model.build(given['train'], given['val'], parts.temperature)
         if isinstance(self.model, BoostedTrees):
             self.model.fit(given['train'], given['val'], 0, learning_rate=0.1, num_leaves=31)

@@ -13,7 +13,7 @@ several threads it is the time that passes.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,8 +25,7 @@ from timing import (
     bytes_of,
     in_words,
     median_ratio,
-    processor_seconds_of,
-    seconds_of,
+    quiet_seconds_of,
     take_turns,
 )
 from torch import Tensor
@@ -87,12 +86,7 @@ def events_per_second(num_rows: int, batch: int, num_events: int) -> float:
             rows = slice(first, first + batch)
             state.update(log.user[rows], log.item[rows], log.time[rows] + num_rows, clicked[rows])
 
-    return num_events / seconds_taken(update)
-
-
-def seconds_taken(act: Callable[[], object]) -> float:
-    r"""What a call takes."""
-    return processor_seconds_of(act) if torch.get_num_threads() == 1 else seconds_of(act)
+    return num_events / quiet_seconds_of(update)
 
 
 def measure(num_rows: int, args: argparse.Namespace) -> list[str]:
@@ -101,7 +95,9 @@ def measure(num_rows: int, args: argparse.Namespace) -> list[str]:
     ours, theirs = partial(target_counts, keys, log, log), partial(count_by_pandas, keys, log)
     if not torch.equal(ours(), theirs()):
         raise RuntimeError(f'The counts of {num_rows} rows differ from those of pandas.')
-    calls = {name: partial(seconds_taken, of) for name, of in (('mag', ours), ('pandas', theirs))}
+    calls = {
+        name: partial(quiet_seconds_of, of) for name, of in (('mag', ours), ('pandas', theirs))
+    }
     seconds = take_turns(calls, args.repeats)
     return [
         f'{num_rows:,}',
