@@ -15,8 +15,9 @@ _LAST_TIME = 9_200_000_000_000_000_000
 _LARGEST = float(np.finfo(np.float32).max)
 # What is smaller has fewer digits or is 0.
 _SMALLEST_WEIGHT = float(np.finfo(np.float32).smallest_normal)
-_SEARCH = ('search', '1', '1.0', 'true')
-_RECOMMENDATION = ('recommendation', '0', '0.0', 'false')
+#: How a log writes its domains, in lower case.
+SEARCH = ('search', '1', '1.0', 'true')
+RECOMMENDATION = ('recommendation', '0', '0.0', 'false')
 
 
 def rules_of(fields: Mapping[str, Field], kinds: Mapping[str, str]) -> list[Rule]:
@@ -44,10 +45,10 @@ def rules_of(fields: Mapping[str, Field], kinds: Mapping[str, str]) -> list[Rule
         rules.append(Rule('settled', 'settled >= time', 'no time before that of the row, {time}'))
     if 'domain' in fields:
         rules.append(
-            Rule('domain', _in('domain', (*_SEARCH, *_RECOMMENDATION)), 'search or recommendation')
+            Rule('domain', _in('domain', (*SEARCH, *RECOMMENDATION)), 'search or recommendation')
         )
         if 'query' in fields:
-            is_fit = f'query IS NULL OR len(query) = 0 OR {_in("domain", _SEARCH)}'
+            is_fit = f'query IS NULL OR len(query) = 0 OR {_in("domain", SEARCH)}'
             rules.append(Rule('query', is_fit, 'nothing where the domain is {domain}'))
     return rules
 
@@ -62,7 +63,7 @@ def fill_missing(connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Fie
             connection.execute('ALTER TABLE log ADD COLUMN query VARCHAR[]')
         # A search without terms is one, too.
         kind = column_kinds(connection, 'log')['query']
-        is_search = _in('domain', _SEARCH)
+        is_search = _in('domain', SEARCH)
         values['query'] = f'CASE WHEN {is_search} THEN coalesce(query, []::{kind}) END'
     if not values:
         return

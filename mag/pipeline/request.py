@@ -7,13 +7,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mag.checks import check_integers
+from mag.datasets._log_roles import RECOMMENDATION, SEARCH
 from mag.pipeline.raw_log import RawLog
 
 _UNKNOWN = 'unknown'
-_DOMAINS = {
-    'search': 1, '1': 1, '1.0': 1, 'true': 1,
-    'recommendation': 0, '0': 0, '0.0': 0, 'false': 0,
-}  # fmt: skip
+_DOMAINS = dict.fromkeys(RECOMMENDATION, 0) | dict.fromkeys(SEARCH, 1)
 
 
 class Request(NamedTuple):
@@ -99,7 +97,7 @@ def read_request(
     return Request(
         _for_each('user', log.look_up('user', _as_list(user)), number),
         item,
-        torch.full((number,), int(time)),
+        torch.full((number,), time),
         {name: _for_each(name, value, number) for name, value in contexts.items()},
         x,
     )

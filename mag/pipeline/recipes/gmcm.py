@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 from mag.loader import ExposureBatch, ExposureLoader
 from mag.models import GMCM
 from mag.pipeline.raw_log import RawLog
-from mag.pipeline.recipes.recipe import Prepared, Recipe, Served, Split
+from mag.pipeline.recipes.recipe import Loaded, Prepared, Recipe, Served, Split, one_window
 from mag.pipeline.request import Request
 from mag.schema import CLICKS
 from mag.transforms import BehaviorGraph
@@ -19,11 +19,7 @@ class GMCMRecipe(Recipe):
 
     model = GMCM
     reads = ('contexts', 'features', 'outcomes', 'contents')
-    # The features of an exposure are there when it is shown, so users without a past can stay.
-    split = {
-        'train_start': 0.01, 'val_start': 0.8, 'test_start': 0.9, 'num_windows': 1,
-        'keep_cold': True,
-    }  # fmt: skip
+    split = one_window(0.01)
     task = {'learning_rate': 1e-3, 'weight_decay': 1e-6}
     monitor = 'ctcvr_auc'
     predicts = ('click', 'conversion', 'click_and_conversion')
@@ -33,12 +29,12 @@ class GMCMRecipe(Recipe):
         self.graph: BehaviorGraph | None = None
 
     def prepare(self, data: HeteroData, split: Split, progress: bool) -> Prepared:
-        parts = split(data)
         if 'edge_label_conversion' not in data[CLICKS]:
             raise ValueError(
                 'GMCM predicts what is bought after a click, but the log does not tell: name a '
                 "column for 'conversion'."
             )
+        parts = split(data)
         merge = self.arguments.get('merge')
         if merge == 'graph' or (merge is None and 'edge_label_behavior' in data[CLICKS]):
             self.graph = BehaviorGraph().fit(parts[0])
@@ -56,7 +52,8 @@ class GMCMRecipe(Recipe):
         return ExposureLoader(part, **arguments)
 
     def serve(self, log: RawLog) -> Served:
-        return _Features(self._tell(log.part()))
+        part = self._tell(log.part())
+        return _Features(part, self.loader(part, part))
 
     def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return ({}, {}) if self.graph is None else self.graph.fitted_state()
@@ -72,10 +69,6 @@ class GMCMRecipe(Recipe):
         return {'behaviors after the same click': self.graph.count.tolist()}
 
 
-class _Features(Served):
-    def __init__(self, part: HeteroData) -> None:
-        self.source = part
-        self._loader = ExposureLoader(part)
-
+class _Features(Loaded):
     def batch(self, request: Request) -> ExposureBatch:
-        return self._loader.request(request.user, request.item, x=request.x, **request.contexts)
+        return self.loader.request(request.user, request.item, x=request.x, **request.contexts)

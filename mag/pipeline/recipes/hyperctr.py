@@ -8,7 +8,7 @@ from mag.checks import check_integers
 from mag.loader import HistoryBatch, HistoryLoader
 from mag.models import HyperCTR
 from mag.pipeline.raw_log import RawLog
-from mag.pipeline.recipes.recipe import Prepared, Recipe, Served, Split
+from mag.pipeline.recipes.recipe import Loaded, Prepared, Recipe, Served, Split, one_window
 from mag.pipeline.request import Request
 from mag.schema import CLICKS
 from mag.transforms import InterestHypergraph, TimeSlots, UserInterest
@@ -31,10 +31,7 @@ class HyperCTRRecipe(Recipe):
     model = HyperCTR
     reads = ('contents',)
     # Half of what is trained on comes before any label, to learn interests from.
-    split = {
-        'train_start': 0.5, 'val_start': 0.8, 'test_start': 0.9, 'num_windows': 1,
-        'keep_cold': True,
-    }  # fmt: skip
+    split = one_window(0.5)
     task = {'learning_rate': 3e-3, 'weight_decay': 1e-6}
     monitor = 'auc'
     is_in_model = True
@@ -85,10 +82,6 @@ class HyperCTRRecipe(Recipe):
         return {'modalities': list(self.interest.modalities), 'seconds of a slot': self.granularity}
 
 
-class _Histories(Served):
-    def __init__(self, history: HeteroData, loader: HistoryLoader) -> None:
-        self.source = history
-        self._loader = loader
-
+class _Histories(Loaded):
     def batch(self, request: Request) -> HistoryBatch:
-        return self._loader.request(request.user, request.item, request.time)
+        return self.loader.request(request.user, request.item, request.time)

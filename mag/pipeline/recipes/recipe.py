@@ -30,6 +30,13 @@ class Prepared(NamedTuple):
     history: HeteroData
 
 
+def one_window(train_start: float) -> dict[str, Any]:
+    r"""Arguments of TemporalSplit for models that do not roll over windows and read more than the
+    past, so that users without one can stay."""
+    shares = {'train_start': train_start, 'val_start': 0.8, 'test_start': 0.9}
+    return {**shares, 'num_windows': 1, 'keep_cold': True}
+
+
 class Served(ABC):
     r"""What requests read: a log as of its end.
 
@@ -55,6 +62,18 @@ class Served(ABC):
             Whether it could; else it has changed nothing.
         """
         return False
+
+
+class Loaded(Served):
+    r"""What a loader alone tells of a request.
+
+    Args:
+        source: What a model is built from and grows by.
+        loader: The loader.
+    """
+
+    def __init__(self, source: HeteroData, loader: Any) -> None:
+        self.source, self.loader = source, loader
 
 
 class Recipe(ABC):

@@ -6,7 +6,15 @@ from torch_geometric.data import HeteroData
 from mag.loader import PathLoader
 from mag.models import SRJGraph
 from mag.pipeline.raw_log import RawLog
-from mag.pipeline.recipes.recipe import Prepared, Recipe, Served, Split, check_json
+from mag.pipeline.recipes.recipe import (
+    Loaded,
+    Prepared,
+    Recipe,
+    Served,
+    Split,
+    check_json,
+    one_window,
+)
 from mag.pipeline.request import Request
 
 _WIDTHS = {'user': [10, 1, 5], 'item': [1, 10, 1]}
@@ -24,10 +32,7 @@ class SRJGraphRecipe(Recipe):
 
     model = SRJGraph
     reads = ('contexts',)
-    split = {
-        'train_start': 0.3, 'val_start': 0.8, 'test_start': 0.9, 'num_windows': 1,
-        'keep_cold': True,
-    }  # fmt: skip
+    split = one_window(0.3)
     task = {'learning_rate': 5e-3, 'weight_decay': 1e-6}
     monitor = 'auc'
 
@@ -55,10 +60,6 @@ class SRJGraphRecipe(Recipe):
         return _Paths(part, self.loader(part, part))
 
 
-class _Paths(Served):
-    def __init__(self, part: HeteroData, loader: PathLoader) -> None:
-        self.source = part
-        self._loader = loader
-
+class _Paths(Loaded):
     def batch(self, request: Request) -> HeteroData:
-        return self._loader.request(request.user, request.item, request.time, **request.contexts)
+        return self.loader.request(request.user, request.item, request.time, **request.contexts)
