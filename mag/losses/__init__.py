@@ -7,16 +7,23 @@ from mag.losses.conversion_loss import (
     doubly_robust_loss,
     propensity_weights,
 )
+from mag.losses.instance_contrast import gather_rows, instance_contrast
 from mag.losses.interest_loss import interest_loss
 from mag.losses.log_probability import log_complement, logit_of_quotient
+from mag.losses.masked_id_loss import masked_id_loss
+from mag.losses.masked_token_loss import masked_token_loss
 
 __all__ = [
     'behavior_loss',
     'click_and_conversion_loss',
     'conversion_loss',
     'doubly_robust_loss',
+    'gather_rows',
+    'instance_contrast',
     'interest_loss',
     'log_complement',
     'logit_of_quotient',
+    'masked_id_loss',
+    'masked_token_loss',
     'propensity_weights',
 ]

@@ -4,6 +4,8 @@ from mag.nn.behavior_graph_conv import BehaviorGraphConv
 from mag.nn.behavior_merge import BehaviorMerge
 from mag.nn.count_encoder import CountEncoder
 from mag.nn.cross_net import CrossNet
+from mag.nn.cross_net_mix import CrossNetMix
+from mag.nn.deep_cross import DeepCross
 from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
 from mag.nn.hash_embedding import HashEmbedding
@@ -13,6 +15,7 @@ from mag.nn.intention_conv import IntentionConv
 from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.projection_head import ProjectionHead
 from mag.nn.query_embedding import QueryEmbedding
 from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
 from mag.nn.tensor_fusion import TensorFusion
@@ -22,6 +25,8 @@ __all__ = [
     'BehaviorMerge',
     'CountEncoder',
     'CrossNet',
+    'CrossNetMix',
+    'DeepCross',
     'Dice',
     'DomainHeads',
     'HashEmbedding',
@@ -31,6 +36,7 @@ __all__ = [
     'InterestScore',
     'MLP',
     'MacroConv',
+    'ProjectionHead',
     'QueryEmbedding',
     'SlotHypergraphConv',
     'TensorFusion',
