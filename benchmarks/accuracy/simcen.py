@@ -70,10 +70,10 @@ MODELS = {
     'dcn_v2': baseline('dcn_v2', counts=False),
     'final_mlp': Model('FinalMLP', 'models', final_mlp, counts=False, is_joined=True, effort=6.0),
     'simcen': variant('SimCEN', 'models'),
-    'simcen_mlp': variant('SimCEN + MLP', 'models', mlp=True),
-    'simcen_dual': variant('dual SimCEN', 'models', dual=True),
-    'no_contrast': variant('w/o contrast', 'parts', contrast_weight=0.0),
-    'standard': variant('contrast of the views alone (InfoNCE)', 'parts', contrast='standard'),
+    'simcen_mlp': variant('SimCEN + MLP', 'models', mlp_channels=(800, 400)),
+    'simcen_dual': variant('dual SimCEN', 'models', second_channels=(960, 480)),
+    'no_contrast': variant('w/o contrast', 'parts', alpha=0.0),
+    'standard': variant('contrast of the views alone (InfoNCE)', 'parts', contrast_form='standard'),
     'no_views': variant('w/o views', 'parts', views=False),
 }
 
