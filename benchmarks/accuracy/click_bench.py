@@ -243,12 +243,62 @@ def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
     return {name: with_counts(part, counts[name], model.columns) for name, part in found.items()}
 
 
+def fit_task(
+    task: ClickTask,
+    job: Job,
+    train: RowLoader,
+    val: RowLoader,
+    args: argparse.Namespace,
+    directory: Path | None = None,
+) -> int:
+    r"""Trains a task to its best weights, and returns how many steps that took.
+
+    Args:
+        task: What is trained.
+        job: With which seed.
+        train: The rows to train on.
+        val: Those to validate on.
+        args: Those of the command.
+        directory: Where the run is kept, if it is to be read again.
+    """
+    steps = Steps()
+    fit(
+        task,
+        train,
+        val,
+        directory=directory,
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=job.seed,
+        validate_every=min(len(train), max(20, len(train) // 6)),
+        monitor='logloss',
+        progress=False,
+        callbacks=[steps],
+        accelerator=args.accelerator,
+    )
+    return steps.count
+
+
+def train_clicks(
+    built: nn.Module,
+    model: Model,
+    job: Job,
+    train: RowLoader,
+    val: RowLoader,
+    args: argparse.Namespace,
+) -> tuple[ClickTask, int]:
+    r"""The task of a model with its best weights, and how many steps it took."""
+    task = ClickTask(built, **job.setting, average=model.average)
+    return task, fit_task(task, job, train, val, args)
+
+
 def run_on(
     parts: Parts,
     model: Model,
     job: Job,
     args: argparse.Namespace,
     score: Callable[[Any, RowLoader], Record] = evaluate,
+    trainer: Callable[..., tuple[ClickTask, int]] = train_clicks,
 ) -> Record:
     r"""Trains one model on some parts, and scores it on test only if that is the purpose.
 
@@ -258,6 +308,7 @@ def run_on(
         job: With which seed and setting, and to what purpose.
         args: Those of the command.
         score: What a record holds of the test part, from what was trained and its loader.
+        trainer: Trains it, as :func:`train_clicks` does.
     """
     given = parts_of(model, parts)
     train = make_loader(model, given['train'], args.batch_size, parts.log, job.seed)
@@ -274,7 +325,7 @@ def run_on(
         rate, num_leaves = job.setting['learning_rate'], int(job.setting['num_leaves'])
         built.fit(given['train'], given['val'], job.seed, rate, num_leaves)
     else:
-        trained, num_steps = fit_task(built, model, job, train, others['val'], args)
+        trained, num_steps = trainer(built, model, job, train, others['val'], args)
     seconds = time.perf_counter() - start
     record = {
         **job._asdict(),
@@ -291,33 +342,6 @@ def run_on(
         if parts.optimum is not None:
             record['optimum'] = dict(zip(('auc', 'logloss'), parts.optimum, strict=True))
     return record
-
-
-def fit_task(
-    built: nn.Module,
-    model: Model,
-    job: Job,
-    train: RowLoader,
-    val: RowLoader,
-    args: argparse.Namespace,
-) -> tuple[ClickTask, int]:
-    r"""The task with its best weights, and how many steps it took."""
-    task = ClickTask(built, **job.setting, average=model.average)
-    steps = Steps()
-    fit(
-        task,
-        train,
-        val,
-        max_epochs=args.max_epochs,
-        patience=args.patience,
-        seed=job.seed,
-        validate_every=min(len(train), max(20, len(train) // 6)),
-        monitor='logloss',
-        progress=False,
-        callbacks=[steps],
-        accelerator=args.accelerator,
-    )
-    return task, steps.count
 
 
 def stop_of(args: argparse.Namespace) -> Record:
