@@ -4,6 +4,7 @@ from mag.models.count_net import CountNet
 from mag.models.gmcm import GMCM
 from mag.models.hyperctr import HyperCTR
 from mag.models.macgnn import MacGNN
+from mag.models.simcen import SimCEN
 from mag.models.srjgraph import SRJGraph
 
-__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']
+__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'SimCEN']
