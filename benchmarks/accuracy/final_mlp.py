@@ -45,9 +45,11 @@ class FinalMLP(nn.Module):
         self.apply(_reset)
 
     def forward(self, batch: Batch) -> Tensor:
-        selected = self.select(None, self.fields(batch.features))
-        pairs = zip(self.streams, selected, strict=True)
-        return self.merge(*(stream(x) for stream, x in pairs)).squeeze(-1)
+        x = self.fields(batch.features)
+        # The gates are the same for all rows, for each of which the library would compute them.
+        gates = self.select(None, x.new_ones(1, x.size(1)))
+        pairs = zip(self.streams, gates, strict=True)
+        return self.merge(*(stream(x * gate) for stream, gate in pairs)).squeeze(-1)
 
 
 def _reset(module: nn.Module) -> None:
