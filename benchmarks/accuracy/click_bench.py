@@ -494,12 +494,13 @@ def add_plan_commands(
     models: Iterable[str],
     run: Callable[[argparse.Namespace], None],
     render: Callable[[list[Record]], Iterable[str]],
+    protocols: Sequence[str] = ('rolling', 'window'),
 ) -> None:
     r"""Gives a parser the commands `run` and `table`, see
     :func:`~accuracy.harness.add_commands`, with what a plan needs to know."""
     runner = add_commands(parser, datasets, models, run, render, **DEFAULTS)
     runner.add_argument(
-        '--protocol', nargs='+', choices=list(PROTOCOLS), default=list(PROTOCOLS),
+        '--protocol', nargs='+', choices=protocols, default=list(protocols),
         help='how training labels are chosen; trivago and the market roll',
     )  # fmt: skip
     runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')

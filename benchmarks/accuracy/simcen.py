@@ -6,7 +6,7 @@ seed 0, for each model of a log among the same settings; the variants of SimCEN 
 else is as in accuracy.counts.
 
     python benchmarks accuracy.simcen run --dataset movielens-100k --root data/movielens-100k \
-        --protocol rolling --out benchmarks/accuracy/results/simcen-movielens-100k.json
+        --out benchmarks/accuracy/results/simcen-movielens-100k.json
     python benchmarks accuracy.simcen table benchmarks/accuracy/results/simcen-*.json \
         --findings benchmarks/accuracy/results/simcen-findings.md \
         > benchmarks/accuracy/simcen.md
@@ -110,6 +110,6 @@ def render(records: list[Record]) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.simcen', __doc__)
-    add_plan_commands(parser, DATASETS, MODELS, run, render)
+    add_plan_commands(parser, DATASETS, MODELS, run, render, ('rolling',))
     args = parser.parse_args(arguments)
     args.act(args)
