@@ -7,6 +7,7 @@ from mag.losses.conversion_loss import (
     doubly_robust_loss,
     propensity_weights,
 )
+from mag.losses.distillation_loss import distillation_loss
 from mag.losses.interest_loss import interest_loss
 from mag.losses.log_probability import log_complement, logit_of_quotient
 
@@ -14,6 +15,7 @@ __all__ = [
     'behavior_loss',
     'click_and_conversion_loss',
     'conversion_loss',
+    'distillation_loss',
     'doubly_robust_loss',
     'interest_loss',
     'log_complement',
