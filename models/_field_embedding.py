@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,16 +16,22 @@ class FieldEmbedding(torch.nn.Embedding):
     for none, :obj:`-1`; columns of one name share their rows.
 
     Args:
+        caller (str): The model, for messages.
         num_values (Mapping[str, int]): The number of values of each field, by its name.
         fields (Sequence[str]): The name of each column of :obj:`ExposureBatch.sparse`.
         embedding_dim (int): Size :math:`d` of an embedding.
-        ids (bool): Whether users and items have one of their own.
-        id_dropout (float): The share of users and of items that are taken for unknown in a step of
-            training.
-        id_strength (float): The :math:`s` of :math:`n / (n + s)`, by which the embeddings of users
-            and of items with :math:`n` exposures are scaled; 0 leaves them as they are.
-        id_counts (Mapping[str, int]): The place of the counts of users, of items or of both, whose
-            embeddings are scaled; read if :obj:`id_strength` is positive.
+        std (float, optional): The standard deviation that embeddings start with.
+            (default: :obj:`0.001`)
+        ids (bool, optional): Whether users and items have one of their own.
+            (default: :obj:`True`)
+        id_dropout (float, optional): The share of users and of items that are taken for unknown in
+            a step of training. (default: :obj:`0.0`)
+        id_strength (float, optional): The :math:`s` of :math:`n / (n + s)`, by which the embeddings
+            of users and of items with :math:`n` exposures are scaled; 0 leaves them as they are.
+            (default: :obj:`0.0`)
+        id_counts (Mapping[str, int], optional): The place of the counts of users, of items or of
+            both, whose embeddings are scaled; read if :obj:`id_strength` is positive.
+            (default: :obj:`{}`)
     """
 
     offset: Tensor
@@ -34,18 +41,24 @@ class FieldEmbedding(torch.nn.Embedding):
 
     def __init__(
         self,
+        caller: str,
         num_values: Mapping[str, int],
         fields: Sequence[str],
         embedding_dim: int,
-        ids: bool,
-        id_dropout: float,
-        id_strength: float,
-        id_counts: Mapping[str, int],
+        *,
+        std: float = 0.001,
+        ids: bool = True,
+        id_dropout: float = 0.0,
+        id_strength: float = 0.0,
+        id_counts: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         columns = [place for place, name in enumerate(fields) if ids or name not in _IDS]
         names = [fields[place] for place in columns]
         starts, size = _places(names, num_values)
+        # Read by the superclass, which draws the first weights.
+        self.std = std
         super().__init__(max(size, 1), embedding_dim)
+        self.caller = caller
         self.columns, self.names, self.starts = columns, names, starts
         self.num_fields = len(fields)
         self.num_values = {name: num_values[name] for name in starts}
@@ -62,7 +75,7 @@ class FieldEmbedding(torch.nn.Embedding):
 
     def reset_parameters(self) -> None:
         # Near 0, so that a value says something only once it was seen often enough to move it.
-        torch.nn.init.normal_(self.weight, std=0.001)
+        torch.nn.init.normal_(self.weight, std=self.std)
 
     def known(self, sparse: Tensor) -> Tensor:
         r"""From the ids of all fields, those of the columns that are read, counted from 1, and 0
@@ -76,10 +89,11 @@ class FieldEmbedding(torch.nn.Embedding):
             TypeError: If they are no integers.
             ValueError: If the shape is another.
         """
-        check_tensor('CountNet', 'batch.sparse', sparse, ('B', self.num_fields), 'integers')
+        check_tensor(self.caller, 'batch.sparse', sparse, ('B', self.num_fields), 'integers')
         for column, name in zip(self.columns, self.names):
             of_field = sparse[:, column]
-            check_ids('CountNet', f"values of '{name}'", of_field, self.num_values[name], first=-1)
+            what = f"values of '{name}'"
+            check_ids(self.caller, what, of_field, self.num_values[name], first=-1)
         known = sparse[:, self.columns]
         if self.training and self.id_dropout > 0:
             known = drop_ids(known, self.id_dropout, self.is_id)
@@ -129,6 +143,24 @@ def _places(names: Sequence[str], num_values: Mapping[str, int]) -> tuple[dict[s
         starts[name] = size
         size += num_values[name] + 1
     return starts, size
+
+
+def check_fields(num_values: Any, fields: Any) -> None:
+    r"""Raises unless the fields are a sequence of names, and each has a number of values."""
+    if not isinstance(num_values, Mapping):
+        raise TypeError(
+            f"'num_values' must be a dictionary such as {{'user': 5}}, but got {num_values!r}."
+        )
+    if not isinstance(fields, Sequence) or isinstance(fields, str):
+        raise TypeError(
+            f"'fields' must be a sequence of names such as ('user', 'item'), but got {fields!r}."
+        )
+    missing = [name for name in fields if name not in num_values]
+    if missing:
+        raise ValueError(
+            f"'num_values' must tell how many values each field has, but lacks {missing}."
+        )
+    check_integers(1, **{f'num_values[{name!r}]': num for name, num in num_values.items()})
 
 
 def check_id_counts(ids: bool, id_counts: Any, num_counts: int) -> None:

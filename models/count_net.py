@@ -14,8 +14,9 @@ from mag.checks import (
     check_sizes,
 )
 from mag.lineage import remember_ids
-from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch, PairBatch
-from mag.models._field_embedding import FieldEmbedding, check_id_counts
+from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch
+from mag.models._batch import exposure_batch
+from mag.models._field_embedding import FieldEmbedding, check_fields, check_id_counts
 from mag.models._growth import check_grown
 from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
@@ -92,6 +93,9 @@ class CountNet(torch.nn.Module):
             macro items, :obj:`"item"`, if :obj:`rows` are read. (default: :obj:`None`)
         num_hops (int, optional): Hops of macro rows to read. (default: :obj:`2`)
 
+    Attributes:
+        out_channels (int): How many features the head reads, see :meth:`features`.
+
     Raises:
         TypeError: If an argument has another type.
         ValueError: If a number is out of range, a field has no number of values, an option lacks
@@ -118,21 +122,7 @@ class CountNet(torch.nn.Module):
         num_hops: int = 2,
     ) -> None:
         super().__init__()
-        if not isinstance(num_values, Mapping):
-            raise TypeError(
-                f"'num_values' must be a dictionary such as {{'user': 5}}, but got {num_values!r}."
-            )
-        if not isinstance(fields, Sequence) or isinstance(fields, str):
-            raise TypeError(
-                f"'fields' must be a sequence of names such as ('user', 'item'), but got "
-                f'{fields!r}.'
-            )
-        missing = [name for name in fields if name not in num_values]
-        if missing:
-            raise ValueError(
-                f"'num_values' must tell how many values each field has, but lacks {missing}."
-            )
-        check_integers(1, **{f'num_values[{name!r}]': num for name, num in num_values.items()})
+        check_fields(num_values, fields)
         check_integers(1, embedding_dim=embedding_dim)
         check_sizes(hidden_channels=hidden_channels)
         check_booleans(ids=ids)
@@ -164,7 +154,14 @@ class CountNet(torch.nn.Module):
         # Nothing says by which counts.
         self.id_strength = id_strength if id_counts is not None else 0.0
         self.embedding = FieldEmbedding(
-            num_values, fields, embedding_dim, ids, id_dropout, self.id_strength, id_counts or {}
+            'CountNet',
+            num_values,
+            fields,
+            embedding_dim,
+            ids=ids,
+            id_dropout=id_dropout,
+            id_strength=self.id_strength,
+            id_counts=id_counts or {},
         )
         if not (self.embedding.columns or count_prior):
             raise ValueError(
@@ -182,6 +179,7 @@ class CountNet(torch.nn.Module):
                 embedding_dim, num_nodes, macro, num_hops, rows, recent, separate_tables
             )
             channels += self.readout.out_channels
+        self.out_channels = channels
         self.cross = CrossNet(channels, num_crosses) if num_crosses > 0 else None
         self.head = MLP([channels, *hidden_channels, 1])
         self.reset_parameters()
@@ -276,46 +274,38 @@ class CountNet(torch.nn.Module):
             TypeError: If the batch is of another kind.
             ValueError: If the batch lacks something that is read, or has other columns.
         """
-        batch, pairs = _parts(batch)
-        if self.encoder is not None and batch.counts is None:
+        return self.head(self.features(batch)).squeeze(-1)
+
+    def features(self, batch: ExposureBatch | JoinedBatch) -> Tensor:
+        r"""What the head reads, shape :obj:`[B, out_channels]`: the embeddings of the fields, what
+        the counts say, and what of macro rows and recent lists is read, after the crosses.
+
+        Args:
+            batch (ExposureBatch or JoinedBatch): Exposures; for the errors see :meth:`forward`.
+        """
+        of_rows = exposure_batch('CountNet', batch)
+        if self.encoder is not None and of_rows.counts is None:
             raise ValueError(
                 'CountNet reads counts at the target, but batch.counts is None: apply '
                 'TargetCounts, or build it with counts=False.'
             )
-        ids = self.embedding.known(batch.sparse)
-        features = [self.embedding(ids, batch.counts).flatten(1)]
+        ids = self.embedding.known(of_rows.sparse)
+        features = [self.embedding(ids, of_rows.counts).flatten(1)]
         if self.encoder is not None:
-            features.append(self.encoder(batch.counts))
+            features.append(self.encoder(of_rows.counts))
         if self.readout is not None:
-            if pairs is None:
+            if not isinstance(batch, JoinedBatch) or batch.pairs is None:
                 raise ValueError(
                     'CountNet reads macro rows or recent neighbors, but the batch has none: load '
                     'JoinedLoader([ExposureLoader(part), PairLoader(part)]).'
                 )
             columns = {name: ids[:, self.fields.index(name)] for name in ('user', 'item')}
-            features += self.readout(pairs, columns, self.embedding.of)
+            features += self.readout(batch.pairs, columns, self.embedding.of)
         x = torch.cat(features, dim=1)
-        return self.head(x if self.cross is None else self.cross(x)).squeeze(-1)
+        return x if self.cross is None else self.cross(x)
 
     def extra_repr(self) -> str:
         return (
             f'fields={list(self.fields)}, ids={self.ids}, id_dropout={self.id_dropout}, '
             f'id_strength={self.id_strength}'
         )
-
-
-def _parts(batch: Any) -> tuple[ExposureBatch, PairBatch | None]:
-    r"""The features and the macro rows of a batch."""
-    pairs = None
-    if isinstance(batch, JoinedBatch):
-        batch, pairs = batch.features, batch.pairs
-        if batch is None:
-            raise ValueError(
-                'CountNet reads the features of exposures, but batch.features is None: join '
-                'ExposureLoader(part) with the other loaders.'
-            )
-    if not isinstance(batch, ExposureBatch):
-        raise TypeError(
-            f'CountNet expects an ExposureBatch or a JoinedBatch, but got {type(batch).__name__}.'
-        )
-    return batch, pairs

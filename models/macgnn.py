@@ -7,7 +7,8 @@ from torch_geometric.data import HeteroData
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_sizes
 from mag.lineage import remember_ids
-from mag.loader import PairBatch
+from mag.loader import JoinedBatch, PairBatch
+from mag.models._batch import pair_batch
 from mag.models._growth import check_grown
 from mag.models._macro_readout import require_macro
 from mag.nn import MLP, IdEmbedding, MacroConv
@@ -132,8 +133,8 @@ class MacGNN(torch.nn.Module):
             self.user_conv.requires_grad_(False)
 
         num_aggregations = num_hops * (2 if item_graph else 1) + (2 if recent else 0)
-        in_channels = 2 * embedding_dim * (1 + num_aggregations)
-        self.head = MLP([in_channels, *hidden_channels, 1], form)
+        self.out_channels = 2 * embedding_dim * (1 + num_aggregations)
+        self.head = MLP([self.out_channels, *hidden_channels, 1], form)
         self.reset_parameters()
 
     @classmethod
@@ -211,28 +212,32 @@ class MacGNN(torch.nn.Module):
             table.num_embeddings = number
         remember_ids(self, data)
 
-    def forward(self, batch: PairBatch) -> Tensor:
+    def forward(self, batch: PairBatch | JoinedBatch) -> Tensor:
         r"""
         Args:
-            batch (PairBatch): Pairs with their macro rows, see :class:`~mag.loader.PairBatch`.
+            batch (PairBatch or JoinedBatch): Pairs with their macro rows, see
+                :class:`~mag.loader.PairBatch`.
 
         Returns:
             The logit of each click, shape :obj:`[B]`.
 
         Raises:
             IndexError: If a user, an item or a recent neighbor does not exist.
+            TypeError: If the batch is of another kind.
             ValueError: If the batch has fewer hops than the model reads, or no recent neighbors.
         """
         return self.head(self.features(batch)).squeeze(-1)
 
-    def features(self, batch: PairBatch) -> Tensor:
+    def features(self, batch: PairBatch | JoinedBatch) -> Tensor:
         r"""What the head reads, shape :obj:`[B, 14 d]` with two hops and everything on, in the
         order :math:`[\mathbf{e}_u, \mathbf{z}_u^{(1)}, \ldots, \mathbf{z}_u^{rs}, \mathbf{e}_i,
         \mathbf{z}_i^{(1)}, \ldots, \mathbf{z}_i^{rs}]`.
 
         Args:
-            batch (PairBatch): Pairs with their macro rows; for the errors see :meth:`forward`.
+            batch (PairBatch or JoinedBatch): Pairs with their macro rows; for the errors see
+                :meth:`forward`.
         """
+        batch = pair_batch('MacGNN', batch)
         own = {'user': batch.user, 'item': batch.item}
         kept = {
             'user': self.user_embedding.drop(batch.user),

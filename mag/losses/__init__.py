@@ -9,6 +9,7 @@ from mag.losses.conversion_loss import (
 )
 from mag.losses.interest_loss import interest_loss
 from mag.losses.log_probability import log_complement, logit_of_quotient
+from mag.losses.view_contrast import view_contrast
 
 __all__ = [
     'behavior_loss',
@@ -19,4 +20,5 @@ __all__ = [
     'log_complement',
     'logit_of_quotient',
     'propensity_weights',
+    'view_contrast',
 ]

@@ -2,10 +2,12 @@ r"""Layers, each in the idiom of :mod:`torch_geometric.nn`."""
 
 from mag.nn.behavior_graph_conv import BehaviorGraphConv
 from mag.nn.behavior_merge import BehaviorMerge
+from mag.nn.contrastive_product import ContrastiveProduct
 from mag.nn.count_encoder import CountEncoder
 from mag.nn.cross_net import CrossNet
 from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
+from mag.nn.gated_streams import GatedStreams
 from mag.nn.hash_embedding import HashEmbedding
 from mag.nn.hypergraph_conv import HypergraphConv
 from mag.nn.id_embedding import IdEmbedding
@@ -20,10 +22,12 @@ from mag.nn.tensor_fusion import TensorFusion
 __all__ = [
     'BehaviorGraphConv',
     'BehaviorMerge',
+    'ContrastiveProduct',
     'CountEncoder',
     'CrossNet',
     'Dice',
     'DomainHeads',
+    'GatedStreams',
     'HashEmbedding',
     'HypergraphConv',
     'IdEmbedding',
