@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
 from mag.click_index import ClickIndex
+from mag.compression import QuantizedEmbedding, compress_tables, decode_counts, encode_counts
 from mag.datasets import (
     ClickDataset,
     EventLog,
@@ -1026,6 +1027,52 @@ CASES: dict[str, Case] = {
     'behaviors later': (
         lambda p: later_part(BehaviorGraph()), ValueError, 'fitted as of time.*own future'
     ),
+    # Compression
+    'quantized size': (lambda p: QuantizedEmbedding(0, 4, 2), ValueError, 'at least 1, but got 0'),
+    'quantized codes': (lambda p: QuantizedEmbedding(9, 10, 4), ValueError, '10, but got 4'),
+    'quantized bits': (lambda p: QuantizedEmbedding(9, 4, 2, 6), ValueError, '4, 8, but got 6'),
+    'quantized rows': (
+        lambda p: QuantizedEmbedding.from_weight(torch.rand(9, 4), 2), ValueError, '256.*got 9 rows'
+    ),
+    'quantized nan': (
+        lambda p: QuantizedEmbedding.from_weight(torch.full((16, 2), float('nan')), 2, 4),
+        ValueError,
+        'such as nan in row 0',
+    ),
+    'quantized list': (
+        lambda p: QuantizedEmbedding.from_weight([[1.0]], 1), TypeError, r'shape \[N, d\].*got list'  # type: ignore[arg-type]
+    ),
+    'quantized seed': (
+        lambda p: QuantizedEmbedding.from_weight(torch.rand(16, 4), 2, 4, seed=-1),
+        ValueError,
+        "'seed' must be at least 0, but got -1",
+    ),
+    'quantized ids': (
+        lambda p: QuantizedEmbedding(9, 4, 2)(torch.tensor([9])), IndexError, 'from 0 to 8'
+    ),
+    'quantized float ids': (
+        lambda p: QuantizedEmbedding(9, 4, 2)(torch.rand(3)), TypeError, 'integers, but got'
+    ),
+    'compress type': (lambda p: compress_tables([], 2), TypeError, 'got list'),  # type: ignore[arg-type]
+    'compress nothing': (
+        lambda p: compress_tables(torch.nn.Linear(2, 2), 2), ValueError, 'no table in Linear'
+    ),
+    'compress codes': (
+        lambda p: compress_tables(torch.nn.Sequential(torch.nn.Embedding(99, 10)), 4, 4),
+        ValueError,
+        "'num_codes' must divide",
+    ),
+    'encode counts': (
+        lambda p: encode_counts(torch.tensor([0, -1])), ValueError, '0 to 16777216.*-1 in row 1'
+    ),
+    'encode nan': (
+        lambda p: encode_counts(torch.tensor([float('nan')])), ValueError, 'nan in row 0'
+    ),
+    'encode large': (
+        lambda p: encode_counts(torch.tensor([2**25])), ValueError, 'such as 33554432 in row 0'
+    ),
+    'encode list': (lambda p: encode_counts([1]), TypeError, 'got list'),  # type: ignore[arg-type]
+    'decode counts': (lambda p: decode_counts(torch.ones(2)), TypeError, 'uint8'),
     # Grouping
     'grouping spherical': (
         lambda p: Grouping(2, spherical='x'), TypeError, "'spherical' must be True or False.*'x'"  # type: ignore[arg-type]
