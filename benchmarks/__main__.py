@@ -18,6 +18,7 @@ NAMES = (
     'accuracy.macro_nodes',
     'accuracy.neighbors',
     'accuracy.search',
+    'accuracy.simcen',
     'accuracy.videos',
     'speed.checksums',
     'speed.click_models',

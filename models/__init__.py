@@ -5,5 +5,6 @@ from mag.models.gmcm import GMCM
 from mag.models.hyperctr import HyperCTR
 from mag.models.macgnn import MacGNN
 from mag.models.srjgraph import SRJGraph
+from mag.models.stack import Stack
 
-__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']
+__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'Stack']

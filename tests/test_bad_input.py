@@ -37,7 +37,7 @@ from mag.loader import (
     PathLoader,
     PathSampler,
 )
-from mag.logits import as_logits
+from mag.logits import Logits, as_logits
 from mag.losses import propensity_weights
 from mag.macro_graph import (
     MacroClusters,
@@ -57,7 +57,7 @@ from mag.metrics import (
     popularity_audit,
     relative_improvement,
 )
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
 from mag.nn import (
     MLP,
     BehaviorGraphConv,
@@ -195,6 +195,24 @@ def encode(*shape: int) -> torch.Tensor:
 def count_net(**arguments: object) -> CountNet:
     given = {'num_values': {'user': 5, 'item': 6}, 'fields': ['user', 'item'], 'count_prior': [-1]}
     return CountNet(**{**given, 'count_rate': 0.5, **arguments})  # type: ignore[arg-type]
+
+
+def stack(**arguments: object) -> Stack:
+    branches = {'macgnn': MacGNN(5, 6, 2, 3), 'counts': count_net()}
+    return Stack(**{'branches': branches, **arguments})  # type: ignore[arg-type]
+
+
+def stack_of(**sizes: int) -> Stack:
+    r"""One table of embeddings of several sizes."""
+    branches = {name: count_net(embedding_dim=size) for name, size in sizes.items()}
+    return Stack(branches, share_embeddings=True)
+
+
+def stack_of_logs() -> Stack:
+    branches = {name: count_net() for name in ('ours', 'theirs')}
+    for name, branch in branches.items():
+        branch.id_maps = {'user': name}  # type: ignore[assignment]
+    return Stack(branches)
 
 
 def score(places: torch.Tensor | None = None, add: int = 0, **arguments: object) -> torch.Tensor:
@@ -2038,6 +2056,78 @@ CASES: dict[str, Case] = {
         lambda p: score(add=1, ids=False), IndexError, "'item_category' .* to 3.* from -1 to 2"
     ),
     'count net recent': (lambda p: score_recent(6), IndexError, 'recent items .* to 6.* -1 to 5'),
+    # Stack
+    'stack list': (
+        lambda p: stack(branches=[1]), TypeError, "'branches' must be a dictionary .*but got list"
+    ),
+    'stack empty': (
+        lambda p: stack(branches={}), ValueError, r"at least one branch, but got \{\} and without"
+    ),
+    'stack number': (
+        lambda p: stack(branches={1: count_net()}), ValueError, "words such as 'macgnn'.* got 1"
+    ),
+    'stack point': (lambda p: stack_of(**{'a.b': 4}), ValueError, "must be words .* got 'a.b'"),
+    'stack method': (lambda p: stack_of(items=4), ValueError, "must be words .* got 'items'"),
+    'stack prediction': (lambda p: stack_of(click=4), ValueError, "must be words .* got 'click'"),
+    'stack model': (
+        lambda p: stack(branches={'a': torch.nn.Linear(2, 1)}),
+        TypeError,
+        "out_channels, such as MacGNN and CountNet, but 'a' is a Linear",
+    ),
+    'stack sizes': (
+        lambda p: stack(hidden_channels=3), TypeError, "'hidden_channels' .* sizes .* got 3"
+    ),
+    'stack auxiliary': (lambda p: stack(auxiliary=-1.0), ValueError, "'auxiliary' .* got -1.0"),
+    'stack contrast': (
+        lambda p: stack(contrast=0.1), TypeError, "'contrast' must be a dictionary .* got 0.1"
+    ),
+    'stack contrast name': (
+        lambda p: stack(contrast={'flip': 0.1}),
+        ValueError,
+        r"'contrast' names \['flip'\], but the branches are \['macgnn', 'counts'\]",
+    ),
+    'stack contrast number': (
+        lambda p: stack(contrast={'counts': -1}), ValueError, r"contrast\['counts'\].* got -1"
+    ),
+    'stack no contrast': (
+        lambda p: stack(contrast={'counts': 0.1}),
+        ValueError,
+        r"contrast\(features\) of a branch, but 'counts', a CountNet, has none",
+    ),
+    'stack without word': (
+        lambda p: stack(without='counts'), TypeError, r"such as \('flip',\), but got 'counts'"
+    ),
+    'stack without name': (
+        lambda p: stack(without=['flip']), ValueError, r"'without' names \['flip'\], .*'counts'\]"
+    ),
+    'stack without all': (
+        lambda p: stack(without=['counts', 'macgnn']),
+        ValueError,
+        r"at least one branch, but got \{macgnn, counts\} and without=\['counts', 'macgnn'\]",
+    ),
+    'stack share': (
+        lambda p: stack(share_embeddings='yes'), TypeError, "'share_embeddings' .* got 'yes'"
+    ),
+    'stack share macgnn': (
+        lambda p: stack(share_embeddings=True),
+        ValueError,
+        "one table of all fields each, as CountNet has it, but 'macgnn', a MacGNN, has 0 of that",
+    ),
+    'stack share sizes': (
+        lambda p: stack_of(a=4, b=8),
+        ValueError,
+        "'a' embeds {'user': 5, 'item': 6} by 4 numbers each, and 'b' .* by 8 numbers each",
+    ),
+    'stack logs': (
+        lambda p: stack_of_logs(),
+        ValueError,
+        "branches before 'theirs' were built for the users of .* ours, but the branch 'theirs' has",
+    ),
+    'stack labels': (
+        lambda p: stack().loss(Logits(torch.ones(20)), loader().request(0, torch.tensor([1]))),
+        ValueError,
+        'Stack learns from batches with labels, but batch.label is None',
+    ),
     # Metrics
     'gauc weighting': (lambda p: GroupAUROC('clicks'), ValueError, "'impressions'.*'clicks'"),
     'gauc shapes': (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureLoader, HistoryLoader, JoinedLoader, PairLoader, PathLoader
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
 from mag.nn import (
     BehaviorGraphConv,
     HashEmbedding,
@@ -148,6 +148,27 @@ def test_count_net(log: HeteroData, arguments: dict[str, Any]) -> None:
         # Embeddings near 0 would have most gradients vanish.
         torch.nn.init.normal_(model.embedding.weight)
         return click_learner(model, batch, batch.label)
+
+    assert_repeatable(lambda: train(make))
+
+
+@pytest.mark.parametrize('share_embeddings', [False, True])
+def test_stack(log: HeteroData, share_embeddings: bool) -> None:
+    part = TemporalSplit(0.3, 0.8, 0.9, num_windows=3)(log)[0]
+    part = TargetCounts()(MacroCoarsen({'user': 8, 'item': 'category'})(RecentNeighbors(20)(part)))
+    loader = JoinedLoader([ExposureLoader(part), PairLoader(part)], 2048, shuffle=True)
+    batch = next(iter(loader))
+
+    def make() -> Learner:
+        branches = {
+            'counts': CountNet.from_data(part),
+            'rows': CountNet.from_data(part, rows='twin'),
+        }
+        other = {} if share_embeddings else {'macgnn': MacGNN.from_data(part)}
+        stack = Stack({**branches, **other}, share_embeddings=share_embeddings)
+        for branch in branches.values():
+            torch.nn.init.normal_(branch.embedding.weight)
+        return lambda: stack.loss(stack(batch), batch), stack
 
     assert_repeatable(lambda: train(make))
 

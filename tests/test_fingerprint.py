@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.fingerprint import check_same_config, describe_loader, describe_task
-from mag.models import CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.models import CountNet, HyperCTR, MacGNN, SRJGraph, Stack
 
 
 def test_config_names_each_difference() -> None:
@@ -292,6 +292,18 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
                 'num_crosses': 1,
                 'num_hops': 1,
                 'id_dropout': 0.1,
+            },
+        ),
+        (
+            lambda **changes: Stack(
+                {name: CountNet({'user': 5}, ('user',), [-1], 0.5) for name in ('one', 'other')},
+                **changes,
+            ),
+            {
+                'hidden_channels': (20, 8),
+                'auxiliary': 0.5,
+                'without': ('one',),
+                'share_embeddings': True,
             },
         ),
     ],

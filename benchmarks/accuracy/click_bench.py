@@ -13,11 +13,11 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from lightning import seed_everything
-from records import Record, Results, select, stamp
+from records import Record, Results, made_by, select, stamp, table
 from torch import nn
 from torch_geometric.data import HeteroData
 
-from accuracy.baselines import LOADERS, read_history
+from accuracy.baselines import BASELINES, LOADERS, read_history
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.clicks import METRICS, Steps
 from accuracy.count_data import (
@@ -30,13 +30,23 @@ from accuracy.count_data import (
     without_counts,
     without_exposures,
 )
-from accuracy.harness import PACKAGES, add_commands, prepare, spread
+from accuracy.harness import (
+    PACKAGES,
+    add_commands,
+    describe_rows,
+    difference_to,
+    prepare,
+    spread,
+    value_of,
+)
 from accuracy.jobs import run_jobs
 from mag.loader import ExposureLoader, JoinedLoader
 from mag.loader.row_loader import RowLoader
 from mag.schema import CLICKS
 from mag.training import ClickTask, evaluate, fit
 
+# Seconds of a step, as a multiple of CountNet's: what takes longest begins first.
+EFFORTS = {'dien': 10.0, 'din': 5.0, 'sim': 5.0, 'eta': 5.0, 'graph_transformer': 10.0, 'afm': 10.0}
 # Of all commands that train as accuracy.counts does.
 DEFAULTS: Record = {
     'checkpoints': 'output/counts', 'batch_size': 1024, 'max_epochs': 20, 'patience': 6
@@ -82,6 +92,26 @@ class Model(NamedTuple):
     tuned_as: str | None = None
     is_joined: bool = False
     effort: float = 1.0
+
+
+def baseline(name: str, counts: bool) -> Model:
+    r"""A published model, as it is or given the counts."""
+    of = BASELINES[name]
+    return Model(
+        f'{of.title} + counts' if counts else of.title,
+        'models',
+        partial(build_baseline, name, counts),
+        tuple(dict.fromkeys((*of.reads, *(['features'] if counts else [])))),
+        counts,
+        is_joined=True,
+        effort=EFFORTS.get(name, 1.5),
+    )
+
+
+def build_baseline(
+    name: str, counts: bool, train: HeteroData, val: HeteroData, temperature: float
+) -> nn.Module:
+    return BASELINES[name].build(train, val, temperature, counts)
 
 
 class Job(NamedTuple):
@@ -369,6 +399,51 @@ def rows_per_second(runs: list[Record]) -> str:
     r"""Rows trained a second; trees do not take them one after the other."""
     rates = [run['cost']['epochs'] * run['rows'][0] / run['cost']['seconds'] for run in runs]
     return f'{mean(rates):,.0f}' if min(rates) > 0 else ''
+
+
+def models_of(table_name: str, models: Mapping[str, Model], runs: list[Record]) -> list[str]:
+    r"""The models of a table that were run."""
+    return [
+        name
+        for name, model in models.items()
+        if model.table == table_name and select(runs, model=name)
+    ]
+
+
+def compare(
+    records: list[Record], models: Mapping[str, Model], tables: Mapping[str, str], base: str
+) -> Iterable[str]:
+    r"""Tables of each log and protocol, in which every model is compared with one, and what made
+    them.
+
+    Args:
+        records: Trials and runs.
+        models: The rows.
+        tables: The title of each table.
+        base: The model that the others are compared with.
+    """
+    runs = select(records, purpose='run')
+    title_of_base = models[base].title
+    header = [
+        'model', 'AUC', 'GAUC', 'logloss', f'AUC to {title_of_base}',
+        f'logloss to {title_of_base}', *COSTS,
+    ]  # fmt: skip
+    for title, found in found_logs(runs):
+        yield from ('', f'## {title}', '', f'{describe_rows(found[0])}.')
+        for table_name, title_of_table in tables.items():
+            rows = []
+            for name in models_of(table_name, models, found):
+                of_model = select(found, model=name)
+                differences = [
+                    difference_to(base, found, name, partial(value_of, metric))
+                    for metric in ('auc', 'logloss')
+                ]
+                scores, costs = score_cells(of_model), cost_cells(of_model)
+                rows.append([models[name].title, *scores, *differences, *costs])
+            if rows:
+                yield from ('', f'### {title_of_table}', '', *table(header, rows))
+    yield ''
+    yield from made_by(records)
 
 
 def logs_of(args: argparse.Namespace) -> list[tuple[str, str]]:

@@ -41,10 +41,12 @@ from accuracy.click_bench import (
     Job,
     Model,
     add_plan_commands,
+    baseline,
     cost_cells,
     found_logs,
     is_of_all_time,
     logs_of,
+    models_of,
     read_parts,
     run_on,
     run_plan,
@@ -59,8 +61,6 @@ from mag.models import CountNet
 LEARNING_RATES = (3e-3, 1e-2)
 # On MovieLens-1M the larger one was behind for each of the seven models that were tried with both.
 WEIGHT_DECAYS = {'movielens-1m': (1e-5,)}
-# Seconds of a step, as a multiple of CountNet's: what takes longest begins first.
-EFFORTS = {'dien': 10.0, 'din': 5.0, 'sim': 5.0, 'eta': 5.0, 'graph_transformer': 10.0, 'afm': 10.0}
 TREE_TRIALS: tuple[dict[str, float], ...] = tuple(
     {'learning_rate': learning_rate, 'num_leaves': num_leaves}
     for learning_rate, num_leaves in TREE_SETTINGS
@@ -109,25 +109,6 @@ def ablation(title: str, arguments: dict[str, Any] | None = None, **others: Any)
 def option(title: str, arguments: dict[str, Any], *reads: str, **others: Any) -> Model:
     build = partial(count_net, **arguments)
     return Model(title, 'options', build, ('features', *reads), is_joined=bool(reads), **others)
-
-
-def baseline(name: str, counts: bool) -> Model:
-    of = BASELINES[name]
-    return Model(
-        f'{of.title} + counts' if counts else of.title,
-        'models',
-        partial(build_baseline, name, counts),
-        tuple(dict.fromkeys((*of.reads, *(['features'] if counts else [])))),
-        counts,
-        is_joined=True,
-        effort=EFFORTS.get(name, 1.5),
-    )
-
-
-def build_baseline(
-    name: str, counts: bool, train: HeteroData, val: HeteroData, temperature: float
-) -> nn.Module:
-    return BASELINES[name].build(train, val, temperature, counts)
 
 
 # Both forms of CountNet: at all resolutions that the baselines are given, and at one, which
@@ -222,11 +203,7 @@ def render(records: list[Record]) -> Iterable[str]:
 def section(runs: list[Record]) -> Iterable[str]:
     yield from summary(runs)
     for name, title in TABLES.items():
-        rows = [
-            row_of(model_name, runs)
-            for model_name, model in MODELS.items()
-            if model.table == name and select(runs, model=model_name)
-        ]
+        rows = [row_of(model, runs) for model in models_of(name, MODELS, runs)]
         if name == 'models' and 'optimum' in runs[0]:
             rows.append(row_of_optimum(runs[0]['optimum']))
         if rows:

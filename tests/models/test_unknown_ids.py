@@ -21,7 +21,7 @@ from mag.loader import (
     PathLoader,
 )
 from mag.logits import Logits
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
 from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import (
     MacroCoarsen,
@@ -71,6 +71,13 @@ def count_net(log: HeteroData, **kwargs: Any) -> Case:
     return Case(CountNet.from_data(data, **kwargs), request, data, loader)
 
 
+def stack(log: HeteroData, **kwargs: Any) -> Case:
+    case = count_net(log, **kwargs)
+    kwargs.pop('id_strength', None)
+    branches = {'counts': case.model, 'macgnn': MacGNN.from_data(case.data, **kwargs)}
+    return case._replace(model=Stack(branches))
+
+
 def srjgraph(log: HeteroData, **kwargs: Any) -> Case:
     loader = PathLoader(log, widths={'user': [3, 1], 'item': [3, 1]})
 
@@ -117,6 +124,7 @@ CASES = {
     'gmcm': gmcm,
     'macgnn': macgnn,
     'count_net': count_net,
+    'stack': stack,
     'srjgraph': srjgraph,
     'hyperctr': hyperctr,
 }
@@ -180,7 +188,7 @@ def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
             assert bool((gradient != 0).any()) is (share > 0), name
 
 
-@pytest.mark.parametrize('make', [macgnn, count_net, srjgraph, gmcm])
+@pytest.mark.parametrize('make', [macgnn, count_net, stack, srjgraph, gmcm])
 def test_who_is_dropped_is_answered_as_the_unknown(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
@@ -220,6 +228,8 @@ def without_own(batch: Any) -> Any:
 
 def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     r"""The gradients of the rows of unknown users and items."""
+    if isinstance(model, Stack):
+        return [pair for branch in model.branches.values() for pair in unknown_gradients(branch)]
     if isinstance(model, CountNet):
         gradient = model.embedding.weight.grad
         return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
@@ -238,7 +248,7 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
     # An id that was seen little says little where ids are weighed, unlike the row of the unknown.
-    arguments = {'id_strength': 0.0} if make is count_net else {}
+    arguments = {'id_strength': 0.0} if make in (count_net, stack) else {}
     case = spread(make(click_log, **arguments))
     later = make(grown_log(click_log), **arguments)
     users, items = torch.arange(25).repeat_interleave(15), torch.arange(15).repeat(25)
@@ -305,7 +315,8 @@ def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:
             sparse[:, column][sparse[:, column] >= number] = -1
         return batch._replace(sparse=sparse)
     if hasattr(batch, 'pairs'):
-        return batch._replace(features=as_unknown(batch.features, num_users, num_items))
+        pairs, features = (as_unknown(of, num_users, num_items) for of in batch[5:7])
+        return batch._replace(pairs=pairs, features=features)
     if isinstance(batch, HeteroData):
         batch = copy.copy(batch)
         for name, number in (('user', num_users), ('item', num_items)):
@@ -323,10 +334,10 @@ def as_unknown(batch: Any, num_users: int = 0, num_items: int = 0) -> Any:
 def test_a_log_that_shrank_is_refused(click_log: HeteroData, make: Callable[..., Case]) -> None:
     case = make(grown_log(click_log))
     state = copy.deepcopy(case.model.state_dict())
-    name = type(case.model).__name__
-    with pytest.raises(ValueError, match=f'{name} was built for 27 .*, but this data has only 25'):
+    with pytest.raises(ValueError, match='was built for 27 .*, but this data has only 25'):
         case.model.grow(make(click_log).data)
     assert all(torch.equal(value, state[key]) for key, value in case.model.state_dict().items())
+    name = type(case.model).__name__
     with pytest.raises(TypeError, match=f'{name}.grow expects a HeteroData'):
         case.model.grow(None)
 
