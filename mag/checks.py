@@ -6,7 +6,7 @@ argument and restates what was given. Values of tensors are looked at outside of
 whose graph would break, and on a CPU, unless the caller would wait for a GPU anyway.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,24 @@ def check_choice(choices: Collection[Any], **values: Any) -> None:
             raise ValueError(
                 f"'{name}' must be one of {', '.join(map(repr, choices))}, but got {value!r}."
             )
+
+
+def check_unicode(name: str, texts: Iterable[str], of: str = 'place') -> None:
+    r"""Raises unless all texts can be written: a lone surrogate, half of a character, cannot.
+
+    Args:
+        name: The argument.
+        texts: The texts.
+        of: What the message calls the place of a text. (default: :obj:`"place"`)
+    """
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"'{name}' must be Unicode, but that of {of} {row} is not ({error}): decode it "
+                f"anew, or pass it through text.encode('utf-8', 'replace').decode()."
+            ) from error
 
 
 def check_keys(keys: Collection[str], **values: Any) -> None:

@@ -3,6 +3,7 @@ r"""The data contract: names that datasets write and that transforms, loaders an
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.typing import EdgeType
@@ -136,6 +137,73 @@ def contents(store: Any) -> dict[str, str]:
         for name in store.keys()
         if name == 'x' or name.startswith('x_')
     }
+
+
+class TokenSource(NamedTuple):
+    r"""The text of all values of one column of ids: of users, of items or of a context."""
+
+    #: The place of that column among the fields.
+    column: int
+    #: The pieces of no value in row 0, which are none, and of value :obj:`i` in row :obj:`i + 1`,
+    #: shape :obj:`[num_values + 1, T]`, :obj:`-1` for padding.
+    token: Tensor
+    #: The place of the field whose value a piece is part of, :obj:`-1` for words around values and
+    #: for padding, shape :obj:`[num_values + 1, T]`.
+    field: Tensor
+
+
+class Tokens(NamedTuple):
+    r"""The text of a log, as :class:`~mag.transforms.FieldText` writes it."""
+
+    #: The fields in the order of :class:`~mag.loader.ExposureFeatures`.
+    fields: tuple[str, ...]
+    #: What a row's sentence is joined from, in that order.
+    sources: tuple[TokenSource, ...]
+    #: The size of the vocabulary.
+    num_tokens: int
+    #: The ids of the tokens :obj:`"cls"`, :obj:`"sep"`, :obj:`"mask"` and :obj:`"pad"`.
+    special: dict[str, int]
+
+
+def tokens(data: HeteroData, caller: str) -> Tokens:
+    r"""The text of a log.
+
+    Args:
+        data: The log, or a part of it.
+        caller: Whose name the message begins with.
+
+    Raises:
+        IndexError: If a piece is none of the vocabulary, or belongs to no field.
+        TypeError: If pieces are no integers.
+        ValueError: If there is no text, or not one of every value.
+    """
+    require(data, caller)
+    clicks = data[CLICKS]
+    if 'num_tokens' not in clicks:
+        raise ValueError(
+            f'{caller} reads the text of a log, but data{list(CLICKS)} has none: apply FieldText '
+            f'to each part, after TemporalSplit.'
+        )
+    fields, number = tuple(clicks.token_names), int(clicks.num_tokens)
+    num_values = {name: data[name].num_nodes for name in NEIGHBOR_TYPE}
+    num_values |= categoricals(clicks, 'edge_label_')
+    sources = []
+    for column, name in enumerate(fields):
+        if name in NEIGHBOR_TYPE:
+            place, token, field = f"data['{name}'].", data[name].token, data[name].token_field
+        elif name in clicks.token:
+            place, token, field = f'{name}: ', clicks.token[name], clicks.token_field[name]
+            # Each column of a context with several holds a field of its own.
+            first = fields.index(name)
+            field = field + (column - first) * (field >= 0).to(field.dtype)
+        else:
+            continue
+        for what, table, most in (('token', token, number), ('token_field', field, len(fields))):
+            check_tensor(caller, f'{place}{what}', table, (num_values[name], 'T'), 'integers')
+            check_ids(caller, f"'{place}{what}'", table, most, -1)
+        padded = (F.pad(table, (0, 0, 1, 0), value=-1) for table in (token, field))
+        sources.append(TokenSource(column, *padded))
+    return Tokens(fields, tuple(sources), number, dict(clicks.token_special))
 
 
 class Resolution(NamedTuple):

@@ -29,7 +29,7 @@ from mag.transforms._clock import user_position
 
 _NEEDED = ('edge_index', 'time', 'edge_label_index', 'edge_label', 'edge_label_time')
 # By node type, what transforms have made where these are there.
-_LEARNED = ('recent', 'cluster', 'interest', 'hyperedge_index')
+_LEARNED = ('recent', 'cluster', 'interest', 'hyperedge_index', 'token')
 # A part that loses a larger share of its exposures is not what was asked for.
 _LOST_SHARE = 0.2
 

@@ -9,7 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from mag.checks import check_values
+from mag.checks import check_unicode, check_values
 from mag.schema import require
 
 
@@ -45,16 +45,10 @@ class TextFeatures(BaseTransform):
         if not isinstance(texts, Iterable) or isinstance(texts, str):
             raise TypeError(f"'texts' must be a sequence of a str an item, but got {texts!r}.")
         self.texts = list(texts)
-        for row, text in enumerate(self.texts):
+        for text in self.texts:
             if not isinstance(text, str):
                 raise TypeError(f"'texts' must be a sequence of a str an item, but holds {text!r}.")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"'texts' must be Unicode, but that of item {row} is not ({error}): decode it "
-                    f"anew, or pass it through text.encode('utf-8', 'replace').decode()."
-                ) from error
+        check_unicode('texts', self.texts, 'item')
         if not callable(encode):
             raise TypeError(
                 f"'encode' must be a function of a list of texts, such as "

@@ -25,8 +25,9 @@ from records import Record, made_by, make_parser, select, table
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from accuracy.click_bench import DEFAULTS, Job, read_parts, run_on, run_plan, stop_of
 from accuracy.count_data import DATASETS
-from accuracy.counts import DEFAULTS, MODELS, Job, read_parts, run_on, run_plan, stop_of
+from accuracy.counts import MODELS, trials_of
 from accuracy.harness import (
     add_commands,
     describe_rows,
@@ -75,12 +76,14 @@ def score(test: HeteroData, groups: dict[str, Tensor], trained: Any, loader: Row
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
     parts = read_parts(paths[job.dataset, job.protocol])
     groups, sizes = groups_of(parts.test)
-    return {'groups': sizes, **run_on(parts, job, args, partial(score, parts.test, groups))}
+    model, scored = MODELS[job.model], partial(score, parts.test, groups)
+    return {'groups': sizes, **run_on(parts, model, job, args, scored)}
 
 
 def run(args: argparse.Namespace) -> None:
     trials = select(read_records(args.settings), purpose='tune', stop=stop_of(args))
-    run_plan(args, [(dataset, 'rolling') for dataset in args.dataset], run_job, trials=trials)
+    logs = [(dataset, 'rolling') for dataset in args.dataset]
+    run_plan(args, logs, MODELS, trials_of, run_job, trials=trials)
 
 
 def render(records: list[Record]) -> Iterable[str]:

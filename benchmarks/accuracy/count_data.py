@@ -34,9 +34,10 @@ class Dataset(NamedTuple):
         load: From the folder of its raw files.
         protocols: Those of :obj:`PROTOCOLS` that it is split by.
         groups: Its macro nodes, at several resolutions. MacGNN reads those of the first.
-        half_lives: Those of decayed counts, in seconds.
+        half_lives: Those of decayed counts, in seconds; none where positions are cut.
         temperature: That of MacGNN's attention.
         keep_cold: Whether exposures without a history are kept.
+        by: Whose time is cut at quantiles, see :class:`~mag.transforms.TemporalSplit`.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Dataset(NamedTuple):
     half_lives: tuple[float, ...]
     temperature: float = 1.9
     keep_cold: bool = False
+    by: str = 'global'
 
 
 def trivago(root: str) -> HeteroData:
@@ -68,6 +70,11 @@ def market(num_users: int, num_items: int, num_exposures: int) -> Callable[[str]
 
 GROUPS: dict[str, list[int | str]] = {'user': [20, 200], 'item': ['category', 50, 500]}
 DATASETS = {
+    # Most users rate in one session: a cut of the whole log would leave few with a history.
+    'movielens-100k': Dataset(
+        'MovieLens-100K', lambda root: MovieLens(root, '100k')[0], ('rolling', 'window'), GROUPS,
+        (), by='user',
+    ),
     # The file's times are of whole sessions: the data set ranks ratings, and a second is a rating.
     'movielens-1m': Dataset(
         'MovieLens-1M', lambda root: MovieLens(root, '1m')[0], ('rolling', 'window'), GROUPS,
@@ -116,7 +123,7 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     of_log = DATASETS[dataset]
     data = of_log.load(root)
     split: Any = copy.copy(PROTOCOLS[protocol].split)
-    split.keep_cold = of_log.keep_cold
+    split.keep_cold, split.by = of_log.keep_cold, of_log.by
     parts = list(split(data))
     # Nobody here reads macro edges over exposures.
     coarsen = MacroCoarsen(of_log.groups, exposure_hops=0).fit(parts[0])

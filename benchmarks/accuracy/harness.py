@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mag.metrics import group_auroc
 from mag.training import ClickTask, fit
 
-PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch')
+PACKAGES = ('pyg-mag', 'torch', 'torch-geometric', 'deepctr-torch', 'fuxictr')
 
 
 def prepare(threads: int) -> None:

@@ -24,8 +24,9 @@ from typing import NamedTuple
 from records import Record, made_by, make_parser, select, table
 from tqdm import tqdm
 
+from accuracy.click_bench import DEFAULTS, Job, open_results, run_on
 from accuracy.count_data import DATASETS, Parts, load_parts, save_parts
-from accuracy.counts import DEFAULTS, Job, open_results, run_on
+from accuracy.counts import MODELS
 from accuracy.harness import add_commands, describe_rows, prepare, read_records, spread
 from mag.schema import CLICKS
 from mag.transforms import MacroCoarsen, TargetCounts
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         if not results.find(**wanted):
             same = tabled(settings, dataset, name)
             job = Job(dataset, 'rolling', name, seed, same[0]['setting'], 'run')
-            record = run_on(parts_at(dataset, axis, value), job, args)
+            record = run_on(parts_at(dataset, axis, value), MODELS[name], job, args)
             results.append({**wanted, 'noise': noise_of(same), **record})
 
 

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from accuracy.baselines import read_history
 from accuracy.boosted_trees import BoostedTrees
+from accuracy.click_bench import Model, make_loader, parts_of
 from accuracy.count_data import DATASETS, Parts, load_parts, save_parts, without_exposures
-from accuracy.counts import MODELS, Model, make_loader, parts_of
+from accuracy.counts import MODELS
 from accuracy.harness import PACKAGES, prepare
 from records import made_here, make_parser, publish, table
 from timing import in_words, median_ratio, quiet_seconds_of, seconds_of, take_turns

@@ -5,6 +5,8 @@ from mag.nn.behavior_merge import BehaviorMerge
 from mag.nn.contrastive_product import ContrastiveProduct
 from mag.nn.count_encoder import CountEncoder
 from mag.nn.cross_net import CrossNet
+from mag.nn.cross_net_mix import CrossNetMix
+from mag.nn.deep_cross import DeepCross
 from mag.nn.dice import Dice
 from mag.nn.domain_heads import DomainHeads
 from mag.nn.gated_streams import GatedStreams
@@ -15,6 +17,7 @@ from mag.nn.intention_conv import IntentionConv
 from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.projection_head import ProjectionHead
 from mag.nn.query_embedding import QueryEmbedding
 from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
 from mag.nn.tensor_fusion import TensorFusion
@@ -25,6 +28,8 @@ __all__ = [
     'ContrastiveProduct',
     'CountEncoder',
     'CrossNet',
+    'CrossNetMix',
+    'DeepCross',
     'Dice',
     'DomainHeads',
     'GatedStreams',
@@ -35,6 +40,7 @@ __all__ = [
     'InterestScore',
     'MLP',
     'MacroConv',
+    'ProjectionHead',
     'QueryEmbedding',
     'SlotHypergraphConv',
     'TensorFusion',

@@ -47,6 +47,7 @@ def test_tunes_what_is_missing_runs_and_tables(
 ) -> None:  # fmt: skip
     pytest.importorskip('matplotlib')
     from accuracy import activity, counts
+    from accuracy.click_bench import stop_of
 
     monkeypatch.setattr(counts, 'LEARNING_RATES', (1e-2, 1e-4))
     monkeypatch.setattr(counts, 'WEIGHT_DECAYS', {market: (5e-5,)})
@@ -55,7 +56,7 @@ def test_tunes_what_is_missing_runs_and_tables(
     args = arguments(
         market, ['count_net', 'wide_deep', 'macgnn'], batch_size=256, settings=[], seeds=1
     )
-    stop = counts.stop_of(args)
+    stop = stop_of(args)
     trials = [
         {'dataset': market, 'protocol': 'rolling', 'model': 'macgnn', 'seed': 0, 'purpose': 'tune',
          'setting': {'learning_rate': rate, 'weight_decay': 5e-5}, 'stop': stop,

@@ -79,6 +79,8 @@ def test_tunes_runs_and_tables(
 def test_processes_go_on_where_one_stopped(
     make_arguments: Callable[..., argparse.Namespace], counts: ModuleType, market: str
 ) -> None:
+    from accuracy.click_bench import key_of
+
     args = make_arguments(market, ['count_net', 'deepfm_counts'])
     counts.run(args)
     whole = read(args.out)
@@ -88,8 +90,8 @@ def test_processes_go_on_where_one_stopped(
     counts.run(args)
     resumed = read(args.out)
     assert resumed[:3] == left
-    by_key = sorted(map(numbers, resumed), key=counts.key_of)
-    assert by_key == sorted(map(numbers, whole), key=counts.key_of)
+    by_key = sorted(map(numbers, resumed), key=key_of)
+    assert by_key == sorted(map(numbers, whole), key=key_of)
     counts.run(args)
     assert read(args.out) == resumed
 
@@ -160,6 +162,7 @@ def test_a_file_of_parts_is_made_anew_by_other_code(
 
 def test_columns_are_left_out_with_their_kind(market: str) -> None:
     from accuracy import count_data, counts
+    from accuracy.click_bench import parts_of
 
     clicks = ('user', 'clicks', 'item')
     parts = count_data.make_parts(market, 'rolling', '')
@@ -169,7 +172,7 @@ def test_columns_are_left_out_with_their_kind(market: str) -> None:
     assert len(names) == 3 * (2 + 2 + 2 + 4) == parts.fresh.size(1)
     assert {count_data.kind(name) for name in names} == set(counts.KINDS.values())
 
-    given = counts.parts_of(counts.MODELS['count_net'], parts)['train'][clicks]
+    given = parts_of(counts.MODELS['count_net'], parts)['train'][clicks]
     assert given.edge_label_counts.shape[1:] == (10, 2)
     assert not any('half-life' in name for name in given.count_names)
     user, item = given.count_names.index('user'), given.count_names.index('item')
@@ -179,21 +182,21 @@ def test_columns_are_left_out_with_their_kind(market: str) -> None:
     ]
     assert given.count_prior == expected
 
-    given = counts.parts_of(counts.MODELS['no_user'], parts)['test'][clicks]
+    given = parts_of(counts.MODELS['no_user'], parts)['test'][clicks]
     assert 'user' not in given.count_names and len(given.count_names) == 9
     # What expected the rate of the user expects that of all exposures.
     assert given.count_prior[given.count_names.index('user x item_cluster')] == -1
     kept = [names.index(name) for name in given.count_names]
     assert given.edge_label_counts.equal(parts.test[clicks].edge_label_counts[:, kept])
 
-    given = counts.parts_of(counts.MODELS['no_exposures'], parts)['fresh'][clicks].edge_label_counts
+    given = parts_of(counts.MODELS['no_exposures'], parts)['fresh'][clicks].edge_label_counts
     assert given[..., 0].equal(given[..., 1]) and given[:, :2, 1].equal(parts.fresh[:, [0, 3], 1])
 
-    one = counts.parts_of(counts.MODELS['one_resolution'], parts)['train'][clicks].count_names
+    one = parts_of(counts.MODELS['one_resolution'], parts)['train'][clicks].count_names
     assert len(one) == 5
-    windows = counts.parts_of(counts.MODELS['windows'], parts)['train'][clicks].edge_label_counts
+    windows = parts_of(counts.MODELS['windows'], parts)['train'][clicks].edge_label_counts
     assert windows[:, 0].equal(parts.windows[:, 0])
-    assert 'edge_label_counts' not in counts.parts_of(counts.MODELS['din'], parts)['val'][clicks]
+    assert 'edge_label_counts' not in parts_of(counts.MODELS['din'], parts)['val'][clicks]
 
 
 def test_what_fails_stops_no_other_run() -> None:

@@ -60,7 +60,8 @@ def test_a_request_is_of_one_user_with_the_counts_of_the_part(
     name: str, market: str, tmp_path: Path
 ) -> None:
     from accuracy import count_data
-    from accuracy.counts import MODELS, parts_of
+    from accuracy.click_bench import parts_of
+    from accuracy.counts import MODELS
     from speed import click_models
 
     parts = count_data.load_parts(count_data.save_parts(market, 'rolling', '', str(tmp_path)))
