@@ -2111,12 +2111,12 @@ CASES: dict[str, Case] = {
     'stack share macgnn': (
         lambda p: stack(share_embeddings=True),
         ValueError,
-        "one table of all fields each, as CountNet has it, but 'macgnn', a MacGNN, has 0 of that",
+        "one table of all fields, as CountNet has it, but 'macgnn', a MacGNN, has other tables",
     ),
     'stack share sizes': (
         lambda p: stack_of(a=4, b=8),
         ValueError,
-        "'a' embeds {'user': 5, 'item': 6} by 4 numbers each, and 'b' .* by 8 numbers each",
+        "'a' embeds {'user': 5, 'item': 6} by 4, and 'b' {'user': 5, 'item': 6} by 8",
     ),
     'stack logs': (
         lambda p: stack_of_logs(),
