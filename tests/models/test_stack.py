@@ -129,14 +129,12 @@ def test_the_loss_is_that_of_all_of_each_and_of_the_contrasts(part: HeteroData) 
 
 
 def test_simcen_is_contrasted_as_it_is_alone(part: HeteroData) -> None:
-    simcen = SimCEN.from_data(part, hidden_channels=(12, 12), through_dropout=0.0)
+    # What is dropped is drawn.
+    arguments = {'through_dropout': 0.0, 'dropouts': (0, 0, 0)}
+    simcen = SimCEN.from_data(part, hidden_channels=(12, 12), **arguments)
     counts, (batch,) = CountNet.from_data(part), ExposureLoader(part, 900)
     for branch in (simcen, counts):
         torch.nn.init.normal_(branch.embedding.weight)
-        # What is dropped is drawn.
-        for layer in branch.modules():
-            if isinstance(layer, torch.nn.Dropout):
-                layer.p = 0.0
     alone = simcen.loss(simcen(batch), batch)
     entropy = F.binary_cross_entropy_with_logits(simcen(batch).click, batch.label)
     stack = Stack(
