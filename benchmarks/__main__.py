@@ -14,6 +14,7 @@ NAMES = (
     'accuracy.conversions',
     'accuracy.cost',
     'accuracy.counts',
+    'accuracy.fairness',
     'accuracy.fresh',
     'accuracy.macro_nodes',
     'accuracy.neighbors',

@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from torch_geometric.data import HeteroData
 
+from mag.compression import QuantizedEmbedding
 from mag.lineage import id_maps, require_same_ids
 from mag.loader import ExposureFeatures
 
@@ -48,9 +49,15 @@ def check_grown(
         found: How much there is now.
 
     Raises:
-        ValueError: If the ids are those of another log, or there is less of something.
+        ValueError: If tables are compressed, the ids are those of another log, or there is less of
+            something.
     """
     name = type(model).__name__
+    if any(isinstance(part, QuantizedEmbedding) for part in model.modules()):
+        raise ValueError(
+            f'{name} has compressed tables, which do not grow: grow the model that was compressed, '
+            f'and compress it again.'
+        )
     require_same_ids(f'{name} was built for', id_maps(model), id_maps(data))
     for what, number in known.items():
         if found[what] < number:

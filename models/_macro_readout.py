@@ -7,7 +7,7 @@ from torch_geometric.data import HeteroData
 from mag.checks import check_ids
 from mag.loader import PairBatch
 from mag.nn import MacroConv
-from mag.nn.id_embedding import add_rows, hide, look_up
+from mag.nn.id_embedding import add_rows, all_rows, hide, look_up
 from mag.schema import NEIGHBOR_TYPE, hops, reached
 
 # From a node type and ids, 0 for none, to their embeddings.
@@ -123,10 +123,9 @@ class MacroReadout(torch.nn.Module):
                 f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
             )
         source = reached(node_type, hop)
-        x_attention = self.macro_attention[source] if self.macro_attention else None
-        return self.conv[source](
-            (self.macro[source], target[source]), hops[hop - 1], x_attention=x_attention
-        )
+        x_attention = all_rows(self.macro_attention[source]) if self.macro_attention else None
+        macro = all_rows(self.macro[source])
+        return self.conv[source]((macro, target[source]), hops[hop - 1], x_attention=x_attention)
 
     def _read_recent(
         self,

@@ -2,6 +2,7 @@ r"""Bad input to public classes raises early, with the sentence that helps."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import HeteroData
 
 from mag.click_index import ClickIndex
+from mag.compression import QuantizedEmbedding, compress_tables, decode_counts, encode_counts
 from mag.datasets import (
     ClickDataset,
     EventLog,
@@ -47,7 +49,14 @@ from mag.macro_graph import (
     count_by_window,
 )
 from mag.macro_graph.grouping import Grouping, raw_behavior
-from mag.metrics import GroupAUROC, bayes_optimal, group_auroc, relative_improvement
+from mag.metrics import (
+    AuditGroup,
+    GroupAUROC,
+    bayes_optimal,
+    group_auroc,
+    popularity_audit,
+    relative_improvement,
+)
 from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
 from mag.nn import (
     MLP,
@@ -65,7 +74,7 @@ from mag.nn import (
     QueryEmbedding,
     TensorFusion,
 )
-from mag.training import ClickTask, LightningTask, evaluate, fit, predict
+from mag.training import ClickTask, DistillationTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
     InterestHypergraph,
@@ -1036,6 +1045,52 @@ CASES: dict[str, Case] = {
     'behaviors later': (
         lambda p: later_part(BehaviorGraph()), ValueError, 'fitted as of time.*own future'
     ),
+    # Compression
+    'quantized size': (lambda p: QuantizedEmbedding(0, 4, 2), ValueError, 'at least 1, but got 0'),
+    'quantized codes': (lambda p: QuantizedEmbedding(9, 10, 4), ValueError, '10, but got 4'),
+    'quantized bits': (lambda p: QuantizedEmbedding(9, 4, 2, 6), ValueError, '4, 8, but got 6'),
+    'quantized rows': (
+        lambda p: QuantizedEmbedding.from_weight(torch.rand(9, 4), 2), ValueError, '256.*got 9 rows'
+    ),
+    'quantized nan': (
+        lambda p: QuantizedEmbedding.from_weight(torch.full((16, 2), float('nan')), 2, 4),
+        ValueError,
+        'such as nan in row 0',
+    ),
+    'quantized list': (
+        lambda p: QuantizedEmbedding.from_weight([[1.0]], 1), TypeError, r'shape \[N, d\].*got list'  # type: ignore[arg-type]
+    ),
+    'quantized seed': (
+        lambda p: QuantizedEmbedding.from_weight(torch.rand(16, 4), 2, 4, seed=-1),
+        ValueError,
+        "'seed' must be at least 0, but got -1",
+    ),
+    'quantized ids': (
+        lambda p: QuantizedEmbedding(9, 4, 2)(torch.tensor([9])), IndexError, 'from 0 to 8'
+    ),
+    'quantized float ids': (
+        lambda p: QuantizedEmbedding(9, 4, 2)(torch.rand(3)), TypeError, 'integers, but got'
+    ),
+    'compress type': (lambda p: compress_tables([], 2), TypeError, 'got list'),  # type: ignore[arg-type]
+    'compress nothing': (
+        lambda p: compress_tables(torch.nn.Linear(2, 2), 2), ValueError, 'no table in Linear'
+    ),
+    'compress codes': (
+        lambda p: compress_tables(torch.nn.Sequential(torch.nn.Embedding(99, 10)), 4, 4),
+        ValueError,
+        "'num_codes' must divide",
+    ),
+    'encode counts': (
+        lambda p: encode_counts(torch.tensor([0, -1])), ValueError, '0 to 16777216.*-1 in row 1'
+    ),
+    'encode nan': (
+        lambda p: encode_counts(torch.tensor([float('nan')])), ValueError, 'nan in row 0'
+    ),
+    'encode large': (
+        lambda p: encode_counts(torch.tensor([2**25])), ValueError, 'such as 33554432 in row 0'
+    ),
+    'encode list': (lambda p: encode_counts([1]), TypeError, 'got list'),  # type: ignore[arg-type]
+    'decode counts': (lambda p: decode_counts(torch.ones(2)), TypeError, 'uint8'),
     # Grouping
     'grouping spherical': (
         lambda p: Grouping(2, spherical='x'), TypeError, "'spherical' must be True or False.*'x'"  # type: ignore[arg-type]
@@ -2056,12 +2111,12 @@ CASES: dict[str, Case] = {
     'stack share macgnn': (
         lambda p: stack(share_embeddings=True),
         ValueError,
-        "one table of all fields each, as CountNet has it, but 'macgnn', a MacGNN, has 0 of that",
+        "one table of all fields, as CountNet has it, but 'macgnn', a MacGNN, has other tables",
     ),
     'stack share sizes': (
         lambda p: stack_of(a=4, b=8),
         ValueError,
-        "'a' embeds {'user': 5, 'item': 6} by 4 numbers each, and 'b' .* by 8 numbers each",
+        "'a' embeds {'user': 5, 'item': 6} by 4, and 'b' {'user': 5, 'item': 6} by 8",
     ),
     'stack logs': (
         lambda p: stack_of_logs(),
@@ -2098,6 +2153,36 @@ CASES: dict[str, Case] = {
     'gauc float group': (
         lambda p: group_auroc(*rows([0.1, 0.2], [1, 0], [0.0, 0.0])), TypeError, 'integers'
     ),
+    'audit probability': (
+        lambda p: audit(probability=torch.tensor([0.5, 1.5])), ValueError, 'to 1.*1.5 in row 1'
+    ),
+    'audit nan': (
+        lambda p: audit(probability=torch.tensor([0.5, float('nan')])), ValueError, 'nan in row 1'
+    ),
+    'audit integers': (lambda p: audit(probability=torch.ones(2).long()), TypeError, 'floats'),
+    'audit target': (lambda p: audit(target=torch.tensor([0, 2])), ValueError, '0 and 1'),
+    'audit shapes': (lambda p: audit(target=torch.ones(3)), ValueError, r'shape \[2\].*\[3\]'),
+    'audit item': (
+        lambda p: audit(item=torch.tensor([0, 3])), IndexError, 'item ids from 0 to 3.*from 0 to 2'
+    ),
+    'audit user': (
+        lambda p: audit(user=torch.tensor([-1, 0])), IndexError, 'user ids from -1 to 0'
+    ),
+    'audit popularity': (
+        lambda p: audit(popularity=torch.tensor([1, -2, 0])), ValueError, 'at least 0.*-2 in row 1'
+    ),
+    'audit activity': (
+        lambda p: audit(activity=torch.tensor([1.0, float('inf')])), ValueError, "'activity'.*inf"
+    ),
+    'audit groups': (lambda p: audit(num_groups=0), ValueError, "'num_groups' must be at least 1"),
+    'audit weighting': (
+        lambda p: audit(weighting='clicks'), ValueError, "'nodes', 'rows', but got 'clicks'"
+    ),
+    'audit nothing': (
+        lambda p: popularity_audit(*[torch.ones(0), *[torch.ones(0).long()] * 5]),
+        ValueError,
+        'at least one row, but got none',
+    ),
     'improvement range': (lambda p: relative_improvement(1.5, 0.6), ValueError, '1.5'),
     'improvement base': (
         lambda p: relative_improvement(0.7, 0.5), ValueError, r"'base'.* in \(0.5, 1\], but got 0.5"
@@ -2107,6 +2192,20 @@ CASES: dict[str, Case] = {
     'module model': (lambda p: ClickTask('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
     'module rate': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
     'module decay': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.1, -1.0), ValueError, '-1.0'),
+    'distillation student': (lambda p: DistillationTask(3, module()), TypeError, 'got int'),  # type: ignore[arg-type]
+    'distillation teacher': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), 'stack'), TypeError, "'teacher' .* got str"  # type: ignore[arg-type]
+    ),
+    'distillation weight': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), module(), soft_weight=1.1),
+        ValueError,
+        r"'soft_weight' must be a number in \[0, 1\], but got 1.1",
+    ),
+    'distillation temperature': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), module(), temperature=0),
+        ValueError,
+        r"'temperature' must be a number in \(0, inf\), but got 0",
+    ),
     'fit model': (
         lambda p: fit(MacGNN(5, 6, 2, 3), None, None, directory=p), TypeError, 'wrap the model'  # type: ignore[arg-type]
     ),
@@ -2203,6 +2302,15 @@ def with_text(width: int = 2) -> HeteroData:
 def weighted_gmcm(weight: float, edges: torch.Tensor | None = None) -> GMCM:
     edges = torch.tensor([[0, 1], [1, 0]]) if edges is None else edges
     return GMCM(['user'], 0, 2, edges, torch.tensor([0.5, weight]), tower_channels=(8, 4))
+
+
+def audit(**changes: Any) -> dict[str, list[AuditGroup]]:
+    two = torch.tensor([0, 1])
+    arguments = {
+        'probability': torch.tensor([0.2, 0.8]), 'target': two, 'user': two, 'item': two,
+        'popularity': torch.tensor([1, 2, 3]), 'activity': two,
+    }  # fmt: skip
+    return popularity_audit(**(arguments | changes))
 
 
 def fitted() -> Grouping:

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -146,10 +146,26 @@ def hide(ids: Tensor, own: Tensor, kept: Tensor) -> Tensor:
     return ids.masked_fill(ids == hidden, -1)
 
 
-def look_up(weight: Tensor, rows: Tensor) -> Tensor:
+class Table(Protocol):
+    r"""A table that is kept in another form than a tensor, such as a smaller one."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor: ...
+
+    def size(self, dim: int) -> int: ...
+
+
+def look_up(weight: Tensor | Table, rows: Tensor) -> Tensor:
     r"""Rows of a table, of any shape. As by an embedding, but its backward takes a third of the
     time."""
     return weight.index_select(0, rows.reshape(-1)).view(*rows.shape, weight.size(1))
+
+
+def all_rows(weight: Tensor | Table) -> Tensor:
+    r"""A table as a tensor, shape :obj:`[N, d]`."""
+    return weight if isinstance(weight, Tensor) else weight.weight
 
 
 @torch.no_grad()
