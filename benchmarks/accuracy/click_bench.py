@@ -13,7 +13,8 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from lightning import seed_everything
-from records import Record, Results, made_by, select, stamp, table
+from records import Record, Results, select, stamp, table
+from scipy.stats import ttest_rel
 from torch import nn
 from torch_geometric.data import HeteroData
 
@@ -35,9 +36,11 @@ from accuracy.harness import (
     add_commands,
     describe_rows,
     difference_to,
+    paired,
     prepare,
     spread,
     value_of,
+    values_of_both,
 )
 from accuracy.jobs import run_jobs
 from mag.loader import ExposureLoader, JoinedLoader
@@ -75,6 +78,7 @@ class Model(NamedTuple):
         exact: Whether training rows read them as of their own time, and not of their window.
         average: The running average of the weights.
         tuned_as: The model whose setting it takes, itself by default.
+        teacher: The model whose run with the same seed has to be there before its own.
         is_joined: Whether it reads a :class:`~mag.loader.JoinedBatch`, or else an
             :class:`~mag.loader.ExposureBatch`.
         effort: The seconds of a step, CountNet's being 1.
@@ -90,6 +94,7 @@ class Model(NamedTuple):
     exact: bool = True
     average: float | None = 0.99
     tuned_as: str | None = None
+    teacher: str | None = None
     is_joined: bool = False
     effort: float = 1.0
 
@@ -182,8 +187,9 @@ class Plan:
         missing = len(trials.difference(self.done))
         for cell in self.cells:
             jobs = self._of_cell(*cell)
-            is_tuned = jobs[0].purpose == 'run'
-            missing += sum(job.key not in self.done for job in jobs) if is_tuned else self.seeds
+            is_tuned = all(job.purpose == 'run' for job in jobs)
+            made = sum(job.key in self.done for job in jobs) if is_tuned else 0
+            missing += self.seeds - made
         return missing
 
     def _trials(self, dataset: str, protocol: str, name: str) -> list[Job]:
@@ -200,9 +206,21 @@ class Plan:
         if len(found) < len(trials):
             return trials
         best = min(found, key=lambda record: record['val']['logloss'])
+        teacher = self.models[name].teacher
         return [
-            Job(dataset, protocol, name, seed, best['setting'], 'run') for seed in range(self.seeds)
+            Job(dataset, protocol, name, seed, best['setting'], 'run')
+            for seed in range(self.seeds)
+            if teacher is None or run_of(self.done.values(), dataset, protocol, teacher, seed)
         ]
+
+
+def run_of(
+    records: Iterable[Record], dataset: str, protocol: str, name: str, seed: int
+) -> Record | None:
+    r"""The run of a model with a seed, if it was made."""
+    wanted = {'dataset': dataset, 'protocol': protocol, 'model': name, 'seed': seed}
+    found = select(list(records), **wanted, purpose='run')
+    return found[0] if found else None
 
 
 def key_of(record: Record) -> str:
@@ -434,26 +452,57 @@ def models_of(table_name: str, models: Mapping[str, Model], runs: list[Record]) 
     ]
 
 
+class Claim(NamedTuple):
+    r"""That one model is better than another.
+
+    Args:
+        what: What is claimed, behind "that".
+        better: The model that is said to be better.
+        worse: The other one.
+    """
+
+    what: str
+    better: str
+    worse: str
+
+
+def verdicts(claims: Iterable[Claim], runs: list[Record]) -> Iterable[str]:
+    r"""Of each claim whether it holds by the log loss, at p < .05 over seeds."""
+    for what, better, worse in claims:
+        logloss, auc = (
+            values_of_both(worse, runs, better, partial(value_of, metric))
+            for metric in ('logloss', 'auc')
+        )
+        if len(logloss[0]) > 1:
+            test = ttest_rel(*logloss)
+            verdict = 'holds' if test.statistic < 0 and test.pvalue < 0.05 else 'does not hold'
+            yield f'- That {what} {verdict}: logloss {paired(*logloss)}, AUC {paired(*auc)}.'
+
+
 def compare(
-    records: list[Record], models: Mapping[str, Model], tables: Mapping[str, str], base: str
+    records: list[Record],
+    models: Mapping[str, Model],
+    tables: Mapping[str, str],
+    base: str,
+    claims: Sequence[Claim],
 ) -> Iterable[str]:
-    r"""Tables of each log and protocol, in which every model is compared with one, and what made
-    them.
+    r"""Tables of each log and protocol, in which every model is compared with one.
 
     Args:
         records: Trials and runs.
         models: The rows.
         tables: The title of each table.
         base: The model that the others are compared with.
+        claims: What is told before the tables.
     """
-    runs = select(records, purpose='run')
     title_of_base = models[base].title
     header = [
         'model', 'AUC', 'GAUC', 'logloss', f'AUC to {title_of_base}',
         f'logloss to {title_of_base}', *COSTS,
     ]  # fmt: skip
-    for title, found in found_logs(runs):
-        yield from ('', f'## {title}', '', f'{describe_rows(found[0])}.')
+    for title, found in found_logs(select(records, purpose='run')):
+        yield from ('', f'## {title}', '', f'{describe_rows(found[0])}.', '')
+        yield from verdicts(claims, found)
         for table_name, title_of_table in tables.items():
             rows = []
             for name in models_of(table_name, models, found):
@@ -466,8 +515,6 @@ def compare(
                 rows.append([models[name].title, *scores, *differences, *costs])
             if rows:
                 yield from ('', f'### {title_of_table}', '', *table(header, rows))
-    yield ''
-    yield from made_by(records)
 
 
 def logs_of(args: argparse.Namespace) -> list[tuple[str, str]]:

@@ -22,11 +22,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from records import Record, make_parser
+from records import Record, made_by, make_parser
 from torch import nn
 from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
+    Claim,
     Job,
     Model,
     Setting,
@@ -46,6 +47,15 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 # As in accuracy.counts.
 WEIGHT_DECAYS = {'movielens-1m': (1e-5,)}
 TABLES = {'models': 'Models', 'parts': 'What the parts of SimCEN bring'}
+
+CLAIMS = (
+    Claim('SimCEN is ahead of DCN V2', 'simcen', 'dcn_v2'),
+    Claim('SimCEN is ahead of FinalMLP', 'simcen', 'final_mlp'),
+    Claim('the contrast helps SimCEN', 'simcen', 'no_contrast'),
+    Claim('the views help SimCEN', 'simcen', 'no_views'),
+    Claim('an MLP beside it helps SimCEN', 'simcen_mlp', 'simcen'),
+    Claim('a second tower helps SimCEN', 'simcen_dual', 'simcen'),
+)
 
 
 def simcen(train: HeteroData, val: HeteroData, temperature: float, **arguments: Any) -> nn.Module:
@@ -105,7 +115,9 @@ def render(records: list[Record]) -> Iterable[str]:
         'the log loss of validation, and score with a running average of their weights. Seconds '
         'are of training with validation.'
     )
-    yield from compare(records, MODELS, TABLES, 'simcen')
+    yield from compare(records, MODELS, TABLES, 'simcen', CLAIMS)
+    yield ''
+    yield from made_by(records)
 
 
 def main(arguments: Sequence[str]) -> None:
