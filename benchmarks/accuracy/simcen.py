@@ -111,7 +111,7 @@ def render(records: list[Record]) -> Iterable[str]:
         'logloss are better. P-values are of paired t-tests over seeds, without correction for '
         'their number. All models read the same fields, without counts, in embeddings of size 16. '
         'Learning rate and weight decay are chosen on validation with seed 0 in four trials for '
-        'each model, on MovieLens-1M in three; the variants of SimCEN take its own. All stop by '
+        'each model, on MovieLens-1M in two; the variants of SimCEN take its own. All stop by '
         'the log loss of validation, and score with a running average of their weights. Seconds '
         'are of training with validation.'
     )
