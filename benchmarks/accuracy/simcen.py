@@ -27,6 +27,7 @@ from torch import nn
 from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
+    COMPARED,
     Claim,
     Job,
     Model,
@@ -107,9 +108,7 @@ def render(records: list[Record]) -> Iterable[str]:
     yield '# SimCEN'
     yield ''
     yield (
-        'Mean and standard deviation over seeds on the test part. Higher AUC and GAUC and lower '
-        'logloss are better. P-values are of paired t-tests over seeds, without correction for '
-        'their number. All models read the same fields, without counts, in embeddings of size 16. '
+        f'Mean and standard deviation over seeds on the test part. {COMPARED} All models read the same fields, without counts, in embeddings of size 16. '
         'Learning rate and weight decay are chosen on validation with seed 0 in six trials for '
         'each model, on MovieLens-1M in three; the variants of SimCEN take its own. All stop by '
         'the log loss of validation, and score with a running average of their weights. Seconds '
