@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
+    COMPARED,
     DEFAULTS,
     Claim,
     Job,
@@ -215,9 +216,8 @@ def render(records: list[Record]) -> Iterable[str]:
     yield ''
     yield (
         f'Mean and standard deviation over seeds on the rows of the test part whose items have '
-        f'more than {FEW} training rows; those of other items are below. Higher AUC and GAUC and '
-        f'lower logloss are better. P-values are of paired t-tests over seeds, each of which hides '
-        f'other items, without correction for their number. Learning rate and weight decay are '
+        f'more than {FEW} training rows; those of other items are below. Each seed hides other '
+        f'items. {COMPARED} Learning rate and weight decay are '
         f'chosen on validation with seed 0 for DCN V2, FLIP and FLIP from scratch, in four trials '
         f'each, on MovieLens-1M in two; the variants of FLIP take its own. All stop by the log '
         f'loss of validation, and score with a running average of their weights. Seconds are of '

@@ -108,7 +108,8 @@ def render(records: list[Record]) -> Iterable[str]:
     yield '# SimCEN'
     yield ''
     yield (
-        f'Mean and standard deviation over seeds on the test part. {COMPARED} All models read the same fields, without counts, in embeddings of size 16. '
+        f'Mean and standard deviation over seeds on the test part. {COMPARED} '
+        'All models read the same fields, without counts, in embeddings of size 16. '
         'Learning rate and weight decay are chosen on validation with seed 0 in six trials for '
         'each model, on MovieLens-1M in three; the variants of SimCEN take its own. All stop by '
         'the log loss of validation, and score with a running average of their weights. Seconds '
