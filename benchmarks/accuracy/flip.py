@@ -51,10 +51,16 @@ from accuracy.click_bench import (
 )
 from accuracy.cold import selected
 from accuracy.count_data import DATASETS, Parts
-from accuracy.flip_training import LOSSES, TEXTS, load_weights, pretrained, with_text
+from accuracy.flip_training import (
+    LOSSES,
+    TEXTS,
+    load_weights,
+    make_flip,
+    pretrained,
+    with_text,
+)
 from accuracy.harness import add_commands, difference_to, score_groups, spread
 from mag.loader.row_loader import RowLoader
-from mag.models import FLIP
 from mag.schema import CLICKS, SEES
 from mag.training import predict
 
@@ -81,11 +87,12 @@ CLAIMS = (
     Claim('pre-training helps the ids alone', 'ids', 'ids_scratch'),
     Claim('pre-training helps the text alone', 'text', 'text_scratch'),
     Claim('a gate for each row helps', 'sample_gate', 'flip'),
+    Claim('a sentence for each row helps', 'row_sentence', 'flip'),
 )
 
 
 def flip(train: HeteroData, val: HeteroData, temperature: float, **arguments: Any) -> nn.Module:
-    return FLIP.from_data(train, **arguments)
+    return make_flip(train, **arguments)
 
 
 def variant(title: str, table: str, tuned_as: str | None, **arguments: Any) -> Model:
@@ -98,6 +105,7 @@ MODELS = {
     'scratch': variant('FLIP from scratch', 'models', None),
     'flip': variant('FLIP', 'models', None),
     'sample_gate': variant('FLIP, a gate for each row', 'models', 'flip', gate='sample'),
+    'row_sentence': variant('FLIP, a sentence for each row', 'models', 'flip', sentence='row'),
     'no_instance_contrast': variant('w/o contrast of rows', 'losses', 'flip'),
     'no_masked_id': variant('w/o masked ids', 'losses', 'flip'),
     'no_masked_token': variant('w/o masked tokens', 'losses', 'flip'),
@@ -106,10 +114,11 @@ MODELS = {
     'ids_scratch': variant('ids alone, from scratch', 'parts', 'scratch', branches='ids'),
     'text_scratch': variant('text alone, from scratch', 'parts', 'scratch', branches='text'),
 }
-# The losses of what is pre-trained.
-PRETRAINING: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(('flip', 'sample_gate', 'ids', 'text'), LOSSES),
-    **{f'no_{name}': tuple(loss for loss in LOSSES if loss != name) for name in LOSSES},
+# By which losses a model is pre-trained, and what has a sentence.
+PRETRAINING: dict[str, tuple[tuple[str, ...], str]] = {
+    **dict.fromkeys(('flip', 'sample_gate', 'ids', 'text'), (LOSSES, 'node')),
+    'row_sentence': (LOSSES, 'row'),
+    **{f'no_{name}': (tuple(one for one in LOSSES if one != name), 'node') for name in LOSSES},
 }
 
 
@@ -196,7 +205,7 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
             make_loader(model, parts.train, args.batch_size, parts.log, job.seed),
             make_loader(model, parts.val, 8 * args.batch_size),
         ]
-        weights, before = pretrained(parts.train, *loaders, PRETRAINING[job.model], job, args)
+        weights, before = pretrained(parts.train, *loaders, *PRETRAINING[job.model], job, args)
     groups = groups_of(parts.train, parts.test)
     record = run_on(
         parts, model, job, args, partial(score, groups, parts.test), partial(train_from, weights)

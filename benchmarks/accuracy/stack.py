@@ -50,10 +50,17 @@ from accuracy.click_bench import (
 )
 from accuracy.count_data import DATASETS, Parts
 from accuracy.counts import is_of_one_resolution
-from accuracy.flip_training import LOSSES, TEXTS, load_weights, pretrained, with_text
+from accuracy.flip_training import (
+    LOSSES,
+    TEXTS,
+    load_weights,
+    make_flip,
+    pretrained,
+    with_text,
+)
 from accuracy.harness import add_commands
 from mag.loader.row_loader import RowLoader
-from mag.models import FLIP, CountNet, MacGNN, SimCEN, Stack
+from mag.models import CountNet, MacGNN, SimCEN, Stack
 from mag.training import ClickTask, DistillationTask
 
 LEARNING_RATES = (3e-3, 1e-2)
@@ -80,7 +87,7 @@ def stack(
     makers = {
         'macgnn': partial(MacGNN.from_data, temperature=temperature),
         'counts': CountNet.from_data,
-        'flip': FLIP.from_data,
+        'flip': make_flip,
         'simcen': SimCEN.from_data,
     }
     contrast = {'simcen': CONTRAST} if 'simcen' in names else None
@@ -168,7 +175,7 @@ class Trainer:
                 make_loader(reader, parts.train, args.batch_size, parts.log, job.seed),
                 make_loader(reader, parts.val, 8 * args.batch_size),
             ]
-            self.weights, _ = pretrained(parts.train, *loaders, LOSSES, job, args)
+            self.weights, _ = pretrained(parts.train, *loaders, LOSSES, 'node', job, args)
 
     def __call__(
         self,
