@@ -466,6 +466,12 @@ class Claim(NamedTuple):
     worse: str
 
 
+COMPARED = (
+    'Higher AUC and GAUC and lower logloss are better. P-values are of paired t-tests over seeds, '
+    'without correction for their number; a claim holds where logloss is lower at p < .05.'
+)
+
+
 def verdicts(claims: Iterable[Claim], runs: list[Record]) -> Iterable[str]:
     r"""Of each claim whether it holds by the log loss, at p < .05 over seeds."""
     for what, better, worse in claims:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning import seed_everything
 from records import Record, write
@@ -17,11 +18,16 @@ from accuracy.count_data import Parts
 from mag.datasets import MovieLens
 from mag.loader.row_loader import RowLoader
 from mag.models import FLIP
+from mag.nn import TextEncoder
+from mag.schema import tokens
 from mag.training import AlignmentTask, fit
 from mag.transforms import FieldText
 
 LOSSES = ('instance_contrast', 'masked_id', 'masked_token')
-EPOCHS = 10
+# An encoder of text that starts from nothing learns at a higher rate than one that has read.
+EPOCHS, LEARNING_RATE = 5, 1e-3
+# Of a state of the text: half of the default, in a third of the time.
+CHANNELS = 64
 # Of each log with texts, what its fields are told as.
 TEXTS: dict[str, Callable[[str], Record]] = {
     'movielens-100k': lambda root: MovieLens(root, '100k').field_text(),
@@ -35,11 +41,19 @@ def with_text(dataset: str, root: str, parts: Parts) -> Parts:
     return parts._replace(train=text(parts.train), val=text(parts.val), test=text(parts.test))
 
 
+def make_flip(part: HeteroData, sentence: str = 'node', **arguments: Any) -> FLIP:
+    r"""FLIP with a small encoder of text that has read nothing yet. Users and items have a sentence
+    each, which can be kept at serving, unless it is one a row, as in the paper."""
+    encoder = TextEncoder(tokens(part, 'make_flip').num_tokens, channels=CHANNELS)
+    return FLIP.from_data(part, text_encoder=encoder, sentence=sentence, **arguments)
+
+
 def pretrained(
     part: HeteroData,
     train: RowLoader,
     val: RowLoader,
     losses: tuple[str, ...],
+    sentence: str,
     job: Job,
     args: argparse.Namespace,
 ) -> tuple[dict[str, Tensor], Record]:
@@ -50,19 +64,20 @@ def pretrained(
         train: Loads its rows.
         val: Loads the rows to validate on.
         losses: Those of :obj:`LOSSES` that are minimised.
+        sentence: What has one, a :obj:`'node'` or a :obj:`'row'`.
         job: Of which log, and with which seed.
         args: Those of the command.
     """
-    name = '-'.join((*losses, str(job.seed)))
+    name = '-'.join((sentence, *losses, str(job.seed)))
     directory = Path(args.checkpoints, 'flip', f'{job.dataset}-{job.protocol}', name)
     told = directory / 'cost.json'
     seed_everything(job.seed, verbose=False)
-    model = FLIP.from_data(part)
+    model = make_flip(part, sentence)
     steps, start = Steps(), time.perf_counter()
+    task = AlignmentTask(model, LEARNING_RATE, num_steps=EPOCHS * len(train), losses=losses)
     fit(
-        AlignmentTask(model, losses=losses), train, val, directory=directory, max_epochs=EPOCHS,
-        patience=EPOCHS, seed=job.seed, monitor='loss', progress=False, callbacks=[steps],
-        accelerator=args.accelerator,
+        task, train, val, directory=directory, max_epochs=EPOCHS, patience=EPOCHS, seed=job.seed,
+        monitor='loss', progress=False, callbacks=[steps], accelerator=args.accelerator,
     )  # fmt: skip
     if not told.exists():
         cost = {'seconds': time.perf_counter() - start, 'epochs': steps.count / len(train)}
