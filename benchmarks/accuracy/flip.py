@@ -6,9 +6,9 @@ rows and no other; who is met is drawn anew with each seed. All have their rows 
 DCN V2 reads the same fields, among which text is one id a title.
 
 A model is pre-trained once for a seed and a set of losses, and kept in the folder --checkpoints,
-from where what is fine-tuned from it begins. Learning rate and weight decay are chosen on
-validation with seed 0, for DCN V2, FLIP and FLIP from scratch; the variants of either take its own.
-All else is as in accuracy.counts.
+from where what is fine-tuned from it begins. The learning rate is chosen on validation with seed 0,
+for DCN V2, FLIP and FLIP from scratch; the variants of either take its own, and weight decay is
+that of most models in accuracy.counts. All else is as there.
 
     python benchmarks accuracy.flip run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/flip-movielens-100k.json
@@ -224,9 +224,9 @@ def render(records: list[Record]) -> Iterable[str]:
         f'more than {FEW} training rows; those of other items are below. Each seed hides other '
         f'items. {COMPARED} The learning rate is '
         f'chosen on validation with seed 0 for DCN V2, FLIP and FLIP from scratch, in two trials '
-        f'each, weight decay is that of most models in accuracy.counts; the variants of FLIP take its own. All stop by the log '
-        f'loss of validation, and score with a running average of their weights. Seconds are of '
-        f'fine-tuning with validation.'
+        f'each; weight decay is that of most models in accuracy.counts. The variants of FLIP take '
+        f'its own. All stop by the log loss of validation, and score with a running average of '
+        f'their weights. Seconds are of fine-tuning with validation.'
     )
     yield from compare(records, MODELS, TABLES, 'flip', CLAIMS)
     runs = select(records, purpose='run')

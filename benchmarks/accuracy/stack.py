@@ -2,10 +2,10 @@ r"""What the macro graph, FLIP and SimCEN bring each other under one head: each 
 all together, and what is left of it in a small model that learns from the whole.
 
 All rows are stacks with the same kind of head, which differ in their branches: MacGNN or CountNet,
-FLIP, pre-trained as in accuracy.flip, and SimCEN. Learning rate and weight decay are chosen on
-validation with seed 0, for each row among the same settings. CountNet reads the counts at the
-target, of one resolution. All else is as in accuracy.counts. Logs without texts are run without
-FLIP.
+FLIP, pre-trained as in accuracy.flip, and SimCEN. The learning rate is chosen on validation with
+seed 0, for each row among the same, and weight decay is that of most models in accuracy.counts.
+CountNet reads the counts at the target, of one resolution. All else is as there. Logs without texts
+are run without FLIP.
 
 The student is CountNet alone, and learns from the stack of all three with the same seed beside the
 labels; its setting is that of CountNet alone.
@@ -236,10 +236,10 @@ def render(records: list[Record]) -> Iterable[str]:
     yield (
         f'Mean and standard deviation over seeds on the test part, served with stale counts. '
         f'{COMPARED} The learning rate is chosen on '
-        'validation with seed 0 in two trials for each row, weight decay is that of most models in '
-        'accuracy.counts; a student takes those of CountNet alone. All stop by the log loss of validation, and score with a '
-        'running average of their weights. Seconds are of training with validation, without the '
-        'pre-training of FLIP and without that of a teacher.'
+        'validation with seed 0 in two trials for each row; weight decay is that of most models in '
+        'accuracy.counts. A student takes the setting of CountNet alone. All stop by the log loss '
+        'of validation, and score with a running average of their weights. Seconds are of training '
+        'with validation, without the pre-training of FLIP and without that of a teacher.'
     )
     yield from compare(records, MODELS, TABLES, 'macgnn', CLAIMS)
     yield ''
