@@ -1,9 +1,10 @@
 r"""Complete models, one a file, built from the layers of :mod:`mag.nn`."""
 
 from mag.models.count_net import CountNet
+from mag.models.flip import FLIP
 from mag.models.gmcm import GMCM
 from mag.models.hyperctr import HyperCTR
 from mag.models.macgnn import MacGNN
 from mag.models.srjgraph import SRJGraph
 
-__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']
+__all__ = ['CountNet', 'FLIP', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']

@@ -4,16 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mag.training.alignment_task import AlignmentTask
     from mag.training.click_task import ClickTask
     from mag.training.fitting import fit
     from mag.training.lightning_task import LightningTask
     from mag.training.scoring import evaluate, predict
     from mag.training.task import Task
 
-__all__ = ['ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
+__all__ = ['AlignmentTask', 'ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
 
 _FILES = dict(
-    zip(__all__, ('click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'))
+    zip(
+        __all__,
+        ('alignment_task', 'click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'),
+    )
 )
 
 
