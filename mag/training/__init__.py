@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mag.training.alignment_task import AlignmentTask
     from mag.training.click_task import ClickTask
     from mag.training.distillation_task import DistillationTask
     from mag.training.fitting import fit
@@ -24,6 +25,13 @@ _FILES = {
     'fit': 'fitting',
     'predict': 'scoring',
 }
+__all__ = ['AlignmentTask', 'ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
+_FILES = dict(
+    zip(
+        __all__,
+        ('alignment_task', 'click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'),
+    )
+)
 
 
 def __getattr__(name: str) -> object:
