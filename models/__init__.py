@@ -9,5 +9,4 @@ from mag.models.simcen import SimCEN
 from mag.models.srjgraph import SRJGraph
 from mag.models.stack import Stack
 
-__all__ = ['CountNet', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'SimCEN', 'Stack']
-__all__ = ['CountNet', 'FLIP', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph']
+__all__ = ['CountNet', 'FLIP', 'GMCM', 'HyperCTR', 'MacGNN', 'SRJGraph', 'SimCEN', 'Stack']

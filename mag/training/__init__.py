@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from mag.training.task import Task
 
 __all__ = [
-    'ClickTask', 'DistillationTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict'
+    'AlignmentTask', 'ClickTask', 'DistillationTask', 'LightningTask', 'Task', 'evaluate', 'fit',
+    'predict',
 ]  # fmt: skip
 
 _FILES = {
+    'AlignmentTask': 'alignment_task',
     'ClickTask': 'click_task',
     'DistillationTask': 'distillation_task',
     'LightningTask': 'lightning_task',
@@ -25,13 +27,6 @@ _FILES = {
     'fit': 'fitting',
     'predict': 'scoring',
 }
-__all__ = ['AlignmentTask', 'ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
-_FILES = dict(
-    zip(
-        __all__,
-        ('alignment_task', 'click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'),
-    )
-)
 
 
 def __getattr__(name: str) -> object:
