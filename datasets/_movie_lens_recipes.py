@@ -53,7 +53,7 @@ class Recipe(NamedTuple):
     Args:
         ratings: With the columns user, item, rating and time.
         movies: With the columns id, title and genres, a list.
-        users: With the columns id, age, gender and occupation.
+        users: With the columns id, age, gender, occupation and zip.
     """
 
     ratings: Source
@@ -137,4 +137,4 @@ def _read_csv(paths: dict[str, str]) -> Recipe:
 
 
 def _of_users(scan: DelimitedScan) -> Source:
-    return Source(scan, f'SELECT id, age, gender, occupation FROM {scan}')
+    return Source(scan, f'SELECT id, age, gender, occupation, zip FROM {scan}')

@@ -209,6 +209,16 @@ class ClickDataset(InMemoryDataset):
         """
         return self._cache.read_whole(lambda: self._read_nodes(node))
 
+    def field_text(self) -> dict[str, Any]:
+        r"""What is told of this log in words, as arguments of
+        :class:`~mag.transforms.FieldText`: the :attr:`names`, the
+        :attr:`raw_ids`, and the :obj:`descriptions` that :meth:`describe`
+        has of every node.
+        """
+        words = {node: self.describe(node) for node in ('user', 'item')}
+        raw_ids = {node: columns.pop('id') for node, columns in words.items()}
+        return {'names': self.names, 'raw_ids': raw_ids, 'descriptions': words}
+
     def _read_nodes(self, node: str) -> dict[str, np.ndarray]:
         with self._cache.opening(self._manifest, f'{node}.parquet') as path:
             return read_columns(path)

@@ -1,5 +1,6 @@
 import os.path as osp
 from http.client import HTTPException
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -77,6 +78,8 @@ class MovieLens(NamedRelease):
     The meaning of each code is in :attr:`names`, the id of each node in
     :attr:`raw_ids`, the title of each movie in :attr:`titles`, and with its
     genres in :attr:`texts`; a missing value has the name :obj:`'unknown'`.
+    The zip code of each user is in :obj:`describe('user')['zip']`, where the
+    release has users.
 
     Files that are already in :obj:`root/raw`, or there in the folder of the
     release's archive, are used as they are.
@@ -125,6 +128,8 @@ class MovieLens(NamedRelease):
         'latest': Release('ml-latest.zip', 'ml-latest', _CSV),
     }
 
+    schema_version = 3
+
     @property
     def layouts(self) -> list[tuple[str, ...]]:
         return [*super().layouts, *([_RECBOLE] if self.name == '100k' else [])]
@@ -146,6 +151,14 @@ class MovieLens(NamedRelease):
             named = [genre for genre in ([] if genres is None else genres) if genre not in _NONE]
             texts.append('. '.join([title or 'unknown', *([', '.join(named)] if named else [])]))
         return texts
+
+    def field_text(self) -> dict[str, Any]:
+        r"""As of every log. The title tells the year, and the genres the
+        category, so these two are left out; of :obj:`'100k'` and
+        :obj:`'1m'` are told user, age, gender, occupation, zip code, item,
+        genres and title.
+        """
+        return {**super().field_text(), 'without': ('item_category', 'item_year')}
 
     def download(self) -> None:
         for folder in self.folders:
@@ -213,12 +226,12 @@ class MovieLens(NamedRelease):
         if users is not None:
             first_years = ', '.join(map(str, _AGES))
             select = f"""
-                SELECT id, gender, occupation,
+                SELECT id, gender, occupation, zip,
                        list_max(list_filter([{first_years}], lambda first: first <= age)) AS age
                 FROM ({users.select})
             """
             create_attributes(connection, 'user', select, users.scan)
-        return LogTable(descriptions=('title', 'genres'))
+        return LogTable(descriptions=('title', 'genres', 'zip'))
 
     def extend(
         self,

@@ -17,10 +17,12 @@ from mag.nn.intention_conv import IntentionConv
 from mag.nn.interest_score import InterestScore
 from mag.nn.macro_conv import MacroConv
 from mag.nn.mlp import MLP
+from mag.nn.pretrained_text_encoder import PretrainedTextEncoder
 from mag.nn.projection_head import ProjectionHead
 from mag.nn.query_embedding import QueryEmbedding
 from mag.nn.slot_hypergraph_conv import SlotHypergraphConv
 from mag.nn.tensor_fusion import TensorFusion
+from mag.nn.text_encoder import TextEncoder
 
 __all__ = [
     'BehaviorGraphConv',
@@ -40,8 +42,10 @@ __all__ = [
     'InterestScore',
     'MLP',
     'MacroConv',
+    'PretrainedTextEncoder',
     'ProjectionHead',
     'QueryEmbedding',
     'SlotHypergraphConv',
     'TensorFusion',
+    'TextEncoder',
 ]

@@ -11,7 +11,10 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from mag.datasets import MovieLens, _download, movie_lens
+from mag.datasets import ClickDataset, MovieLens, _download, movie_lens
+from mag.loader import ExposureFeatures
+from mag.schema import tokens
+from mag.transforms import FieldText
 
 CLICKS = ('user', 'clicks', 'item')
 GENRES = [
@@ -51,6 +54,7 @@ TEXTS = [
     'unknown',
     'Long Road III (1995) (V). Adventure, Drama, War',
 ]
+ZIPS = {1: '02139', 2: 'T8H1N', 3: '55105', 4: '94043'}
 USERS = {1: (24, 'M', 'writer'), 2: (17, 'F', 'other'), 3: (56, 'F', 'writer'), 4: (30, 'M', 'x')}
 
 
@@ -77,7 +81,7 @@ def write_100k(folder):
         for item, (title, genres) in MOVIES.items()
     ]
     write(folder / 'u.item', lines(items, '|'), 'latin-1')
-    users = [(user, *values, '00000') for user, values in USERS.items()]
+    users = [(user, *values, ZIPS[user]) for user, values in USERS.items()]
     write(folder / 'u.user', lines(users, '|'))
 
 
@@ -91,7 +95,7 @@ def write_recbole(folder):
         rows.append((item, name, year, ' '.join(genres)))
     write(folder / 'ml-100k.item', lines(rows, '\t'))
     rows = [('user_id:token', 'age:token', 'gender:token', 'occupation:token', 'zip_code:token')]
-    rows += [(user, *values, '00000') for user, values in USERS.items()]
+    rows += [(user, *values, ZIPS[user]) for user, values in USERS.items()]
     write(folder / 'ml-100k.user', lines(rows, '\t'))
 
 
@@ -103,7 +107,7 @@ def write_dat(folder, encoding='latin-1', users=True):
         ages = {24: 18, 17: 1, 56: 56, 30: 25}
         codes = {'writer': 20, 'other': 0, 'x': 5}
         rows = [
-            (user, gender, ages[age], codes[occupation], '00000')
+            (user, gender, ages[age], codes[occupation], ZIPS[user])
             for user, (age, gender, occupation) in USERS.items()
         ]
         write(folder / 'users.dat', lines(rows, '::'))
@@ -182,8 +186,39 @@ def test_golden_rows(tmp_path, name, folder, write_files, nested):
         assert data['user'].age.tolist() == [1, 0, 2]
         assert names['occupation'] == ['other', 'writer']
         assert data['user'].occupation.tolist() == [1, 0, 1]
+        assert dataset.describe('user')['zip'].tolist() == ['02139', 'T8H1N', '55105']
+        assert 'zip' not in data['user']
     else:
+        assert dataset.describe('user').keys() == {'id'}
         assert 'gender' not in data['user']
+
+
+def test_eight_fields_as_text(tmp_path):
+    write_dat(tmp_path / '1m' / 'raw')
+    write_csv(tmp_path / '25m' / 'raw')
+    dataset = MovieLens(tmp_path / '1m', '1m', log=False)
+    text = FieldText(**dataset.field_text()).fit(dataset[0])
+    out = text(dataset[0])
+    users = ('user', 'user_age', 'user_gender', 'user_occupation', 'user_zip')
+    items = ('item', 'item_genres', 'item_title')
+    assert ExposureFeatures(out).fields == tokens(out, 'Test').fields == users + items
+    assert text.sentence(user=1, item=0) == (
+        'user is 2 user age is under 18 user gender is f user occupation is other '
+        'user zip is t8h1n item is 1 item genres is animation, comedy '
+        'item title is tin dog ( 1995 )'
+    )
+    dataset = MovieLens(tmp_path / '25m', '25m', log=False)
+    out = FieldText(**dataset.field_text())(dataset[0])
+    assert ExposureFeatures(out).fields == ('user', *items)
+
+
+def test_a_cache_without_zip_codes_is_refused(tmp_path, monkeypatch):
+    write_100k(tmp_path / 'raw')
+    with monkeypatch.context() as earlier:
+        earlier.setattr(MovieLens, 'schema_version', ClickDataset.schema_version)
+        MovieLens(tmp_path, '100k', log=False)
+    with pytest.raises(ValueError, match='schema_version was 2, is now 3.* Pass force_reload=True'):
+        MovieLens(tmp_path, '100k', log=False)
 
 
 def test_both_copies_of_100k_are_equal(tmp_path):
@@ -193,6 +228,7 @@ def test_both_copies_of_100k_are_equal(tmp_path):
     other = MovieLens(tmp_path / 'recbole', '100k', log=False)
     assert one.names == other.names
     assert one.titles.tolist() == other.titles.tolist()
+    assert one.describe('user')['zip'].tolist() == other.describe('user')['zip'].tolist()
     for ours, theirs in zip(one[0].stores, other[0].stores):
         assert list(ours.keys()) == list(theirs.keys())
         for key, value in ours.items():
@@ -258,6 +294,9 @@ def test_equals_plain_python_on_1m(tmp_path):
     with open(os.path.join(folder, 'users.dat')) as file:
         people = {int(row[0]): row for row in (line.split('::') for line in file)}
     assert ids['user'].tolist() == users
+    assert dataset.describe('user')['zip'].tolist() == [
+        people[user][4].rstrip('\n') for user in users
+    ]
     assert data['user'].occupation.tolist() == [int(people[user][3]) for user in users]
     assert [names['gender'][code] for code in data['user'].gender] == [
         people[user][1] for user in users
