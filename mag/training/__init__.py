@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mag.training.alignment_task import AlignmentTask
     from mag.training.click_task import ClickTask
     from mag.training.distillation_task import DistillationTask
     from mag.training.fitting import fit
@@ -12,10 +13,12 @@ if TYPE_CHECKING:
     from mag.training.task import Task
 
 __all__ = [
-    'ClickTask', 'DistillationTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict'
+    'AlignmentTask', 'ClickTask', 'DistillationTask', 'LightningTask', 'Task', 'evaluate', 'fit',
+    'predict',
 ]  # fmt: skip
 
 _FILES = {
+    'AlignmentTask': 'alignment_task',
     'ClickTask': 'click_task',
     'DistillationTask': 'distillation_task',
     'LightningTask': 'lightning_task',
