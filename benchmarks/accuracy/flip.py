@@ -174,8 +174,10 @@ def score(groups: dict[str, Tensor], test: HeteroData, trained: Any, loader: Row
     known, as no other table has items that were hidden."""
     clicks = test[CLICKS]
     probability = predict(trained, loader)['click']
-    scores = score_groups(probability, clicks.edge_label, groups, clicks.edge_label_index[0])
-    return {**scores[KNOWN], 'items': scores}
+    user, known = clicks.edge_label_index[0], {KNOWN: groups[KNOWN]}
+    scores = score_groups(probability, clicks.edge_label, known, user)[KNOWN]
+    # Of an item that is hidden a user has seldom a row of each kind.
+    return {**scores, 'items': score_groups(probability, clicks.edge_label, groups)}
 
 
 @lru_cache(maxsize=2)
