@@ -285,3 +285,21 @@ def draw_interests(interest: Tensor, modalities: Sequence[str], truth: Tensor | 
     ax.set_xlabel('share of users by the modality of their largest interest')
     ax.legend(ncols=len(modalities), loc='lower center', bbox_to_anchor=(0.5, 1))
     return figure
+
+
+def draw_recovery(found: Mapping[str, Mapping[str, float]]) -> Figure:
+    r"""The share of rows whose masked id is found, by what it is found from, a group of bars a
+    field."""
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    axes = figure.subplots()
+    fields = list(next(iter(found.values())))
+    width = 0.8 / len(found)
+    colors = ('#cccccc', '#0072b2', '#d55e00', '#009e73', '#e69f00')
+    for number, ((name, shares), color) in enumerate(zip(found.items(), colors)):
+        places = [place + (number - (len(found) - 1) / 2) * width for place in range(len(fields))]
+        axes.bar(places, [shares[field] for field in fields], width, color=color, label=name)
+    axes.set_xticks(range(len(fields)), [field.replace('_', '\n', 1) for field in fields])
+    axes.set(ylabel='share of rows', ylim=(0, 1))
+    axes.set_title('A masked field is recovered from')
+    axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1.08), ncols=len(found), frameon=False)
+    return figure
