@@ -192,12 +192,15 @@ class Plan:
             missing += self.seeds - made
         return missing
 
+    def _settings(self, dataset: str, name: str) -> Sequence[Setting]:
+        return self.trials_of(dataset, self.models[name].tuned_as or name)
+
     def _trials(self, dataset: str, protocol: str, name: str) -> list[Job]:
+        settings = self._settings(dataset, name)
         name = self.models[name].tuned_as or name
-        return [
-            Job(dataset, protocol, name, 0, setting, 'tune')
-            for setting in self.trials_of(dataset, name)
-        ]
+        # Where there is nothing to choose from, nothing has to be tried.
+        tried = settings if len(settings) > 1 else ()
+        return [Job(dataset, protocol, name, 0, setting, 'tune') for setting in tried]
 
     def _of_cell(self, dataset: str, protocol: str, name: str) -> list[Job]:
         r"""The trials of a model, and once they are there, its runs with the best setting."""
@@ -205,10 +208,14 @@ class Plan:
         found = [self.done[job.key] for job in trials if job.key in self.done]
         if len(found) < len(trials):
             return trials
-        best = min(found, key=lambda record: record['val']['logloss'])
+        [setting] = (
+            [min(found, key=lambda record: record['val']['logloss'])['setting']]
+            if found
+            else self._settings(dataset, name)
+        )
         teacher = self.models[name].teacher
         return [
-            Job(dataset, protocol, name, seed, best['setting'], 'run')
+            Job(dataset, protocol, name, seed, setting, 'run')
             for seed in range(self.seeds)
             if teacher is None or run_of(self.done.values(), dataset, protocol, teacher, seed)
         ]
