@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,19 @@ def test_parts_share_tables_and_later_nodes_shape_no_vocabulary() -> None:
         text().fit(val)(train)
     with pytest.raises(ValueError, match=r"TemporalSplit found data\['user'\].token"):
         TemporalSplit()(text()(data))
+
+
+def test_fitted_state_survives_json() -> None:
+    data = shop()
+    one, other = text().fit(data), text()
+    with pytest.raises(ValueError, match='no tokenizer yet'):
+        other.fitted_state()
+    other.load_fitted_state(json.loads(json.dumps(one.fitted_state())))
+    assert repr(other) == repr(one)
+    expected, out = tokens(one(data), 'Test'), tokens(other(data), 'Test')
+    assert out.special == expected.special and out.num_tokens == expected.num_tokens
+    for source, same in zip(out.sources, expected.sources, strict=True):
+        assert torch.equal(source.token, same.token) and torch.equal(source.field, same.field)
 
 
 def test_what_was_fitted_shows_in_repr() -> None:
