@@ -154,7 +154,7 @@ class FieldText(BaseTransform):
         ModuleNotFoundError: If :obj:`tokenizers` is not installed.
         TypeError: If an argument has another type.
         ValueError: If an argument is out of range, texts are not one a node or a code, a
-            description has the name of an attribute, or the tokenizer lacks a token.
+            description is empty or has the name of an attribute, or the tokenizer lacks a token.
     """
 
     def __init__(
@@ -319,6 +319,11 @@ class FieldText(BaseTransform):
                         f"data['{node_type}'] has an attribute of that name: give it another."
                     )
                 codes = _codes(texts)
+                if not codes:
+                    raise ValueError(
+                        f'FieldText was given the description {name!r} of {node_type}s, but all of '
+                        f'its texts are empty: leave it out.'
+                    )
                 store[name] = torch.tensor([codes.get(text, -1) for text in texts])
                 store[f'num_{name}'] = len(codes)
             if node_type in self.raw_ids:

@@ -39,7 +39,8 @@ class _Layout(NamedTuple):
 
 class TextEncoder(torch.nn.Module):
     r"""A small transformer that is trained from scratch: the encoder of the `"Attention Is All You
-    Need" <https://arxiv.org/abs/1706.03762>`_ paper, as in `"BERT" <https://arxiv.org/abs/1810.04805>`_
+    Need" <https://arxiv.org/abs/1706.03762>`_ paper, as in `"BERT"
+    <https://arxiv.org/abs/1810.04805>`_
 
     .. math::
         \mathbf{H}' &= \mathrm{LN} \left( \mathbf{H} + \mathrm{MultiHead}(\mathbf{H}) \right) \\

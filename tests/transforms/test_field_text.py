@@ -289,6 +289,7 @@ def test_bad_input(tmp_path: Path) -> None:
         ({'names': {'age': ['young']}}, "each of the 2 values of 'user_age', but got 1"),
         ({'raw_ids': {'user': [1, 2]}}, r"'raw_ids\['user'\]' must hold a text .* 3, but got 2"),
         ({'descriptions': {'item': {'title': ['a']}}}, 'a text for each of 4, but got 1'),
+        ({'descriptions': {'item': {'title': ['', None, '', '']}}}, 'all of its texts are empty'),
         ({'descriptions': {'user': {'age': ['a'] * 3}}}, 'an attribute of that name'),
         ({'without': ['item']}, "'without' must name fields among .*, but got 'item'"),
     ):
