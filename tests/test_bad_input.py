@@ -71,12 +71,15 @@ from mag.nn import (
     IntentionConv,
     InterestScore,
     MacroConv,
+    PretrainedTextEncoder,
     QueryEmbedding,
     TensorFusion,
+    TextEncoder,
 )
 from mag.training import ClickTask, DistillationTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
+    FieldText,
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
@@ -998,6 +1001,49 @@ CASES: dict[str, Case] = {
     ),
     'text no data': (
         lambda p: TextFeatures(['Heat', 'Alien'], rows_of(2))('log'), TypeError, 'got str'  # type: ignore[arg-type]
+    ),
+    'field text template': (
+        lambda p: FieldText(template='{field}'), ValueError, r"once each, as in .*got '\{field\}'"
+    ),
+    'field text tokenizer': (
+        lambda p: FieldText(p), FileNotFoundError, "path of a tokenizer.json .*no file '.*json'"
+    ),
+    'field text names': (
+        lambda p: FieldText(names={'category': ['a', 'b']})(log()),
+        ValueError,
+        "a name for each of the 3 values of 'item_category', but got 2",
+    ),
+    'field text description': (
+        lambda p: FieldText(descriptions={'item': {'title': ['Heat']}})(log()),
+        ValueError,
+        r"'descriptions\['item'\]\['title'\]' must hold a text for each of 6, but got 1",
+    ),
+    'field text half a character': (
+        lambda p: FieldText(descriptions={'item': {'title': ['\ud83d']}}),
+        ValueError,
+        "must be Unicode, but that of place 0 is not",
+    ),
+    'field text without': (
+        lambda p: FieldText(without=('item_year',))(log()),
+        ValueError,
+        r"fields among \['item_category'\], but got 'item_year'",
+    ),
+    'field text no data': (lambda p: FieldText()('log'), TypeError, 'HeteroData .* got str'),  # type: ignore[arg-type]
+    'text encoder heads': (
+        lambda p: TextEncoder(9, 10), ValueError, "a multiple of 'num_heads', which is 4, .* got 10"
+    ),
+    'text encoder length': (
+        lambda p: TextEncoder(9, max_length=2)(torch.ones(1, 3).long(), torch.ones(1, 3).bool()),
+        ValueError,
+        "TextEncoder expects sentences of at most 'max_length' tokens, 2, but got one of 3",
+    ),
+    'text encoder token': (
+        lambda p: TextEncoder(9)(torch.full((1, 3), 9), torch.ones(1, 3).bool()),
+        IndexError,
+        "ids of 'tokens' from 9 to 9, but expected them from -1 to 8",
+    ),
+    'pretrained text folder': (
+        lambda p: PretrainedTextEncoder('bert'), FileNotFoundError, "'bert' has no config.json"
     ),
     'behaviors missing': (
         lambda p: BehaviorGraph()(log()), ValueError, r"have \['edge_label_behavior'\], but it has"

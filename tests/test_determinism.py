@@ -22,6 +22,7 @@ from mag.nn import (
     IntentionConv,
     MacroConv,
     SlotHypergraphConv,
+    TextEncoder,
 )
 from mag.transforms import (
     BehaviorGraph,
@@ -311,6 +312,12 @@ def hash_embedding() -> Learner:
     return lambda: embedding(ids).pow(3).sum(), embedding
 
 
+def text_encoder() -> Learner:
+    encoder = TextEncoder(50, 32, hidden_channels=64)
+    tokens, is_token = draw_edges(50, 50, 12_000)[0].view(600, 20), torch.rand(600, 20) < 0.7
+    return lambda: encoder(tokens, is_token).pow(3).mean(), encoder
+
+
 @pytest.mark.parametrize(
     'make',
     [
@@ -321,6 +328,7 @@ def hash_embedding() -> Learner:
         slot_hypergraph_conv,
         behavior_graph_conv,
         hash_embedding,
+        text_encoder,
     ],
 )
 def test_layers(make: Callable[[], Learner]) -> None:

@@ -97,7 +97,8 @@ def test_metadata(wheel: Path) -> None:
     assert 'torch-geometric<2.9,>=2.8' in requirements
     assert 'torch-scatter==2.1.2; extra == "sparse"' in requirements
     assert 'torch-sparse==0.6.18; extra == "sparse"' in requirements
-    assert 'wordllama; extra == "text"' in requirements
+    for text in ('wordllama', 'tokenizers>=0.19', 'transformers>=4.40'):
+        assert f'{text}; extra == "text"' in requirements
     # Nobody who trains needs a figure or a log for TensorBoard.
     assert [r for r in requirements if r.startswith(('matplotlib', 'tensorboard'))] == [
         'matplotlib; extra == "examples"',
@@ -206,6 +207,17 @@ def heavy_imports(package: str) -> set[str]:
 )
 def test_a_package_imports_only_what_it_needs(package: str, needed: set[str]) -> None:
     assert heavy_imports(package) == needed
+
+
+# PyG and torchmetrics import them where they are, so what is loaded does not tell who asked for it.
+def test_no_module_imports_what_the_extra_text_brings() -> None:
+    for name, path in source_files().items():
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            modules = [getattr(node, 'module', None) or '']
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            libraries = {module.partition('.')[0] for module in modules}
+            assert not libraries & {'tokenizers', 'transformers', 'wordllama'}, name
 
 
 # What a room may import of mag.

@@ -3,7 +3,7 @@ r"""What texts are cut into: a tokenizer that is given, or a WordPiece that is t
 import os
 import os.path as osp
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -77,19 +77,24 @@ class Vocabulary(NamedTuple):
             )
         special = {}
         for name, words in _SPECIAL.items():
-            words = (*words, getattr(tokenizer, f'{name}_token', None))
-            ids = [found.token_to_id(word) for word in words if isinstance(word, str)]
+            named = (*words, getattr(tokenizer, f'{name}_token', None))
+            ids = [found.token_to_id(word) for word in named if isinstance(word, str)]
             ids = [number for number in ids if number is not None]
             if not ids:
                 raise ValueError(
-                    f"'tokenizer' must have the token {' or '.join(words[:2])}, but has none of "
+                    f"'tokenizer' must have the token {' or '.join(words)}, but has none of "
                     f'that name.'
                 )
             special[name] = ids[-1]
-        found = tokenizers.Tokenizer.from_str(found.to_str())
+        return cls.from_text(found.to_str(), special)
+
+    @classmethod
+    def from_text(cls, tokenizer: str, special: Mapping[str, int]) -> 'Vocabulary':
+        r"""That of a tokenizer as JSON, and the ids of its tokens that stand for no text."""
+        found = _import_tokenizers().Tokenizer.from_str(tokenizer)
         found.no_padding()
         found.no_truncation()
-        return cls(found, special)
+        return cls(found, dict(special))
 
     @classmethod
     def trained(cls, texts: Iterable[str], size: int) -> 'Vocabulary':

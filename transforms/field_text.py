@@ -154,7 +154,7 @@ class FieldText(BaseTransform):
         ModuleNotFoundError: If :obj:`tokenizers` is not installed.
         TypeError: If an argument has another type.
         ValueError: If an argument is out of range, texts are not one a node or a code, a
-            description has the name of an attribute, or the tokenizer lacks a token.
+            description is empty or has the name of an attribute, or the tokenizer lacks a token.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class FieldText(BaseTransform):
         self.without, self.template = tuple(without), template
         self.max_length, self.vocab_size = max_length, vocab_size
         self._given = None if tokenizer is None else Vocabulary.of(tokenizer)
-        self._vocabulary = self._given
+        self._learned = self._given
         self._cutoff: Cutoff | None = None
         self._id_maps: dict[str, str] = {}
         self._pieces: dict[str, Pieces] = {}
@@ -209,9 +209,13 @@ class FieldText(BaseTransform):
         Raises:
             ValueError: If none was given, and none trained yet.
         """
-        if self._vocabulary is None:
-            raise ValueError('FieldText has no tokenizer yet: fit it on a training part.')
         return self._vocabulary.tokenizer
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        if self._learned is None:
+            raise ValueError('FieldText has no tokenizer yet: fit it on a training part.')
+        return self._learned
 
     def fit(self, data: HeteroData) -> 'FieldText':
         r"""Trains a tokenizer, where none was given, on what is told of the users, items and values
@@ -226,7 +230,7 @@ class FieldText(BaseTransform):
         features = self._features(copy.copy(data))
         texts = {name: self._texts(name, features) for name in features.fields}
         if self._given is None:
-            self._vocabulary = Vocabulary.trained(
+            self._learned = Vocabulary.trained(
                 self._sentences(data, features, texts), self.vocab_size
             )
         self._pieces, self._tables = {}, {}
@@ -280,6 +284,26 @@ class FieldText(BaseTransform):
             pieces += told[told >= 0].tolist()
         return self.tokenizer.decode(pieces)
 
+    def fitted_state(self) -> dict[str, Any]:
+        r"""What was fitted, as values of JSON, for :meth:`load_fitted_state`.
+
+        Raises:
+            ValueError: If nothing was.
+        """
+        return {
+            'tokenizer': self.tokenizer.to_str(),
+            'special': self._vocabulary.special,
+            'cutoff': self._cutoff,
+            'id_maps': self._id_maps,
+        }
+
+    def load_fitted_state(self, values: Mapping[str, Any]) -> None:
+        r"""Takes what :meth:`fitted_state` gave for a transform with the same arguments."""
+        self._learned = Vocabulary.from_text(values['tokenizer'], values['special'])
+        self._cutoff = None if values['cutoff'] is None else Cutoff(*values['cutoff'])
+        self._id_maps = dict(values['id_maps'])
+        self._pieces, self._tables = {}, {}
+
     def _features(self, data: HeteroData) -> ExposureFeatures:
         r"""The fields of a graph, to which the descriptions are added."""
         require(data, 'FieldText', 'edge_index')
@@ -295,6 +319,11 @@ class FieldText(BaseTransform):
                         f"data['{node_type}'] has an attribute of that name: give it another."
                     )
                 codes = _codes(texts)
+                if not codes:
+                    raise ValueError(
+                        f'FieldText was given the description {name!r} of {node_type}s, but all of '
+                        f'its texts are empty: leave it out.'
+                    )
                 store[name] = torch.tensor([codes.get(text, -1) for text in texts])
                 store[f'num_{name}'] = len(codes)
             if node_type in self.raw_ids:
@@ -409,8 +438,8 @@ class FieldText(BaseTransform):
     def __repr__(self) -> str:
         texts = (self.names, self.raw_ids, self.descriptions)
         learned = ''
-        if self._vocabulary is not None:
-            learned = f', {fitted((), f"{self._vocabulary.tokenizer.to_str()} {self._cutoff}")}'
+        if self._learned is not None:
+            learned = f', {fitted((), f"{self.tokenizer.to_str()} {self._cutoff}")}'
         return (
             f'{self.__class__.__name__}(texts={zlib.crc32(repr(texts).encode()):08x}, '
             f'without={self.without}, template={self.template!r}, max_length={self.max_length}, '

@@ -138,7 +138,7 @@ def _load(folder: str) -> Any:
     if getattr(model, 'pooler', None) is not None:
         model.pooler = None
     # The library would draw these at random.
-    missing = sorted(loaded['missing_keys'] & model.state_dict().keys())
+    missing = sorted(set(loaded['missing_keys']) & model.state_dict().keys())
     if missing:
         raise ValueError(
             f"'folder' must hold all weights of its model, but {folder!r} lacks {len(missing)} of "

@@ -39,7 +39,8 @@ class _Layout(NamedTuple):
 
 class TextEncoder(torch.nn.Module):
     r"""A small transformer that is trained from scratch: the encoder of the `"Attention Is All You
-    Need" <https://arxiv.org/abs/1706.03762>`_ paper, as in `"BERT" <https://arxiv.org/abs/1810.04805>`_
+    Need" <https://arxiv.org/abs/1706.03762>`_ paper, as in `"BERT"
+    <https://arxiv.org/abs/1810.04805>`_
 
     .. math::
         \mathbf{H}' &= \mathrm{LN} \left( \mathbf{H} + \mathrm{MultiHead}(\mathbf{H}) \right) \\
@@ -198,8 +199,10 @@ class _Layer(torch.nn.Module):
             query = self.lin_query(x).unsqueeze(1)
         else:
             query = layout.pad(self.lin_query(x))
-        heads = (y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in (query, key, value))
-        read = F.scaled_dot_product_attention(*heads, attn_mask=layout.mask)
+        query, key, value = (
+            y.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for y in (query, key, value)
+        )
+        read = F.scaled_dot_product_attention(query, key, value, layout.mask)
         read = read.transpose(1, 2).flatten(2)
         read = read.squeeze(1) if is_first else layout.pack(read)
         x = self.norm_attention(x + self.dropout(self.lin_out(read)))

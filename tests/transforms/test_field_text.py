@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,19 @@ def test_parts_share_tables_and_later_nodes_shape_no_vocabulary() -> None:
         TemporalSplit()(text()(data))
 
 
+def test_fitted_state_survives_json() -> None:
+    data = shop()
+    one, other = text().fit(data), text()
+    with pytest.raises(ValueError, match='no tokenizer yet'):
+        other.fitted_state()
+    other.load_fitted_state(json.loads(json.dumps(one.fitted_state())))
+    assert repr(other) == repr(one)
+    expected, out = tokens(one(data), 'Test'), tokens(other(data), 'Test')
+    assert out.special == expected.special and out.num_tokens == expected.num_tokens
+    for source, same in zip(out.sources, expected.sources, strict=True):
+        assert torch.equal(source.token, same.token) and torch.equal(source.field, same.field)
+
+
 def test_what_was_fitted_shows_in_repr() -> None:
     unfitted, fitted = text(), text().fit(shop())
     assert repr(unfitted) == repr(text()) != repr(fitted) == repr(text().fit(shop()))
@@ -275,6 +289,7 @@ def test_bad_input(tmp_path: Path) -> None:
         ({'names': {'age': ['young']}}, "each of the 2 values of 'user_age', but got 1"),
         ({'raw_ids': {'user': [1, 2]}}, r"'raw_ids\['user'\]' must hold a text .* 3, but got 2"),
         ({'descriptions': {'item': {'title': ['a']}}}, 'a text for each of 4, but got 1'),
+        ({'descriptions': {'item': {'title': ['', None, '', '']}}}, 'all of its texts are empty'),
         ({'descriptions': {'user': {'age': ['a'] * 3}}}, 'an attribute of that name'),
         ({'without': ['item']}, "'without' must name fields among .*, but got 'item'"),
     ):
