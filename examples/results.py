@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.metrics import relative_improvement
+from mag.metrics import AuditGroup, popularity_audit, relative_improvement
 from mag.models import GMCM, SRJGraph
 from mag.nn import BehaviorGraphConv
 from mag.schema import CLICKS, REVERSE_CLICKS, SEES
@@ -196,6 +196,48 @@ def draw_count_net(
     lines = '\n'.join(['AUC of test', *tests])
     right.text(0.97, 0.25, lines, transform=right.transAxes, ha='right', va='bottom', bbox=box)
     right.legend(loc='lower right', frameon=False)
+    return figure
+
+
+def draw_stack(
+    val: HeteroData, test: HeteroData, predicted: Mapping[str, Tensor], branches: Sequence[str]
+) -> Figure:
+    r"""What each branch adds to the AUC of the others, in fifths of items by their popularity and
+    of users by their activity, both counted in what was shown before validation."""
+    clicks, history = test[CLICKS], val[SEES].edge_index
+    user, item = clicks.edge_label_index
+    activity, popularity = (
+        nodes.bincount(minlength=test[name].num_nodes)
+        for name, nodes in zip(('user', 'item'), history, strict=True)
+    )
+
+    def audit(names: Sequence[str]) -> dict[str, list[AuditGroup]]:
+        scores = predicted['+'.join(names)]
+        return popularity_audit(
+            scores, clicks.edge_label, user, item, popularity, activity, 5, weighting='rows'
+        )
+
+    everything = audit(branches)
+    others = {name: audit([other for other in branches if other != name]) for name in branches}
+    figure = Figure(figsize=(12, 4.5), layout='constrained')
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = {'item': 'items by exposures before', 'user': 'users by exposures before'}
+    for ax, (of, title) in zip(panels, titles.items(), strict=True):
+        groups = everything[of]
+        for name in branches:
+            gains = [
+                group.auc - without.auc if None not in (group.auc, without.auc) else math.nan
+                for group, without in zip(groups, others[name][of], strict=True)
+            ]
+            ax.plot(range(len(groups)), gains, marker='o', label=name)
+        ax.axhline(0, color='#999999', linewidth=0.8)
+        ax.set_xticks(
+            range(len(groups)), [f'{group.least:,.0f} to {group.most:,.0f}' for group in groups]
+        )
+        ax.set(xlabel=title)
+    panels[0].set(ylabel='AUC of all less that without the branch')
+    panels[0].legend(frameon=False)
+    figure.suptitle('Who gains from which branch')
     return figure
 
 

@@ -45,11 +45,10 @@ class Stack(torch.nn.Module):
         for without in ((), ('macgnn',), ('counts',)):
             stack = Stack(copy.deepcopy(branches), without=without)
 
-    Branches are taken as they are, with the weights that they have, of which pre-training may have
-    been the source, and they are not copied: two stacks of the same objects would train the same
-    weights. What a branch has beside its features, such as the head by which it predicts alone, is
-    not read here, and not trained: several processes have to be told, by
-    :obj:`fit(..., strategy="ddp_find_unused_parameters_true")`.
+    Branches keep the weights that they have, such as those of a pre-training. They are not copied:
+    two stacks of the same objects would train the same weights. What a branch has beside its
+    features, such as the head by which it predicts alone, is not read here and not trained, which
+    several processes have to be told: :obj:`fit(..., strategy="ddp_find_unused_parameters_true")`.
 
     Args:
         branches (Mapping[str, torch.nn.Module]): The branches, by names of the user's own.
@@ -71,8 +70,9 @@ class Stack(torch.nn.Module):
 
     Raises:
         TypeError: If an argument has another type, or a branch no features.
-        ValueError: If a number is out of range, a name is none of a branch or of none, no branch
-            is left, branches were built for different logs, or their tables cannot be shared.
+        ValueError: If a number is out of range, a name stands for something else or for no branch,
+            no branch is left, branches were built for different logs, or their tables cannot be
+            shared.
     """
 
     def __init__(

@@ -13,7 +13,9 @@ EXAMPLES = [
     'gnn.py',
     'hyperctr.py',
     'macgnn.py',
+    'simcen.py',
     'srjgraph.py',
+    'stack.py',
 ]
 # Runs an example where nothing that takes time to import can be imported.
 RUN = """

@@ -13,11 +13,18 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureBatch, ExposureLoader, JoinedLoader, PairLoader
 from mag.logits import Logits
-from mag.models import CountNet, MacGNN, SimCEN, Stack
+from mag.models import FLIP, CountNet, MacGNN, SimCEN, Stack
 from mag.models._field_embedding import FieldEmbedding
+from mag.nn import TextEncoder
 from mag.pipeline.saved import write_safetensors
 from mag.training import ClickTask, evaluate, fit, predict
-from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
+from mag.transforms import (
+    FieldText,
+    MacroCoarsen,
+    RecentNeighbors,
+    TargetCounts,
+    TemporalSplit,
+)
 
 # Logs are so small here that parts lose many of their rows.
 pytestmark = pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
@@ -143,6 +150,37 @@ def test_simcen_is_contrasted_as_it_is_alone(part: HeteroData) -> None:
     assert counts.embedding.weight is simcen.embedding.weight
     found = stack.loss(stack(batch), batch) - stack.loss(stack(batch)._replace(views=None), batch)
     torch.testing.assert_close(found, alone - entropy, atol=1e-5, rtol=1e-3)
+
+
+def test_macro_graph_text_and_crosses_under_one_head(part: HeteroData) -> None:
+    part = FieldText()(part)
+    encoder = TextEncoder(part[CLICKS].num_tokens, 8, 1, 1, 8)
+    branches = {
+        'flip': FLIP.from_data(
+            part, text_encoder=encoder, sentence='node', embedding_dim=4, regularization=0.0
+        ),
+        'simcen': SimCEN.from_data(part, embedding_dim=4, hidden_channels=(12, 12)),
+        'counts': CountNet.from_data(part, embedding_dim=4),
+        'macgnn': MacGNN.from_data(part, embedding_dim=4),
+    }
+    contrast = {'flip': 0.1, 'simcen': 0.01}
+    stack = Stack(branches, contrast=contrast, without=['macgnn'], share_embeddings=True)
+    tables = {id(branch.embedding.weight) for branch in stack.branches.values()}
+    assert tables == {id(branches['flip'].embedding.weight)}
+    # Beside it a weight of each value, which FLIP alone has.
+    assert branches['flip'].linear.weight.shape == (25 + 15 + 3 + 4 + 4, 1)
+    (batch,) = join(part, 900)
+    stack.loss(stack(batch), batch).backward()
+    assert bool(stack.branches['flip'].text.encoder.token.weight.grad.any())
+    assert bool(stack.branches['flip'].embedding.weight.grad.any())
+    # What texts say may be kept there, too.
+    click = stack.eval()(batch).click
+    stack.branches['flip'].precompute()
+    torch.testing.assert_close(stack(batch).click, click)
+    apart = Stack(branches, contrast=contrast)
+    assert {name: of.size(1) for name, of in apart.train()(batch).views.items()} == {
+        'flip': 256, 'simcen': 12
+    }  # fmt: skip
 
 
 def test_every_parameter_but_of_the_heads_of_branches_gets_a_gradient(part: HeteroData) -> None:
