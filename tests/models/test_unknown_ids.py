@@ -21,7 +21,7 @@ from mag.loader import (
     PathLoader,
 )
 from mag.logits import Logits
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph
 from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import (
     MacroCoarsen,
@@ -71,6 +71,19 @@ def count_net(log: HeteroData, **kwargs: Any) -> Case:
     return Case(CountNet.from_data(data, **kwargs), request, data, loader)
 
 
+def simcen(log: HeteroData, **kwargs: Any) -> Case:
+    loader = ExposureLoader(log)
+    # Enough to reach both tables; statistics of a batch would tell of the rows beside one.
+    arguments = {
+        'hidden_channels': (9,),
+        'second_channels': (6,),
+        'dropouts': (0, 0, 0),
+        'batch_norm': False,
+        **kwargs,
+    }
+    return Case(SimCEN.from_data(log, **arguments), loader.request, log, loader)
+
+
 def srjgraph(log: HeteroData, **kwargs: Any) -> Case:
     loader = PathLoader(log, widths={'user': [3, 1], 'item': [3, 1]})
 
@@ -117,6 +130,7 @@ CASES = {
     'gmcm': gmcm,
     'macgnn': macgnn,
     'count_net': count_net,
+    'simcen': simcen,
     'srjgraph': srjgraph,
     'hyperctr': hyperctr,
 }
@@ -180,7 +194,7 @@ def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
             assert bool((gradient != 0).any()) is (share > 0), name
 
 
-@pytest.mark.parametrize('make', [macgnn, count_net, srjgraph, gmcm])
+@pytest.mark.parametrize('make', [macgnn, count_net, simcen, srjgraph, gmcm])
 def test_who_is_dropped_is_answered_as_the_unknown(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
@@ -220,7 +234,7 @@ def without_own(batch: Any) -> Any:
 
 def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     r"""The gradients of the rows of unknown users and items."""
-    if isinstance(model, CountNet):
+    if isinstance(model, CountNet | SimCEN):
         gradient = model.embedding.weight.grad
         return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
     if isinstance(model, GMCM):
