@@ -1,6 +1,7 @@
 r"""HeteroData in, HeteroData out."""
 
 from mag.transforms.behavior_graph import BehaviorGraph
+from mag.transforms.bucket_numbers import BucketNumbers
 from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
 from mag.transforms.recent_neighbors import RecentNeighbors
@@ -14,6 +15,7 @@ from mag.transforms.window import window
 
 __all__ = [
     'BehaviorGraph',
+    'BucketNumbers',
     'InterestHypergraph',
     'MacroCoarsen',
     'RecentNeighbors',
