@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,9 @@ class BucketNumbers(BaseTransform):
             :math:`\lfloor \ln(x)^2 \rfloor` of a number :math:`x > 2`, and :math:`x` without its
             fraction of others, of which training has any, as on Criteo.
             (default: :obj:`"quantile"`)
+        modalities (Sequence[str], optional): Which features of users and items, such as
+            :obj:`["price"]` for :obj:`x_price`, and :obj:`""` for :obj:`x`; by default all. Those
+            of images and texts are many. (default: :obj:`None`)
 
     Attributes:
         edges (dict[str, torch.Tensor], optional): Where each bucket but the first begins, float64,
@@ -61,10 +64,20 @@ class BucketNumbers(BaseTransform):
             fitted or an earlier first cutoff.
     """
 
-    def __init__(self, num_buckets: int = 10, form: str = 'quantile') -> None:
+    def __init__(
+        self,
+        num_buckets: int = 10,
+        form: str = 'quantile',
+        modalities: Sequence[str] | None = None,
+    ) -> None:
         check_integers(2, num_buckets=num_buckets)
         check_choice(('quantile', 'log'), form=form)
-        self.num_buckets, self.form = num_buckets, form
+        is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)
+        if modalities is not None and not is_list:
+            raise TypeError(
+                f"'modalities' must be a list such as ['price'], but got {modalities!r}."
+            )
+        self.num_buckets, self.form, self.modalities = num_buckets, form, modalities
         self.edges: dict[str, Tensor] | None = None
         self._cutoff: Cutoff | None = None
 
@@ -81,7 +94,7 @@ class BucketNumbers(BaseTransform):
         require_cpu(data, 'BucketNumbers')
         exposures = Exposures(data, 'BucketNumbers', outcomes=False)
         of_rows = {'user': exposures.user, 'item': exposures.item}
-        tables = _tables(data)
+        tables = self._tables(data)
         if not tables or len(exposures) == 0:
             raise ValueError(
                 f'BucketNumbers expects exposures and dense features, x, x_<name> or edge_label_x, '
@@ -143,6 +156,29 @@ class BucketNumbers(BaseTransform):
             for column, numbers in enumerate(x.unbind(1))
         }
 
+    def _tables(self, data: HeteroData) -> dict[str, Tensor]:
+        r"""The features of nodes and exposures, each of shape :obj:`[N, F]`, by their places."""
+        tables, found = {}, set()
+        for node_type in ('user', 'item'):
+            store, number = data[node_type], data[node_type].num_nodes
+            existing = contents(store)
+            found |= existing.keys()
+            for modality, name in sorted(existing.items()):
+                if self.modalities is None or modality in self.modalities:
+                    place = f"data['{node_type}'].{name}"
+                    table = dense('BucketNumbers', place, store[name], number)
+                    tables[f'{node_type}.{name}'] = table
+        if not set(self.modalities or ()) <= found:
+            raise ValueError(
+                f"BucketNumbers expects 'modalities' to be some of {sorted(found)}, for which "
+                f'there is x_<name>, but got {self.modalities!r}.'
+            )
+        clicks = data[CLICKS]
+        if _EXPOSURES in clicks:
+            number = clicks.edge_label_index.size(1)
+            tables[_EXPOSURES] = dense('BucketNumbers', _EXPOSURES, clicks[_EXPOSURES], number)
+        return tables
+
     def fitted_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         r"""What was fitted, as tensors and as values of JSON, for :meth:`load_fitted_state`."""
         return dict(self.edges or {}), {'cutoff': self._cutoff}
@@ -158,7 +194,7 @@ class BucketNumbers(BaseTransform):
         require(data, 'BucketNumbers')
         if self._cutoff is not None:
             require_not_earlier(data, 'BucketNumbers', self._cutoff)
-        tables = _tables(data)
+        tables = self._tables(data)
         given = [f'{name}.{i}' for name, table in tables.items() for i in range(table.size(1))]
         # A log to serve has no exposures, and so no features of any.
         known = [n for n in self.edges if _EXPOSURES in tables or not n.startswith(_EXPOSURES)]
@@ -180,24 +216,8 @@ class BucketNumbers(BaseTransform):
         learned = ''
         if self.edges is not None:
             learned = f', {fitted(self.edges.values(), " ".join(self.edges))}'
-        arguments = f'num_buckets={self.num_buckets}, form={self.form!r}{learned}'
-        return f'{self.__class__.__name__}({arguments})'
-
-
-def _tables(data: HeteroData) -> dict[str, Tensor]:
-    r"""The dense features of nodes and exposures, each of shape :obj:`[N, F]`, by their places."""
-    tables = {}
-    for node_type in ('user', 'item'):
-        store = data[node_type]
-        for name in sorted(contents(store).values()):
-            place = f"data['{node_type}'].{name}"
-            number = data[node_type].num_nodes
-            tables[f'{node_type}.{name}'] = dense('BucketNumbers', place, store[name], number)
-    clicks = data[CLICKS]
-    if _EXPOSURES in clicks:
-        number = clicks.edge_label_index.size(1)
-        tables[_EXPOSURES] = dense('BucketNumbers', _EXPOSURES, clicks[_EXPOSURES], number)
-    return tables
+        arguments = f'num_buckets={self.num_buckets}, form={self.form!r}'
+        return f'{self.__class__.__name__}({arguments}, modalities={self.modalities!r}{learned})'
 
 
 def _named(attribute: str, column: int, width: int) -> str:

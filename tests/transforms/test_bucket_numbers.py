@@ -112,6 +112,13 @@ def test_names_are_fields_of_models() -> None:
     assert torch.equal(model(request).click, model(batch).click)
 
 
+def test_modalities_can_be_left_out() -> None:
+    out = BucketNumbers(modalities=['price'])(make_log())
+    assert 'price_bucket' in out['item'] and 'bucket_0' not in out['user']
+    out = BucketNumbers(modalities=[])(make_log())
+    assert 'price_bucket' not in out['item'] and 'edge_label_bucket' in out[CLICKS]
+
+
 def test_edges_are_those_of_training_and_parts_stay_as_they_were() -> None:
     train, val, test = TemporalSplit(num_windows=1)(make_log(1_000))
     before = copy.deepcopy(test)
@@ -151,7 +158,9 @@ def test_what_was_fitted_can_be_saved(form: str) -> None:
     one, other = fitted(data), twin(data)
     assert torch.equal(one[CLICKS].edge_label_bucket, other[CLICKS].edge_label_bucket)
     assert repr(twin) == repr(fitted) != repr(BucketNumbers(4, form))
-    assert repr(BucketNumbers(4, form)) == f"BucketNumbers(num_buckets=4, form='{form}')"
+    assert repr(BucketNumbers(4, form)) == (
+        f"BucketNumbers(num_buckets=4, form='{form}', modalities=None)"
+    )
 
 
 def without(data: HeteroData, name: str) -> HeteroData:
@@ -171,6 +180,12 @@ def filled(value: Tensor) -> HeteroData:
     [
         (lambda: BucketNumbers(1), ValueError, "'num_buckets' must be at least 2, but got 1"),
         (lambda: BucketNumbers(form='even'), ValueError, "'form' must be one of 'quantile', 'log'"),
+        (lambda: BucketNumbers(modalities='x'), TypeError, "'modalities' must be a list such as"),
+        (
+            lambda: BucketNumbers(modalities=['cost'])(make_log()),
+            ValueError,
+            r"'modalities' to be some of \['', 'price'\], .* but got \['cost'\]",
+        ),
         (lambda: BucketNumbers()(None), TypeError, 'BucketNumbers expects a HeteroData'),
         (
             lambda: BucketNumbers()(filled(torch.full((200,), torch.nan))),
