@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 # The other files are what these share.
-EXAMPLES = ['count_net.py', 'gmcm.py', 'gnn.py', 'hyperctr.py', 'macgnn.py', 'srjgraph.py']
+EXAMPLES = [
+    'count_net.py',
+    'gmcm.py',
+    'gnn.py',
+    'hyperctr.py',
+    'macgnn.py',
+    'simcen.py',
+    'srjgraph.py',
+]
 # Runs an example where nothing that takes time to import can be imported.
 RUN = """
 import json, os, runpy, sys
