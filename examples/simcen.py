@@ -94,7 +94,9 @@ def main(args: argparse.Namespace) -> None:
     }
     print(table(results, CLICK_COLUMNS))
     write_json(output / 'results.json', args, results)
-    with_views = {name: tasks[name].model for name in ('SimCEN', 'without contrast')}
+    with_views: dict[str, Any] = {
+        name: tasks[name].model for name in ('SimCEN', 'without contrast')
+    }
     figure = draw_views(output, with_views, ExposureLoader(test, 8 * args.batch_size))
     save(figure, output / 'simcen.png')
     print(f'In {output}: a folder for each model, results.json, simcen.png')

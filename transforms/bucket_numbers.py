@@ -158,7 +158,8 @@ class BucketNumbers(BaseTransform):
 
     def _tables(self, data: HeteroData) -> dict[str, Tensor]:
         r"""The features of nodes and exposures, each of shape :obj:`[N, F]`, by their places."""
-        tables, found = {}, set()
+        tables: dict[str, Tensor] = {}
+        found: set[str] = set()
         for node_type in ('user', 'item'):
             store, number = data[node_type], data[node_type].num_nodes
             existing = contents(store)
