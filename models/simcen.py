@@ -53,7 +53,8 @@ class SimCEN(torch.nn.Module):
     see :func:`~mag.losses.view_contrast`; at inference there is no contrast.
 
     Categorical fields are read. Dense features are read as the buckets that
-    :class:`~mag.transforms.BucketNumbers` puts them in, which are such fields.
+    :class:`~mag.transforms.BucketNumbers` puts them in, which are such fields. The embedding of
+    none is learned as any other, where that of the authors is zeros.
 
     The authors train with Adam at a rate of .001, batches of 10,000, and gradients clipped at a
     norm of 10.
