@@ -209,8 +209,11 @@ def draw_views(output: Path, models: Mapping[str, SimCEN], loader: ExposureLoade
     left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 3])
     pairs = {'view 1, view 2': (1, 2), 'ego, view 1': (0, 1), 'ego, view 2': (0, 2)}
     streams = ('ego', 'view 1', 'view 2')
+    paths = {path.parent.name.replace('_', ' '): path for path in output.glob('*/metrics.csv')}
+    names = [*models, *sorted(paths.keys() - models.keys())]
+    colors = dict(zip(names, ('#d55e00', '#999999', '#0072b2', '#009e73'), strict=True))
     for place, (name, model) in enumerate(models.items()):
-        color = ('#d55e00', '#999999')[place]
+        color = colors[name]
         model = model.cpu().eval()
         with torch.inference_mode():
             batches = [(model.features(batch), batch.label) for batch in loader]
@@ -241,8 +244,9 @@ def draw_views(output: Path, models: Mapping[str, SimCEN], loader: ExposureLoade
     middle.set(ylim=(min(heights) - 0.02, max(heights) + 0.04))
     middle.set_title('AUC of each stream, by its weights in the head')
     middle.legend(loc='upper left', frameon=False)
-    for path in sorted(output.glob('*/metrics.csv')):
-        right.plot(*_points(path, 'val_auc'), marker='.', label=path.parent.name.replace('_', ' '))
+    for name, color in colors.items():
+        steps, values = _points(paths[name], 'val_auc')
+        right.plot(steps, values, color=color, marker='.', label=name)
     right.set(xlabel='step', ylabel='AUC of validation', title='How all learn')
     right.legend(loc='lower right', frameon=False)
     return figure
