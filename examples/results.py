@@ -211,7 +211,7 @@ def draw_views(output: Path, models: Mapping[str, SimCEN], loader: ExposureLoade
     streams = ('ego', 'view 1', 'view 2')
     paths = {path.parent.name.replace('_', ' '): path for path in output.glob('*/metrics.csv')}
     names = [*models, *sorted(paths.keys() - models.keys())]
-    colors = dict(zip(names, ('#d55e00', '#999999', '#0072b2', '#009e73'), strict=True))
+    colors = dict(zip(names, ('#d55e00', '#999999', '#0072b2', '#009e73')))
     for place, (name, model) in enumerate(models.items()):
         color = colors[name]
         model = model.cpu().eval()
