@@ -13,10 +13,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torch_geometric.data import HeteroData
+from torchmetrics.functional.classification import binary_auroc
 
+from mag.loader import ExposureLoader
 from mag.metrics import AuditGroup, popularity_audit, relative_improvement
-from mag.models import GMCM, SRJGraph
+from mag.models import GMCM, SimCEN, SRJGraph
 from mag.nn import BehaviorGraphConv
 from mag.schema import CLICKS, REVERSE_CLICKS, SEES
 
@@ -238,6 +241,56 @@ def draw_stack(
     panels[0].set(ylabel='AUC of all less that without the branch')
     panels[0].legend(frameon=False)
     figure.suptitle('Who gains from which branch')
+    return figure
+
+
+def draw_views(output: Path, models: Mapping[str, SimCEN], loader: ExposureLoader) -> Figure:
+    r"""How alike the streams of each model are, what each knows of clicks by itself, and how all
+    models of a run learn."""
+    figure = Figure(figsize=(15, 4.6), layout='constrained')
+    left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 3])
+    pairs = {'view 1, view 2': (1, 2), 'ego, view 1': (0, 1), 'ego, view 2': (0, 2)}
+    streams = ('ego', 'view 1', 'view 2')
+    paths = {path.parent.name.replace('_', ' '): path for path in output.glob('*/metrics.csv')}
+    names = [*models, *sorted(paths.keys() - models.keys())]
+    colors = dict(zip(names, ('#d55e00', '#999999', '#0072b2', '#009e73')))
+    for place, (name, model) in enumerate(models.items()):
+        color = colors[name]
+        model = model.cpu().eval()
+        with torch.inference_mode():
+            batches = [(model.features(batch), batch.label) for batch in loader]
+        features, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        parts = features.chunk(3, dim=1)
+        found = [cosine_similarity(parts[i], parts[j]) for i, j in pairs.values()]
+        violin = left.violinplot(
+            [values.numpy() for values in found],
+            [3 * row + place for row in range(len(pairs))],
+            showmedians=True,
+        )
+        for body in violin['bodies']:
+            body.set_facecolor(color)
+        for lines in ('cbars', 'cmins', 'cmaxes', 'cmedians'):
+            violin[lines].set_color(color)
+        weights = model.head.weight.view(-1).chunk(3)
+        aucs = [
+            float(binary_auroc((part @ weight).detach(), label.int()))
+            for part, weight in zip(parts, weights, strict=True)
+        ]
+        bars = middle.bar([row + 0.4 * place for row in range(3)], aucs, 0.38, color=color)
+        middle.bar_label(bars, fmt='%.3f', fontsize=8)
+        middle.plot([], [], color=color, lw=6, label=name)
+    left.set_xticks([3 * row + 0.5 for row in range(len(pairs))], list(pairs))
+    left.set(ylabel='cosine, over the rows of test', title='How alike the streams are')
+    middle.set_xticks([row + 0.2 for row in range(3)], streams)
+    heights = [bar.get_height() for bar in middle.patches]
+    middle.set(ylim=(min(heights) - 0.02, max(heights) + 0.04))
+    middle.set_title('AUC of each stream, by its weights in the head')
+    middle.legend(loc='upper left', frameon=False)
+    for name, color in colors.items():
+        steps, values = _points(paths[name], 'val_auc')
+        right.plot(steps, values, color=color, marker='.', label=name)
+    right.set(xlabel='step', ylabel='AUC of validation', title='How all learn')
+    right.legend(loc='lower right', frameon=False)
     return figure
 
 

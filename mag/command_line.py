@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 # Here, too, so that help waits for none of them.
-MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr')
+MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
 _ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
 
 

@@ -53,7 +53,8 @@ class SimCEN(torch.nn.Module):
     see :func:`~mag.losses.view_contrast`; at inference there is no contrast.
 
     Categorical fields are read. Dense features are read as the buckets that
-    :class:`~mag.transforms.BucketNumbers` puts them in, which are such fields.
+    :class:`~mag.transforms.BucketNumbers` puts them in, which are such fields. The embedding of
+    none is learned as any other, where that of the authors is zeros.
 
     The authors train with Adam at a rate of .001, batches of 10,000, and gradients clipped at a
     norm of 10.
@@ -152,7 +153,7 @@ class SimCEN(torch.nn.Module):
         self.fields = tuple(fields)
         self.alpha, self.temperature, self.contrast_form = alpha, temperature, contrast_form
         self.embedding_regularization = embedding_regularization
-        self.through_dropout = through_dropout
+        self.through_dropout, self.id_dropout = through_dropout, id_dropout
 
         def make_table() -> FieldEmbedding:
             return FieldEmbedding(
@@ -302,12 +303,10 @@ class SimCEN(torch.nn.Module):
         }
 
     def _contrast(self, views: Mapping[str, Tensor]) -> Tensor:
-        losses = [
-            view_contrast(
-                *(views[f'{prefix}{name}'] for name in _NAMES), self.temperature, self.contrast_form
-            )
-            for prefix, _ in zip(_PREFIXES, self._tables())
-        ]
+        losses = []
+        for prefix, _ in zip(_PREFIXES, self._tables()):
+            ego, view1, view2 = (views[f'{prefix}{name}'] for name in _NAMES)
+            losses.append(view_contrast(ego, view1, view2, self.temperature, self.contrast_form))
         return torch.stack(losses).sum()
 
     def loss(self, logits: Logits, batch: ExposureBatch | JoinedBatch) -> Tensor:
@@ -338,7 +337,8 @@ class SimCEN(torch.nn.Module):
         return (
             f'fields={list(self.fields)}, alpha={self.alpha}, temperature={self.temperature}, '
             f'contrast_form={self.contrast_form!r}, through_dropout={self.through_dropout}, '
-            f'embedding_regularization={self.embedding_regularization}'
+            f'embedding_regularization={self.embedding_regularization}, '
+            f'id_dropout={self.id_dropout}'
         )
 
 

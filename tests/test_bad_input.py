@@ -57,7 +57,7 @@ from mag.metrics import (
     popularity_audit,
     relative_improvement,
 )
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
 from mag.nn import (
     MLP,
     BehaviorGraphConv,
@@ -79,6 +79,7 @@ from mag.nn import (
 from mag.training import ClickTask, DistillationTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
+    BucketNumbers,
     FieldText,
     InterestHypergraph,
     MacroCoarsen,
@@ -232,6 +233,10 @@ def score_recent(id: int) -> torch.Tensor:
     recent = torch.full_like(batch.pairs.user_recent, id)
     batch = batch._replace(pairs=batch.pairs._replace(user_recent=recent))
     return CountNet.from_data(data, recent=True)(batch)
+
+
+def simcen() -> SimCEN:
+    return SimCEN.from_data(log(), hidden_channels=(9,))
 
 
 def state() -> TargetState:
@@ -2100,6 +2105,25 @@ CASES: dict[str, Case] = {
     'count net low id': (lambda p: score(add=-2), IndexError, "'user' from -2 .* from -1 to 4"),
     'count net unread id': (
         lambda p: score(add=1, ids=False), IndexError, "'item_category' .* to 3.* from -1 to 2"
+    ),
+    'simcen data': (lambda p: SimCEN.from_data(None), TypeError, 'SimCEN.from_data expects a H'),
+    'simcen fields': (
+        lambda p: simcen().grow(edited(edge_label_device=torch.zeros(40).long(), num_device=2)),
+        ValueError,
+        r"SimCEN was built for the fields \['user', 'item', 'item_category'\], but .*'device'\]",
+    ),
+    'simcen columns': (
+        lambda p: simcen()(next(iter(dense()))._replace(sparse=torch.zeros(9, 2).long())),
+        ValueError,
+        r"'batch.sparse' of shape \[B, 3\], but got shape \[9, 2\]",
+    ),
+    'simcen id': (
+        lambda p: simcen()(next(iter(dense()))._replace(sparse=torch.full((9, 3), 5))),
+        IndexError,
+        "SimCEN found values of 'user' from 5 to 5, but expected them from -1 to 4",
+    ),
+    'buckets without numbers': (
+        lambda p: BucketNumbers()(log()), ValueError, 'has 40 exposures and 0 such attributes'
     ),
     'count net recent': (lambda p: score_recent(6), IndexError, 'recent items .* to 6.* -1 to 5'),
     # Stack

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureLoader, HistoryLoader, JoinedLoader, PairLoader, PathLoader
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
 from mag.nn import (
     BehaviorGraphConv,
     HashEmbedding,
@@ -170,6 +170,21 @@ def test_stack(log: HeteroData, share_embeddings: bool) -> None:
         for branch in branches.values():
             torch.nn.init.normal_(branch.embedding.weight)
         return lambda: stack.loss(stack(batch), batch), stack
+
+    assert_repeatable(lambda: train(make))
+
+
+@pytest.mark.parametrize(
+    'arguments', [{}, {'second_channels': (60,), 'mlp_channels': (32,), 'batch_norm': False}]
+)
+def test_simcen(log: HeteroData, arguments: dict[str, Any]) -> None:
+    batch = next(iter(ExposureLoader(log, 2048, shuffle=True)))
+
+    def make() -> Learner:
+        model = SimCEN.from_data(log, hidden_channels=(96, 96), **arguments)
+        # Embeddings near 0 would have most gradients vanish.
+        torch.nn.init.normal_(model.embedding.weight)
+        return lambda: model.loss(model(batch), batch), model
 
     assert_repeatable(lambda: train(make))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mag.fingerprint import check_same_config, describe_loader, describe_task
-from mag.models import CountNet, HyperCTR, MacGNN, SRJGraph, Stack
+from mag.models import CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
 
 
 def test_config_names_each_difference() -> None:
@@ -304,6 +304,25 @@ def test_a_model_on_another_hypergraph_is_another() -> None:
                 'auxiliary': 0.5,
                 'without': ('one',),
                 'share_embeddings': True,
+            },
+        ),
+        (
+            lambda **changes: SimCEN(
+                {'user': 5, 'item': 5}, ('user', 'item'), hidden_channels=(9, 9), **changes
+            ),
+            {
+                'alpha': 0.0,
+                'temperature': 0.5,
+                'contrast_form': 'standard',
+                'through_dropout': 0.5,
+                'dropouts': (0.1, 0.1, 0.1),
+                'activations': ('relu', 'relu', 'relu'),
+                'batch_norm': False,
+                'embedding_regularization': 0.1,
+                'views': False,
+                'mlp_channels': (9,),
+                'second_channels': (9,),
+                'id_dropout': 0.1,
             },
         ),
     ],

@@ -105,7 +105,7 @@ def test_the_log_becomes_scores_whole(
         exec(FITTED, {})
     lines = capsys.readouterr().out.strip().splitlines()
     models = [line.split()[0] for line in lines]
-    assert models == ['count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr']
+    assert models == ['count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen']
     for line in lines:
         assert 0 < ast.literal_eval(line[line.index('{') :])['logloss'] < 1
     # Nothing but the later export is there any more.
@@ -160,7 +160,7 @@ def test_a_later_export_of_the_page(shop: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_model_has_an_example() -> None:
-    assert set(TITLES) == {'MacGNN', 'CountNet', 'GMCM', 'SRJGraph', 'HyperCTR'}
+    assert set(TITLES) == {'MacGNN', 'CountNet', 'GMCM', 'SRJGraph', 'HyperCTR', 'SimCEN'}
 
 
 def test_actions_of_the_page(shop: Path) -> None:

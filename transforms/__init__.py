@@ -1,6 +1,7 @@
 r"""HeteroData in, HeteroData out."""
 
 from mag.transforms.behavior_graph import BehaviorGraph
+from mag.transforms.bucket_numbers import BucketNumbers
 from mag.transforms.field_text import FieldText
 from mag.transforms.interest_hypergraph import InterestHypergraph
 from mag.transforms.macro_coarsen import MacroCoarsen
@@ -16,6 +17,7 @@ from mag.transforms.window import window
 __all__ = [
     'BehaviorGraph',
     'FieldText',
+    'BucketNumbers',
     'InterestHypergraph',
     'MacroCoarsen',
     'RecentNeighbors',

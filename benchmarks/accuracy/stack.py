@@ -2,10 +2,10 @@ r"""What the macro graph, FLIP and SimCEN bring each other under one head: each 
 all together, and what is left of it in a small model that learns from the whole.
 
 All rows are stacks with the same kind of head, which differ in their branches: MacGNN or CountNet,
-FLIP, pre-trained as in accuracy.flip, and SimCEN. On KuaiRand, which has no texts and is run without
-FLIP, the learning rate is chosen on validation with seed 0, for each row among the same; where FLIP
-is, all rows take one. Weight decay is that of most models in accuracy.counts. CountNet reads the
-counts at the target, of one resolution. All else is as there.
+FLIP, pre-trained as in accuracy.flip, and SimCEN. On KuaiRand, which has no texts and is run
+without FLIP, the learning rate is chosen on validation with seed 0, for each row among the same;
+where FLIP is, all rows take one. Weight decay is that of most models in accuracy.counts. CountNet
+reads the counts at the target, of one resolution. All else is as there.
 
 The student is CountNet alone, and learns from the stack of all three with the same seed beside the
 labels; its setting is that of CountNet alone.

@@ -84,10 +84,11 @@ class _LogSums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y, sums = ctx.saved_tensors
         grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        for block, log_sum, of_sum, out in zip(
-            *(a.split(ctx.size) for a in (x, sums, grad, grad_x))
-        ):
-            share = (block @ y.t()).sub_(log_sum.unsqueeze(1)).exp_().mul_(of_sum.unsqueeze(1))
-            out.copy_(share @ y)
-            grad_y.addmm_(share.t(), block)
+        blocks = zip(*(of.split(ctx.size) for of in (x, sums, grad, grad_x)))
+        # Nothing keeps a caller from going back within autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            for block, log_sum, of_sum, out in blocks:
+                share = (block @ y.t()).sub_(log_sum.unsqueeze(1)).exp_().mul_(of_sum.unsqueeze(1))
+                out.copy_(share @ y)
+                grad_y.addmm_(share.t(), block)
         return grad_x, grad_y

@@ -67,6 +67,9 @@ class Pipeline:
                                                              :class:`~mag.loader.PathLoader`
     :obj:`"hyperctr"`   modalities                           :obj:`granularity`: seconds of a slot,
                                                              :obj:`length`: of a history
+    :obj:`"simcen"`     attributes, contexts, query,         :obj:`num_buckets`: of each feature,
+                        features                             see
+                                                             :class:`~mag.transforms.BucketNumbers`
     =================== ==================================== =======================================
 
     What a model does not read is left out; a log with times at which clicks and labels are known is

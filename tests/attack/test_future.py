@@ -36,6 +36,7 @@ from mag.macro_graph import MacroRows
 from mag.models import HyperCTR
 from mag.transforms import (
     BehaviorGraph,
+    BucketNumbers,
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
@@ -355,6 +356,7 @@ def check_fitted(change: Change, split: TemporalSplit, coarsen: MacroCoarsen) ->
                 graph.count,
                 graph(val)['behavior', 'follows', 'behavior'].edge_weight,
                 *ExposureFeatures(train).moments(),
+                *BucketNumbers(3).fit(train).edges.values(),
                 fitted.cluster['item'][:num_items],
                 *(grouping.centroids for grouping in fitted.groupings.values()),
             )

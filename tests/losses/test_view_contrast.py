@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mag.losses import view_contrast
 
@@ -58,6 +60,31 @@ def test_blocks_are_as_all_at_once(form: str, block: int, monkeypatch: pytest.Mo
     )
 
 
+class Largest(TorchDispatchMode):
+    r"""How many numbers the largest tensor has that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            self.size = max(self.size, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return out
+
+
+def test_similarities_of_all_pairs_are_never_held_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(view_contrast.__globals__, '_BLOCK', 4096)
+    rows = [x.requires_grad_() for x in draw(600, 4)]
+    with Largest() as largest:
+        view_contrast(*rows).backward()
+    assert largest.size == 4096 // 600 * 600
+    with Largest() as largest:
+        dense(*rows, 0.2).backward()
+    assert largest.size == 600**2
+
+
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('block', [8, 10**6])
 def test_gradient(form: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,13 +124,16 @@ def test_zeros_have_a_finite_loss_and_finite_gradients() -> None:
 
 
 def test_half_precision_is_summed_in_single() -> None:
-    rows = draw(64, 16, dtype=torch.float32)
+    rows = [x.requires_grad_() for x in draw(64, 16, dtype=torch.float32)]
     expected = view_contrast(*rows)
     with torch.autocast('cpu', torch.bfloat16):
-        torch.testing.assert_close(view_contrast(*rows), expected)
+        found = view_contrast(*rows)
+        torch.testing.assert_close(found, expected)
+        grads = torch.autograd.grad(found, rows)
         halves = view_contrast(*(x.bfloat16() for x in rows))
     assert halves.dtype == torch.float
     torch.testing.assert_close(halves, expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected, rows))
 
 
 @pytest.mark.parametrize('block', [128, 10**6])

@@ -21,7 +21,7 @@ from mag.loader import (
     PathLoader,
 )
 from mag.logits import Logits
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SRJGraph, Stack
+from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
 from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import (
     MacroCoarsen,
@@ -78,6 +78,19 @@ def stack(log: HeteroData, **kwargs: Any) -> Case:
     return case._replace(model=Stack(branches))
 
 
+def simcen(log: HeteroData, **kwargs: Any) -> Case:
+    loader = ExposureLoader(log)
+    # Enough to reach both tables; statistics of a batch would tell of the rows beside one.
+    arguments = {
+        'hidden_channels': (9,),
+        'second_channels': (6,),
+        'dropouts': (0, 0, 0),
+        'batch_norm': False,
+        **kwargs,
+    }
+    return Case(SimCEN.from_data(log, **arguments), loader.request, log, loader)
+
+
 def srjgraph(log: HeteroData, **kwargs: Any) -> Case:
     loader = PathLoader(log, widths={'user': [3, 1], 'item': [3, 1]})
 
@@ -125,6 +138,7 @@ CASES = {
     'macgnn': macgnn,
     'count_net': count_net,
     'stack': stack,
+    'simcen': simcen,
     'srjgraph': srjgraph,
     'hyperctr': hyperctr,
 }
@@ -188,7 +202,7 @@ def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
             assert bool((gradient != 0).any()) is (share > 0), name
 
 
-@pytest.mark.parametrize('make', [macgnn, count_net, stack, srjgraph, gmcm])
+@pytest.mark.parametrize('make', [macgnn, count_net, simcen, stack, srjgraph, gmcm])
 def test_who_is_dropped_is_answered_as_the_unknown(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
@@ -230,7 +244,7 @@ def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     r"""The gradients of the rows of unknown users and items."""
     if isinstance(model, Stack):
         return [pair for branch in model.branches.values() for pair in unknown_gradients(branch)]
-    if isinstance(model, CountNet):
+    if isinstance(model, CountNet | SimCEN):
         gradient = model.embedding.weight.grad
         return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
     if isinstance(model, GMCM):

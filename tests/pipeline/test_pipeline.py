@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     'gmcm': {'tower_channels': [16, 8]},
     'srjgraph': {'widths': {'user': [3, 1], 'item': [1, 3]}, 'id_dim': 4},
     'hyperctr': {'granularity': 150, 'embedding_dim': 8},
+    'simcen': {'hidden_channels': [24, 24], 'num_buckets': 4},
 }
 MODELS = tuple(ARGUMENTS)
 # What is fitted, what comes with new users, items and names, and what comes of known ones alone.
@@ -285,8 +286,8 @@ def test_updates_are_a_rebuild_from_the_whole_log(
     assert (pipeline._served is served) == (folder.name in ('count_net', 'macgnn'))
     scores = requests(pipeline)
     assert scores.shape[0] > before.shape[0] and scores.shape[1] > before.shape[1]
-    # What GMCM reads of an exposure is there when it is shown.
-    assert torch.equal(scores[:20, :20], before[:20, :20]) == (folder.name == 'gmcm')
+    # What these read of an exposure is there when it is shown.
+    assert torch.equal(scores[:20, :20], before[:20, :20]) == (folder.name in ('gmcm', 'simcen'))
     is_macro = folder.name in ('count_net', 'macgnn')
     oracle = rebuilt_in_windows if is_macro else rebuilt
     expected = oracle(Pipeline.load(folder), files, tmp_path)

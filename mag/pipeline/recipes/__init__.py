@@ -5,6 +5,7 @@ from mag.pipeline.recipes.gmcm import GMCMRecipe
 from mag.pipeline.recipes.hyperctr import HyperCTRRecipe
 from mag.pipeline.recipes.macgnn import MacGNNRecipe
 from mag.pipeline.recipes.recipe import Recipe, Served
+from mag.pipeline.recipes.simcen import SimCENRecipe
 from mag.pipeline.recipes.srjgraph import SRJGraphRecipe
 
 #: By the name of a model.
@@ -14,6 +15,7 @@ RECIPES: dict[str, type[Recipe]] = {
     'gmcm': GMCMRecipe,
     'srjgraph': SRJGraphRecipe,
     'hyperctr': HyperCTRRecipe,
+    'simcen': SimCENRecipe,
 }
 
 __all__ = ['RECIPES', 'Recipe', 'Served']
