@@ -79,7 +79,7 @@ class Form(NamedTuple):
 
     @property
     def name(self) -> str:
-        codes = f'{self.num_codes} codes of {self.num_bits} bits'
+        codes = f'{self.num_codes} code{"s" * (self.num_codes != 1)} of {self.num_bits} bits'
         tables = 'tables as they are' if self.num_codes is None else codes
         return f'{tables}{", counts of a byte" if self.coded_counts else ""}'
 
@@ -291,8 +291,11 @@ def draw(records: list[Record], path: Path) -> None:
                     label=MODELS[name].title if is_plain else None,
                 )  # fmt: skip
         axes.set_xscale('log')
-        axes.set_xlabel('KB of tables and counts (star: as it is, square: counts of a byte,\n'
-                        'open: codes of 4 bits)')  # fmt: skip
+        axes.set_xlabel(
+            'KB of tables and counts\n'
+            '(star: as it is, square: counts of a byte, open: codes of 4 bits)',
+            fontsize=8,
+        )
         axes.set_ylabel('AUC')
         axes.set_title(title)
         axes.spines[['top', 'right']].set_visible(False)
