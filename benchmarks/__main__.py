@@ -16,11 +16,13 @@ NAMES = (
     'accuracy.cost',
     'accuracy.counts',
     'accuracy.fairness',
+    'accuracy.flip',
     'accuracy.fresh',
     'accuracy.macro_nodes',
     'accuracy.neighbors',
     'accuracy.search',
     'accuracy.simcen',
+    'accuracy.stack',
     'accuracy.videos',
     'speed.checksums',
     'speed.click_models',
@@ -32,6 +34,7 @@ NAMES = (
     'speed.macgnn',
     'speed.macro_state',
     'speed.srjgraph',
+    'speed.stack',
     'speed.target_counts',
 )
 

@@ -96,6 +96,12 @@ def describe_task(task: torch.nn.Module) -> dict[str, Any]:
     }
 
 
+def fingerprint(module: torch.nn.Module) -> str:
+    r"""One checksum of all that :func:`describe_task` tells of a module, eight hexadecimal
+    digits."""
+    return f'{zlib.crc32(repr(describe_task(module)).encode()):08x}'
+
+
 def describe_loader(loader: DataLoader) -> dict[str, Any]:
     r"""What :func:`check_same_config` compares of a loader: the number and the order of its rows,
     and of each attribute of its dataset a checksum of the tensors and arrays in it."""

@@ -73,12 +73,13 @@ def require_ids_of(module: torch.nn.Module, loader: Any, what: str) -> None:
 
     Args:
         module: The model, or a task.
-        loader: A loader of :mod:`mag.loader`, or one of PyG's. Of another nothing is known.
+        loader: A loader of :mod:`mag.loader` or its dataset, or a loader of PyG's. Of another
+            nothing is known.
         what: What the message calls it.
     """
     # PyG's loaders hold the graph, those of mag its exposures.
     graph = getattr(loader, 'data', None)
-    exposures = getattr(getattr(loader, 'dataset', None), 'exposures', None)
+    exposures = getattr(getattr(loader, 'dataset', loader), 'exposures', None)
     given = id_maps(graph if isinstance(graph, HeteroData) else exposures)
     for part in module.modules():
         known, name = id_maps(part), type(part).__name__

@@ -1,10 +1,40 @@
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch_geometric.data import HeteroData
 
 from mag.compression import QuantizedEmbedding
 from mag.lineage import id_maps, require_same_ids
+from mag.loader import ExposureFeatures
+
+
+def grown_fields(
+    model: Any, data: HeteroData
+) -> tuple[ExposureFeatures, dict[str, int], dict[str, int]]:
+    r"""The features of a log that grew, and how many values fields had and have, for
+    :func:`check_grown`.
+
+    Args:
+        model: A model with :obj:`fields` and an :obj:`embedding` of them.
+        data: A part of the log.
+
+    Raises:
+        TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
+        ValueError: If the data has other fields.
+    """
+    name = type(model).__name__
+    features = ExposureFeatures(data, caller=f'{name}.grow')
+    if features.fields != model.fields:
+        raise ValueError(
+            f'{name} was built for the fields {list(model.fields)}, but this data has '
+            f'{list(features.fields)}.'
+        )
+    known, found = (
+        {f'values of {field!r}': num for field, num in of.num_values.items()}
+        for of in (model.embedding, features)
+    )
+    return features, known, found
 
 
 def check_grown(

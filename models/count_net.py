@@ -17,7 +17,7 @@ from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch
 from mag.models._batch import exposure_batch
 from mag.models._field_embedding import FieldEmbedding, check_fields, check_id_counts
-from mag.models._growth import check_grown
+from mag.models._growth import check_grown, grown_fields
 from mag.models._macro_readout import MacroReadout, require_macro
 from mag.nn import MLP, CountEncoder, CrossNet
 from mag.schema import CLICKS, MACRO, hops, require
@@ -239,14 +239,7 @@ class CountNet(torch.nn.Module):
             ValueError: If the data has the ids of another log, other fields, or fewer values or
                 macro nodes than before, or lacks macro rows or recent lists that are read.
         """
-        features = ExposureFeatures(data, caller='CountNet.grow')
-        if features.fields != self.fields:
-            raise ValueError(
-                f'CountNet was built for the fields {list(self.fields)}, but this data has '
-                f'{list(features.fields)}.'
-            )
-        known = {f'values of {name!r}': num for name, num in self.embedding.num_values.items()}
-        found = {f'values of {name!r}': num for name, num in features.num_values.items()}
+        features, known, found = grown_fields(self, data)
         num_macro = {}
         if self.readout is not None:
             require_macro(data, 'CountNet.grow', self.readout.num_hops, self.readout.recent)

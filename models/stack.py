@@ -32,9 +32,9 @@ class Stack(torch.nn.Module):
     * :obj:`features(batch)`, these, shape :obj:`[B, out_channels]`,
     * and, as may be, :obj:`contrast(features)`, a loss of its own, a scalar,
 
-    such as :class:`MacGNN` and :class:`CountNet`. That the macro graph, text and contrasted crosses
-    help each other under one head is told of production systems, and measured in no paper: that of
-    one head over their features is all that is taken from there, and the rest is chosen here.
+    such as :class:`MacGNN`, :class:`CountNet` and :class:`SimCEN`. That the macro graph, text and
+    contrasted crosses help each other under one head is told of production systems and measured in
+    no paper: one head over their features is all that is taken from there.
 
     All branches read one batch, see :class:`~mag.loader.JoinedLoader`; where none reads more than
     the features of exposures, batches of an :class:`~mag.loader.ExposureLoader` do, too.
@@ -47,7 +47,9 @@ class Stack(torch.nn.Module):
 
     Branches are taken as they are, with the weights that they have, of which pre-training may have
     been the source, and they are not copied: two stacks of the same objects would train the same
-    weights. The :obj:`head` that a branch has for itself is not read here, and so not trained.
+    weights. What a branch has beside its features, such as the head by which it predicts alone, is
+    not read here, and not trained: several processes have to be told, by
+    :obj:`fit(..., strategy="ddp_find_unused_parameters_true")`.
 
     Args:
         branches (Mapping[str, torch.nn.Module]): The branches, by names of the user's own.
@@ -106,18 +108,14 @@ class Stack(torch.nn.Module):
         self.auxiliary_heads = torch.nn.ModuleDict(
             {name: torch.nn.Linear(size, 1) for name, size in channels.items() if auxiliary > 0}
         )
-        for branch in kept.values():
-            if isinstance(getattr(branch, 'head', None), torch.nn.Module):
-                # A parameter that waits for a gradient that never comes stops distributed training.
-                branch.head.requires_grad_(False)
         if share_embeddings:
             _check_tables(kept)
             self._share()
 
     def _share(self) -> None:
-        first, *others = (_tables(branch)[0] for branch in self.branches.values())
-        for table in others:
-            table.weight = first.weight
+        first, *others = self.branches.values()
+        for branch in others:
+            branch.embedding.weight = first.embedding.weight  # type: ignore[union-attr]
 
     def reset_parameters(self) -> None:
         r"""Starts anew, with all branches, whatever they had learned before they were stacked."""
@@ -159,8 +157,8 @@ class Stack(torch.nn.Module):
 
         Returns:
             The logits of the click, shape :obj:`[B]`: by all branches together and, as
-            :obj:`branches`, by each of them alone. As :obj:`views`, the features that are
-            contrasted.
+            :obj:`branches`, by each of them alone. In training, as :obj:`views`, the features that
+            are contrasted.
 
         Raises:
             IndexError: If an id does not exist.
@@ -175,12 +173,12 @@ class Stack(torch.nn.Module):
         branches = {
             name: head(features[name]).squeeze(-1) for name, head in self.auxiliary_heads.items()
         }
-        views = {name: features[name] for name in self.contrast}
+        views = {name: features[name] for name in self.contrast if self.training}
         return Logits(click, branches=branches or None, views=views or None)
 
     def loss(self, output: Logits, batch: JoinedBatch | ExposureBatch) -> Tensor:
         r"""The cross-entropy of the clicks, by all branches together and by each, and the branches'
-        own contrasts,
+        own contrasts, if the output has what they are of,
 
         .. math::
             \mathrm{BCE}(y, \hat{y}) + \frac{a}{K} \sum_k \mathrm{BCE}(y, \hat{y}_k) + \sum_k
@@ -207,9 +205,9 @@ class Stack(torch.nn.Module):
             logits = torch.stack(list(output.branches.values())).float()
             each = F.binary_cross_entropy_with_logits(logits, label.expand_as(logits))
             total = total + self.auxiliary * each
-        for name, weight in self.contrast.items():
+        for name, features in (output.views or {}).items():
             branch: Any = self.branches[name]
-            total = total + weight * branch.contrast(output.views[name])  # type: ignore[index]
+            total = total + self.contrast[name] * branch.contrast(features)
         return total
 
     def extra_repr(self) -> str:
@@ -277,27 +275,23 @@ def _check_names(branches: Mapping[str, Any], argument: str, names: Any) -> None
         raise ValueError(f"'{argument}' names {unknown}, but the branches are {list(branches)}.")
 
 
-def _tables(branch: torch.nn.Module) -> list[FieldEmbedding]:
-    return [part for part in branch.modules() if isinstance(part, FieldEmbedding)]
-
-
 def _check_tables(branches: Mapping[str, Any]) -> None:
-    r"""Raises unless all branches have one table each, and the rows of all mean the same."""
-    known = None
-    for name, branch in branches.items():
-        found = _tables(branch)
-        if len(found) != 1:
+    r"""Raises unless all branches have a table of all fields, and the rows of all mean the same."""
+    tables: dict[str, Any] = {
+        name: getattr(branch, 'embedding', None) for name, branch in branches.items()
+    }
+    first, *_ = tables
+    for name, table in tables.items():
+        if not isinstance(table, FieldEmbedding):
             raise ValueError(
-                f'share_embeddings=True needs branches with one table of all fields each, as '
-                f'CountNet has it, but {name!r}, a {type(branch).__name__}, has {len(found)} of '
-                f'that kind.'
+                f'share_embeddings=True needs branches with one table of all fields, as CountNet '
+                f'has it, but {name!r}, a {type(branches[name]).__name__}, has other tables.'
             )
-        (table,) = found
-        told = f'{table.num_values} by {table.embedding_dim} numbers each'
-        if known is None:
-            first, starts, known = name, table.starts, told
-        if (table.starts, told) != (starts, known):
+        # Rows follow from the fields, their order and their numbers of values.
+        rows, own = ((of.starts, of.num_values, of.embedding_dim) for of in (tables[first], table))
+        if own != rows:
             raise ValueError(
                 f'share_embeddings=True needs branches that embed the same fields in the same '
-                f'order by as many numbers, but {first!r} embeds {known}, and {name!r} {told}.'
+                f'order by as many numbers, but {first!r} embeds {rows[1]} by {rows[2]}, and '
+                f'{name!r} {own[1]} by {own[2]}.'
             )

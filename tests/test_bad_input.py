@@ -74,7 +74,7 @@ from mag.nn import (
     QueryEmbedding,
     TensorFusion,
 )
-from mag.training import ClickTask, LightningTask, evaluate, fit, predict
+from mag.training import ClickTask, DistillationTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
     InterestHypergraph,
@@ -2111,12 +2111,12 @@ CASES: dict[str, Case] = {
     'stack share macgnn': (
         lambda p: stack(share_embeddings=True),
         ValueError,
-        "one table of all fields each, as CountNet has it, but 'macgnn', a MacGNN, has 0 of that",
+        "one table of all fields, as CountNet has it, but 'macgnn', a MacGNN, has other tables",
     ),
     'stack share sizes': (
         lambda p: stack_of(a=4, b=8),
         ValueError,
-        "'a' embeds {'user': 5, 'item': 6} by 4 numbers each, and 'b' .* by 8 numbers each",
+        "'a' embeds {'user': 5, 'item': 6} by 4, and 'b' {'user': 5, 'item': 6} by 8",
     ),
     'stack logs': (
         lambda p: stack_of_logs(),
@@ -2192,6 +2192,20 @@ CASES: dict[str, Case] = {
     'module model': (lambda p: ClickTask('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
     'module rate': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
     'module decay': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.1, -1.0), ValueError, '-1.0'),
+    'distillation student': (lambda p: DistillationTask(3, module()), TypeError, 'got int'),  # type: ignore[arg-type]
+    'distillation teacher': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), 'stack'), TypeError, "'teacher' .* got str"  # type: ignore[arg-type]
+    ),
+    'distillation weight': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), module(), soft_weight=1.1),
+        ValueError,
+        r"'soft_weight' must be a number in \[0, 1\], but got 1.1",
+    ),
+    'distillation temperature': (
+        lambda p: DistillationTask(MacGNN(5, 6, 2, 3), module(), temperature=0),
+        ValueError,
+        r"'temperature' must be a number in \(0, inf\), but got 0",
+    ),
     'fit model': (
         lambda p: fit(MacGNN(5, 6, 2, 3), None, None, directory=p), TypeError, 'wrap the model'  # type: ignore[arg-type]
     ),

@@ -233,7 +233,9 @@ ROOMS: dict[str, set[str]] = {
         'checks', 'click_index', 'cutoff', 'lineage', 'macro_graph', 'negatives', 'schema',
         'unknown',
     },
-    'training': {'checks', 'files', 'fingerprint', 'lineage', 'logits', 'metrics', 'schema'},
+    'training': {
+        'checks', 'files', 'fingerprint', 'lineage', 'logits', 'losses', 'metrics', 'schema',
+    },
     'transforms': {
         'checks', 'click_index', 'cutoff', 'lineage', 'loader', 'losses', 'macro_graph', 'modality',
         'negatives', 'nn', 'schema', 'training',

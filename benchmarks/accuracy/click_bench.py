@@ -13,7 +13,8 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from lightning import seed_everything
-from records import Record, Results, made_by, select, stamp, table
+from records import Record, Results, select, stamp, table
+from scipy.stats import ttest_rel
 from torch import nn
 from torch_geometric.data import HeteroData
 
@@ -35,9 +36,11 @@ from accuracy.harness import (
     add_commands,
     describe_rows,
     difference_to,
+    paired,
     prepare,
     spread,
     value_of,
+    values_of_both,
 )
 from accuracy.jobs import run_jobs
 from mag.loader import ExposureLoader, JoinedLoader
@@ -75,6 +78,7 @@ class Model(NamedTuple):
         exact: Whether training rows read them as of their own time, and not of their window.
         average: The running average of the weights.
         tuned_as: The model whose setting it takes, itself by default.
+        teacher: The model whose run with the same seed has to be there before its own.
         is_joined: Whether it reads a :class:`~mag.loader.JoinedBatch`, or else an
             :class:`~mag.loader.ExposureBatch`.
         effort: The seconds of a step, CountNet's being 1.
@@ -90,6 +94,7 @@ class Model(NamedTuple):
     exact: bool = True
     average: float | None = 0.99
     tuned_as: str | None = None
+    teacher: str | None = None
     is_joined: bool = False
     effort: float = 1.0
 
@@ -182,8 +187,9 @@ class Plan:
         missing = len(trials.difference(self.done))
         for cell in self.cells:
             jobs = self._of_cell(*cell)
-            is_tuned = jobs[0].purpose == 'run'
-            missing += sum(job.key not in self.done for job in jobs) if is_tuned else self.seeds
+            is_tuned = all(job.purpose == 'run' for job in jobs)
+            made = sum(job.key in self.done for job in jobs) if is_tuned else 0
+            missing += self.seeds - made
         return missing
 
     def _trials(self, dataset: str, protocol: str, name: str) -> list[Job]:
@@ -200,9 +206,21 @@ class Plan:
         if len(found) < len(trials):
             return trials
         best = min(found, key=lambda record: record['val']['logloss'])
+        teacher = self.models[name].teacher
         return [
-            Job(dataset, protocol, name, seed, best['setting'], 'run') for seed in range(self.seeds)
+            Job(dataset, protocol, name, seed, best['setting'], 'run')
+            for seed in range(self.seeds)
+            if teacher is None or run_of(self.done.values(), dataset, protocol, teacher, seed)
         ]
+
+
+def run_of(
+    records: Iterable[Record], dataset: str, protocol: str, name: str, seed: int
+) -> Record | None:
+    r"""The run of a model with a seed, if it was made."""
+    wanted = {'dataset': dataset, 'protocol': protocol, 'model': name, 'seed': seed}
+    found = select(list(records), **wanted, purpose='run')
+    return found[0] if found else None
 
 
 def key_of(record: Record) -> str:
@@ -243,12 +261,62 @@ def parts_of(model: Model, parts: Parts) -> dict[str, HeteroData]:
     return {name: with_counts(part, counts[name], model.columns) for name, part in found.items()}
 
 
+def fit_task(
+    task: ClickTask,
+    job: Job,
+    train: RowLoader,
+    val: RowLoader,
+    args: argparse.Namespace,
+    directory: Path | None = None,
+) -> int:
+    r"""Trains a task to its best weights, and returns how many steps that took.
+
+    Args:
+        task: What is trained.
+        job: With which seed.
+        train: The rows to train on.
+        val: Those to validate on.
+        args: Those of the command.
+        directory: Where the run is kept, if it is to be read again.
+    """
+    steps = Steps()
+    fit(
+        task,
+        train,
+        val,
+        directory=directory,
+        max_epochs=args.max_epochs,
+        patience=args.patience,
+        seed=job.seed,
+        validate_every=min(len(train), max(20, len(train) // 6)),
+        monitor='logloss',
+        progress=False,
+        callbacks=[steps],
+        accelerator=args.accelerator,
+    )
+    return steps.count
+
+
+def train_clicks(
+    built: nn.Module,
+    model: Model,
+    job: Job,
+    train: RowLoader,
+    val: RowLoader,
+    args: argparse.Namespace,
+) -> tuple[ClickTask, int]:
+    r"""The task of a model with its best weights, and how many steps it took."""
+    task = ClickTask(built, **job.setting, average=model.average)
+    return task, fit_task(task, job, train, val, args)
+
+
 def run_on(
     parts: Parts,
     model: Model,
     job: Job,
     args: argparse.Namespace,
     score: Callable[[Any, RowLoader], Record] = evaluate,
+    trainer: Callable[..., tuple[ClickTask, int]] = train_clicks,
 ) -> Record:
     r"""Trains one model on some parts, and scores it on test only if that is the purpose.
 
@@ -258,6 +326,7 @@ def run_on(
         job: With which seed and setting, and to what purpose.
         args: Those of the command.
         score: What a record holds of the test part, from what was trained and its loader.
+        trainer: Trains it, as :func:`train_clicks` does.
     """
     given = parts_of(model, parts)
     train = make_loader(model, given['train'], args.batch_size, parts.log, job.seed)
@@ -274,7 +343,7 @@ def run_on(
         rate, num_leaves = job.setting['learning_rate'], int(job.setting['num_leaves'])
         built.fit(given['train'], given['val'], job.seed, rate, num_leaves)
     else:
-        trained, num_steps = fit_task(built, model, job, train, others['val'], args)
+        trained, num_steps = trainer(built, model, job, train, others['val'], args)
     seconds = time.perf_counter() - start
     record = {
         **job._asdict(),
@@ -291,33 +360,6 @@ def run_on(
         if parts.optimum is not None:
             record['optimum'] = dict(zip(('auc', 'logloss'), parts.optimum, strict=True))
     return record
-
-
-def fit_task(
-    built: nn.Module,
-    model: Model,
-    job: Job,
-    train: RowLoader,
-    val: RowLoader,
-    args: argparse.Namespace,
-) -> tuple[ClickTask, int]:
-    r"""The task with its best weights, and how many steps it took."""
-    task = ClickTask(built, **job.setting, average=model.average)
-    steps = Steps()
-    fit(
-        task,
-        train,
-        val,
-        max_epochs=args.max_epochs,
-        patience=args.patience,
-        seed=job.seed,
-        validate_every=min(len(train), max(20, len(train) // 6)),
-        monitor='logloss',
-        progress=False,
-        callbacks=[steps],
-        accelerator=args.accelerator,
-    )
-    return task, steps.count
 
 
 def stop_of(args: argparse.Namespace) -> Record:
@@ -410,26 +452,63 @@ def models_of(table_name: str, models: Mapping[str, Model], runs: list[Record]) 
     ]
 
 
+class Claim(NamedTuple):
+    r"""That one model is better than another.
+
+    Args:
+        what: What is claimed, behind "that".
+        better: The model that is said to be better.
+        worse: The other one.
+    """
+
+    what: str
+    better: str
+    worse: str
+
+
+COMPARED = (
+    'Higher AUC and GAUC and lower logloss are better. P-values are of paired t-tests over seeds, '
+    'without correction for their number; a claim holds where logloss is lower at p < .05.'
+)
+
+
+def verdicts(claims: Iterable[Claim], runs: list[Record]) -> Iterable[str]:
+    r"""Of each claim whether it holds by the log loss, at p < .05 over seeds."""
+    for what, better, worse in claims:
+        logloss, auc = (
+            values_of_both(worse, runs, better, partial(value_of, metric))
+            for metric in ('logloss', 'auc')
+        )
+        if len(logloss[0]) > 1:
+            test = ttest_rel(*logloss)
+            verdict = 'holds' if test.statistic < 0 and test.pvalue < 0.05 else 'does not hold'
+            yield f'- That {what} {verdict}: logloss {paired(*logloss)}, AUC {paired(*auc)}.'
+
+
 def compare(
-    records: list[Record], models: Mapping[str, Model], tables: Mapping[str, str], base: str
+    records: list[Record],
+    models: Mapping[str, Model],
+    tables: Mapping[str, str],
+    base: str,
+    claims: Sequence[Claim],
 ) -> Iterable[str]:
-    r"""Tables of each log and protocol, in which every model is compared with one, and what made
-    them.
+    r"""Tables of each log and protocol, in which every model is compared with one.
 
     Args:
         records: Trials and runs.
         models: The rows.
         tables: The title of each table.
         base: The model that the others are compared with.
+        claims: What is told before the tables.
     """
-    runs = select(records, purpose='run')
     title_of_base = models[base].title
     header = [
         'model', 'AUC', 'GAUC', 'logloss', f'AUC to {title_of_base}',
         f'logloss to {title_of_base}', *COSTS,
     ]  # fmt: skip
-    for title, found in found_logs(runs):
-        yield from ('', f'## {title}', '', f'{describe_rows(found[0])}.')
+    for title, found in found_logs(select(records, purpose='run')):
+        yield from ('', f'## {title}', '', f'{describe_rows(found[0])}.', '')
+        yield from verdicts(claims, found)
         for table_name, title_of_table in tables.items():
             rows = []
             for name in models_of(table_name, models, found):
@@ -442,8 +521,6 @@ def compare(
                 rows.append([models[name].title, *scores, *differences, *costs])
             if rows:
                 yield from ('', f'### {title_of_table}', '', *table(header, rows))
-    yield ''
-    yield from made_by(records)
 
 
 def logs_of(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -470,12 +547,13 @@ def add_plan_commands(
     models: Iterable[str],
     run: Callable[[argparse.Namespace], None],
     render: Callable[[list[Record]], Iterable[str]],
+    protocols: Sequence[str] = ('rolling', 'window'),
 ) -> None:
     r"""Gives a parser the commands `run` and `table`, see
     :func:`~accuracy.harness.add_commands`, with what a plan needs to know."""
     runner = add_commands(parser, datasets, models, run, render, **DEFAULTS)
     runner.add_argument(
-        '--protocol', nargs='+', choices=list(PROTOCOLS), default=list(PROTOCOLS),
+        '--protocol', nargs='+', choices=protocols, default=list(protocols),
         help='how training labels are chosen; trivago and the market roll',
     )  # fmt: skip
     runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')

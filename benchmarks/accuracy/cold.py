@@ -19,7 +19,7 @@ all other things are as in accuracy.counts.
 
 import argparse
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -41,7 +41,7 @@ from accuracy.harness import (
     sections,
     spread,
 )
-from mag.schema import CLICKS, SEES, label_attributes
+from mag.schema import CLICKS, SEES, click_attributes, label_attributes
 from mag.training import ClickTask, predict
 from mag.transforms import TemporalSplit
 
@@ -115,24 +115,37 @@ def without(
     def keep(index: Tensor, time: Tensor, dropped: list[Tensor]) -> Tensor:
         return (time >= cutoff) | ~(dropped[0][index[0]] | dropped[1][index[1]])
 
+    edges = {
+        edge_type: keep(data[edge_type].edge_index, data[edge_type].time, unseen)
+        for edge_type in (CLICKS, SEES)
+        if edge_type in data.edge_types
+    }
+    clicks = data[CLICKS]
+    return selected(data, edges, keep(clicks.edge_label_index, clicks.edge_label_time, unlabelled))
+
+
+def selected(
+    data: HeteroData, edges: Mapping[tuple[str, str, str], Tensor], labels: Tensor
+) -> HeteroData:
+    r"""A log or a part with some of its events and of its labels only.
+
+    Args:
+        data: The log, or the part.
+        edges: By the type of events, which are kept.
+        labels: Which labels are kept.
+    """
     data = copy.copy(data)
-    for edge_type in (CLICKS, SEES) if SEES in data.edge_types else (CLICKS,):
-        store = data[edge_type]
-        labels = label_attributes(data) if edge_type == CLICKS else []
-        kept = keep(store.edge_index, store.time, unseen)
-        names = [
-            name
-            for name, value in store.items()
-            if name not in labels and isinstance(value, Tensor) and name != 'cutoff'
+    chosen = [(CLICKS, name, labels) for name in label_attributes(data)]
+    chosen += [(CLICKS, name, edges[CLICKS]) for name in click_attributes(data)]
+    if SEES in edges:
+        chosen += [
+            (SEES, name, edges[SEES])
+            for name, value in data[SEES].items()
+            if isinstance(value, Tensor)
         ]
-        for name in names:
-            value = store[name]
-            store[name] = value[:, kept] if name == 'edge_index' else value[kept]
-        if labels:
-            kept = keep(store.edge_label_index, store.edge_label_time, unlabelled)
-        for name in labels:
-            value = store[name]
-            store[name] = value[:, kept] if name == 'edge_label_index' else value[kept]
+    for edge_type, name, kept in chosen:
+        value = data[edge_type][name]
+        data[edge_type][name] = value[:, kept] if name.endswith('_index') else value[kept]
     return data
 
 

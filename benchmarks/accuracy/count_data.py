@@ -15,13 +15,19 @@ from torch_geometric.transforms import Compose
 
 import mag
 from accuracy.clicks import PROTOCOLS as CLICK_PROTOCOLS
+from accuracy.clicks import Protocol
 from mag.datasets import KuaiRand, MovieLens, SyntheticMarket, Trivago
 from mag.files import checksum, replacing
 from mag.metrics import bayes_optimal
 from mag.schema import CLICKS
-from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts
+from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
 
-PROTOCOLS = {name: CLICK_PROTOCOLS[name] for name in ('rolling', 'window')}
+PROTOCOLS = {name: CLICK_PROTOCOLS[name] for name in ('rolling', 'window')} | {
+    'cold': Protocol(
+        '6 rolling windows, with users and items that nobody has seen',
+        TemporalSplit(num_windows=6, keep_cold=True),
+    )
+}
 NUM_RECENT = 20
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -72,13 +78,13 @@ GROUPS: dict[str, list[int | str]] = {'user': [20, 200], 'item': ['category', 50
 DATASETS = {
     # Most users rate in one session: a cut of the whole log would leave few with a history.
     'movielens-100k': Dataset(
-        'MovieLens-100K', lambda root: MovieLens(root, '100k')[0], ('rolling', 'window'), GROUPS,
-        (), by='user',
+        'MovieLens-100K', lambda root: MovieLens(root, '100k')[0], ('rolling', 'window', 'cold'),
+        GROUPS, (), by='user',
     ),
     # The file's times are of whole sessions: the data set ranks ratings, and a second is a rating.
     'movielens-1m': Dataset(
-        'MovieLens-1M', lambda root: MovieLens(root, '1m')[0], ('rolling', 'window'), GROUPS,
-        (70_000.0, 500_000.0),
+        'MovieLens-1M', lambda root: MovieLens(root, '1m')[0], ('rolling', 'window', 'cold'),
+        GROUPS, (70_000.0, 500_000.0),
     ),
     'kuairand': Dataset(
         'KuaiRand-Pure', lambda root: KuaiRand(root)[0], ('rolling', 'window'), GROUPS,
@@ -123,7 +129,8 @@ def make_parts(dataset: str, protocol: str, root: str) -> Parts:
     of_log = DATASETS[dataset]
     data = of_log.load(root)
     split: Any = copy.copy(PROTOCOLS[protocol].split)
-    split.keep_cold, split.by = of_log.keep_cold, of_log.by
+    split.keep_cold |= of_log.keep_cold
+    split.by = of_log.by
     parts = list(split(data))
     # Nobody here reads macro edges over exposures.
     coarsen = MacroCoarsen(of_log.groups, exposure_hops=0).fit(parts[0])

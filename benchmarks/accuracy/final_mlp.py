@@ -20,6 +20,17 @@ from model_zoo.LongCTR.FinalMLP.FinalMLP import (  # noqa: E402
 )
 
 
+class HeadwiseAggregation(InteractionAggregation):
+    r"""The bilinear form of two streams, whose heads are products of tables: the library repeats
+    the form for each row."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        heads = [vector.view(len(vector), self.num_heads, -1).transpose(0, 1) for vector in (x, y)]
+        form = self.w_xy.view(self.num_heads, self.head_x_dim, self.head_y_dim)
+        products = (heads[0] @ form * heads[1]).sum((0, 2)).unsqueeze(1)
+        return self.w_x(x) + self.w_y(y) + products
+
+
 class FinalMLP(nn.Module):
     r"""The two-stream model of the `"FinalMLP: An Enhanced Two-Stream MLP Model for CTR Prediction"
     <https://arxiv.org/abs/2304.00902>`_ paper: each stream is an MLP over the features that a gate
@@ -41,13 +52,15 @@ class FinalMLP(nn.Module):
             MLP_Block(in_channels, [size], dropout_rates=dropout, batch_norm=True)
             for size, dropout in ((400, 0.4), (800, 0.2))
         )
-        self.merge = InteractionAggregation(400, 800, num_heads=10)
+        self.merge = HeadwiseAggregation(400, 800, num_heads=10)
         self.apply(_reset)
 
     def forward(self, batch: Batch) -> Tensor:
-        selected = self.select(None, self.fields(batch.features))
-        pairs = zip(self.streams, selected, strict=True)
-        return self.merge(*(stream(x) for stream, x in pairs)).squeeze(-1)
+        x = self.fields(batch.features)
+        # The gates are the same for all rows, for each of which the library would compute them.
+        gates = self.select(None, x.new_ones(1, x.size(1)))
+        pairs = zip(self.streams, gates, strict=True)
+        return self.merge(*(stream(x * gate) for stream, gate in pairs)).squeeze(-1)
 
 
 def _reset(module: nn.Module) -> None:

@@ -160,15 +160,21 @@ def difference_to(
 ) -> str:
     r"""The mean difference of a model to the base, over the seeds at which both have a value, and
     the p-value of a paired t-test; nothing for the base itself, and for fewer than two seeds."""
+    ours, theirs = values_of_both(base, runs, name, value)
+    return '' if name == base or len(ours) < 2 else paired(ours, theirs)
+
+
+def values_of_both(
+    base: str, runs: list[Record], name: str, value: Callable[[Record], float | None]
+) -> tuple[list[float], list[float]]:
+    r"""The values of a model and of the base, over the seeds at which both have one."""
     pairs = [
-        (value(run), value(other))
+        (ours, theirs)
         for run in select(runs, model=name)
         for other in select(runs, model=base, seed=run['seed'])[:1]
+        if (ours := value(run)) is not None and (theirs := value(other)) is not None
     ]
-    pairs = [pair for pair in pairs if None not in pair]
-    if name == base or len(pairs) < 2:
-        return ''
-    return paired(*(list(column) for column in zip(*pairs)))
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def paired(ours: list[float], theirs: list[float]) -> str:

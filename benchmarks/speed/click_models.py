@@ -24,7 +24,6 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accuracy.baselines import read_history
 from accuracy.boosted_trees import BoostedTrees
 from accuracy.click_bench import Model, make_loader, parts_of
@@ -39,6 +38,7 @@ from torch_geometric.data import HeteroData
 
 from mag.macro_graph import TargetState, TargetView
 from mag.schema import CLICKS
+from mag.training import ClickTask
 from mag.transforms import TargetCounts
 
 REFERENCE = 'macgnn'
@@ -121,14 +121,15 @@ class Contestant:
     r"""A model with what it reads.
 
     Args:
-        name: Its name in :obj:`accuracy.counts.MODELS`.
+        model: What it is.
         parts: The log.
         states: Where counts are looked up.
         args: Those of the command.
     """
 
-    def __init__(self, name: str, parts: Parts, states: States, args: argparse.Namespace) -> None:
-        model = MODELS[name]
+    def __init__(
+        self, model: Model, parts: Parts, states: States, args: argparse.Namespace
+    ) -> None:
         given = parts_of(model, parts)
         torch.manual_seed(0)
         self.device = args.device
@@ -145,6 +146,7 @@ class Contestant:
         parameters = [one for one in self.model.parameters() if one.requires_grad]
         self.learns = bool(parameters)
         if self.learns:
+            self.task = ClickTask(self.model)
             self.optimizer = torch.optim.Adam(parameters, 1e-3)
         self.turn = 0
 
@@ -174,8 +176,7 @@ class Contestant:
         return self.milliseconds(self.step)
 
     def step(self, turn: int) -> None:
-        batch = self.batch(turn)
-        loss = F.binary_cross_entropy_with_logits(self.model(batch), batch.label.float())
+        loss = self.task.loss(self.batch(turn))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -201,7 +202,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     path = save_parts(args.dataset, 'rolling', args.root, args.checkpoints)
     parts = load_parts(path)
     states = States(parts, DATASETS[args.dataset].half_lives)
-    contestants = {name: Contestant(name, parts, states, args) for name in args.models}
+    contestants = {name: Contestant(MODELS[name], parts, states, args) for name in args.models}
     found = {}
     for stage in STAGES:
         calls = {

@@ -7,6 +7,7 @@ from mag.losses.conversion_loss import (
     doubly_robust_loss,
     propensity_weights,
 )
+from mag.losses.distillation_loss import distillation_loss
 from mag.losses.instance_contrast import gather_rows, instance_contrast
 from mag.losses.interest_loss import interest_loss
 from mag.losses.log_probability import log_complement, logit_of_quotient
@@ -18,6 +19,7 @@ __all__ = [
     'behavior_loss',
     'click_and_conversion_loss',
     'conversion_loss',
+    'distillation_loss',
     'doubly_robust_loss',
     'gather_rows',
     'instance_contrast',

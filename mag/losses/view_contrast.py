@@ -1,10 +1,10 @@
 r"""The loss that contrasts two views of the same rows."""
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from mag.checks import check_choice, check_numbers, check_tensor
 
@@ -54,7 +54,7 @@ def view_contrast(
     with torch.autocast(ego.device.type, enabled=False):
         ego, view1, view2 = map(_direction, (ego, view1, view2))
         together = (ego * (view1 + view2) / 2 if form == 'released' else view1 * view2).sum(1)
-        against = _log_sums(view1 / temperature, view2)
+        against = _LogSums.apply(view1 / temperature, view2)
         return -(torch.exp(together / temperature - against) + 1e-5).log().mean()
 
 
@@ -65,15 +65,29 @@ def _direction(x: Tensor) -> Tensor:
     return x / norm.where(norm > 0, 1)
 
 
-def _log_sums(x: Tensor, y: Tensor) -> Tensor:
+class _LogSums(torch.autograd.Function):
     r"""The logarithm of the sum over the rows of :obj:`y` of the exponential of their products with
     each row of :obj:`x`, a block of these after the other."""
-    blocks = x.split(max(_BLOCK // max(len(y), 1), 1))
-    if len(blocks) == 1:
-        return _log_sum(x, y)
-    compute = partial(checkpoint, _log_sum, use_reentrant=False, preserve_rng_state=False)
-    return torch.cat([compute(block, y) for block in blocks])
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.size = max(_BLOCK // max(len(y), 1), 1)
+        # Results have places before the first block: in those that it leaves, the next has no room.
+        sums = x.new_empty(len(x))
+        for block, out in zip(x.split(ctx.size), sums.split(ctx.size)):
+            out.copy_((block @ y.t()).logsumexp(1))
+        ctx.save_for_backward(x, y, sums)
+        return sums
 
-def _log_sum(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.t()).logsumexp(1)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, sums = ctx.saved_tensors
+        grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
+        for block, log_sum, of_sum, out in zip(
+            *(a.split(ctx.size) for a in (x, sums, grad, grad_x))
+        ):
+            share = (block @ y.t()).sub_(log_sum.unsqueeze(1)).exp_().mul_(of_sum.unsqueeze(1))
+            out.copy_(share @ y)
+            grad_y.addmm_(share.t(), block)
+        return grad_x, grad_y

@@ -78,9 +78,7 @@ class GatedStreams(torch.nn.Module):
                 f"GatedStreams with 'skip' adds views of the input, but has 'in_channels' "
                 f"{in_channels} and 'out_channels' {out_channels}."
             )
-        check_three(activations=activations, dropouts=dropouts)
-        check_choice(ACTIVATIONS, **{f'activations[{i}]': of for i, of in enumerate(activations)})
-        check_numbers('[0, 1)', **{f'dropouts[{i}]': share for i, share in enumerate(dropouts)})
+        check_streams(activations, dropouts)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.skip, self.has_bias = skip, bias
         self.activations, self.dropouts = tuple(activations), tuple(dropouts)
@@ -147,11 +145,13 @@ class GatedStreams(torch.nn.Module):
         )
 
 
-def check_three(**values: Any) -> None:
-    r"""Raises unless all :obj:`values` are sequences of three: for an ego and two views."""
-    for name, value in values.items():
+def check_streams(activations: Any, dropouts: Any) -> None:
+    r"""Raises unless there are activations and shares to drop of an ego and two views."""
+    for name, value in (('activations', activations), ('dropouts', dropouts)):
         sentence = f"'{name}' must be three, for the ego and two views, but got {value!r}."
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise TypeError(sentence)
         if len(value) != 3:
             raise ValueError(sentence)
+    check_choice(ACTIVATIONS, **{f'activations[{i}]': of for i, of in enumerate(activations)})
+    check_numbers('[0, 1)', **{f'dropouts[{i}]': share for i, share in enumerate(dropouts)})

@@ -5,16 +5,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mag.training.click_task import ClickTask
+    from mag.training.distillation_task import DistillationTask
     from mag.training.fitting import fit
     from mag.training.lightning_task import LightningTask
     from mag.training.scoring import evaluate, predict
     from mag.training.task import Task
 
-__all__ = ['ClickTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict']
+__all__ = [
+    'ClickTask', 'DistillationTask', 'LightningTask', 'Task', 'evaluate', 'fit', 'predict'
+]  # fmt: skip
 
-_FILES = dict(
-    zip(__all__, ('click_task', 'lightning_task', 'task', 'scoring', 'fitting', 'scoring'))
-)
+_FILES = {
+    'ClickTask': 'click_task',
+    'DistillationTask': 'distillation_task',
+    'LightningTask': 'lightning_task',
+    'Task': 'task',
+    'evaluate': 'scoring',
+    'fit': 'fitting',
+    'predict': 'scoring',
+}
 
 
 def __getattr__(name: str) -> object:

@@ -156,17 +156,23 @@ class ClickTask(Task):
 
     def loss(self, batch: Any) -> Tensor:
         r"""The model's own loss of :obj:`batch`, or the mean binary cross-entropy of its clicks."""
+        return self._loss_of(self.model(batch), batch)
+
+    def _loss_of(self, output: Tensor | Logits, batch: Any) -> Tensor:
         if self._has_loss:
-            return self.model.loss(self.model(batch), batch)  # type: ignore[operator]
-        logit, label, *_ = self.score(batch)
+            return self.model.loss(output, batch)  # type: ignore[operator]
+        logit, label, *_ = self._scores(output, batch)
         return F.binary_cross_entropy_with_logits(logit.float(), label.float())
 
     def score(self, batch: Any) -> tuple[Tensor, ...]:
         r"""The logits, labels and users of a batch, each of shape :obj:`[B]`; if the model predicts
         conversions, also their logits, the logarithms of the probabilities that click and
         conversion both happen, and the conversions."""
+        return self._scores(self(batch), batch)
+
+    def _scores(self, output: Tensor | Logits, batch: Any) -> tuple[Tensor, ...]:
         name = type(self.model).__name__
-        logits = as_logits(name, self(batch))
+        logits = as_logits(name, output)
         label, user, conversion = _labels(batch)
         for of, value in (('click', logits.click), ('conversion', logits.conversion)):
             if value is not None and value.shape != label.shape:

@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureBatch, ExposureLoader, JoinedLoader, PairLoader
 from mag.logits import Logits
-from mag.models import CountNet, MacGNN, Stack
+from mag.models import CountNet, MacGNN, SimCEN, Stack
 from mag.models._field_embedding import FieldEmbedding
 from mag.pipeline.saved import write_safetensors
 from mag.training import ClickTask, evaluate, fit, predict
@@ -101,6 +101,9 @@ def test_the_head_reads_the_features_of_all_branches(part: HeteroData) -> None:
     for name, logit in out.branches.items():
         of = stack.auxiliary_heads[name]
         torch.testing.assert_close(logit, features[name] @ of.weight[0] + of.bias)
+    # At inference nothing is contrasted.
+    assert out.views is None
+    out = stack.train()(batch)
     assert list(out.views) == ['views'] and torch.equal(out.views['views'], features['views'])
 
 
@@ -125,13 +128,29 @@ def test_the_loss_is_that_of_all_of_each_and_of_the_contrasts(part: HeteroData) 
     torch.testing.assert_close(alone.loss(out, batch).double(), entropy(out.click))
 
 
-def test_every_parameter_that_is_trained_gets_a_gradient(part: HeteroData) -> None:
+def test_simcen_is_contrasted_as_it_is_alone(part: HeteroData) -> None:
+    # What is dropped is drawn.
+    arguments = {'through_dropout': 0.0, 'dropouts': (0, 0, 0)}
+    simcen = SimCEN.from_data(part, hidden_channels=(12, 12), **arguments)
+    counts, (batch,) = CountNet.from_data(part), ExposureLoader(part, 900)
+    for branch in (simcen, counts):
+        torch.nn.init.normal_(branch.embedding.weight)
+    alone = simcen.loss(simcen(batch), batch)
+    entropy = F.binary_cross_entropy_with_logits(simcen(batch).click, batch.label)
+    stack = Stack(
+        {'simcen': simcen, 'counts': counts}, contrast={'simcen': 0.01}, share_embeddings=True
+    )
+    assert counts.embedding.weight is simcen.embedding.weight
+    found = stack.loss(stack(batch), batch) - stack.loss(stack(batch)._replace(views=None), batch)
+    torch.testing.assert_close(found, alone - entropy, atol=1e-5, rtol=1e-3)
+
+
+def test_every_parameter_but_of_the_heads_of_branches_gets_a_gradient(part: HeteroData) -> None:
     batch = next(iter(join(part, 50)))
     for stack in (make(part), make(part, auxiliary=0.0), shared(part)):
         stack.loss(stack(batch), batch).backward()
         for name, parameter in stack.named_parameters():
             is_own_head = '.head.' in name
-            assert parameter.requires_grad is not is_own_head, name
             assert (parameter.grad is None) is is_own_head, name
             assert is_own_head or bool(parameter.grad.abs().sum() > 0), name
 

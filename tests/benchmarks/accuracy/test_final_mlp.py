@@ -7,7 +7,7 @@ import torch.nn.functional as F
 # Not importorskip: that import of deepctr_torch asks PyPI for a newer version.
 if not all(find_spec(name) for name in ('deepctr_torch', 'lightgbm', 'fuxictr')):
     pytest.skip("the baselines need 'pip install pyg-mag[benchmarks]'", allow_module_level=True)
-from accuracy.final_mlp import FinalMLP  # noqa: E402
+from accuracy.final_mlp import FinalMLP, InteractionAggregation  # noqa: E402
 
 from mag.datasets import SyntheticMarket  # noqa: E402
 from mag.loader import ExposureLoader, JoinedLoader  # noqa: E402
@@ -25,7 +25,7 @@ def test_is_the_published_model(batch):
     torch.manual_seed(0)
     model = FinalMLP(data).eval()
     x = model.fields(rows.features)
-    # Equation 4 to 7: gates of constants, two MLPs, and heads of a bilinear form.
+    # Gates of constants, two MLPs, and a bilinear form as the library computes it.
     streams = []
     for gate, bias, stream in zip(
         (model.select.fs1_gate, model.select.fs2_gate),
@@ -37,11 +37,7 @@ def test_is_the_published_model(batch):
         share = 2 * torch.sigmoid(last(F.relu(first(bias))))
         linear, norm, *_ = stream.mlp
         streams.append(F.relu(norm(linear(x * share))))
-    one, other = streams
-    merge = model.merge
-    weight = merge.w_xy.view(10, 40, 80)
-    products = torch.einsum('bhi,hij,bhj->b', one.view(-1, 10, 40), weight, other.view(-1, 10, 80))
-    expected = (merge.w_x(one) + merge.w_y(other)).squeeze(-1) + products
+    expected = InteractionAggregation.forward(model.merge, *streams).squeeze(-1)
     torch.testing.assert_close(model(rows), expected, rtol=1e-4, atol=1e-5)
 
 

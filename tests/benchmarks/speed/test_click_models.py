@@ -38,13 +38,13 @@ def test_all_take_turns(market: str, tmp_path: Path) -> None:
 
 
 def test_a_step_learns_and_a_score_does_not(market: str, tmp_path: Path) -> None:
-    from accuracy import count_data
+    from accuracy import count_data, counts
     from speed import click_models
 
     parts = count_data.load_parts(count_data.save_parts(market, 'rolling', '', str(tmp_path)))
     args = argparse.Namespace(device='cpu', batch_size=64, candidates=20)
     states = click_models.States(parts, (86_400.0,))
-    one = click_models.Contestant('count_net', parts, states, args)
+    one = click_models.Contestant(counts.MODELS['count_net'], parts, states, args)
     before = {name: value.clone() for name, value in one.model.named_parameters()}
     one.score()
     one.request()

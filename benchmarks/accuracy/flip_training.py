@@ -1,0 +1,79 @@
+r"""What accuracy.flip and accuracy.stack share: the text of a log, and FLIP pre-trained on it."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning import seed_everything
+from records import Record, write
+from torch import Tensor, nn
+from torch_geometric.data import HeteroData
+
+from accuracy.click_bench import Job
+from accuracy.clicks import Steps
+from accuracy.count_data import Parts
+from mag.datasets import MovieLens
+from mag.loader.row_loader import RowLoader
+from mag.models import FLIP
+from mag.training import AlignmentTask, fit
+from mag.transforms import FieldText
+
+LOSSES = ('instance_contrast', 'masked_id', 'masked_token')
+# An encoder of text that starts from nothing learns at a higher rate than one that has read.
+EPOCHS, LEARNING_RATE = 10, 1e-3
+# Of each log with texts, what its fields are told as.
+TEXTS: dict[str, Callable[[str], Record]] = {
+    'movielens-100k': lambda root: MovieLens(root, '100k').field_text(),
+    'movielens-1m': lambda root: MovieLens(root, '1m').field_text(),
+}
+
+
+def with_text(dataset: str, root: str, parts: Parts) -> Parts:
+    r"""Parts of a log in which every row has a sentence."""
+    text = FieldText(**TEXTS[dataset](root)).fit(parts.train)
+    return parts._replace(train=text(parts.train), val=text(parts.val), test=text(parts.test))
+
+
+def pretrained(
+    part: HeteroData,
+    train: RowLoader,
+    val: RowLoader,
+    losses: tuple[str, ...],
+    job: Job,
+    args: argparse.Namespace,
+) -> tuple[dict[str, Tensor], Record]:
+    r"""The weights of FLIP after pre-training, and what that took.
+
+    Args:
+        part: The training part.
+        train: Loads its rows.
+        val: Loads the rows to validate on.
+        losses: Those of :obj:`LOSSES` that are minimised.
+        job: Of which log, and with which seed.
+        args: Those of the command.
+    """
+    name = '-'.join((*losses, str(job.seed)))
+    directory = Path(args.checkpoints, 'flip', f'{job.dataset}-{job.protocol}', name)
+    told = directory / 'cost.json'
+    seed_everything(job.seed, verbose=False)
+    model = FLIP.from_data(part)
+    steps, start = Steps(), time.perf_counter()
+    task = AlignmentTask(model, LEARNING_RATE, num_steps=EPOCHS * len(train), losses=losses)
+    fit(
+        task, train, val, directory=directory, max_epochs=EPOCHS, patience=EPOCHS, seed=job.seed,
+        monitor='loss', progress=False, callbacks=[steps], accelerator=args.accelerator,
+    )  # fmt: skip
+    if not told.exists():
+        cost = {'seconds': time.perf_counter() - start, 'epochs': steps.count / len(train)}
+        write(told, json.dumps(cost))
+    return model.state_dict(), json.loads(told.read_text())
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    r"""Gives a FLIP what another has learned, but for the gate, which may be of another form."""
+    found = {name: value for name, value in weights.items() if not name.startswith('alpha')}
+    missing, unexpected = model.load_state_dict(found, strict=False)
+    if unexpected or any(not name.startswith('alpha') for name in missing):
+        raise ValueError(f'The models differ in {[*missing, *unexpected]}.')
