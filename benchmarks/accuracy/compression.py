@@ -8,9 +8,9 @@ whose AUC there is at most 0.001 below that of the model as it is; the test part
 costs.
 
 Bytes are those of the tables, and of the counts that are kept for serving: the macro rows of all
-nodes, as they are held, in a byte each where all of a table fit exactly and else in two or four; and
-of the counts at the target exposures and clicks of each key that was seen before the cutoff of the
-test part, in four. Heads, keys and recent lists are left as they are, and not counted.
+nodes, as they are held, in a byte each where all of a table fit exactly and else in two or four;
+and of the counts at the target exposures and clicks of each key that was seen before the cutoff of
+the test part, in four. Heads, keys and recent lists are left as they are, and not counted.
 
 Models are trained on six rolling windows as in accuracy.counts, with the learning rate and weight
 decay of least log loss on validation among its trials. Trials that no file of --settings has are
