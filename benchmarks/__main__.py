@@ -11,6 +11,7 @@ NAMES = (
     'accuracy.activity',
     'accuracy.clicks',
     'accuracy.cold',
+    'accuracy.compression',
     'accuracy.conversions',
     'accuracy.cost',
     'accuracy.counts',

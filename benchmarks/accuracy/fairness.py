@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from records import Record, made_by, make_parser, select, table
-from scipy.stats import linregress
+from scipy.stats import linregress, ttest_rel
 
 from accuracy.click_bench import (
     DEFAULTS,
@@ -49,6 +49,7 @@ from accuracy.harness import (
     add_commands,
     describe_rows,
     difference_to,
+    paired,
     read_records,
     score_groups,
     spread,
@@ -232,21 +233,23 @@ def mean_of(of: str, place: int, field: str, name: str, runs: list[Record]) -> s
 def claims(of: str, runs: list[Record]) -> Iterable[str]:
     r"""Of each pair, whether what coarsens favors the popular more than what does not."""
     value = partial(slope, of, favor)
+    whom = 'popular items' if of == 'item' else 'active users'
     for name, other in PAIRS:
-        ours, theirs = (
-            {run['seed']: value(run) for run in select(runs, model=one)} for one in (name, other)
-        )
-        seeds = [seed for seed in ours if None not in (ours[seed], theirs.get(seed))]
-        if len(seeds) < 2:
+        pairs = [
+            (our_slope, their_slope)
+            for run in select(runs, model=name)
+            for twin in select(runs, model=other, seed=run['seed'])
+            if (our_slope := value(run)) is not None and (their_slope := value(twin)) is not None
+        ]
+        if len(pairs) < 2:
             continue
-        difference = difference_to(other, runs, name, value)
-        p = float(difference.rpartition('= ')[2].rstrip(')'))
-        change = mean(ours[seed] - theirs[seed] for seed in seeds)
-        verdict = 'no more than' if p > LEVEL else 'more than' if change > 0 else 'less than'
+        ours, theirs = (list(column) for column in zip(*pairs))
+        is_told = ttest_rel(ours, theirs).pvalue <= LEVEL
+        more = 'more than' if mean(ours) > mean(theirs) else 'less than'
         yield (
-            f'{MODELS[name].title} favors {"popular items" if of == "item" else "active users"} '
-            f'{verdict} {MODELS[other].title}: {mean(ours[seed] for seed in seeds):+.4f} and '
-            f'{mean(theirs[seed] for seed in seeds):+.4f}, {difference}.'
+            f'{MODELS[name].title} favors {whom} '
+            f'{more if is_told else "neither more nor less than"} {MODELS[other].title}: '
+            f'{mean(ours):+.4f} and {mean(theirs):+.4f}, {paired(ours, theirs)}.'
         )
 
 
@@ -288,13 +291,12 @@ def draw(records: list[Record], path: Path) -> None:
 
 def curve(of: str, field: str, runs: list[Record]) -> tuple[list[int], list[float]]:
     r"""The tenths that have a value in all runs of a model, and its mean in each."""
-    groups = runs[0]['test']['audit'][of]
-    found = {
-        group['number']: [at(of, place, field, run) for run in runs]
-        for place, group in enumerate(groups)
-    }
-    means = {number: mean(values) for number, values in found.items() if None not in values}
-    return list(means), list(means.values())
+    points = []
+    for place, group in enumerate(runs[0]['test']['audit'][of]):
+        values = [value for run in runs if (value := at(of, place, field, run)) is not None]
+        if len(values) == len(runs):
+            points.append((group['number'], mean(values)))
+    return [number for number, _ in points], [value for _, value in points]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def compress_tables(
         seed (int, optional): Seed of the k-means. (default: :obj:`0`)
 
     Returns:
-        The bytes of each table, by the name of its weight.
+        The bytes of each table, by the name of its weight; of one that is shared, by the first.
 
     Raises:
         TypeError: If :obj:`model` is no :class:`torch.nn.Module`.
@@ -65,21 +65,21 @@ def compress_tables(
             f'compress_tables found no table in {type(model).__name__} that is not compressed yet; '
             f'QuantizedEmbedding.from_weight compresses a single one.'
         )
-    found, smaller = {}, []
+    # By weights, as tables are shared by these; all are made before one is put in.
+    weights: dict[int, _Table] = {}
     for table in tables:
-        rows, width = table.weight.shape
-        before = table.weight.nbytes
+        weights.setdefault(id(table.weight), table)
+    found, made = {}, {}
+    for key, (name, _, _, weight) in weights.items():
+        rows, width = weight.shape
         after = QuantizedEmbedding(rows, width, num_codes, num_bits).num_bytes
-        is_smaller = rows >= 2**num_bits and after < before
-        found[table.name] = TableBytes(before, after if is_smaller else before)
-        smaller += [table] if is_smaller else []
-    # Of weights, as tables are shared by these; all are made before one is put in.
-    weights = {id(table.weight): table.weight for table in smaller}
-    made = {
-        key: QuantizedEmbedding.from_weight(weight, num_codes, num_bits, seed)
-        for key, weight in weights.items()
-    }
-    for _, owner, attribute, weight in smaller:
+        is_smaller = rows >= 2**num_bits and after < weight.nbytes
+        found[name] = TableBytes(weight.nbytes, after if is_smaller else weight.nbytes)
+        if is_smaller:
+            made[key] = QuantizedEmbedding.from_weight(weight, num_codes, num_bits, seed)
+    for _, owner, attribute, weight in tables:
+        if id(weight) not in made:
+            continue
         # PyTorch puts no module where a parameter is.
         if isinstance(getattr(owner, attribute), Tensor):
             delattr(owner, attribute)

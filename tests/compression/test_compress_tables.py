@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.compression import QuantizedEmbedding, TableBytes, compress_tables
-from mag.loader import ExposureLoader, JoinedBatch, JoinedLoader, PairLoader
+from mag.loader import ExposureLoader, JoinedBatch, JoinedLoader, PairBatch, PairLoader
 from mag.models import CountNet, MacGNN
 from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
 
@@ -31,8 +31,9 @@ def data() -> HeteroData:
     clicks.edge_index = clicks.edge_label_index[:, is_click]
     clicks.time = clicks.edge_label_time[is_click]
     train, _, _ = TemporalSplit(0.1, 0.9, 0.95, num_windows=2)(data)
-    coarsen = MacroCoarsen({'user': 20, 'item': 'category'})
-    return TargetCounts()(coarsen(RecentNeighbors(3)(train)))
+    coarsen = MacroCoarsen({'user': 20, 'item': 'category'}).fit(train)
+    train = coarsen(RecentNeighbors(3)(train))
+    return TargetCounts().fit(train)(train)
 
 
 def macgnn(data: HeteroData) -> MacGNN:
@@ -50,11 +51,14 @@ def count_net(data: HeteroData) -> CountNet:
     return model.eval()
 
 
+def a_batch(model: torch.nn.Module, data: HeteroData) -> PairBatch | JoinedBatch:
+    loader = JoinedLoader([ExposureLoader(data), PairLoader(data)], batch_size=512)
+    batch: JoinedBatch = next(iter(loader))
+    return batch.pairs if isinstance(model, MacGNN) and batch.pairs is not None else batch
+
+
 def read(model: torch.nn.Module, data: HeteroData) -> Tensor:
-    batch: JoinedBatch = next(
-        iter(JoinedLoader([ExposureLoader(data), PairLoader(data)], batch_size=512))
-    )
-    return model(batch.pairs if isinstance(model, MacGNN) else batch)
+    return model(a_batch(model, data))
 
 
 NODES = {
@@ -74,7 +78,7 @@ MODELS: dict[str, Callable[[HeteroData], MacGNN | CountNet]] = {
 @pytest.mark.parametrize('name', MODELS)
 def test_a_model_reads_the_decoded_tables(name: str, data: HeteroData) -> None:
     model = MODELS[name](data)
-    plain, before = copy.deepcopy(model), read(model, data)
+    plain, before = copy.deepcopy(model), read(model, data).detach()
     found = compress_tables(model, num_codes=5, num_bits=4)
     # Two codes a byte, and 16 centroids of as many numbers as a row has.
     sizes = {
@@ -86,7 +90,7 @@ def test_a_model_reads_the_decoded_tables(name: str, data: HeteroData) -> None:
         if path in found:
             quantized = QuantizedEmbedding.from_weight(weight, 5, 4)
             weight.data.copy_(quantized.weight)
-    after = read(model, data)
+    after = read(model, data).detach()
     assert torch.equal(after, read(plain, data))
     assert float((after - before).abs().max()) > 1e-4
     # Near to what it was: the two order nearly all pairs of rows alike.
@@ -123,8 +127,33 @@ def test_shared_tables_stay_shared() -> None:
     model = torch.nn.ModuleDict({'one': one, 'again': one, 'other': other})
     found = compress_tables(model, 2, 4)
     assert model['one'] is model['again'] is model['other']
-    assert set(found) == {'one.weight', 'again.weight', 'other.weight'}
+    # It is there once.
+    assert found == {'one.weight': TableBytes(4 * 4 * 900, 900 + 4 * 4 * 16)}
     assert isinstance(model['one'], QuantizedEmbedding)
+
+
+def test_what_two_models_share_stays_shared(data: HeteroData) -> None:
+    one, other = count_net(data), count_net(data)
+    other.embedding = one.embedding
+    model = torch.nn.ModuleList([one, other])
+    expected = [name for name, _ in model.named_parameters() if name.endswith('embedding.weight')]
+    found = compress_tables(model, 5, 4)
+    assert [name for name in found if name.endswith('embedding.weight')] == expected
+    assert one.embedding.weight is other.embedding.weight
+    assert isinstance(one.embedding.weight, QuantizedEmbedding)
+    read(one, data), read(other, data)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_compressed_model_compiles_and_exports(name: str, data: HeteroData) -> None:
+    model = MODELS[name](data)
+    compress_tables(model, 5, 4)
+    batch = a_batch(model, data)
+    expected = model(batch)
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(batch), expected)
+    program = torch.export.export(model, (batch,))
+    torch.testing.assert_close(program.module(check_guards=False)(batch), expected)
 
 
 def test_the_rest_learns_on(data: HeteroData) -> None:

@@ -86,7 +86,7 @@ def test_claims_need_a_difference_that_seeds_do_not_explain() -> None:
     assert f' {expected:+.4f} (p = ' in line
     noisy = [run_of('count_net', seed, 1, (0.5, 2, 1.01)[seed]) for seed in range(3)]
     (line,) = fairness.claims('item', [*flat, *noisy])
-    assert 'favors popular items no more than' in line
+    assert 'favors popular items neither more nor less than' in line
     (line,) = fairness.claims(
         'item', [*flat, *(run_of('count_net', seed, 1.5, 1 + 0.02 * seed) for seed in range(3))]
     )
