@@ -42,7 +42,6 @@ from accuracy.click_bench import (
     baseline,
     compare,
     found_logs,
-    make_loader,
     read_parts,
     run_on,
     run_plan,
@@ -197,13 +196,10 @@ def train_from(
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
     parts = parts_of_seed(job.dataset, args.root, paths[job.dataset, job.protocol], job.seed)
     model = MODELS[job.model]
-    weights, before = None, {}
+    weights: dict[str, Tensor] | None = None
+    before: Record = {}
     if job.model in PRETRAINING:
-        loaders = [
-            make_loader(model, parts.train, args.batch_size, parts.log, job.seed),
-            make_loader(model, parts.val, 8 * args.batch_size),
-        ]
-        weights, before = pretrained(parts.train, *loaders, *PRETRAINING[job.model], job, args)
+        weights, before = pretrained(parts, *PRETRAINING[job.model], job, args)
     groups = groups_of(parts.train, parts.test)
     record = run_on(
         parts, model, job, args, partial(score, groups, parts.test), partial(train_from, weights)

@@ -14,9 +14,9 @@ from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import Job
 from accuracy.clicks import Steps
-from accuracy.count_data import Parts
+from accuracy.count_data import Parts, without_counts
 from mag.datasets import MovieLens
-from mag.loader.row_loader import RowLoader
+from mag.loader import ExposureLoader
 from mag.models import FLIP
 from mag.nn import TextEncoder
 from mag.schema import tokens
@@ -49,20 +49,12 @@ def make_flip(part: HeteroData, sentence: str = 'node', **arguments: Any) -> FLI
 
 
 def pretrained(
-    part: HeteroData,
-    train: RowLoader,
-    val: RowLoader,
-    losses: tuple[str, ...],
-    sentence: str,
-    job: Job,
-    args: argparse.Namespace,
+    parts: Parts, losses: tuple[str, ...], sentence: str, job: Job, args: argparse.Namespace
 ) -> tuple[dict[str, Tensor], Record]:
     r"""The weights of FLIP after pre-training, and what that took.
 
     Args:
-        part: The training part.
-        train: Loads its rows.
-        val: Loads the rows to validate on.
+        parts: Those of a log, with text.
         losses: Those of :obj:`LOSSES` that are minimised.
         sentence: What has one, a :obj:`'node'` or a :obj:`'row'`.
         job: Of which log, and with which seed.
@@ -72,7 +64,10 @@ def pretrained(
     directory = Path(args.checkpoints, 'flip', f'{job.dataset}-{job.protocol}', name)
     told = directory / 'cost.json'
     seed_everything(job.seed, verbose=False)
-    model = make_flip(part, sentence)
+    model = make_flip(parts.train, sentence)
+    part, val_part = without_counts(parts.train), without_counts(parts.val)
+    train = ExposureLoader(part, args.batch_size, shuffle=True, seed=job.seed)
+    val = ExposureLoader(val_part, 8 * args.batch_size)
     steps, start = Steps(), time.perf_counter()
     task = AlignmentTask(model, LEARNING_RATE, num_steps=EPOCHS * len(train), losses=losses)
     fit(

@@ -21,7 +21,7 @@ by side need an --out and --checkpoints each.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def stack(
     temperature: float,
     **arguments: Any,
 ) -> nn.Module:
-    makers = {
+    makers: dict[str, Callable[..., nn.Module]] = {
         'macgnn': partial(MacGNN.from_data, temperature=temperature),
         'counts': CountNet.from_data,
         'flip': make_flip,
@@ -166,14 +166,9 @@ class Trainer:
 
     def __init__(self, parts: Parts, job: Job, args: argparse.Namespace) -> None:
         self.parts, self.job, self.args = parts, job, args
-        self.weights: dict[str, Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
         if reads_text(job.model):
-            reader = MODELS['flip']
-            loaders = [
-                make_loader(reader, parts.train, args.batch_size, parts.log, job.seed),
-                make_loader(reader, parts.val, 8 * args.batch_size),
-            ]
-            self.weights, _ = pretrained(parts.train, *loaders, LOSSES, 'node', job, args)
+            self.weights, _ = pretrained(parts, LOSSES, 'node', job, args)
 
     def __call__(
         self,
@@ -187,7 +182,8 @@ class Trainer:
         r"""Trains a stack, or a student once its teacher is trained."""
         if model.teacher is None:
             return self.fit(built, model, job, train, val)
-        task = DistillationTask(built, self.teacher(model), **job.setting, average=model.average)
+        teacher = self.teacher(model.teacher)
+        task = DistillationTask(built, teacher, **job.setting, average=model.average)
         return task, fit_task(task, job, train, val, self.args)
 
     def fit(
@@ -203,17 +199,19 @@ class Trainer:
         task = ClickTask(built, **job.setting, average=model.average)
         return task, fit_task(task, job, train, val, self.args, directory)
 
-    def teacher(self, student: Model) -> ClickTask:
+    def teacher(self, name: str) -> ClickTask:
         r"""The teacher as its own run has trained it."""
         job, args = self.job, self.args
+        model = MODELS[name]
         records = Results(Path(args.out)).records
-        run = run_of(records, job.dataset, job.protocol, student.teacher, job.seed)
-        model = MODELS[student.teacher]
+        run = run_of(records, job.dataset, job.protocol, name, job.seed)
+        if run is None:
+            raise ValueError(f'{args.out} has no run of {name} with seed {job.seed}, the teacher.')
         given = parts_of(model, self.parts)
         train = make_loader(model, given['train'], args.batch_size, self.parts.log, job.seed)
         seed_everything(job.seed, verbose=False)
-        built = model.build(given['train'], given['val'], self.parts.temperature)
-        job = job._replace(model=student.teacher, setting=run['setting'])
+        built: Any = model.build(given['train'], given['val'], self.parts.temperature)
+        job = job._replace(model=name, setting=run['setting'])
         val = make_loader(model, given['val'], 8 * args.batch_size)
         return self.fit(built, model, job, train, val)[0]
 

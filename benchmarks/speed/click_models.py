@@ -45,6 +45,8 @@ REFERENCE = 'macgnn'
 DEFAULT = ('count_net', *(name for name, model in MODELS.items() if model.table == 'models'))
 STAGES = {'train': 'a training step', 'score': 'a scored batch', 'request': 'a request'}
 LOOK_UP = 'look_up'
+# A state moves counts in time, and so needs a log that was cut in time.
+LOGS = [name for name, log in DATASETS.items() if log.by == 'global']
 
 
 class States:
@@ -257,7 +259,7 @@ def render(found: dict[str, dict[str, list[float]]], args: argparse.Namespace) -
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('speed.click_models', __doc__)
-    parser.add_argument('--dataset', choices=DATASETS, required=True)
+    parser.add_argument('--dataset', choices=LOGS, required=True)
     parser.add_argument('--root', default='data', help='folder with raw/ of a real log')
     parser.add_argument('--checkpoints', default='output/counts', help='where parts are kept')
     parser.add_argument('--models', nargs='+', choices=MODELS, default=list(dict.fromkeys(DEFAULT)))

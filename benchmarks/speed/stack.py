@@ -27,7 +27,7 @@ from records import made_here, make_parser, publish, table
 from timing import in_words, take_turns
 
 from mag.models import FLIP
-from speed.click_models import Contestant, States
+from speed.click_models import LOGS, Contestant, States
 
 # What the post says that a request may take, in milliseconds.
 BUDGET = 30.0
@@ -114,7 +114,7 @@ def render(
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('speed.stack', __doc__)
-    parser.add_argument('--dataset', choices=DATASETS, required=True)
+    parser.add_argument('--dataset', choices=LOGS, required=True)
     parser.add_argument('--root', default='data', help='folder with raw/ of a real log')
     parser.add_argument('--checkpoints', default='output/counts', help='where parts are kept')
     parser.add_argument('--models', nargs='+', choices=TIMED, default=TIMED)
