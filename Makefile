@@ -43,6 +43,8 @@ INSTALL_WHEELS = $(BIN)/pip install --quiet --retries 0 --timeout 10 --no-index 
 COMPILE_WHEELS = env CFLAGS='-g0' CXXFLAGS='-g0 -O3' MAX_JOBS=$(MAX_JOBS) \
 	$(BIN)/pip wheel --no-deps --no-build-isolation --cache-dir '$(CACHE)' --wheel-dir '$(CACHE)' $(SPARSE)
 COMPILE_LOG := .venv/compile.log
+# Without Ray and the rest that it requires and no model of it reads.
+FUXICTR := $(shell grep -Eo 'fuxictr==[0-9.]+' setup.cfg)
 
 .PHONY: demo test test-while-compiling attack lint compiler
 .NOTPARALLEL:
@@ -124,6 +126,7 @@ $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	@echo 'Installing what the tests need into .venv: about a minute.'
 	$(BIN)/pip install setuptools wheel ninja
 	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text]'
+	$(BIN)/pip install --no-deps '$(FUXICTR)'
 	touch $@
 
 $(LINT_STAMP): setup.cfg $(MAG_STAMP)
