@@ -21,7 +21,11 @@ def parse_args() -> argparse.Namespace:
     # What you may want to change as well.
     parser.set_defaults(
         num_buckets=10,  # of a dense feature
-        simcen={'hidden_channels': [240, 240, 240], 'temperature': 0.25},
+        simcen={
+            'hidden_channels': [240, 240, 240],
+            'temperature': 0.25,
+            'embedding_regularization': 0.01,
+        },
         cross_network={'num_crosses': 3, 'hidden_channels': [240, 240]},
         batch_size=1024,
         learning_rate=1e-3,
