@@ -26,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         simcen={'hidden_channels': [240, 240]},
         text_encoder={'channels': 64, 'num_layers': 1, 'num_heads': 2, 'hidden_channels': 128},
         pretraining_epochs=2,
+        pretraining_batch_size=256,
         pretraining_rate=1e-3,
         contrast={'simcen': 0.01},
         batch_size=1024,
@@ -88,17 +89,23 @@ def main(args: argparse.Namespace) -> None:
     train_loader = load(train, args.batch_size, shuffle=True, seed=args.seed)
     val_loader, test_loader = (load(part, 8 * args.batch_size) for part in (val, test))
 
-    def fit_task(name: str, task: Task, epochs: int, monitor: str = 'logloss') -> Task:
+    def fit_task(
+        name: str,
+        task: Task,
+        epochs: int,
+        monitor: str = 'logloss',
+        loader: JoinedLoader = train_loader,
+    ) -> Task:
         print(f'{name}:')
         return fit(
             task,
-            train_loader,
+            loader,
             val_loader,
             directory=output / name,
             max_epochs=epochs,
             patience=args.patience,
             seed=args.seed,
-            validate_every=max(1, len(train_loader) // 2),
+            validate_every=max(1, len(loader) // 2),
             monitor=monitor,
             resume=args.resume,
         )
@@ -111,15 +118,17 @@ def main(args: argparse.Namespace) -> None:
             train,
             text_encoder=TextEncoder(train[CLICKS].num_tokens, **args.text_encoder),
             sentence='node',
+            projection_dropout=0.0,  # with the paper's a small log teaches no contrast
         ),
     }
     seed_everything(args.seed, verbose=False)
     branches = {name: make[name]() for name in args.branches}
     if 'flip' in branches:
         # What it learns here of texts and ids, each of its stacks begins with.
-        num_steps = args.pretraining_epochs * len(train_loader)
+        loader = load(train, args.pretraining_batch_size, shuffle=True, seed=args.seed)
+        num_steps = args.pretraining_epochs * len(loader)
         task = AlignmentTask(branches['flip'], args.pretraining_rate, num_steps=num_steps)
-        fit_task('pretraining', task, args.pretraining_epochs, 'loss')
+        fit_task('pretraining', task, args.pretraining_epochs, 'loss', loader)
 
     step = {'learning_rate': args.learning_rate, 'weight_decay': args.weight_decay}
     step['average'] = args.average
