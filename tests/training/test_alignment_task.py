@@ -81,17 +81,21 @@ def test_it_learns_what_ids_and_words_have_in_common() -> None:
     before = evaluate(AlignmentTask(make(data)), val)
     assert list(before) == ['loss', *LOSSES]
     assert before['loss'] == pytest.approx(sum(before[name] for name in LOSSES))
-    task = align(data, max_epochs=20)
+    task = AlignmentTask(make(data, projection_dropout=0.0), 1e-2)
+    # Ids near 0, as in the paper, would take more steps than a test has.
+    torch.nn.init.normal_(task.model.embedding.weight)
+    fit(task, *loaders(data), max_epochs=40, patience=40, monitor='loss', progress=False)
     after = evaluate(task, val)
-    for name, share in zip(LOSSES, (1.0, 0.9, 0.9)):
-        assert after[name] < share * before[name], name
-    # The category follows from the item, and from its own words.
+    for name in LOSSES:
+        assert after[name] < 0.5 * before[name], name
+    # The contrast knows twenty times as much of a row as chance, log(200).
+    assert after['instance_contrast'] < math.log(200 / 20)
+    # Chance finds one of the four categories in a quarter of the rows.
     batch = next(iter(val))
     model = task.model.eval()
-    for arguments in ({'text': 'none'}, {'ids': False, 'text': 'all'}):
-        found = model.recover(batch, 'item_category', **arguments).argmax(1)
-        share = (found == batch.item % 4).float().mean().item()
-        assert share > 0.8, arguments
+    for text in ('none', 'all'):
+        found = model.recover(batch, 'item_category', text=text).argmax(1)
+        assert (found == batch.item % 4).float().mean() > 0.5, text
 
 
 def test_the_loss_is_the_sum_of_those_that_are_asked_for() -> None:
