@@ -3,6 +3,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.nn.inits import reset
 
 from mag.schema import Tokens
 
@@ -81,9 +82,8 @@ class TextReader(torch.nn.Module):
         return found
 
     def reset_parameters(self) -> None:
-        for module in (self.encoder, self.merge):
-            if module is not None:
-                module.reset_parameters()
+        reset(self.encoder)
+        reset(self.merge)
 
     def train(self, mode: bool = True) -> 'TextReader':
         if mode:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.nn.inits import reset
 
 from mag.checks import check_booleans, check_choice, check_integers, check_numbers
 from mag.lineage import remember_ids
@@ -200,9 +201,9 @@ class FLIP(torch.nn.Module):
         return remember_ids(cls(features.num_values, text, **kwargs), data)
 
     def reset_parameters(self) -> None:
-        for module in self.modules():
-            if module is not self and hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+        # A part may start its layers in another way than they do alone.
+        for part in self.children():
+            reset(part)
         self._reset_own()
 
     @torch.no_grad()

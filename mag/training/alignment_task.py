@@ -70,9 +70,7 @@ class AlignmentTask(Task):
         known: Any = model.pretraining
         losses = known if losses is None else losses
         if not isinstance(losses, Sequence) or isinstance(losses, str):
-            raise TypeError(
-                f"'losses' must be a sequence among {list(known)}, but got {losses!r}."
-            )
+            raise TypeError(f"'losses' must be a sequence among {list(known)}, but got {losses!r}.")
         check_choice(known, **{f'losses[{place}]': name for place, name in enumerate(losses)})
         if not losses:
             raise ValueError(f"'losses' must be some of {list(known)}, but got {losses!r}.")

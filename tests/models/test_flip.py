@@ -76,6 +76,7 @@ class Words(torch.nn.Module):
         self.word.reset_parameters()
         self.place.reset_parameters()
         self.attention._reset_parameters()
+        self.attention.out_proj.reset_parameters()
 
     def forward(self, tokens: Tensor, is_token: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -611,6 +612,15 @@ def test_copies_agree_and_a_reset_starts_over(options: dict[str, Any]) -> None:
             parameter.fill_(7)
     model.reset_parameters()
     assert all(bool((parameter != 7).all()) for parameter in model.parameters())
+
+
+def test_a_reset_draws_as_a_new_model_does(told: HeteroData) -> None:
+    model, fresh = (FLIP.from_data(told, sentence='node') for _ in range(2))
+    model.reset_parameters()
+    for (name, drawn), expected in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        if drawn.numel() > 300:
+            ratio = (drawn.std() / expected.std()).item()
+            assert ratio == pytest.approx(1, abs=0.25) or expected.std() == 0, name
 
 
 def same(one: Any, other: Any) -> bool:
