@@ -244,7 +244,8 @@ class FLIP(torch.nn.Module):
     def precompute(self, batch_size: int = 1024) -> 'FLIP':
         r"""Reads the text of all users, items and contexts and keeps what it says, so that a
         request costs what the ids cost and a look-up. It is dropped where weights may change: in
-        training, where others are loaded, after a step of an optimizer, and by :meth:`grow`.
+        training, where others are loaded, by :meth:`grow`, and after a step of an optimizer, unless
+        that is fused. A copy has it, too; what was compiled or exported reads what there was then.
 
         Args:
             batch_size (int, optional): How many to read at once. (default: :obj:`1024`)

@@ -451,6 +451,23 @@ def test_a_batch_without_masked_tokens_contributes_nothing() -> None:
         )
 
 
+def test_a_model_in_half_precision_reads_batches_without_masked_tokens() -> None:
+    nobody = make_batch(3)._replace(sparse=torch.full((3, 5), -1))
+    for options in FORMS.values():
+        found = make(**options).bfloat16().pretraining_losses(nobody)
+        assert found['masked_token'] == (0, 0)
+
+
+def test_a_request_may_have_no_candidates(told: HeteroData) -> None:
+    request = ExposureLoader(told).request(
+        0, torch.empty(0, dtype=torch.long), query=torch.tensor([1, -1, 2])
+    )
+    for options in FORMS.values():
+        model = from_data(told, **options).eval()
+        assert model(request).click.shape == (0,)
+    assert model.precompute()(request).click.shape == (0,)
+
+
 @each_form
 def test_masks_are_those_of_a_generator(options: dict[str, Any]) -> None:
     model, batch = spread(make(**options)).eval(), make_batch()
@@ -534,6 +551,24 @@ def test_what_was_precomputed_is_dropped_where_weights_may_change(
     plain = make(sentence='node').eval()
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(out, plain(batch))
+
+
+@pytest.mark.parametrize('twin', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_what_was_precomputed_until_its_own_weights_change(
+    twin: Callable[[FLIP], FLIP],
+) -> None:
+    model, batch = spread(make(sentence='node')).eval().precompute(), make_batch()
+    other = twin(model)
+    other.text.encoder.seen.clear()
+    torch.testing.assert_close(other(batch), model(batch))
+    assert not other.text.encoder.seen
+    # As many changes as the original had had.
+    with torch.no_grad():
+        for parameter in other.text.encoder.parameters():
+            parameter.add_(1)
+    other(batch)
+    assert other.text.encoder.seen and model.text.is_precomputed()
+    assert not twin(other).text.is_precomputed()
 
 
 class SelfAttention(torch.nn.Module):
