@@ -103,8 +103,8 @@ class TextReader(torch.nn.Module):
             tables = [F.pad(x, (0, width - x.size(1)), value=-1) for x in (known, given)]
             if tokens.special != self.special or not torch.equal(*tables):
                 raise ValueError(
-                    f'FLIP was built for another text of {tokens.fields[source.column]!r}: apply '
-                    f'the FieldText that was fitted before the log grew.'
+                    f'FLIP was built for another text of {tokens.fields[source.column]!r}: give '
+                    f'FieldText the tokenizer of the one that was applied before the log grew.'
                 )
         for place, source in enumerate(tokens.sources):
             for name, table in (('token', source.token), ('field', source.field)):

@@ -729,7 +729,7 @@ def test_a_log_that_grew_is_told_as_before(told: HeteroData) -> None:
     assert all(loss.isfinite() for loss, _ in model.pretraining_losses(last).values())
     other = copy.copy(grown)
     other['item'].token = other['item'].token.flip(0)
-    with pytest.raises(ValueError, match="another text of 'item': apply the FieldText that was"):
+    with pytest.raises(ValueError, match="another text of 'item': give FieldText the tokenizer"):
         model.grow(other)
 
 
@@ -743,6 +743,37 @@ def test_a_log_that_grew_is_told_as_before(told: HeteroData) -> None:
         (lambda: make(regularization=-1), ValueError, r"'regularization' must be .* \[0, inf\)"),
         (lambda: make(id_dropout=1), ValueError, r"'id_dropout' must be a number in \[0, 1\)"),
         (lambda: make(embedding_dim=0), ValueError, "'embedding_dim' must be at least 1"),
+        (
+            lambda: make(text_encoder=torch.nn.Linear(1, 1)),
+            TypeError,
+            "'text_encoder' must be .* integers channels, num_tokens, max_length, but got Linear",
+        ),
+        (
+            lambda: make(id_encoder=3),
+            TypeError,
+            "'id_encoder' must be .* out_channels, but got int",
+        ),
+        (lambda: make(text_encoder=Words(max_length=2)), ValueError, 'but its max_length is 2'),
+        (
+            lambda: make(value_counts={'tag': torch.ones(3).long()}),
+            ValueError,
+            "'field of value_counts' must be one of .*, but got 'tag'",
+        ),
+        (
+            lambda: make(value_counts={'item': torch.ones(6).long()}),
+            ValueError,
+            r"'value_counts.item' of shape \[5\], but got shape \[6\]",
+        ),
+        (
+            lambda: make(value_counts={'item': torch.ones(5)}),
+            TypeError,
+            "'value_counts.item' of integers",
+        ),
+        (
+            lambda: make().pretraining_losses(make_batch(), ['clicks']),
+            ValueError,
+            r"'losses\[0\]' must be one of 'instance_contrast', .* but got 'clicks'",
+        ),
         (lambda: few_words(), ValueError, 'must know the 40 tokens of the data, but knows 39: '),
         (lambda: make().eval().precompute(), ValueError, "build it with sentence='node'"),
         (
@@ -781,6 +812,28 @@ def few_words() -> FLIP:
     encoder = Words()
     encoder.num_tokens = 39
     return make(text_encoder=encoder)
+
+
+def test_a_log_that_grew_is_told_by_the_same_tokenizer(click_log: HeteroData) -> None:
+    names = [str(place) for place in range(20)]
+
+    def titles(number: int) -> dict[str, Any]:
+        return {'descriptions': {'item': {'title': names[:number]}}}
+
+    text = FieldText(vocab_size=100, **titles(15)).fit(click_log)
+    part = text(click_log)
+    model, batch = spread(from_data(part).eval()), next(iter(ExposureLoader(part, 50)))
+    expected = model(batch).click
+    grown = copy.copy(click_log)
+    grown['item'].category = torch.cat([grown['item'].category, grown['item'].category[:5]])
+    grown['item'].num_nodes = 20
+    grown = FieldText(text.tokenizer, **titles(20))(grown)
+    model.grow(grown)
+    torch.testing.assert_close(model(batch).click, expected)
+    request = ExposureLoader(grown).request(0, torch.arange(20))
+    assert model(request).click.isfinite().all()
+    with pytest.raises(ValueError, match="20 values of 'item', but this data has only 15"):
+        model.grow(part)
 
 
 def test_a_part_that_gained_a_field_is_refused(told: HeteroData) -> None:
