@@ -1,8 +1,9 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.nn.inits import reset
 
 from mag.schema import Tokens
 
@@ -81,9 +82,8 @@ class TextReader(torch.nn.Module):
         return found
 
     def reset_parameters(self) -> None:
-        for module in (self.encoder, self.merge):
-            if module is not None:
-                module.reset_parameters()
+        reset(self.encoder)
+        reset(self.merge)
 
     def train(self, mode: bool = True) -> 'TextReader':
         if mode:
@@ -103,8 +103,8 @@ class TextReader(torch.nn.Module):
             tables = [F.pad(x, (0, width - x.size(1)), value=-1) for x in (known, given)]
             if tokens.special != self.special or not torch.equal(*tables):
                 raise ValueError(
-                    f'FLIP was built for another text of {tokens.fields[source.column]!r}: apply '
-                    f'the FieldText that was fitted before the log grew.'
+                    f'FLIP was built for another text of {tokens.fields[source.column]!r}: give '
+                    f'FieldText the tokenizer of the one that was applied before the log grew.'
                 )
         for place, source in enumerate(tokens.sources):
             for name, table in (('token', source.token), ('field', source.field)):
@@ -138,8 +138,17 @@ class TextReader(torch.nn.Module):
             return self._version is not None
         return self._version == self._weights_version()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The weights of a copy count their changes anew.
+        return {**self.__dict__, '_version': 0 if self.is_precomputed() else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._version is not None:
+            self._version = self._weights_version()
+
     def _weights_version(self) -> int:
-        # Each step of an optimizer adds to it.
+        # Each step of an optimizer adds to it, unless it is fused.
         weights = self.encoder.parameters()
         return sum(weight._version for weight in weights if not weight.is_inference())
 
@@ -229,7 +238,8 @@ class TextReader(torch.nn.Module):
             found.append((rows[entry], state, sentences.token.flatten()[place]))
         if not found:
             none = known.new_empty(0)
-            return MaskedTokens(none, torch.empty(0, self.channels, device=known.device), none)
+            weight = next(self.encoder.parameters())
+            return MaskedTokens(none, weight.new_empty(0, self.channels), none)
         return MaskedTokens(*(torch.cat(column) for column in zip(*found, strict=True)))
 
     def _keys(self, part: tuple[int, ...], known: Tensor) -> Tensor:
@@ -262,7 +272,7 @@ class TextReader(torch.nn.Module):
         length = is_piece.sum(1)
         field = _without_cut(field, self.max_length - 2)
         most = min(self.max_length - 2, token.size(1))
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and len(length) > 0:
             most = min(most, int(length.max()))
         length = length.clamp(max=most).unsqueeze(1)
         token = F.pad(token[:, :most], (1, 1), value=-1)

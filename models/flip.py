@@ -5,15 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.nn.inits import reset
 
-from mag.checks import check_booleans, check_choice, check_integers, check_numbers
+from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_tensor
 from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch
 from mag.logits import Logits, as_logits
 from mag.losses import gather_rows, instance_contrast, masked_token_loss
 from mag.models._batch import exposure_batch
 from mag.models._field_embedding import FieldEmbedding, check_fields
-from mag.models._growth import check_grown
+from mag.models._growth import check_grown, grown_fields
 from mag.models._masked_ids import MaskedIds
 from mag.models._text_reader import TextReader
 from mag.nn import DeepCross, ProjectionHead, TextEncoder
@@ -110,8 +111,9 @@ class FLIP(torch.nn.Module):
 
     Raises:
         TypeError: If an argument has another type.
-        ValueError: If a number is out of range, a field has no number of values, or the encoder
-            knows fewer tokens than there are.
+        ValueError: If a number is out of range, a field has no number of values, counts are of
+            other values, or the text encoder knows fewer tokens than there are, or reads fewer than
+            three.
     """
 
     pretraining = _LOSSES
@@ -144,6 +146,12 @@ class FLIP(torch.nn.Module):
         check_numbers('[0, 1)', id_dropout=id_dropout)
         if text_encoder is None:
             text_encoder = TextEncoder(tokens.num_tokens)
+        _check_encoder('text_encoder', text_encoder, 'channels', 'num_tokens', 'max_length')
+        if text_encoder.max_length < 3:
+            raise ValueError(
+                f"'text_encoder' must read a token between two others, but its max_length is "
+                f'{text_encoder.max_length}.'
+            )
         if text_encoder.num_tokens < tokens.num_tokens:
             raise ValueError(
                 f"'text_encoder' must know the {tokens.num_tokens} tokens of the data, but knows "
@@ -152,6 +160,11 @@ class FLIP(torch.nn.Module):
             )
         if id_encoder is None:
             id_encoder = DeepCross(len(fields), embedding_dim)
+        _check_encoder('id_encoder', id_encoder, 'out_channels')
+        value_counts = value_counts or {}
+        for name, counts in value_counts.items():
+            check_choice(fields, **{'field of value_counts': name})
+            check_tensor('FLIP', f'value_counts.{name}', counts, (num_values[name],), 'integers')
         self.fields, self.branches, self.gate = fields, branches, gate
         self.alpha_start, self.regularization = alpha, regularization
         self.id_dropout = id_dropout
@@ -170,7 +183,7 @@ class FLIP(torch.nn.Module):
             torch.nn.Linear(of_ids, of_text), torch.nn.LayerNorm(of_text)
         )
         self.recovered = torch.nn.Linear(of_ids + of_text, len(fields) * embedding_dim)
-        self.masked_ids = MaskedIds(num_values, fields, embedding_dim, value_counts or {})
+        self.masked_ids = MaskedIds(num_values, fields, embedding_dim, value_counts)
         self.masked_tokens = torch.nn.Sequential(
             torch.nn.Linear(of_text + of_ids, of_text),
             torch.nn.Tanh(),
@@ -199,14 +212,15 @@ class FLIP(torch.nn.Module):
             TypeError: If the data is no graph.
             ValueError: If it has no text, or that of other fields.
         """
-        features, text = _read('FLIP.from_data', data)
+        features = ExposureFeatures(data, caller='FLIP.from_data')
+        text = _text_of('FLIP.from_data', data, features.fields)
         kwargs = {'value_counts': _count_values(features), **kwargs}
         return remember_ids(cls(features.num_values, text, **kwargs), data)
 
     def reset_parameters(self) -> None:
-        for module in self.modules():
-            if module is not self and hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+        # A part may start its layers in another way than they do alone.
+        for part in self.children():
+            reset(part)
         self._reset_own()
 
     @torch.no_grad()
@@ -222,22 +236,16 @@ class FLIP(torch.nn.Module):
         to be made anew, and :meth:`precompute` called again.
 
         Args:
-            data (HeteroData): A part of the grown log, with the text that the same
-                :class:`~mag.transforms.FieldText` writes.
+            data (HeteroData): A part of the grown log, with its text by the same tokenizer, as
+                :obj:`FieldText(text.tokenizer, ...)` writes it.
 
         Raises:
             TypeError: If :obj:`data` is no :class:`~torch_geometric.data.HeteroData`.
             ValueError: If the data has the ids of another log, other fields, fewer values than
                 before, or another text of those.
         """
-        features, text = _read('FLIP.grow', data)
-        if features.fields != self.fields:
-            raise ValueError(
-                f'FLIP was built for the fields {list(self.fields)}, but this data has '
-                f'{list(features.fields)}.'
-            )
-        known = {f'values of {name!r}': num for name, num in self.embedding.num_values.items()}
-        found = {f'values of {name!r}': num for name, num in features.num_values.items()}
+        features, known, found = grown_fields(self, data)
+        text = _text_of('FLIP.grow', data, features.fields)
         check_grown(self, data, known, found)
         self.text.grow(text)
         for part in (self.embedding, self.linear, self.masked_ids):
@@ -247,7 +255,8 @@ class FLIP(torch.nn.Module):
     def precompute(self, batch_size: int = 1024) -> 'FLIP':
         r"""Reads the text of all users, items and contexts and keeps what it says, so that a
         request costs what the ids cost and a look-up. It is dropped where weights may change: in
-        training, where others are loaded, after a step of an optimizer, and by :meth:`grow`.
+        training, where others are loaded, by :meth:`grow`, and after a step of an optimizer, unless
+        that is fused. A copy has it, too; what was compiled or exported reads what there was then.
 
         Args:
             batch_size (int, optional): How many to read at once. (default: :obj:`1024`)
@@ -375,8 +384,9 @@ class FLIP(torch.nn.Module):
         Raises:
             IndexError: If a field has no such value.
             TypeError: If the batch is of another kind.
-            ValueError: If it has no features, or other columns.
+            ValueError: If it has no features, or other columns, or there is no such loss.
         """
+        check_choice(_LOSSES, **{f'losses[{place}]': name for place, name in enumerate(losses)})
         known = self._known(batch)
         found: dict[str, tuple[Tensor, int]] = {}
         if 'masked_id' in losses:
@@ -469,16 +479,25 @@ class FLIP(torch.nn.Module):
         )
 
 
-def _read(caller: str, data: HeteroData) -> tuple[ExposureFeatures, Tokens]:
-    r"""The features of a log, and their text."""
-    features = ExposureFeatures(data, caller=caller)
+def _check_encoder(name: str, encoder: Any, *attributes: str) -> None:
+    r"""Raises unless it is a module that tells its sizes."""
+    is_told = all(isinstance(getattr(encoder, attribute, None), int) for attribute in attributes)
+    if not isinstance(encoder, torch.nn.Module) or not is_told:
+        raise TypeError(
+            f"'{name}' must be a torch.nn.Module with the integers {', '.join(attributes)}, but "
+            f'got {type(encoder).__name__}.'
+        )
+
+
+def _text_of(caller: str, data: HeteroData, fields: tuple[str, ...]) -> Tokens:
+    r"""The text of a log, which is that of all fields."""
     text = tokens(data, caller)
-    if text.fields != features.fields:
+    if text.fields != fields:
         raise ValueError(
             f'{caller} found the text of {list(text.fields)}, but this data has the fields '
-            f'{list(features.fields)}: apply FieldText after what adds fields.'
+            f'{list(fields)}: apply FieldText after what adds fields.'
         )
-    return features, text
+    return text
 
 
 def _count_values(features: ExposureFeatures) -> dict[str, Tensor]:

@@ -270,14 +270,16 @@ class FieldText(BaseTransform):
             IndexError: If there is no such user, item or value.
             ValueError: If nothing was fitted, or the log has no such context.
         """
-        pieces: list[int] = []
-        for name, ids in {'user': user, 'item': item, **contexts}.items():
+        given = {'user': user, 'item': item, **contexts}
+        for name in given:
             if name not in self._tables:
                 raise ValueError(
                     f'FieldText tells of {list(self._tables) or "nothing before it is fitted"}, '
                     f'but was asked for {name!r}.'
                 )
-            token, row = self._tables[name].token, torch.as_tensor(ids).view(-1)
+        pieces: list[int] = []
+        for name in (name for name in self._tables if name in given):
+            token, row = self._tables[name].token, torch.as_tensor(given[name]).view(-1)
             check_tensor('FieldText.sentence', name, row, ('F',), 'integers')
             check_ids('FieldText.sentence', f'values of {name!r}', row, len(token), -1)
             told = token[row[row >= 0]]

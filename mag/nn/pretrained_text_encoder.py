@@ -76,6 +76,10 @@ class PretrainedTextEncoder(torch.nn.Module):
         num_unused = 0 if padding is None else padding + 1
         self.max_length: int = config.max_position_embeddings - num_unused
 
+    def reset_parameters(self) -> None:
+        r"""Reads the weights of the folder anew."""
+        self.encoder.load_state_dict(_load(self.folder).state_dict())
+
     def forward(self, tokens: Tensor, is_token: Tensor) -> Tensor:
         r"""
         Args:

@@ -37,6 +37,7 @@ from mag.models import HyperCTR
 from mag.transforms import (
     BehaviorGraph,
     BucketNumbers,
+    FieldText,
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
@@ -357,6 +358,7 @@ def check_fitted(change: Change, split: TemporalSplit, coarsen: MacroCoarsen) ->
                 graph(val)['behavior', 'follows', 'behavior'].edge_weight,
                 *ExposureFeatures(train).moments(),
                 *BucketNumbers(3).fit(train).edges.values(),
+                torch.tensor(list(FieldText().fit(train).tokenizer.to_str().encode())),
                 fitted.cluster['item'][:num_items],
                 *(grouping.centroids for grouping in fitted.groupings.values()),
             )

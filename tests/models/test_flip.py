@@ -76,6 +76,7 @@ class Words(torch.nn.Module):
         self.word.reset_parameters()
         self.place.reset_parameters()
         self.attention._reset_parameters()
+        self.attention.out_proj.reset_parameters()
 
     def forward(self, tokens: Tensor, is_token: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -168,7 +169,7 @@ def test_masked_tokens_are_whole_fields_as_they_are_read_without_them(
     assert torch.equal(told, (batch.sparse >= 0))
     masked = told & (torch.rand(told.shape, generator=torch.Generator().manual_seed(0)) < 0.4)
     row, state, target = model.text.read_masked(known, masked)
-    expected = {}
+    expected: dict[int, list[Any]] = {}
     for place in range(12):
         for tokens, fields in sentences_of(batch, place, by_row=not options):
             hidden = [field >= 0 and bool(masked[place, field]) for field in fields]
@@ -176,9 +177,7 @@ def test_masked_tokens_are_whole_fields_as_they_are_read_without_them(
             states = model.text.encoder(read, torch.ones_like(read, dtype=torch.bool))[0]
             for column, is_hidden in enumerate(hidden):
                 if is_hidden:
-                    key = (place, len(expected.get(place, [])))
                     expected.setdefault(place, []).append((tokens[column], states[column]))
-                    assert key[0] == place
     found: dict[int, list[Any]] = {}
     for place, of, token in zip(row.tolist(), state, target.tolist()):
         found.setdefault(place, []).append((token, of))
@@ -450,6 +449,23 @@ def test_a_batch_without_masked_tokens_contributes_nothing() -> None:
         )
 
 
+def test_a_model_in_half_precision_reads_batches_without_masked_tokens() -> None:
+    nobody = make_batch(3)._replace(sparse=torch.full((3, 5), -1))
+    for options in FORMS.values():
+        found = make(**options).bfloat16().pretraining_losses(nobody)
+        assert found['masked_token'] == (0, 0)
+
+
+def test_a_request_may_have_no_candidates(told: HeteroData) -> None:
+    request = ExposureLoader(told).request(
+        0, torch.empty(0, dtype=torch.long), query=torch.tensor([1, -1, 2])
+    )
+    for options in FORMS.values():
+        model = from_data(told, **options).eval()
+        assert model(request).click.shape == (0,)
+    assert model.precompute()(request).click.shape == (0,)
+
+
 @each_form
 def test_masks_are_those_of_a_generator(options: dict[str, Any]) -> None:
     model, batch = spread(make(**options)).eval(), make_batch()
@@ -535,6 +551,24 @@ def test_what_was_precomputed_is_dropped_where_weights_may_change(
     torch.testing.assert_close(out, plain(batch))
 
 
+@pytest.mark.parametrize('twin', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_what_was_precomputed_until_its_own_weights_change(
+    twin: Callable[[FLIP], FLIP],
+) -> None:
+    model, batch = spread(make(sentence='node')).eval().precompute(), make_batch()
+    other = twin(model)
+    other.text.encoder.seen.clear()
+    torch.testing.assert_close(other(batch), model(batch))
+    assert not other.text.encoder.seen
+    # As many changes as the original had had.
+    with torch.no_grad():
+        for parameter in other.text.encoder.parameters():
+            parameter.add_(1)
+    other(batch)
+    assert other.text.encoder.seen and model.text.is_precomputed()
+    assert not twin(other).text.is_precomputed()
+
+
 class SelfAttention(torch.nn.Module):
     r"""AutoInt's encoder: what fields make of each other."""
 
@@ -613,6 +647,15 @@ def test_copies_agree_and_a_reset_starts_over(options: dict[str, Any]) -> None:
     assert all(bool((parameter != 7).all()) for parameter in model.parameters())
 
 
+def test_a_reset_draws_as_a_new_model_does(told: HeteroData) -> None:
+    model, fresh = (FLIP.from_data(told, sentence='node') for _ in range(2))
+    model.reset_parameters()
+    for (name, drawn), expected in zip(model.named_parameters(), fresh.parameters(), strict=True):
+        if drawn.numel() > 300:
+            ratio = (drawn.std() / expected.std()).item()
+            assert ratio == pytest.approx(1, abs=0.25) or expected.std() == 0, name
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
@@ -684,7 +727,7 @@ def test_a_log_that_grew_is_told_as_before(told: HeteroData) -> None:
     assert all(loss.isfinite() for loss, _ in model.pretraining_losses(last).values())
     other = copy.copy(grown)
     other['item'].token = other['item'].token.flip(0)
-    with pytest.raises(ValueError, match="another text of 'item': apply the FieldText that was"):
+    with pytest.raises(ValueError, match="another text of 'item': give FieldText the tokenizer"):
         model.grow(other)
 
 
@@ -698,6 +741,37 @@ def test_a_log_that_grew_is_told_as_before(told: HeteroData) -> None:
         (lambda: make(regularization=-1), ValueError, r"'regularization' must be .* \[0, inf\)"),
         (lambda: make(id_dropout=1), ValueError, r"'id_dropout' must be a number in \[0, 1\)"),
         (lambda: make(embedding_dim=0), ValueError, "'embedding_dim' must be at least 1"),
+        (
+            lambda: make(text_encoder=torch.nn.Linear(1, 1)),
+            TypeError,
+            "'text_encoder' must be .* integers channels, num_tokens, max_length, but got Linear",
+        ),
+        (
+            lambda: make(id_encoder=3),
+            TypeError,
+            "'id_encoder' must be .* out_channels, but got int",
+        ),
+        (lambda: make(text_encoder=Words(max_length=2)), ValueError, 'but its max_length is 2'),
+        (
+            lambda: make(value_counts={'tag': torch.ones(3).long()}),
+            ValueError,
+            "'field of value_counts' must be one of .*, but got 'tag'",
+        ),
+        (
+            lambda: make(value_counts={'item': torch.ones(6).long()}),
+            ValueError,
+            r"'value_counts.item' of shape \[5\], but got shape \[6\]",
+        ),
+        (
+            lambda: make(value_counts={'item': torch.ones(5)}),
+            TypeError,
+            "'value_counts.item' of integers",
+        ),
+        (
+            lambda: make().pretraining_losses(make_batch(), ['clicks']),
+            ValueError,
+            r"'losses\[0\]' must be one of 'instance_contrast', .* but got 'clicks'",
+        ),
         (lambda: few_words(), ValueError, 'must know the 40 tokens of the data, but knows 39: '),
         (lambda: make().eval().precompute(), ValueError, "build it with sentence='node'"),
         (
@@ -736,6 +810,28 @@ def few_words() -> FLIP:
     encoder = Words()
     encoder.num_tokens = 39
     return make(text_encoder=encoder)
+
+
+def test_a_log_that_grew_is_told_by_the_same_tokenizer(click_log: HeteroData) -> None:
+    names = [str(place) for place in range(20)]
+
+    def titles(number: int) -> dict[str, Any]:
+        return {'descriptions': {'item': {'title': names[:number]}}}
+
+    text = FieldText(vocab_size=100, **titles(15)).fit(click_log)
+    part = text(click_log)
+    model, batch = spread(from_data(part).eval()), next(iter(ExposureLoader(part, 50)))
+    expected = model(batch).click
+    grown = copy.copy(click_log)
+    grown['item'].category = torch.cat([grown['item'].category, grown['item'].category[:5]])
+    grown['item'].num_nodes = 20
+    grown = FieldText(text.tokenizer, **titles(20))(grown)
+    model.grow(grown)
+    torch.testing.assert_close(model(batch).click, expected)
+    request = ExposureLoader(grown).request(0, torch.arange(20))
+    assert model(request).click.isfinite().all()
+    with pytest.raises(ValueError, match="20 values of 'item', but this data has only 15"):
+        model.grow(part)
 
 
 def test_a_part_that_gained_a_field_is_refused(told: HeteroData) -> None:

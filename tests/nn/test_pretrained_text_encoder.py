@@ -107,6 +107,12 @@ def test_equals_transformers(
         encoder(torch.full((1, 30), 5), torch.ones(1, 30).bool())
     program = torch.export.export(encoder, (rows, rows >= 0))
     torch.testing.assert_close(program.module()(rows, rows >= 0), states)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    # What was read is what it starts with.
+    encoder.reset_parameters()
+    torch.testing.assert_close(encoder(rows, rows >= 0), states)
 
 
 def test_bad_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

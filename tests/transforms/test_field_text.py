@@ -171,6 +171,8 @@ def test_sentence() -> None:
         'user is 10 user age is very old item is 0 item genres is crime, drama '
         'item title is heat device is big screen term is 2'
     )
+    # In the order of the model's fields, whatever that of the arguments.
+    assert transform.sentence(term=[2, -1], device=1, item=0, user=0) == sentence
     assert transform.sentence(-1, 2) == 'item is 2 item title is [ mask ] jaws'
     other = text(template='the {field}: {value};').fit(shop())
     assert other.sentence(1, 1) == 'the user : 11 ; the item : 1 ; the item title : alien ;'
