@@ -45,6 +45,7 @@ from accuracy.click_bench import (
     read_parts,
     run_on,
     run_plan,
+    trials_of_rates,
     train_clicks,
 )
 from accuracy.cold import selected
@@ -63,8 +64,6 @@ from mag.schema import CLICKS, SEES
 from mag.training import predict
 
 LEARNING_RATES = (1e-3, 3e-3)
-# That which accuracy.counts chose on validation for most models of the log.
-WEIGHT_DECAYS = {'kuairand': 3e-4}
 # Of the items, that without a row before the test part, and that with a few.
 SHARE, FEW = 0.1, 5
 ALL, KNOWN = 'all', f'more than {FEW}'
@@ -121,8 +120,7 @@ PRETRAINING: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def trials_of(dataset: str, name: str) -> list[Setting]:
-    decay = WEIGHT_DECAYS.get(dataset, 1e-5)
-    return [{'learning_rate': rate, 'weight_decay': decay} for rate in LEARNING_RATES]
+    return trials_of_rates(dataset, LEARNING_RATES)
 
 
 def with_cold_items(parts: Parts, seed: int) -> Parts:

@@ -38,14 +38,13 @@ from accuracy.click_bench import (
     read_parts,
     run_on,
     run_plan,
+    trials_of_rates,
 )
 from accuracy.count_data import DATASETS
 from mag.models import SimCEN
 
 # Those of accuracy.counts.
 LEARNING_RATES = (3e-3, 1e-2)
-# That which accuracy.counts chose on validation for most models of the log.
-WEIGHT_DECAYS = {'kuairand': 3e-4}
 TABLES = {'models': 'Models', 'parts': 'What the parts of SimCEN bring'}
 
 CLAIMS = (
@@ -87,8 +86,7 @@ MODELS = {
 
 
 def trials_of(dataset: str, name: str) -> list[Setting]:
-    decay = WEIGHT_DECAYS.get(dataset, 1e-5)
-    return [{'learning_rate': rate, 'weight_decay': decay} for rate in LEARNING_RATES]
+    return trials_of_rates(dataset, LEARNING_RATES)
 
 
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:

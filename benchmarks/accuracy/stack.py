@@ -46,6 +46,7 @@ from accuracy.click_bench import (
     run_of,
     run_on,
     run_plan,
+    trials_of_rates,
 )
 from accuracy.count_data import DATASETS, Parts
 from accuracy.counts import is_of_one_resolution
@@ -65,8 +66,6 @@ from mag.training import ClickTask, DistillationTask
 # A stack with FLIP takes minutes a run: where it is, all rows take one rate.
 LEARNING_RATES = {'kuairand': (3e-3, 1e-2)}
 ONE_RATE = (3e-3,)
-# That which accuracy.counts chose on validation for most models of the log.
-WEIGHT_DECAYS = {'kuairand': 3e-4}
 CONTRAST = 0.01
 TABLES = {
     'alone': 'Alone',
@@ -141,8 +140,7 @@ CLAIMS = (
 
 
 def trials_of(dataset: str, name: str) -> list[Setting]:
-    decay, rates = WEIGHT_DECAYS.get(dataset, 1e-5), LEARNING_RATES.get(dataset, ONE_RATE)
-    return [{'learning_rate': rate, 'weight_decay': decay} for rate in rates]
+    return trials_of_rates(dataset, LEARNING_RATES.get(dataset, ONE_RATE))
 
 
 def reads_text(name: str) -> bool:
