@@ -225,7 +225,7 @@ def _check_branches(branches: Any) -> None:
         )
     for name, branch in branches.items():
         is_word = isinstance(name, str) and name.isidentifier()
-        if not is_word or name in _PREDICTIONS or hasattr(torch.nn.ModuleDict, name):
+        if not is_word or name in _PREDICTIONS or hasattr(torch.nn.ModuleDict(), name):
             raise ValueError(
                 f"The names of 'branches' must be words such as 'macgnn' that stand for nothing "
                 f'else in a model or a prediction, but got {name!r}.'
