@@ -8,7 +8,8 @@ DCN V2 reads the same fields, among which text is one id a title.
 A model is pre-trained once for a seed and a set of losses, and kept in the folder --checkpoints,
 from where what is fine-tuned from it begins. The learning rate is chosen on validation with seed 0,
 for DCN V2, FLIP and FLIP from scratch; the variants of either take its own, and weight decay is
-that of most models in accuracy.counts. All else is as there.
+that of most models in accuracy.counts, where MovieLens-1M stands for MovieLens-100K. All else is as
+there.
 
     python benchmarks accuracy.flip run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/flip-movielens-100k.json
@@ -45,8 +46,8 @@ from accuracy.click_bench import (
     read_parts,
     run_on,
     run_plan,
-    trials_of_rates,
     train_clicks,
+    trials_of_rates,
 )
 from accuracy.cold import selected
 from accuracy.count_data import DATASETS, Parts
@@ -220,7 +221,8 @@ def render(records: list[Record]) -> Iterable[str]:
         f'more than {FEW} training rows; those of other items are below. Each seed hides other '
         f'items. {COMPARED} The learning rate is '
         f'chosen on validation with seed 0 for DCN V2, FLIP and FLIP from scratch, in two trials '
-        f'each; weight decay is that of most models in accuracy.counts. The variants of FLIP take '
+        f'each; weight decay is that of most models in accuracy.counts, on MovieLens-100K of those '
+        f'on MovieLens-1M. The variants of FLIP take '
         f'its own. All stop by the log loss of validation, and score with a running average of '
         f'their weights. Seconds are of fine-tuning with validation.'
     )

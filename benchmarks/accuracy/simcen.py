@@ -3,7 +3,8 @@ FinalMLP reach on the same rows and fields.
 
 No model is given counts at the target. The learning rate is chosen on validation with
 seed 0, for each model of a log among the same; the variants of SimCEN take its own, and weight
-decay is that of most models in accuracy.counts. All else is as there.
+decay is that of most models in accuracy.counts, where MovieLens-1M stands for MovieLens-100K. All
+else is as there.
 
     python benchmarks accuracy.simcen run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/simcen-movielens-100k.json
@@ -105,9 +106,9 @@ def render(records: list[Record]) -> Iterable[str]:
         f'Mean and standard deviation over seeds on the test part. {COMPARED} '
         'All models read the same fields, without counts, in embeddings of size 16. '
         'The learning rate is chosen on validation with seed 0 in two trials for each model; '
-        'weight decay is that of most models in accuracy.counts. The variants of SimCEN take its '
-        'own. All stop by the log loss of validation, and score with a running average of their '
-        'weights. Seconds are of training with validation.'
+        'weight decay is that of most models in accuracy.counts, on MovieLens-100K of those on '
+        'MovieLens-1M. The variants of SimCEN take its own. All stop by the log loss of '
+        'validation, and score with a running average of their weights. Seconds are of training with validation.'
     )
     yield from compare(records, MODELS, TABLES, 'simcen', CLAIMS)
     yield ''

@@ -31,9 +31,7 @@ def distillation_loss(logit: Tensor, teacher_logit: Tensor, temperature: float =
     """
     check_numbers('(0, inf)', temperature=temperature)
     check_tensor('distillation_loss', 'logit', logit, ('B',), 'floats')
-    check_tensor(
-        'distillation_loss', 'teacher_logit', teacher_logit, tuple(logit.shape), 'floats'
-    )
+    check_tensor('distillation_loss', 'teacher_logit', teacher_logit, tuple(logit.shape), 'floats')
     soft_label = (teacher_logit.detach().float() / temperature).sigmoid()
     loss = F.binary_cross_entropy_with_logits(logit.float() / temperature, soft_label)
     return temperature**2 * loss

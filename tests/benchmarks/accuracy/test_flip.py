@@ -21,7 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch, small_groups: None) -> None:
     r"""Lets FLIP run on the small log of MovieLens: few trials, and one epoch before."""
     from accuracy import flip, flip_training
 
-    monkeypatch.setattr(flip, 'LEARNING_RATES', (1e-2,))
+    monkeypatch.setattr(flip, 'LEARNING_RATES', (1e-2, 1e-3))
     monkeypatch.setattr(flip_training, 'EPOCHS', 1)
     monkeypatch.setattr(flip_training, 'CHANNELS', 8)
 
