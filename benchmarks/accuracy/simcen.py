@@ -108,7 +108,8 @@ def render(records: list[Record]) -> Iterable[str]:
         'The learning rate is chosen on validation with seed 0 in two trials for each model; '
         'weight decay is that of most models in accuracy.counts, on MovieLens-100K of those on '
         'MovieLens-1M. The variants of SimCEN take its own. All stop by the log loss of '
-        'validation, and score with a running average of their weights. Seconds are of training with validation.'
+        'validation, and score with a running average of their weights. Seconds are of '
+        'training with validation.'
     )
     yield from compare(records, MODELS, TABLES, 'simcen', CLAIMS)
     yield ''

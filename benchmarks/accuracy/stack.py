@@ -237,8 +237,8 @@ def render(records: list[Record]) -> Iterable[str]:
         f'{COMPARED} On KuaiRand the learning rate is chosen on validation with seed 0 in two '
         'trials for each row, elsewhere it is .003 for all; weight decay is that of most models in '
         'accuracy.counts, on MovieLens-100K of those on MovieLens-1M. A student takes the setting '
-        'of CountNet alone. All stop by the log loss of validation, and score with a running average of their weights. Seconds are of training '
-        'with validation, without the pre-training of FLIP and without that of a teacher.'
+        'of CountNet alone. All stop by the log loss of validation, and score with a '
+        'running average of their weights. Seconds are of training with validation, without the pre-training of FLIP and without that of a teacher.'
     )
     yield from compare(records, MODELS, TABLES, 'macgnn', CLAIMS)
     yield ''
