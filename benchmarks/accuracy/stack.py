@@ -9,8 +9,8 @@ MovieLens-1M stands for MovieLens-100K. CountNet reads the counts at the target,
 All else is as there.
 
 A student is CountNet alone, and learns beside the labels from a stack with the same seed, that of
-all three or that without FLIP; its setting is that of CountNet alone, as that of one shared table is
-that of CountNet + SimCEN.
+all three or that without FLIP; its setting is that of CountNet alone. One shared table takes that
+of CountNet + SimCEN.
 
     python benchmarks accuracy.stack run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/stack-movielens-100k.json
