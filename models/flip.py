@@ -93,6 +93,9 @@ class FLIP(torch.nn.Module):
             (default: :obj:`"global"`)
         alpha (float, optional): What the one :math:`\alpha` starts as. At 0 the ids learn from
             their own loss alone until it has moved. (default: :obj:`0.0`)
+        projection_dropout (float, optional): The share that the projection heads drop. On a small
+            log, 0: with the paper's, the contrast stayed at chance on MovieLens-100K, as both heads
+            came to say the same of all rows. (default: :obj:`0.2`)
         regularization (float, optional): The share of the squares of all embeddings of ids and of
             their weights :math:`w` that is added to the loss. (default: :obj:`1e-4`)
         id_dropout (float, optional): The share of users and of items that are taken for unknown in
@@ -125,6 +128,7 @@ class FLIP(torch.nn.Module):
         branches: str = 'both',
         gate: str = 'global',
         alpha: float = 0.0,
+        projection_dropout: float = 0.2,
         regularization: float = 1e-4,
         id_dropout: float = 0.0,
         value_counts: Mapping[str, Tensor] | None = None,
@@ -161,8 +165,8 @@ class FLIP(torch.nn.Module):
         self.id_encoder = id_encoder
         self.text = TextReader(tokens, text_encoder, sentence)
         of_ids, of_text = int(id_encoder.out_channels), self.text.channels
-        self.id_projection = ProjectionHead(of_ids, _NUM_PROJECTED, _DROPOUT)
-        self.text_projection = ProjectionHead(of_text, _NUM_PROJECTED, _DROPOUT)
+        self.id_projection = ProjectionHead(of_ids, _NUM_PROJECTED, projection_dropout)
+        self.text_projection = ProjectionHead(of_text, _NUM_PROJECTED, projection_dropout)
         self.query = torch.nn.Sequential(
             torch.nn.Linear(of_ids, of_text), torch.nn.LayerNorm(of_text)
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mag.loader import ExposureLoader, HistoryLoader, JoinedLoader, PairLoader, PathLoader
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
+from mag.models import FLIP, GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
 from mag.nn import (
     BehaviorGraphConv,
     HashEmbedding,
@@ -26,6 +26,7 @@ from mag.nn import (
 )
 from mag.transforms import (
     BehaviorGraph,
+    FieldText,
     InterestHypergraph,
     MacroCoarsen,
     RecentNeighbors,
@@ -222,6 +223,24 @@ def test_srjgraph(log: HeteroData, arguments: dict[str, Any]) -> None:
     assert_repeatable(
         lambda: train(lambda: click_learner(SRJGraph.from_data(part, **arguments), batch, label))
     )
+
+
+@pytest.mark.parametrize('sentence', ['row', 'node'])
+def test_flip(log: HeteroData, sentence: str) -> None:
+    data = FieldText(vocab_size=400)(log)
+    batch = next(iter(ExposureLoader(data, 256, shuffle=True)))
+
+    def make() -> Learner:
+        encoder = TextEncoder(data[CLICKS].num_tokens, 16, 1, 2, 16)
+        model = FLIP.from_data(data, text_encoder=encoder, sentence=sentence)
+
+        def loss() -> Tensor:
+            found = model.pretraining_losses(batch)
+            return sum(value for value, _ in found.values()) + model.loss(model(batch), batch)
+
+        return loss, model
+
+    assert_repeatable(lambda: train(make))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
-from mag.loader import ExposureBatch, JoinedBatch
+from mag.datasets import SyntheticMarket
+from mag.loader import ExposureBatch, ExposureLoader, JoinedBatch
 from mag.losses import instance_contrast
 from mag.models import FLIP
+from mag.nn import DeepCross, TextEncoder
 from mag.schema import Tokens, TokenSource
+from mag.transforms import FieldText
 
 FIELDS = ('user', 'user_age', 'item', 'item_kind', 'query')
 NUM_VALUES = {'user': 6, 'user_age': 3, 'item': 5, 'item_kind': 4, 'query': 7}
@@ -148,7 +152,7 @@ def test_an_encoder_reads_the_words_of_a_row(options: dict[str, Any]) -> None:
     read = without_padding(model.text.encoder.seen)
     assert {*map(tuple, read)} == {*map(tuple, expected)}
     # Sentences that rows share are read once, whole rows as they come.
-    assert len(read) == (len({*map(tuple, expected)}) + 0 if options else 12)
+    assert len(read) == (len({*map(tuple, expected)}) if options else 12)
     # Nothing is longer than it has to be.
     assert max(part.size(1) for part in model.text.encoder.seen) == max(map(len, expected))
 
@@ -613,3 +617,128 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     return torch.equal(one.click, other.click)
+
+
+@pytest.fixture
+def told(click_log: HeteroData) -> HeteroData:
+    r"""A log with a context of three columns, told in words."""
+    clicks, generator = click_log['user', 'clicks', 'item'], torch.Generator().manual_seed(0)
+    clicks.edge_label_query = torch.randint(-1, 9, (800, 3), generator=generator)
+    clicks.num_query = 9
+    return FieldText(vocab_size=100)(click_log)
+
+
+def from_data(data: HeteroData, **kwargs: Any) -> FLIP:
+    torch.manual_seed(0)
+    encoder = TextEncoder(data['user', 'clicks', 'item'].num_tokens, 8, 1, 2, 8)
+    return FLIP.from_data(data, **{'text_encoder': encoder, 'embedding_dim': 4, **kwargs})
+
+
+@each_form
+def test_sizes_and_noise_are_those_of_the_log(told: HeteroData, options: dict[str, Any]) -> None:
+    model, loader = from_data(told, **options).eval(), ExposureLoader(told, 800)
+    assert model.fields == loader.fields
+    assert model.fields == ('user', 'user_group', 'item', 'item_category', *['query'] * 3)
+    batch = next(iter(loader))
+    count, starts = model.masked_ids.count, model.masked_ids.table.starts
+    items = batch.item.bincount(minlength=15).clamp(min=1)
+    assert torch.equal(count[starts['item'] + 1 : starts['item'] + 16], items)
+    # Columns of one name share their values.
+    queries = batch.sparse[:, 4:]
+    terms = queries[queries >= 0].bincount(minlength=9)
+    assert torch.equal(count[starts['query'] + 1 : starts['query'] + 10], terms)
+    request = loader.request(batch.user[:50], batch.item[:50], query=queries[:50])
+    spread(model)
+    few = ExposureBatch(*(None if value is None else value[:50] for value in batch))
+    torch.testing.assert_close(model(request).click, model(few).click)
+    assert all(loss.isfinite() for loss, _ in model.pretraining_losses(batch).values())
+
+
+def test_the_default_encoder_is_small_and_reads_all_words(told: HeteroData) -> None:
+    model = FLIP.from_data(told)
+    encoder = model.text.encoder
+    assert isinstance(encoder, TextEncoder) and isinstance(model.id_encoder, DeepCross)
+    assert (encoder.channels, len(encoder.layers)) == (128, 2)
+    assert encoder.num_tokens == told['user', 'clicks', 'item'].num_tokens
+    assert model.embedding.weight.std().item() == pytest.approx(1e-4, rel=0.1)
+
+
+def test_a_log_that_grew_is_told_as_before(told: HeteroData) -> None:
+    model = spread(from_data(told, sentence='node').eval()).precompute()
+    batch = next(iter(ExposureLoader(told, 50)))
+    expected = model(batch).click
+    grown = copy.copy(told)
+    for name in ('user', 'item'):
+        store = grown[name]
+        for attribute in ('token', 'token_field', 'group' if name == 'user' else 'category'):
+            store[attribute] = torch.cat([store[attribute], store[attribute][:2]])
+        store.num_nodes += 2
+    model.grow(grown)
+    torch.testing.assert_close(model(batch).click, expected, atol=1e-6, rtol=1e-6)
+    # Who is new is told by words, but for the id as another.
+    last = batch._replace(sparse=batch.sparse.clone())
+    last.sparse[:, 0] = 26
+    assert model(last).click.isfinite().all()
+    count = model.masked_ids.count
+    assert len(count) == len(model.masked_ids.bias) == model.embedding.num_embeddings
+    assert all(loss.isfinite() for loss, _ in model.pretraining_losses(last).values())
+    other = copy.copy(grown)
+    other['item'].token = other['item'].token.flip(0)
+    with pytest.raises(ValueError, match="another text of 'item': apply the FieldText that was"):
+        model.grow(other)
+
+
+@pytest.mark.parametrize(
+    ('call', 'error', 'sentence'),
+    [
+        (lambda: make(sentence='words'), ValueError, "'sentence' must be one of 'row', 'node'"),
+        (lambda: make(branches='id'), ValueError, "'branches' must be one of 'both', 'ids', "),
+        (lambda: make(gate='row'), ValueError, "'gate' must be one of 'global', 'sample'"),
+        (lambda: make(alpha='0'), TypeError, "'alpha' must be a number in .* but got '0'"),
+        (lambda: make(regularization=-1), ValueError, r"'regularization' must be .* \[0, inf\)"),
+        (lambda: make(id_dropout=1), ValueError, r"'id_dropout' must be a number in \[0, 1\)"),
+        (lambda: make(embedding_dim=0), ValueError, "'embedding_dim' must be at least 1"),
+        (lambda: few_words(), ValueError, 'must know the 40 tokens of the data, but knows 39: '),
+        (lambda: make().eval().precompute(), ValueError, "build it with sentence='node'"),
+        (
+            lambda: make(sentence='node').precompute(),
+            ValueError,
+            r'FLIP.precompute keeps what a model says: call model.eval\(\) first',
+        ),
+        (
+            lambda: make(sentence='node').precompute(0),
+            ValueError,
+            "'batch_size' must be at least 1",
+        ),
+        (lambda: make(branches='ids').contrast(torch.ones(2, 128)), ValueError, "branches='ids'"),
+        (lambda: make().recover(make_batch(), 'tag'), ValueError, "'field' must be one of 'user'"),
+        (lambda: make().recover(make_batch(), 'user', text='no'), ValueError, "'text' must be one"),
+        (lambda: make()(3), TypeError, 'FLIP expects an ExposureBatch or a JoinedBatch, but got'),
+        (
+            lambda: make().loss(torch.ones(12), make_batch()._replace(label=None)),
+            ValueError,
+            'batch.label is None',
+        ),
+        (
+            lambda: FLIP.from_data(SyntheticMarket(20, 10, 500, log=False)[0]),
+            ValueError,
+            'FLIP.from_data reads the text of a log, .* has none: apply FieldText',
+        ),
+        (lambda: FLIP({'user': 3}, make_tokens()), ValueError, "'num_values' must .* lacks"),
+    ],
+)
+def test_bad_input(call: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        call()
+
+
+def few_words() -> FLIP:
+    encoder = Words()
+    encoder.num_tokens = 39
+    return make(text_encoder=encoder)
+
+
+def test_a_part_that_gained_a_field_is_refused(told: HeteroData) -> None:
+    told['item'].color, told['item'].num_color = torch.zeros(15).long(), 1
+    with pytest.raises(ValueError, match='found the text of .*: apply FieldText after what adds'):
+        FLIP.from_data(told)

@@ -21,9 +21,11 @@ from mag.loader import (
     PathLoader,
 )
 from mag.logits import Logits
-from mag.models import GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
+from mag.models import FLIP, GMCM, CountNet, HyperCTR, MacGNN, SimCEN, SRJGraph, Stack
+from mag.nn import TextEncoder
 from mag.training import ClickTask, evaluate, fit, predict
 from mag.transforms import (
+    FieldText,
     MacroCoarsen,
     RecentNeighbors,
     TargetCounts,
@@ -133,6 +135,17 @@ def gmcm(log: HeteroData, **kwargs: Any) -> Case:
     return Case(GMCM.from_data(log, **arguments), loader.request, log, loader)
 
 
+def flip(log: HeteroData, **kwargs: Any) -> Case:
+    # What does not occur teaches no words: those of a log that grew are the same.
+    data = FieldText(vocab_size=80)(log)
+    loader = ExposureLoader(data)
+    encoder = TextEncoder(data[CLICKS].num_tokens, 8, 1, 2, 8, dropout=0.0)
+    # At 0 ids would learn from their own loss alone.
+    kwargs = {'embedding_dim': 4, 'sentence': 'node', 'alpha': 0.5, **kwargs}
+    model = FLIP.from_data(data, text_encoder=encoder, **kwargs)
+    return Case(model, loader.request, data, loader)
+
+
 CASES = {
     'gmcm': gmcm,
     'macgnn': macgnn,
@@ -141,6 +154,7 @@ CASES = {
     'simcen': simcen,
     'srjgraph': srjgraph,
     'hyperctr': hyperctr,
+    'flip': flip,
 }
 each_case = pytest.mark.parametrize('make', CASES.values(), ids=list(CASES))
 # Those with a row for each id.
@@ -202,7 +216,7 @@ def test_a_share_of_ids_is_taken_for_unknown_and_teaches_their_row(
             assert bool((gradient != 0).any()) is (share > 0), name
 
 
-@pytest.mark.parametrize('make', [macgnn, count_net, simcen, stack, srjgraph, gmcm])
+@pytest.mark.parametrize('make', [macgnn, count_net, simcen, stack, srjgraph, gmcm, flip])
 def test_who_is_dropped_is_answered_as_the_unknown(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
@@ -244,7 +258,7 @@ def unknown_gradients(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
     r"""The gradients of the rows of unknown users and items."""
     if isinstance(model, Stack):
         return [pair for branch in model.branches.values() for pair in unknown_gradients(branch)]
-    if isinstance(model, CountNet | SimCEN):
+    if isinstance(model, CountNet | FLIP | SimCEN):
         gradient = model.embedding.weight.grad
         return [(name, gradient[model.embedding.starts[name]]) for name in ('user', 'item')]
     if isinstance(model, GMCM):
@@ -262,7 +276,12 @@ def test_a_grown_log_scores_as_before_and_new_ids_as_unknown_ones(
     click_log: HeteroData, make: Callable[..., Case]
 ) -> None:
     # An id that was seen little says little where ids are weighed, unlike the row of the unknown.
-    arguments = {'id_strength': 0.0} if make in (count_net, stack) else {}
+    # Words tell who is new from who is unknown.
+    arguments = {
+        count_net: {'id_strength': 0.0},
+        stack: {'id_strength': 0.0},
+        flip: {'branches': 'ids'},
+    }.get(make, {})
     case = spread(make(click_log, **arguments))
     later = make(grown_log(click_log), **arguments)
     users, items = torch.arange(25).repeat_interleave(15), torch.arange(15).repeat(25)
