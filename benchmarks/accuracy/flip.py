@@ -222,7 +222,8 @@ def render(records: list[Record]) -> Iterable[str]:
         f'items. {COMPARED} All are fine-tuned at a learning '
         f'rate of {LEARNING_RATE:g}, with the weight decay of most models in accuracy.counts, on '
         f'MovieLens-100K of those on MovieLens-1M. All stop by the log loss of validation, and '
-        f'score with a running average of their weights. Seconds are of fine-tuning with validation.'
+        f'score with a running average of their weights. Seconds are of '
+        f'fine-tuning with validation.'
     )
     yield from compare(records, MODELS, TABLES, 'flip', CLAIMS)
     runs = select(records, purpose='run')

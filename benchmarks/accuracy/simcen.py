@@ -3,9 +3,9 @@ FinalMLP reach on the same rows and fields.
 
 No model is given counts at the target. The learning rate is chosen on validation with seed 0: for
 SimCEN, which has its authors' regularization of the embeddings, between theirs and three times
-that, and for the others between those of accuracy.counts. Its variants take SimCEN's own, and
-weight decay is that of most models in accuracy.counts, where MovieLens-1M stands for MovieLens-100K.
-DCN V2 and FinalMLP have no such regularization. All else is as there.
+that, and for the others between those of accuracy.counts. Its variants take SimCEN's own. DCN V2
+and FinalMLP have no such regularization. Weight decay is that of most models in
+accuracy.counts, where MovieLens-1M stands for MovieLens-100K. All else is as there.
 
     python benchmarks accuracy.simcen run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/simcen-movielens-100k.json
