@@ -18,6 +18,7 @@ from mag.models._growth import check_grown, grown_fields
 from mag.models._masked_ids import MaskedIds
 from mag.models._text_reader import TextReader
 from mag.nn import DeepCross, ProjectionHead, TextEncoder
+from mag.nn.id_embedding import all_rows
 from mag.schema import Tokens, tokens
 
 _LOSSES = ('instance_contrast', 'masked_id', 'masked_token')
@@ -326,7 +327,7 @@ class FLIP(torch.nn.Module):
             for logit in (logits.click, *(logits.branches or {}).values())
         )
         if self.branches != 'text' and self.regularization > 0:
-            tables = (self.embedding.weight, self.linear.weight)
+            tables = (all_rows(table.weight) for table in (self.embedding, self.linear))
             total = total + self.regularization * sum(table.square().sum() for table in tables)
         return total
 

@@ -25,6 +25,7 @@ from mag.models._field_embedding import FieldEmbedding, check_fields
 from mag.models._growth import check_grown, grown_fields
 from mag.nn import ContrastiveProduct, GatedStreams
 from mag.nn.gated_streams import check_streams
+from mag.nn.id_embedding import all_rows
 
 _NAMES = ('ego', 'view1', 'view2')
 # Of the first tower and of the second.
@@ -329,7 +330,7 @@ class SimCEN(torch.nn.Module):
         if logits.views is not None:
             loss = loss + self.alpha * self._contrast(logits.views)
         if self.embedding_regularization > 0:
-            squares = [table.weight.square().sum() for table in self._tables()]
+            squares = [all_rows(table.weight).square().sum() for table in self._tables()]
             loss = loss + self.embedding_regularization / 2 * torch.stack(squares).sum()
         return loss
 

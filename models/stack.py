@@ -65,7 +65,8 @@ class Stack(torch.nn.Module):
         share_embeddings (bool, optional): If set to :obj:`True`, the branches read one table of
             embeddings, that of the first, which they have each of its own otherwise. Their fields,
             the numbers of values and the sizes of embeddings must be the same, so that
-            :class:`MacGNN`, whose tables are of another kind, has no part in it.
+            :class:`MacGNN`, whose tables are of another kind, has no part in it. What a branch has
+            beside its first table, as dual :class:`SimCEN` has another, stays its own.
             (default: :obj:`False`)
 
     Raises:
@@ -225,7 +226,7 @@ def _check_branches(branches: Any) -> None:
         )
     for name, branch in branches.items():
         is_word = isinstance(name, str) and name.isidentifier()
-        if not is_word or name in _PREDICTIONS or hasattr(torch.nn.ModuleDict, name):
+        if not is_word or name in _PREDICTIONS or hasattr(torch.nn.ModuleDict(), name):
             raise ValueError(
                 f"The names of 'branches' must be words such as 'macgnn' that stand for nothing "
                 f'else in a model or a prediction, but got {name!r}.'

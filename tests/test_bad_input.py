@@ -2138,6 +2138,9 @@ CASES: dict[str, Case] = {
     ),
     'stack point': (lambda p: stack_of(**{'a.b': 4}), ValueError, "must be words .* got 'a.b'"),
     'stack method': (lambda p: stack_of(items=4), ValueError, "must be words .* got 'items'"),
+    'stack attribute': (
+        lambda p: stack_of(training=4), ValueError, "must be words .* got 'training'"
+    ),
     'stack prediction': (lambda p: stack_of(click=4), ValueError, "must be words .* got 'click'"),
     'stack model': (
         lambda p: stack(branches={'a': torch.nn.Linear(2, 1)}),

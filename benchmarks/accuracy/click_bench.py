@@ -54,6 +54,11 @@ EFFORTS = {'dien': 10.0, 'din': 5.0, 'sim': 5.0, 'eta': 5.0, 'graph_transformer'
 DEFAULTS: Record = {
     'checkpoints': 'output/counts', 'batch_size': 1024, 'max_epochs': 20, 'patience': 6
 }  # fmt: skip
+# That which accuracy.counts chose on validation for most models of the log, and of MovieLens-1M for
+# MovieLens-100K, which is not there.
+WEIGHT_DECAYS = {
+    'movielens-100k': 1e-5, 'movielens-1m': 1e-5, 'kuairand': 3e-4, 'market': 3e-4, 'trivago': 3e-4
+}  # fmt: skip
 Setting = dict[str, float]
 # The settings of a model, by its name, that are tried on a log.
 Trials = Callable[[str, str], Sequence[Setting]]
@@ -219,6 +224,12 @@ class Plan:
             for seed in range(self.seeds)
             if teacher is None or run_of(self.done.values(), dataset, protocol, teacher, seed)
         ]
+
+
+def trials_of_rates(dataset: str, rates: Sequence[float]) -> list[Setting]:
+    r"""A trial of a log for each learning rate, where weight decay is not tuned."""
+    decay = WEIGHT_DECAYS[dataset]
+    return [{'learning_rate': rate, 'weight_decay': decay} for rate in rates]
 
 
 def run_of(
@@ -421,6 +432,11 @@ def run_plan(
         plan.ready, partial(run, args, paths), plan.keep, num_processes, args.threads,
         plan.num_left(),
     )  # fmt: skip
+    waiting = plan.num_left()
+    if waiting > 0:
+        raise ValueError(
+            f'{waiting} runs wait for a teacher of whom {args.out} has no run: name it in --models.'
+        )
 
 
 def score_cells(runs: list[Record]) -> list[str]:

@@ -54,6 +54,7 @@ from accuracy.harness import (
     score_groups,
     spread,
     value_of,
+    values_of_both,
 )
 from mag.loader.row_loader import RowLoader
 from mag.metrics import popularity_audit
@@ -235,15 +236,9 @@ def claims(of: str, runs: list[Record]) -> Iterable[str]:
     value = partial(slope, of, favor)
     whom = 'popular items' if of == 'item' else 'active users'
     for name, other in PAIRS:
-        pairs = [
-            (our_slope, their_slope)
-            for run in select(runs, model=name)
-            for twin in select(runs, model=other, seed=run['seed'])
-            if (our_slope := value(run)) is not None and (their_slope := value(twin)) is not None
-        ]
-        if len(pairs) < 2:
+        ours, theirs = values_of_both(other, runs, name, value)
+        if len(ours) < 2:
             continue
-        ours, theirs = (list(column) for column in zip(*pairs))
         is_told = ttest_rel(ours, theirs).pvalue <= LEVEL
         more = 'more than' if mean(ours) > mean(theirs) else 'less than'
         yield (

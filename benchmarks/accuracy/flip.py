@@ -7,7 +7,8 @@ DCN V2 reads the same fields, among which text is one id a title.
 
 A model is pre-trained once for a seed and a set of losses, and kept in the folder --checkpoints,
 from where what is fine-tuned from it begins. All are fine-tuned at one learning rate, and with the
-weight decay of most models in accuracy.counts. All else is as there.
+weight decay of most models in accuracy.counts, where MovieLens-1M stands for MovieLens-100K. All
+else is as there.
 
     python benchmarks accuracy.flip run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/flip-movielens-100k.json
@@ -45,6 +46,7 @@ from accuracy.click_bench import (
     run_on,
     run_plan,
     train_clicks,
+    trials_of_rates,
 )
 from accuracy.cold import selected
 from accuracy.count_data import DATASETS, Parts
@@ -119,7 +121,7 @@ PRETRAINING: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def trials_of(dataset: str, name: str) -> list[Setting]:
-    return [{'learning_rate': LEARNING_RATE, 'weight_decay': 1e-5}]
+    return trials_of_rates(dataset, (LEARNING_RATE,))
 
 
 def with_cold_items(parts: Parts, seed: int) -> Parts:
@@ -218,9 +220,10 @@ def render(records: list[Record]) -> Iterable[str]:
         f'Mean and standard deviation over seeds on the rows of the test part whose items have '
         f'more than {FEW} training rows; those of other items are below. Each seed hides other '
         f'items. {COMPARED} All are fine-tuned at a learning '
-        f'rate of {LEARNING_RATE:g}, with the weight decay of most models in accuracy.counts. All '
-        f'stop by the log loss of validation, and score with a running average of their weights. '
-        f'Seconds are of fine-tuning with validation.'
+        f'rate of {LEARNING_RATE:g}, with the weight decay of most models in accuracy.counts, on '
+        f'MovieLens-100K of those on MovieLens-1M. All stop by the log loss of validation, and '
+        f'score with a running average of their weights. Seconds are of '
+        f'fine-tuning with validation.'
     )
     yield from compare(records, MODELS, TABLES, 'flip', CLAIMS)
     runs = select(records, purpose='run')

@@ -17,6 +17,7 @@ from accuracy.click_bench import Job
 from accuracy.clicks import Steps
 from accuracy.count_data import Parts, without_counts
 from mag.datasets import MovieLens
+from mag.files import locked
 from mag.loader import ExposureLoader
 from mag.models import FLIP
 from mag.nn import TextEncoder
@@ -75,15 +76,19 @@ def pretrained(
     part, val_part = without_counts(parts.train), without_counts(parts.val)
     train = ExposureLoader(part, BATCH_SIZE, shuffle=True, seed=job.seed)
     val = ExposureLoader(val_part, 8 * BATCH_SIZE)
-    steps, start = Steps(), time.perf_counter()
     task = AlignmentTask(model, LEARNING_RATE, num_steps=EPOCHS * len(train), losses=losses)
-    fit(
-        task, train, val, directory=directory, max_epochs=EPOCHS, patience=EPOCHS, seed=job.seed,
-        monitor='loss', progress=False, callbacks=[steps], accelerator=args.accelerator,
-    )  # fmt: skip
-    if not told.exists():
-        cost = {'seconds': time.perf_counter() - start, 'epochs': steps.count / len(train)}
-        write(told, json.dumps(cost))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Of several runs at once, one trains what all of its seed begin with.
+    with locked(f'{directory}.lock'):
+        steps, start = Steps(), time.perf_counter()
+        fit(
+            task, train, val, directory=directory, max_epochs=EPOCHS, patience=EPOCHS,
+            seed=job.seed, monitor='loss', progress=False, callbacks=[steps],
+            accelerator=args.accelerator,
+        )  # fmt: skip
+        if not told.exists():
+            cost = {'seconds': time.perf_counter() - start, 'epochs': steps.count / len(train)}
+            write(told, json.dumps(cost))
     return model.state_dict(), json.loads(told.read_text())
 
 

@@ -4,11 +4,13 @@ all together, and what is left of it in a small model that learns from the whole
 All rows are stacks with the same kind of head, which differ in their branches: MacGNN or CountNet,
 FLIP, pre-trained as in accuracy.flip, and SimCEN. On KuaiRand, which has no texts and is run
 without FLIP, the learning rate is chosen on validation with seed 0, for each row among the same;
-where FLIP is, all rows take one. Weight decay is that of most models in accuracy.counts. CountNet
-reads the counts at the target, of one resolution. All else is as there.
+where FLIP is, all rows take one. Weight decay is that of most models in accuracy.counts, where
+MovieLens-1M stands for MovieLens-100K. CountNet reads the counts at the target, of one resolution.
+All else is as there.
 
-The student is CountNet alone, and learns from the stack of all three with the same seed beside the
-labels; its setting is that of CountNet alone.
+A student is CountNet alone, and learns beside the labels from a stack with the same seed, that of
+all three or that without FLIP; its setting is that of CountNet alone. One shared table takes that
+of CountNet + SimCEN.
 
     python benchmarks accuracy.stack run --dataset movielens-100k --root data/movielens-100k \
         --out benchmarks/accuracy/results/stack-movielens-100k.json
@@ -46,6 +48,7 @@ from accuracy.click_bench import (
     run_of,
     run_on,
     run_plan,
+    trials_of_rates,
 )
 from accuracy.count_data import DATASETS, Parts
 from accuracy.counts import is_of_one_resolution
@@ -65,8 +68,6 @@ from mag.training import ClickTask, DistillationTask
 # A stack with FLIP takes minutes a run: where it is, all rows take one rate.
 LEARNING_RATES = {'kuairand': (3e-3, 1e-2)}
 ONE_RATE = (3e-3,)
-# That which accuracy.counts chose on validation for most models of the log.
-WEIGHT_DECAYS = {'kuairand': 3e-4}
 CONTRAST = 0.01
 TABLES = {
     'alone': 'Alone',
@@ -141,8 +142,7 @@ CLAIMS = (
 
 
 def trials_of(dataset: str, name: str) -> list[Setting]:
-    decay, rates = WEIGHT_DECAYS.get(dataset, 1e-5), LEARNING_RATES.get(dataset, ONE_RATE)
-    return [{'learning_rate': rate, 'weight_decay': decay} for rate in rates]
+    return trials_of_rates(dataset, LEARNING_RATES.get(dataset, ONE_RATE))
 
 
 def reads_text(name: str) -> bool:
@@ -237,8 +237,9 @@ def render(records: list[Record]) -> Iterable[str]:
         f'Mean and standard deviation over seeds on the test part, served with stale counts. '
         f'{COMPARED} On KuaiRand the learning rate is chosen on validation with seed 0 in two '
         'trials for each row, elsewhere it is .003 for all; weight decay is that of most models in '
-        'accuracy.counts. A student takes the setting of CountNet alone. All stop by the log loss '
-        'of validation, and score with a running average of their weights. Seconds are of training '
+        'accuracy.counts, on MovieLens-100K of those on MovieLens-1M. A student takes the setting '
+        'of CountNet alone, and one table that of CountNet + SimCEN. All stop by the log loss of '
+        'validation, and score with a running average of their weights. Seconds are of training '
         'with validation, without the pre-training of FLIP and without that of a teacher.'
     )
     yield from compare(records, MODELS, TABLES, 'macgnn', CLAIMS)

@@ -1,5 +1,6 @@
 r"""The loss that contrasts two views of the same rows."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from mag.checks import check_choice, check_numbers, check_tensor
 
 # So many similarities are held at once.
 _BLOCK = 2**20
+_LOG_EPSILON = math.log(1e-5)
 
 
 def view_contrast(
@@ -55,7 +57,9 @@ def view_contrast(
         ego, view1, view2 = map(_direction, (ego, view1, view2))
         together = (ego * (view1 + view2) / 2 if form == 'released' else view1 * view2).sum(1)
         against = _LogSums.apply(view1 / temperature, view2)
-        return -(torch.exp(together / temperature - against) + 1e-5).log().mean()
+        ratio = together / temperature - against
+        # At low temperatures its exponential has no room in its type.
+        return -torch.logaddexp(ratio, torch.full_like(ratio, _LOG_EPSILON)).mean()
 
 
 def _direction(x: Tensor) -> Tensor:

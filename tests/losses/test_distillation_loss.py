@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -43,3 +44,19 @@ def test_it_is_least_where_both_agree() -> None:
     least = distillation_loss(teacher, teacher, 2.0)
     for other in (teacher + 0.1, teacher - 0.1, -teacher):
         assert distillation_loss(other, teacher, 2.0) > least
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'sentence'),
+    [
+        ({'temperature': 0}, ValueError, r"'temperature' must be a number in \(0, inf\), .* 0"),
+        ({'temperature': '1'}, TypeError, "'temperature' must be a number in .*, but got '1'"),
+        ({'logit': torch.rand(5, 1)}, ValueError, r"'logit' of shape \[B\], .* \[5, 1\]"),
+        ({'teacher_logit': torch.rand(1)}, ValueError, r"'teacher_logit' of shape \[5\], .* \[1\]"),
+        ({'logit': torch.ones(5).long()}, TypeError, "'logit' of floats, but got torch.int64"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    logits = {'logit': torch.rand(5), 'teacher_logit': torch.rand(5)}
+    with pytest.raises(error, match=sentence):
+        distillation_loss(**{**logits, **arguments})

@@ -123,6 +123,17 @@ def test_zeros_have_a_finite_loss_and_finite_gradients() -> None:
         assert all(bool(x.grad.abs().max() < 100) for x in rows)
 
 
+def test_a_low_temperature_leaves_the_loss_and_its_gradient_finite() -> None:
+    # The ego has a cosine of 1/4 to both views, and they one of -7/8 to each other.
+    root = 15**0.5 / 4
+    views = [torch.tensor([[0.25, sign * root]]) for sign in (1, -1)]
+    ego = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = view_contrast(ego, *views, temperature=0.005)
+    torch.testing.assert_close(loss, torch.tensor(-(1 / 4 + 7 / 8) / 0.005))
+    loss.backward()
+    assert ego.grad.isfinite().all()
+
+
 def test_half_precision_is_summed_in_single() -> None:
     rows = [x.requires_grad_() for x in draw(64, 16, dtype=torch.float32)]
     expected = view_contrast(*rows)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.compression import compress_tables
 from mag.datasets import SyntheticMarket
 from mag.loader import ExposureBatch, ExposureLoader, JoinedBatch, PairBatch
 from mag.losses import view_contrast
@@ -199,6 +200,19 @@ def test_the_loss_is_that_of_clicks_contrast_and_embeddings(options: dict[str, A
     expected = expected + 0.05 * model.embedding.weight.square().sum()
     if model.second_embedding is not None:
         expected = expected + 0.05 * model.second_embedding.weight.square().sum()
+    torch.testing.assert_close(model.loss(out, batch), expected)
+
+
+def test_the_loss_of_compressed_tables_is_that_of_their_rows() -> None:
+    torch.manual_seed(0)
+    batch = make_batch()._replace(sparse=torch.randint(-1, 299, (8, 2)))
+    model = spread(SimCEN({'value': 299}, ['value'] * 2, 8, (9,), embedding_regularization=0.1))
+    compress_tables(model, num_codes=2, num_bits=4)
+    out = model(batch)
+    clicks = F.binary_cross_entropy_with_logits(out.click, batch.label)
+    contrast = 0.01 * view_contrast(**out.views)
+    rows = model.embedding(torch.arange(300).view(-1, 1).expand(-1, 2))[:, 0]
+    expected = clicks + contrast + 0.05 * rows.square().sum()
     torch.testing.assert_close(model.loss(out, batch), expected)
 
 

@@ -13,10 +13,17 @@ pytestmark = pytest.mark.skipif(
 LOG = ('market', 'rolling')
 
 
-def record(model: str, seed: int, purpose: str = 'run', **others: Any) -> dict[str, Any]:
+def record(
+    model: str,
+    seed: int,
+    purpose: str = 'run',
+    rate: float = 0.01,
+    loss: float = 0.5,
+    **others: Any,
+) -> dict[str, Any]:
     return {
         'dataset': 'market', 'protocol': 'rolling', 'model': model, 'seed': seed,
-        'setting': {'learning_rate': 0.01}, 'purpose': purpose, 'val': {'logloss': 0.5}, **others,
+        'setting': {'learning_rate': rate}, 'purpose': purpose, 'val': {'logloss': loss}, **others,
     }  # fmt: skip
 
 
@@ -31,24 +38,42 @@ def test_a_student_waits_for_its_teacher_of_the_same_seed(tmp_path: Path) -> Non
     models['student'] = models['small']._replace(tuned_as='small', teacher='large')
     args = argparse.Namespace(models=list(models), seeds=2)
     results = Results(tmp_path / 'results.json')
-    plan = Plan(args, models, lambda dataset, name: [{'learning_rate': 0.01}], results, {LOG: 10})
+    rates = (0.1, 0.01)
+    trials = [{'learning_rate': rate} for rate in rates]
+    plan = Plan(args, models, lambda dataset, name: trials, results, {LOG: 10})
 
     def waiting() -> list[tuple[str, int, str]]:
         return [(job.model, job.seed, job.purpose) for job in plan.ready()]
 
-    def keep(name: str, seed: int, purpose: str) -> None:
-        made = record(name, seed, purpose)
+    def keep(name: str, seed: int, purpose: str, *others: float) -> None:
+        made = record(name, seed, purpose, *others)
         plan.keep(Job(**{field: made[field] for field in Job._fields}), made)
 
-    # Two trials and six runs, the large model first.
-    assert waiting() == [('large', 0, 'tune'), ('small', 0, 'tune')] and plan.num_left() == 8
+    # Four trials and six runs, the large model first.
+    assert waiting() == [(name, 0, 'tune') for name in ('large', 'large', 'small', 'small')]
+    assert plan.num_left() == 10
     for name in ('large', 'small'):
-        keep(name, 0, 'tune')
+        for rate, loss in zip(rates, (0.6, 0.5)):
+            keep(name, 0, 'tune', rate, loss)
     runs = [('large', 0, 'run'), ('large', 1, 'run'), ('small', 0, 'run'), ('small', 1, 'run')]
     assert waiting() == runs and plan.num_left() == 6
+    # That which is best on validation is run.
+    assert {job.setting['learning_rate'] for job in plan.ready()} == {0.01}
     keep('large', 1, 'run')
     assert ('student', 1, 'run') in waiting() and ('student', 0, 'run') not in waiting()
     assert plan.num_left() == 5
+
+
+def test_where_there_is_no_choice_nothing_is_tried(tmp_path: Path) -> None:
+    from accuracy.click_bench import Model, Plan
+    from records import Results
+
+    models = {'small': Model('Small', 'models', lambda *parts: None)}  # type: ignore
+    args = argparse.Namespace(models=['small'], seeds=2)
+    results = Results(tmp_path / 'results.json')
+    plan = Plan(args, models, lambda dataset, name: [{'learning_rate': 0.3}], results, {LOG: 10})
+    assert [(job.seed, job.purpose) for job in plan.ready()] == [(0, 'run'), (1, 'run')]
+    assert plan.num_left() == 2
 
 
 def test_a_claim_holds_where_seeds_agree() -> None:

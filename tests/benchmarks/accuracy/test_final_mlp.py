@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 # Not importorskip: that import of deepctr_torch asks PyPI for a newer version.
 if not all(find_spec(name) for name in ('deepctr_torch', 'lightgbm', 'fuxictr')):
-    pytest.skip("the baselines need 'pip install pyg-mag[benchmarks]'", allow_module_level=True)
+    pytest.skip(
+        "the baselines need 'pip install pyg-mag[benchmarks,fuxictr]'", allow_module_level=True
+    )
 from accuracy.final_mlp import FinalMLP, InteractionAggregation  # noqa: E402
 
 from mag.datasets import SyntheticMarket  # noqa: E402

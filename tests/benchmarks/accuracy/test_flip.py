@@ -21,7 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch, small_groups: None) -> None:
     r"""Lets FLIP run on the small log of MovieLens: few trials, and one epoch before."""
     from accuracy import flip, flip_training
 
-    monkeypatch.setattr(flip, 'LEARNING_RATES', (1e-2,))
+    monkeypatch.setattr(flip, 'LEARNING_RATE', 1e-2)
     monkeypatch.setattr(flip_training, 'EPOCHS', 1)
     monkeypatch.setattr(flip_training, 'CHANNELS', 8)
 
@@ -45,8 +45,8 @@ def test_pre_trains_once_runs_and_tables(
     flip.run(args)
     records: list[dict[str, Any]] = json.loads(Path(args.out).read_text())
     runs = [record for record in records if record['purpose'] == 'run']
-    tuned = {record['model'] for record in records if record['purpose'] == 'tune'}
-    assert tuned == {'dcn_v2', 'flip', 'scratch'} and len(runs) == 2 * len(models)
+    # Where all take one rate, nothing is tried.
+    assert len(runs) == len(records) == 2 * len(models)
     # One set of weights for each seed and set of losses.
     assert len({path.name for path in trained}) == 2 * 2
     before = {record['model']: record['pretraining'] for record in runs}

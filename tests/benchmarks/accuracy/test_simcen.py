@@ -15,7 +15,7 @@ from mag.training import ClickTask
 
 pytestmark = pytest.mark.skipif(
     not all(find_spec(name) for name in ('deepctr_torch', 'lightgbm', 'fuxictr')),
-    reason="the benchmark needs 'pip install pyg-mag[benchmarks]'",
+    reason="the benchmark needs 'pip install pyg-mag[benchmarks,fuxictr]'",
 )
 
 
@@ -24,8 +24,8 @@ def test_tunes_runs_and_tables(
 ) -> None:
     from accuracy import simcen
 
-    monkeypatch.setattr(simcen, 'LEARNING_RATES', (1e-2, 1e-5))
-    monkeypatch.setattr(simcen, 'WEIGHT_DECAYS', {market: (5e-5,)})
+    for rates in ('LEARNING_RATES', 'OWN_RATES'):
+        monkeypatch.setattr(simcen, rates, (1e-2, 1e-5))
     models = ['dcn_v2', 'simcen', 'no_contrast', 'no_views']
     args = arguments(market, models, batch_size=512, protocol=['rolling'], jobs=1)
     simcen.run(args)
