@@ -115,17 +115,18 @@ def main(args: argparse.Namespace) -> None:
         )
 
     num_steps = args.pretraining_epochs * len(pretraining_loader)
-    task = AlignmentTask(make('both'), args.pretraining_rate, num_steps=num_steps)
-    aligned = fit_task('alignment', task, args.pretraining_epochs, 'loss', pretraining_loader)
-    losses = evaluate(aligned, test_loader)
+    aligned = make('both')
+    alignment = AlignmentTask(aligned, args.pretraining_rate, num_steps=num_steps)
+    fit_task('alignment', alignment, args.pretraining_epochs, 'loss', pretraining_loader)
+    losses = evaluate(alignment, test_loader)
     print('Test losses of the alignment:', ', '.join(f'{k} {v:.4f}' for k, v in losses.items()))
-    recovered = recover(aligned.model.eval(), next(iter(test_loader)))
+    recovered = recover(aligned.eval(), next(iter(test_loader)))
 
     results: dict[str, dict[str, float]] = {}
     for name, branches in VARIANTS.items():
         model = make(branches)
         if name != 'from scratch':
-            model.load_state_dict(aligned.model.state_dict())
+            model.load_state_dict(aligned.state_dict())
         # The model adds the squares of the embeddings to its loss itself.
         task = fit_task(name, ClickTask(model, args.learning_rate, 0.0), args.epochs, stop_by(val))
         results[name] = evaluate(task, test_loader)

@@ -229,7 +229,7 @@ def draw_stack(
         groups = everything[of]
         for name in branches:
             gains = [
-                group.auc - without.auc if None not in (group.auc, without.auc) else math.nan
+                math.nan if group.auc is None or without.auc is None else group.auc - without.auc
                 for group, without in zip(groups, others[name][of], strict=True)
             ]
             ax.plot(range(len(groups)), gains, marker='o', label=name)

@@ -148,12 +148,12 @@ def main(args: argparse.Namespace) -> None:
     for name, teaching in (('untaught', None), ('taught', tasks[everything])):
         seed_everything(args.seed, verbose=False)
         student = make[smallest]()
-        task = (
+        learning = (
             ClickTask(student, **step)
             if teaching is None
             else DistillationTask(student, teaching, **step, **soft)
         )
-        tasks[f'{smallest}-{name}'] = fit_task(f'{smallest}-{name}', task, args.epochs)
+        tasks[f'{smallest}-{name}'] = fit_task(f'{smallest}-{name}', learning, args.epochs)
 
     candidates = next(iter(load(test, 1_000)))
 

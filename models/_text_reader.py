@@ -51,10 +51,15 @@ class TextReader(torch.nn.Module):
             of its item and one of each context, of which those of a batch are read once.
     """
 
+    # Any module with what is read here.
+    encoder: Any
+    _kept_version: int | None
+
     def __init__(self, tokens: Tokens, encoder: torch.nn.Module, sentence: str) -> None:
         super().__init__()
         self.encoder, self.sentence = encoder, sentence
-        self.channels, self.max_length = encoder.channels, encoder.max_length
+        self.channels: int = self.encoder.channels
+        self.max_length: int = self.encoder.max_length
         self.special = dict(tokens.special)
         self.columns = [source.column for source in tokens.sources]
         sources = range(len(tokens.sources))
@@ -70,7 +75,7 @@ class TextReader(torch.nn.Module):
                 self.register_buffer(f'{name}_{place}', table.int(), persistent=False)
             self.register_buffer(f'kept_{place}', None, persistent=False)
         self.fields = self._fields(tokens)
-        self._version: int | None = None
+        self._kept_version = None
         self.register_load_state_dict_post_hook(_forget)
 
     def _fields(self, tokens: Tokens) -> list[list[int]]:
@@ -115,7 +120,7 @@ class TextReader(torch.nn.Module):
 
     def forget(self) -> None:
         r"""Drops what :meth:`precompute` kept."""
-        self._version = None
+        self._kept_version = None
         for place in range(len(self.columns)):
             setattr(self, f'kept_{place}', None)
 
@@ -130,22 +135,22 @@ class TextReader(torch.nn.Module):
                 self._read_first(self._write((place,), part)) for part in nodes.split(batch_size)
             ]
             setattr(self, f'kept_{place}', torch.cat(said))
-        self._version = self._weights_version()
+        self._kept_version = self._weights_version()
 
     def is_precomputed(self) -> bool:
         r"""Whether all sentences were read, and by the weights of now."""
-        if self._version is None or torch.compiler.is_compiling():
-            return self._version is not None
-        return self._version == self._weights_version()
+        if self._kept_version is None or torch.compiler.is_compiling():
+            return self._kept_version is not None
+        return self._kept_version == self._weights_version()
 
     def __getstate__(self) -> dict[str, Any]:
         # The weights of a copy count their changes anew.
-        return {**self.__dict__, '_version': 0 if self.is_precomputed() else None}
+        return {**self.__dict__, '_kept_version': 0 if self.is_precomputed() else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if self._version is not None:
-            self._version = self._weights_version()
+        if self._kept_version is not None:
+            self._kept_version = self._weights_version()
 
     def _weights_version(self) -> int:
         # Each step of an optimizer adds to it, unless it is fused.

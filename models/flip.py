@@ -123,8 +123,8 @@ class FLIP(torch.nn.Module):
         self,
         num_values: Mapping[str, int],
         tokens: Tokens,
-        text_encoder: torch.nn.Module | None = None,
-        id_encoder: torch.nn.Module | None = None,
+        text_encoder: Any = None,
+        id_encoder: Any = None,
         embedding_dim: int = 32,
         sentence: str = 'row',
         branches: str = 'both',
@@ -193,10 +193,11 @@ class FLIP(torch.nn.Module):
         )
         self.id_head = torch.nn.Linear(of_ids, 1)
         self.text_head = torch.nn.Linear(of_text, 1)
-        if gate == 'sample':
-            self.alpha = torch.nn.Linear(of_ids + of_text, 1)
-        else:
-            self.alpha = torch.nn.Parameter(torch.empty(()))
+        self.alpha: torch.nn.Linear | torch.nn.Parameter = (
+            torch.nn.Linear(of_ids + of_text, 1)
+            if gate == 'sample'
+            else torch.nn.Parameter(torch.empty(()))
+        )
         self.bias = torch.nn.Parameter(torch.empty(()))
         self.out_channels = _NUM_PROJECTED * (2 if branches == 'both' else 1)
         self._reset_own()
@@ -322,13 +323,13 @@ class FLIP(torch.nn.Module):
         logits, label = as_logits('FLIP', output), exposure_batch('FLIP', batch).label
         if label is None:
             raise ValueError('FLIP learns from batches with labels, but batch.label is None.')
-        total = sum(
-            F.binary_cross_entropy_with_logits(logit.float(), label.float())
-            for logit in (logits.click, *(logits.branches or {}).values())
-        )
+        total = label.new_zeros((), dtype=torch.float)
+        for logit in (logits.click, *(logits.branches or {}).values()):
+            total = total + F.binary_cross_entropy_with_logits(logit.float(), label.float())
         if self.branches != 'text' and self.regularization > 0:
             tables = (all_rows(table.weight) for table in (self.embedding, self.linear))
-            total = total + self.regularization * sum(table.square().sum() for table in tables)
+            for table in tables:
+                total = total + self.regularization * table.square().sum()
         return total
 
     def features(self, batch: ExposureBatch | JoinedBatch) -> Tensor:
@@ -360,7 +361,8 @@ class FLIP(torch.nn.Module):
             raise ValueError(
                 f'FLIP contrasts ids with text, but was built with branches={self.branches!r}.'
             )
-        return instance_contrast(*map(gather_rows, features.chunk(2, dim=1)))
+        of_ids, of_text = features.chunk(2, dim=1)
+        return instance_contrast(gather_rows(of_ids), gather_rows(of_text))
 
     def pretraining_losses(
         self,
@@ -398,8 +400,10 @@ class FLIP(torch.nn.Module):
         if 'instance_contrast' in losses or 'masked_token' in losses:
             of_ids = self._read_ids(known)
         if 'instance_contrast' in losses:
-            vectors = self.id_projection(of_ids), self.text_projection(of_text)
-            found['instance_contrast'] = (instance_contrast(*map(gather_rows, vectors)), len(known))
+            contrast = instance_contrast(
+                gather_rows(self.id_projection(of_ids)), gather_rows(self.text_projection(of_text))
+            )
+            found['instance_contrast'] = contrast, len(known)
         if 'masked_id' in losses:
             draw = torch.rand(known.shape, device=known.device, generator=generator)
             masked = self._first(draw, known > 0)
