@@ -61,8 +61,10 @@ from accuracy.flip_training import (
     with_text,
 )
 from accuracy.harness import add_commands
+from mag.loader import JoinedBatch
 from mag.loader.row_loader import RowLoader
 from mag.models import CountNet, MacGNN, SimCEN, Stack
+from mag.schema import MACRO, reached
 from mag.training import ClickTask, DistillationTask
 
 # A stack with FLIP takes minutes a run: where it is, all rows take one rate.
@@ -75,8 +77,48 @@ TABLES = {
     'all': 'All',
     'small': 'A small model that a stack teaches',
 }
-TITLES = {'macgnn': 'MacGNN', 'counts': 'CountNet', 'flip': 'FLIP', 'simcen': 'SimCEN'}
-EFFORTS = {'macgnn': 3.0, 'counts': 1.0, 'flip': 20.0, 'simcen': 4.0}
+TITLES = {
+    'macgnn': 'MacGNN',
+    'wide_macgnn': 'MacGNN with embeddings of size 128',
+    'sized_macgnn': 'MacGNN of counts by the size of macro nodes',
+    'counts': 'CountNet',
+    'flip': 'FLIP',
+    'simcen': 'SimCEN',
+}
+EFFORTS = {
+    'macgnn': 3.0,
+    'wide_macgnn': 20.0,
+    'sized_macgnn': 3.0,
+    'counts': 1.0,
+    'flip': 20.0,
+    'simcen': 4.0,
+}
+
+
+class CountsBySize(nn.Module):
+    r"""MacGNN that reads how often each macro node was clicked in relation to its size: counts
+    times the mean size of all, over its own.
+
+    Args:
+        data: The training part.
+        temperature: That of its attention.
+    """
+
+    def __init__(self, data: HeteroData, temperature: float) -> None:
+        super().__init__()
+        self.model = MacGNN.from_data(data, temperature=temperature)
+        self.out_channels = self.model.out_channels
+        for name, macro in MACRO.items():
+            size = data[name].cluster.bincount(minlength=data[macro].num_nodes).clamp(min=1)
+            self.register_buffer(name, size.float().mean() / size)
+
+    def features(self, batch: JoinedBatch) -> Tensor:
+        pairs: Any = batch.pairs
+        user_hops, item_hops = (
+            tuple(counts * getattr(self, reached(name, hop)) for hop, counts in enumerate(hops, 1))
+            for name, hops in (('user', pairs.user_hops), ('item', pairs.item_hops))
+        )
+        return self.model.features(pairs._replace(user_hops=user_hops, item_hops=item_hops))
 
 
 def stack(
@@ -88,6 +130,8 @@ def stack(
 ) -> nn.Module:
     makers: dict[str, Callable[..., nn.Module]] = {
         'macgnn': partial(MacGNN.from_data, temperature=temperature),
+        'wide_macgnn': partial(MacGNN.from_data, temperature=temperature, embedding_dim=128),
+        'sized_macgnn': partial(CountsBySize, temperature=temperature),
         'counts': CountNet.from_data,
         'flip': make_flip,
         'simcen': SimCEN.from_data,
@@ -97,14 +141,15 @@ def stack(
 
 
 def stacked(*names: str, **arguments: Any) -> Model:
+    reads_pairs = any(name.endswith('macgnn') for name in names)
     return Model(
         ' + '.join(TITLES[name] for name in names),
         ('alone', 'pairs', 'all')[len(names) - 1],
         partial(stack, names, **arguments),
-        ('features', 'pairs') if 'macgnn' in names else ('features',),
+        ('features', 'pairs') if reads_pairs else ('features',),
         counts='counts' in names,
         columns=is_of_one_resolution,
-        is_joined='macgnn' in names,
+        is_joined=reads_pairs,
         effort=sum(EFFORTS[name] for name in names),
     )
 
@@ -128,6 +173,8 @@ for student, teacher in (('student', 'counts_flip_simcen'), ('student_of_two', '
 
 TEACHERS = {model.teacher for model in MODELS.values()}
 CLAIMS = (
+    Claim('embeddings of size 128 help MacGNN', 'wide_macgnn', 'macgnn'),
+    Claim('counts by the size of macro nodes help MacGNN', 'sized_macgnn', 'macgnn'),
     Claim('SimCEN helps MacGNN + FLIP', 'macgnn_flip_simcen', 'macgnn_flip'),
     Claim('SimCEN helps MacGNN', 'macgnn_simcen', 'macgnn'),
     Claim('FLIP helps MacGNN', 'macgnn_flip', 'macgnn'),
