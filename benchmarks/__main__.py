@@ -15,6 +15,7 @@ NAMES = (
     'accuracy.conversions',
     'accuracy.cost',
     'accuracy.counts',
+    'accuracy.edges',
     'accuracy.fairness',
     'accuracy.flip',
     'accuracy.fresh',
