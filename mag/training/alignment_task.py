@@ -72,8 +72,10 @@ class AlignmentTask(Task):
         if not isinstance(losses, Sequence) or isinstance(losses, str):
             raise TypeError(f"'losses' must be a sequence among {list(known)}, but got {losses!r}.")
         check_choice(known, **{f'losses[{place}]': name for place, name in enumerate(losses)})
-        if not losses:
-            raise ValueError(f"'losses' must be some of {list(known)}, but got {losses!r}.")
+        if not losses or len(set(losses)) < len(losses):
+            raise ValueError(
+                f"'losses' must be some of {list(known)}, each once, but got {losses!r}."
+            )
         self.model = model
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.num_steps, self.seed = num_steps, seed
