@@ -1,6 +1,10 @@
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from mag.loader import ExposureBatch, JoinedBatch, PairBatch
+
+_Part = TypeVar('_Part', ExposureBatch, PairBatch)
 
 
 def exposure_batch(caller: str, batch: Any) -> ExposureBatch:
@@ -10,17 +14,7 @@ def exposure_batch(caller: str, batch: Any) -> ExposureBatch:
         TypeError: If the batch is of another kind.
         ValueError: If a joined batch has none.
     """
-    part = batch.features if isinstance(batch, JoinedBatch) else batch
-    if part is None:
-        raise ValueError(
-            f'{caller} reads the features of exposures, but batch.features is None: join '
-            f'ExposureLoader(part) with the other loaders.'
-        )
-    if not isinstance(part, ExposureBatch):
-        raise TypeError(
-            f'{caller} expects an ExposureBatch or a JoinedBatch, but got {type(part).__name__}.'
-        )
-    return part
+    return _part(caller, batch, 'features', ExposureBatch, 'an', 'the features of exposures')
 
 
 def pair_batch(caller: str, batch: Any) -> PairBatch:
@@ -30,14 +24,30 @@ def pair_batch(caller: str, batch: Any) -> PairBatch:
         TypeError: If the batch is of another kind.
         ValueError: If a joined batch has none.
     """
-    part = batch.pairs if isinstance(batch, JoinedBatch) else batch
+    return _part(caller, batch, 'pairs', PairBatch, 'a', 'macro rows and recent neighbors')
+
+
+def labels(caller: str, batch: ExposureBatch | JoinedBatch) -> Tensor:
+    r"""The clicks that a loss learns from.
+
+    Raises:
+        ValueError: If the batch has no labels.
+    """
+    if batch.label is None:
+        raise ValueError(f'{caller} learns from batches with labels, but batch.label is None.')
+    return batch.label
+
+
+def _part(caller: str, batch: Any, name: str, kind: type[_Part], article: str, what: str) -> _Part:
+    part = getattr(batch, name) if isinstance(batch, JoinedBatch) else batch
     if part is None:
         raise ValueError(
-            f'{caller} reads macro rows and recent neighbors, but batch.pairs is None: join '
-            f'PairLoader(part) with the other loaders.'
+            f'{caller} reads {what}, but batch.{name} is None: join '
+            f'{kind.__name__.removesuffix("Batch")}Loader(part) with the other loaders.'
         )
-    if not isinstance(part, PairBatch):
+    if not isinstance(part, kind):
         raise TypeError(
-            f'{caller} expects a PairBatch or a JoinedBatch, but got {type(part).__name__}.'
+            f'{caller} expects {article} {kind.__name__} or a JoinedBatch, but got '
+            f'{type(part).__name__}.'
         )
     return part

@@ -12,7 +12,7 @@ from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch
 from mag.logits import Logits, as_logits
 from mag.losses import gather_rows, instance_contrast, masked_token_loss
-from mag.models._batch import exposure_batch
+from mag.models._batch import exposure_batch, labels
 from mag.models._field_embedding import FieldEmbedding, check_fields
 from mag.models._growth import check_grown, grown_fields
 from mag.models._masked_ids import MaskedIds
@@ -320,16 +320,15 @@ class FLIP(torch.nn.Module):
         Raises:
             ValueError: If the batch has no labels.
         """
-        logits, label = as_logits('FLIP', output), exposure_batch('FLIP', batch).label
-        if label is None:
-            raise ValueError('FLIP learns from batches with labels, but batch.label is None.')
-        total = label.new_zeros((), dtype=torch.float)
-        for logit in (logits.click, *(logits.branches or {}).values()):
-            total = total + F.binary_cross_entropy_with_logits(logit.float(), label.float())
+        logits = as_logits('FLIP', output)
+        label = labels('FLIP', exposure_batch('FLIP', batch)).float()
+        total = F.binary_cross_entropy_with_logits(logits.click.float(), label)
+        for logit in (logits.branches or {}).values():
+            total = total + F.binary_cross_entropy_with_logits(logit.float(), label)
         if self.branches != 'text' and self.regularization > 0:
-            tables = (all_rows(table.weight) for table in (self.embedding, self.linear))
-            for table in tables:
-                total = total + self.regularization * table.square().sum()
+            for table in (self.embedding, self.linear):
+                squares = all_rows(table.weight).square().sum()
+                total = total + self.regularization * squares
         return total
 
     def features(self, batch: ExposureBatch | JoinedBatch) -> Tensor:

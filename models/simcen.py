@@ -20,7 +20,7 @@ from mag.lineage import remember_ids
 from mag.loader import ExposureBatch, ExposureFeatures, JoinedBatch
 from mag.logits import Logits
 from mag.losses import view_contrast
-from mag.models._batch import exposure_batch
+from mag.models._batch import exposure_batch, labels
 from mag.models._field_embedding import FieldEmbedding, check_fields
 from mag.models._growth import check_grown, grown_fields
 from mag.nn import ContrastiveProduct, GatedStreams
@@ -324,9 +324,8 @@ class SimCEN(torch.nn.Module):
         Raises:
             ValueError: If the batch has no labels.
         """
-        if batch.label is None:
-            raise ValueError('SimCEN learns from batches with labels, but batch.label is None.')
-        loss = F.binary_cross_entropy_with_logits(logits.click.float(), batch.label.float())
+        label = labels('SimCEN', batch).float()
+        loss = F.binary_cross_entropy_with_logits(logits.click.float(), label)
         if logits.views is not None:
             loss = loss + self.alpha * self._contrast(logits.views)
         if self.embedding_regularization > 0:

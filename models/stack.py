@@ -10,6 +10,7 @@ from mag.checks import check_booleans, check_numbers, check_sizes, described
 from mag.lineage import ids_of, remember_ids, require_same_ids
 from mag.loader import ExposureBatch, JoinedBatch
 from mag.logits import Logits
+from mag.models._batch import labels
 from mag.models._field_embedding import FieldEmbedding
 from mag.models._growth import check_grown
 from mag.nn import MLP
@@ -198,9 +199,7 @@ class Stack(torch.nn.Module):
         Raises:
             ValueError: If the batch has no labels.
         """
-        if batch.label is None:
-            raise ValueError('Stack learns from batches with labels, but batch.label is None.')
-        label = batch.label.float()
+        label = labels('Stack', batch).float()
         total = F.binary_cross_entropy_with_logits(output.click.float(), label)
         if output.branches is not None:
             logits = torch.stack(list(output.branches.values())).float()
