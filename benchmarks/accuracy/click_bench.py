@@ -38,6 +38,7 @@ from accuracy.harness import (
     difference_to,
     paired,
     prepare,
+    read_records,
     spread,
     value_of,
     values_of_both,
@@ -213,10 +214,10 @@ class Plan:
         found = [self.done[job.key] for job in trials if job.key in self.done]
         if len(found) < len(trials):
             return trials
-        [setting] = (
-            [min(found, key=lambda record: record['val']['logloss'])['setting']]
-            if found
-            else self._settings(dataset, name)
+        setting = (
+            min(found, key=lambda record: record['val']['logloss'])['setting']
+            if trials
+            else self._settings(dataset, name)[0]
         )
         teacher = self.models[name].teacher
         return [
@@ -384,6 +385,11 @@ def stop_of(args: argparse.Namespace) -> Record:
     r"""What ends a run, besides the model and its setting."""
     names = ('batch_size', 'max_epochs', 'patience')
     return {name: getattr(args, name) for name in names}
+
+
+def read_trials(args: argparse.Namespace) -> list[Record]:
+    r"""The trials in the files of --settings that end as this command's runs do."""
+    return select(read_records(args.settings), purpose='tune', stop=stop_of(args))
 
 
 def open_results(args: argparse.Namespace) -> Results:
@@ -570,13 +576,17 @@ def add_plan_commands(
     models: Iterable[str],
     run: Callable[[argparse.Namespace], None],
     render: Callable[[list[Record]], Iterable[str]],
-    protocols: Sequence[str] = ('rolling', 'window'),
-) -> None:
+    draw: Callable[[list[Record], Path], None] | None = None,
+    protocols: Sequence[str] = (),
+) -> argparse.ArgumentParser:
     r"""Gives a parser the commands `run` and `table`, see
-    :func:`~accuracy.harness.add_commands`, with what a plan needs to know."""
-    runner = add_commands(parser, datasets, models, run, render, **DEFAULTS)
-    runner.add_argument(
-        '--protocol', nargs='+', choices=protocols, default=list(protocols),
-        help='how training labels are chosen; trivago and the market roll',
-    )  # fmt: skip
+    :func:`~accuracy.harness.add_commands`, with what a plan needs to know, of which the protocols
+    are asked for where there are some to choose from, and returns that of `run`."""
+    runner = add_commands(parser, datasets, models, run, render, draw, **DEFAULTS)
+    if protocols:
+        runner.add_argument(
+            '--protocol', nargs='+', choices=protocols, default=list(protocols),
+            help='how training labels are chosen; trivago and the market roll',
+        )  # fmt: skip
     runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')
+    return runner

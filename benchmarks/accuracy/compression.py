@@ -36,22 +36,22 @@ from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
-    DEFAULTS,
     Job,
     Model,
+    add_plan_commands,
     found_logs,
     make_loader,
     parts_of,
     read_parts,
+    read_trials,
     run_on,
     run_plan,
-    stop_of,
 )
 from accuracy.clicks import METRICS
 from accuracy.count_data import DATASETS
 from accuracy.counts import MODELS as COUNT_MODELS
 from accuracy.counts import trials_of
-from accuracy.harness import add_commands, describe_rows, paired, read_records, spread
+from accuracy.harness import describe_rows, paired, spread
 from mag.compression import compress_tables, decode_counts, encode_counts
 from mag.loader import ExposureBatch, JoinedBatch, PairBatch
 from mag.loader.row_loader import RowLoader
@@ -190,9 +190,8 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
 
 
 def run(args: argparse.Namespace) -> None:
-    trials = select(read_records(args.settings), purpose='tune', stop=stop_of(args))
     logs = [(dataset, 'rolling') for dataset in args.dataset]
-    run_plan(args, logs, MODELS, trials_of, run_job, args.jobs, trials)
+    run_plan(args, logs, MODELS, trials_of, run_job, args.jobs, read_trials(args))
 
 
 def render(records: list[Record]) -> Iterable[str]:
@@ -307,8 +306,7 @@ def draw(records: list[Record], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.compression', __doc__)
-    runner = add_commands(parser, DATASETS, MODELS, run, render, draw, **DEFAULTS)
+    runner = add_plan_commands(parser, DATASETS, MODELS, run, render, draw)
     runner.add_argument('--settings', nargs='*', default=[], help='JSON files of accuracy.counts')
-    runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')
     args = parser.parse_args(arguments)
     args.act(args)

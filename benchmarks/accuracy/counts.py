@@ -277,6 +277,6 @@ def summary(runs: list[Record]) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.counts', __doc__)
-    add_plan_commands(parser, DATASETS, MODELS, run, render)
+    add_plan_commands(parser, DATASETS, MODELS, run, render, protocols=('rolling', 'window'))
     args = parser.parse_args(arguments)
     args.act(args)

@@ -32,25 +32,23 @@ from records import Record, made_by, make_parser, select, table
 from scipy.stats import linregress, ttest_rel
 
 from accuracy.click_bench import (
-    DEFAULTS,
     Job,
     Model,
+    add_plan_commands,
     found_logs,
     is_of_all_time,
     read_parts,
+    read_trials,
     run_on,
     run_plan,
-    stop_of,
 )
 from accuracy.count_data import DATASETS, Parts
 from accuracy.counts import MODELS as COUNT_MODELS
 from accuracy.counts import ablation, trials_of
 from accuracy.harness import (
-    add_commands,
     describe_rows,
     difference_to,
     paired,
-    read_records,
     score_groups,
     spread,
     value_of,
@@ -118,9 +116,8 @@ def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: J
 
 
 def run(args: argparse.Namespace) -> None:
-    trials = select(read_records(args.settings), purpose='tune', stop=stop_of(args))
     logs = [(dataset, 'rolling') for dataset in args.dataset]
-    run_plan(args, logs, MODELS, trials_of, run_job, args.jobs, trials)
+    run_plan(args, logs, MODELS, trials_of, run_job, args.jobs, read_trials(args))
 
 
 def favor(group: Record) -> float | None:
@@ -296,8 +293,7 @@ def curve(of: str, field: str, runs: list[Record]) -> tuple[list[int], list[floa
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.fairness', __doc__)
-    runner = add_commands(parser, DATASETS, MODELS, run, render, draw, **DEFAULTS)
+    runner = add_plan_commands(parser, DATASETS, MODELS, run, render, draw)
     runner.add_argument('--settings', nargs='*', default=[], help='JSON files of accuracy.counts')
-    runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')
     args = parser.parse_args(arguments)
     args.act(args)

@@ -34,11 +34,11 @@ from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
     COMPARED,
-    DEFAULTS,
     Claim,
     Job,
     Model,
     Setting,
+    add_plan_commands,
     baseline,
     compare,
     found_logs,
@@ -58,7 +58,7 @@ from accuracy.flip_training import (
     pretrained,
     with_text,
 )
-from accuracy.harness import add_commands, difference_to, score_groups, spread
+from accuracy.harness import difference_to, score_groups, spread
 from mag.loader.row_loader import RowLoader
 from mag.schema import CLICKS, SEES
 from mag.training import predict
@@ -271,7 +271,6 @@ def before_training(runs: list[Record]) -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.flip', __doc__)
     datasets = [name for name in DATASETS if name in TEXTS]
-    runner = add_commands(parser, datasets, MODELS, run, render, **DEFAULTS)
-    runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')
+    add_plan_commands(parser, datasets, MODELS, run, render)
     args = parser.parse_args(arguments)
     args.act(args)

@@ -61,16 +61,12 @@ CLAIMS = (
 )
 
 
-def make_simcen(part: HeteroData, **arguments: Any) -> SimCEN:
+def simcen(train: HeteroData, val: HeteroData, temperature: float, **arguments: Any) -> nn.Module:
     r"""SimCEN whose embeddings start as those of the baselines: from the authors' start, at .0001,
     it was still on its first plateau when a run stops here."""
-    model = SimCEN.from_data(part, **arguments)
+    model = SimCEN.from_data(train, **arguments)
     nn.init.normal_(model.embedding.weight, std=EMBEDDING_STD)
     return model
-
-
-def simcen(train: HeteroData, val: HeteroData, temperature: float, **arguments: Any) -> nn.Module:
-    return make_simcen(train, **arguments)
 
 
 def final_mlp(train: HeteroData, val: HeteroData, temperature: float) -> nn.Module:
@@ -130,6 +126,6 @@ def render(records: list[Record]) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.simcen', __doc__)
-    add_plan_commands(parser, DATASETS, MODELS, run, render, ('rolling',))
+    add_plan_commands(parser, DATASETS, MODELS, run, render, protocols=('rolling',))
     args = parser.parse_args(arguments)
     args.act(args)

@@ -35,11 +35,11 @@ from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
     COMPARED,
-    DEFAULTS,
     Claim,
     Job,
     Model,
     Setting,
+    add_plan_commands,
     compare,
     fit_task,
     make_loader,
@@ -60,7 +60,6 @@ from accuracy.flip_training import (
     pretrained,
     with_text,
 )
-from accuracy.harness import add_commands
 from mag.loader import JoinedBatch
 from mag.loader.row_loader import RowLoader
 from mag.models import CountNet, MacGNN, SimCEN, Stack
@@ -294,7 +293,8 @@ def render(records: list[Record]) -> Iterable[str]:
         'trials for each row, elsewhere it is .003 for all; weight decay is that of most models in '
         'accuracy.counts, on MovieLens-100K of those on MovieLens-1M. A student takes the setting '
         'of CountNet alone, and one table that of CountNet + SimCEN. All stop by the log loss of '
-        'validation, and score with a running average of their weights. Seconds are of training '
+        'validation, and score with a running average of their weights, but where a table says '
+        'that the last ones score. Seconds are of training '
         'with validation, without the pre-training of FLIP and without that of a teacher.'
     )
     yield from compare(records, MODELS, TABLES, 'macgnn', CLAIMS)
@@ -304,7 +304,6 @@ def render(records: list[Record]) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = make_parser('accuracy.stack', __doc__)
-    runner = add_commands(parser, DATASETS, MODELS, run, render, **DEFAULTS)
-    runner.add_argument('--jobs', type=int, default=1, help='runs at once, each in a process')
+    add_plan_commands(parser, DATASETS, MODELS, run, render)
     args = parser.parse_args(arguments)
     args.act(args)
