@@ -189,6 +189,10 @@ class FieldText(BaseTransform):
             node_type: _texts_by_name(f'descriptions[{node_type!r}]', texts)
             for node_type, texts in _mapping('descriptions', descriptions).items()
         }
+        self._coded = {
+            node_type: {name: _coded(texts) for name, texts in texts_of.items()}
+            for node_type, texts_of in self.descriptions.items()
+        }
         for name, given in (('raw_ids', self.raw_ids), ('descriptions', self.descriptions)):
             others = [key for key in given if key not in NEIGHBOR_TYPE]
             if others:
@@ -320,14 +324,13 @@ class FieldText(BaseTransform):
                         f'FieldText was given the description {name!r} of {node_type}s, but '
                         f"data['{node_type}'] has an attribute of that name: give it another."
                     )
-                codes = _codes(texts)
-                if not codes:
+                values, codes = self._coded[node_type][name]
+                if not values:
                     raise ValueError(
                         f'FieldText was given the description {name!r} of {node_type}s, but all of '
                         f'its texts are empty: leave it out.'
                     )
-                store[name] = torch.tensor([codes.get(text, -1) for text in texts])
-                store[f'num_{name}'] = len(codes)
+                store[name], store[f'num_{name}'] = codes, len(values)
             if node_type in self.raw_ids:
                 _check_number(f"raw_ids['{node_type}']", self.raw_ids[node_type], num_nodes)
         stores = {f'{name}_': (data[name], '') for name in NEIGHBOR_TYPE}
@@ -353,8 +356,8 @@ class FieldText(BaseTransform):
         for node_type in NEIGHBOR_TYPE:
             name = field.removeprefix(f'{node_type}_')
             if name != field:
-                texts = self.descriptions.get(node_type, {}).get(name)
-                return self.names.get(name) if texts is None else list(_codes(texts))
+                described = self._coded.get(node_type, {})
+                return described[name][0] if name in described else self.names.get(name)
         return self.names.get(field)
 
     def _texts(self, field: str, features: ExposureFeatures) -> list[str]:
@@ -481,9 +484,12 @@ def _joined(
     return token, field
 
 
-def _codes(texts: Iterable[str]) -> dict[str, int]:
-    r"""The codes of texts in the order in which they first come; an empty one has none."""
-    return {text: code for code, text in enumerate(dict.fromkeys(filter(None, texts)))}
+def _coded(texts: Sequence[str]) -> tuple[list[str], Tensor]:
+    r"""The distinct texts in the order in which they first come, and which of them each is; an
+    empty one is none of them, :obj:`-1`."""
+    values = list(dict.fromkeys(filter(None, texts)))
+    codes = {text: code for code, text in enumerate(values)}
+    return values, torch.tensor([codes.get(text, -1) for text in texts])
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
