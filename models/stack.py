@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,8 +147,10 @@ class Stack(torch.nn.Module):
                     f'Stack.grow needs branches with a method grow(data), but {name!r}, a '
                     f'{type(branch).__name__}, has none.'
                 )
-        for branch in self.branches.values():
-            branch.grow(data)  # type: ignore[operator]
+        # What one branch refuses must not be in another.
+        for branches in (copy.deepcopy(self.branches), self.branches):
+            for branch in branches.values():
+                branch.grow(data)  # type: ignore[operator]
         if self.share_embeddings:
             self._share()
         remember_ids(self, data)

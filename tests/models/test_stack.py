@@ -295,6 +295,22 @@ def test_a_shared_table_grows_once(click_log: HeteroData, part: HeteroData) -> N
     assert stack(join(later).request(26, torch.tensor([17]), counts=torch.ones(1, 5, 2))).click > -9
 
 
+def test_what_one_branch_refuses_is_in_none(
+    part: HeteroData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: HeteroData) -> None:
+        raise ValueError('There is no room.')
+
+    stack = Stack(make_branches(part, 'counts', 'views'))
+    monkeypatch.setattr(stack.branches['views'], 'grow', refuse)
+    number = size(stack)
+    part['user'].num_nodes += 2
+    part['user'].group = torch.cat([part['user'].group, part['user'].group[:2]])
+    with pytest.raises(ValueError, match=r'There is no room\.'):
+        stack.grow(part)
+    assert size(stack) == number
+
+
 def test_a_reset_starts_all_anew(part: HeteroData) -> None:
     stack = shared(part)
     with torch.no_grad():
