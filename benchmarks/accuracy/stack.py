@@ -114,7 +114,7 @@ class CountsBySize(nn.Module):
         self.model = MacGNN.from_data(data, temperature=temperature)
         self.out_channels = self.model.out_channels
         for name, macro in MACRO.items():
-            size = data[name].cluster.bincount(minlength=data[macro].num_nodes).clamp(min=1)
+            size = data[macro]['size'].clamp(min=1)
             self.register_buffer(name, size.float().mean() / size)
 
     def features(self, batch: JoinedBatch) -> Tensor:
