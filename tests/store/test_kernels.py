@@ -347,8 +347,8 @@ def test_rows_take_the_least_type_that_holds_them() -> None:
     assert rows.data.view(np.uint8)[:8].tolist() == [1, 0, 0, 0, 3, 255, 0, 0]
     assert rows.data.view(np.uint16)[4:6].tolist() == [300, 65_535]
     assert rows.data[3:].tolist() == [2, 65_536]
-    (row,) = neighbor_rows(*increments([[0, 9]], 5), 5, 1, first_word=7).data
-    assert row == 1 << 8 | 9
+    (word,) = neighbor_rows(*increments([[0, 9]], 5), 5, 1, first_word=7).data
+    assert word == 1 << 8 | 9
 
 
 @pytest.mark.parametrize('count', [200, 60_000, 70_000])
@@ -469,10 +469,9 @@ def count(*records: int, num_nodes: int = 2) -> None:
             r'of either\.',
         ),
         (
-            lambda: neighbor_rows(*increments([[1]], 1), 2, 2**23),
+            lambda: neighbor_rows(*increments([[1]], 1), 1, 2**17 + 1),
             ValueError,
-            r'Two hops are counted over fewer than 16,777,216 clusters times windows, but there '
-            r'are 8,388,608 clusters and 2 windows: take fewer of either\.',
+            r"'num_clusters' must lie below 131073, but got 131073\.",
         ),
     ],
 )
