@@ -185,6 +185,17 @@ class EventFiles:
         ]
 
     def _read_parquet(self, connection: duckdb.DuckDBPyConnection) -> None:
+        queries = self.parquet_queries(connection)
+        self._create(connection, queries[0])
+        self._num_rows = []
+        for path, query in zip(self.paths, queries):
+            with reading_parquet(path):
+                ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
+            self._num_rows.append(count)
+
+    def parquet_queries(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        r"""The SQL that gives the columns of each Parquet file. What follows it may name
+        :obj:`file_row_number`."""
         first: dict[str, str] = {}
         values: dict[str, str] = {}
         selects = []
@@ -217,13 +228,7 @@ class EventFiles:
                     kind = 'TIMESTAMP' if first[name] == 'DATE' else 'DOUBLE'
                     values[name] = f'{quote_name(self.fields[name].column)}::{kind}'
             selects.append((kinds, scan_parquet(path)))
-        queries = [self._select(values, kinds, scan) for kinds, scan in selects]
-        self._create(connection, queries[0])
-        self._num_rows = []
-        for path, query in zip(self.paths, queries):
-            with reading_parquet(path):
-                ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
-            self._num_rows.append(count)
+        return [self._select(values, kinds, scan) for kinds, scan in selects]
 
     def _check_times(self, path: str, kinds: Mapping[str, str]) -> None:
         names = self._names('time')
