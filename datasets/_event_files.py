@@ -193,9 +193,11 @@ class EventFiles:
                 ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
             self._num_rows.append(count)
 
-    def parquet_queries(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
-        r"""The SQL that gives the columns of each Parquet file. What follows it may name
-        :obj:`file_row_number`."""
+    def parquet_queries(
+        self, connection: duckdb.DuckDBPyConnection, more: tuple[str, ...] = ()
+    ) -> list[str]:
+        r"""The SQL that gives the columns of each Parquet file, and what else is named, such as
+        :obj:`file_row_number`. A condition may follow it."""
         first: dict[str, str] = {}
         values: dict[str, str] = {}
         selects = []
@@ -228,7 +230,7 @@ class EventFiles:
                     kind = 'TIMESTAMP' if first[name] == 'DATE' else 'DOUBLE'
                     values[name] = f'{quote_name(self.fields[name].column)}::{kind}'
             selects.append((kinds, scan_parquet(path)))
-        return [self._select(values, kinds, scan) for kinds, scan in selects]
+        return [self._select(values, kinds, scan, more) for kinds, scan in selects]
 
     def _check_times(self, path: str, kinds: Mapping[str, str]) -> None:
         names = self._names('time')
@@ -245,12 +247,18 @@ class EventFiles:
     def _create(self, connection: duckdb.DuckDBPyConnection, select: str) -> None:
         connection.execute(f'CREATE OR REPLACE TABLE {self.table} AS {select} LIMIT 0')
 
-    def _select(self, values: Mapping[str, str], kinds: Mapping[str, str], scan: str) -> str:
+    def _select(
+        self,
+        values: Mapping[str, str],
+        kinds: Mapping[str, str],
+        scan: str,
+        more: tuple[str, ...] = (),
+    ) -> str:
         found = []
         for name, field in self.fields.items():
             value = values.get(name, quote_name(field.column))
             found.append(f'{_written(value, kinds[name], field)} AS {quote_name(name)}')
-        return f'SELECT {", ".join(found)} FROM {scan}'
+        return f'SELECT {", ".join([*found, *more])} FROM {scan}'
 
     def _has_large_times(self, connection: duckdb.DuckDBPyConnection) -> bool:
         kinds = column_kinds(connection, self.table)
