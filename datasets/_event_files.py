@@ -101,6 +101,17 @@ class EventFiles:
             if field.kind == 'id' and (not self.is_parquet or is_long):
                 _read_numbers(connection, self.table, name, kinds[name])
 
+    def first_rows(self, number: int) -> str:
+        r"""The SQL that gives the columns of the first rows of a delimited file as texts, without
+        what cannot be read."""
+        texts = dict.fromkeys((field.column for field in self.fields.values()), 'VARCHAR')
+        tolerant = f'{self._scan(self.paths[0], texts, ()).nullable[:-1]}, ignore_errors=true)'
+        names = ', '.join(
+            f'{quote_name(field.column)} AS {quote_name(name)}'
+            for name, field in self.fields.items()
+        )
+        return f'SELECT {names} FROM {tolerant} LIMIT {number}'
+
     def locate(self, row: int) -> str:
         r"""Where row number :obj:`row` of the table, from 0, stands in the files."""
         ends = list(accumulate(self._num_rows))

@@ -211,10 +211,13 @@ class Encoder:
                     check_table(connection, rows, rules, where, files.titles)
         if not sum(num_rows):
             raise ValueError(f'{", ".join(paths)} must hold rows, but got none.')
-        is_parquet = files.is_parquet
-        return dict(
-            files=paths, queries=queries, kinds=kinds, num_rows=num_rows, is_parquet=is_parquet
-        )
+        return {
+            'files': paths,
+            'queries': queries,
+            'kinds': kinds,
+            'num_rows': num_rows,
+            'is_parquet': files.is_parquet,
+        }
 
     def _read(self, files: EventFiles) -> str:
         database, path = (self.units.path(f'work/read.{end}') for end in ('duckdb', 'parquet'))

@@ -41,7 +41,8 @@ class Partitions:
                 for path in (self.segment(node_type, place) for place in range(self.num_segments))
             ]
         ends = (
-            (record, *offset[partition : partition + 2]) for record, offset in self._files[node_type]
+            (record, *offset[partition : partition + 2])
+            for record, offset in self._files[node_type]
         )
         return [record[start:end] for record, start, end in ends if end > start]
 

@@ -131,7 +131,9 @@ def _second_hop(
                 highest += added
             if form == SPARSE:
                 for entry in words[word:last]:
-                    window = max(np.int64(entry >> np.uint32(COUNT_BITS)) & (2**WINDOW_BITS - 1), first)
+                    window = max(
+                        np.int64(entry >> np.uint32(COUNT_BITS)) & (2**WINDOW_BITS - 1), first
+                    )
                     cluster = np.int64(entry >> np.uint32(COUNT_BITS + WINDOW_BITS))
                     near[np.uint64(window * num_clusters + cluster)] += entry & np.uint32(
                         2**COUNT_BITS - 1
