@@ -10,7 +10,7 @@ from mag.store.kernels.partition_events import MAX_WINDOWS, WINDOW_BITS
 # Stands for a count that 16 bits do not hold.
 ESCAPE = 2**16 - 1
 # How many cache lines of a row are asked for; the processor asks for what follows.
-LINES = 2
+LINES = 4
 
 
 class SecondHop(NamedTuple):
@@ -131,7 +131,8 @@ def _second_hop(
                 highest += added
             if form == SPARSE:
                 for entry in words[word:last]:
-                    window = max(np.int64(entry >> np.uint32(COUNT_BITS)) & (2**WINDOW_BITS - 1), first)
+                    window = np.int64(entry >> np.uint32(COUNT_BITS)) & (2**WINDOW_BITS - 1)
+                    window = max(window, first)
                     cluster = np.int64(entry >> np.uint32(COUNT_BITS + WINDOW_BITS))
                     near[np.uint64(window * num_clusters + cluster)] += entry & np.uint32(
                         2**COUNT_BITS - 1
