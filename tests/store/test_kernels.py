@@ -341,13 +341,13 @@ def increments(counts: list[list[int]], num_windows: int) -> tuple[np.ndarray, .
 def test_rows_take_the_least_type_that_holds_them() -> None:
     counts = [[1, 0], [3, 255], [300, 65_535], [2, 65_536], [0, 0]]
     rows = neighbor_rows(*increments(counts, 2), 2, 1)
-    # As many bytes as a list: two entries are no shorter than a word for both.
+    # A table of up to twice the bytes of a list is taken.
     assert (rows.offset & np.uint64(3)).tolist() == [1, 1, 2, 3, 0, 0]
     assert (rows.offset >> np.uint64(2)).tolist() == [0, 1, 2, 3, 5, 5]
     assert rows.data.view(np.uint8)[:8].tolist() == [1, 0, 0, 0, 3, 255, 0, 0]
     assert rows.data.view(np.uint16)[4:6].tolist() == [300, 65_535]
     assert rows.data[3:].tolist() == [2, 65_536]
-    (word,) = neighbor_rows(*increments([[0, 9]], 5), 5, 1, first_word=7).data
+    (word,) = neighbor_rows(*increments([[0, 9]], 9), 9, 1, first_word=7).data
     assert word == 1 << 8 | 9
 
 
@@ -463,10 +463,9 @@ def count(*records: int, num_nodes: int = 2) -> None:
             r'partition are not: sort the log by time\.',
         ),
         (
-            lambda: code_type(127, 2**24),
+            lambda: code_type(127, 2**22 + 1),
             ValueError,
-            r'Increments of 16,777,216 clusters and 127 windows need more than 32 bits: take fewer '
-            r'of either\.',
+            r"'num_clusters' must lie below 4194305, but got 4194305\.",
         ),
         (
             lambda: neighbor_rows(*increments([[1]], 1), 1, 2**17 + 1),
@@ -482,6 +481,12 @@ def test_bad_input(call: Callable[[], None], error: type[Exception], sentence: s
 
 def test_codes_take_the_least_type_that_holds_them() -> None:
     assert code_type(1, 21_845) == np.uint16 and code_type(1, 21_846) == np.uint32
+    assert np.iinfo(code_type(127, 2**22)).max >= 127 * 2**22 * 3
+    # The last code of the most clusters, and the first: no rounding where rows are read.
+    code = np.array([2, (2**22 * 127 - 1) * 3 + 2], np.uint32)
+    arguments = np.array([0, 2], np.uint64), code, np.ones(2, np.uint8)
+    found = gather_rows(*arguments, np.array([0]), np.array([126]), 127, 2**22, 'pairs')
+    assert found[0].nonzero()[0].tolist() == [0, 2**22 - 1]
 
 
 def test_who_lacks_numba_learns_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
