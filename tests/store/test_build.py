@@ -9,8 +9,10 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch_geometric.data import HeteroData
 
+from mag.command_line import main
 from mag.compression import encode_counts
 from mag.datasets import EventLog, IdMap, LogSchema
 from mag.macro_graph import MacroNodes, SparseCounts
@@ -322,6 +324,25 @@ def test_a_row_that_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"log\.parquet, row 2: 'clicked' \(label\)"):
         build(plan, progress=False)
     assert not (tmp_path / 'store').exists()
+
+
+def test_a_command_builds_a_store(tmp_path: Path) -> None:
+    path = write_log(tmp_path / 'log', 'csv', True).path
+    log = tmp_path / 'log.json'
+    log.write_text(json.dumps({'path': path, 'columns': COLUMNS}))
+    groups = ['--users', 'country', '--items', 'brand,kind']
+    out = str(tmp_path / 'store')
+    cutoffs = ','.join(map(str, CUTOFFS))
+    done = CliRunner().invoke(
+        main, ['build', str(log), '--out', out, *groups, '--cutoffs', cutoffs, '--threads', '1']
+    )
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f'{out}\n'
+    assert 'rows        about' in done.stderr
+    assert read_manifest(out)['cutoffs'] == CUTOFFS
+    done = CliRunner().invoke(main, ['build', str(log), '--out', out, *groups])
+    assert done.exit_code == 1
+    assert "differs in 'cutoffs', 'num_windows': choose another folder" in done.output
 
 
 WITHIN_MEMORY = """
