@@ -363,8 +363,9 @@ class _Build:
         folder, size = f'nodes/{node_type}', self.num_windows * num_clusters
         base, of_other = partitions.base(node_type), partitions.base(other)
         is_exact = self.plan.counts == 'exact'
-        # A table of two bytes, or one of them and what encodes it, of each thread.
-        most = max(1, self.plan.spare // (self.plan.threads * size * (4 if is_exact else 16)))
+        # Of each thread a table of two bytes, or that and floats, places and codes: a part of what
+        # there is, as other steps leave some of it in pieces.
+        most = max(1, self.plan.spare // (self.plan.threads * size * (16 if is_exact else 64)))
         names: dict[str, tuple[int, int, int]] = {}
         for place in range(len(base)):
             number = partitions.size(node_type, place)

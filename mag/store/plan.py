@@ -26,7 +26,7 @@ COUNTS = ('exact', 'log')
 TOTAL = '_total'
 _UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 # What Python and its libraries take before there is any work.
-_BASE = 384 * 2**20
+_BASE = 448 * 2**20
 _LEAST = 640 * 2**20
 # CPU time an exposure in one window, on a machine of 2020: an estimate only.
 _MICROSECONDS = 1.0
@@ -291,10 +291,8 @@ class BuildPlan:
                 f"{_amount(free)} free: free some, take fewer windows or clusters, counts='log', "
                 f'or another folder.'
             )
-        tables = {
-            of.node_type: sizes.num_windows * sizes.num_clusters[of.name] for of in self.resolutions
-        }
-        needed = self.threads * 32 * max(tables.values())
+        widest = max(sizes.num_clusters[of.name] for of in self.resolutions)
+        needed = self.threads * 64 * sizes.num_windows * widest
         if needed > self.spare or max(self.num_partitions(sizes).values()) == _MOST_PARTITIONS:
             raise ValueError(
                 f'The build of {sizes.num_rows:,} rows does not fit a memory of '
