@@ -170,7 +170,9 @@ def target_counts(
         f'FROM ({rows}) asking'
     )
     asked = {
-        node_type: sorted({name for view in views if (name := getattr(view, node_type)) is not None})
+        node_type: sorted(
+            {name for view in views if (name := getattr(view, node_type)) is not None}
+        )
         for node_type in NEIGHBOR_TYPE
     }
     keys = [
@@ -189,9 +191,7 @@ def target_counts(
     for place, view in enumerate(views):
         key = [f'{name}_{of}' for name in NEIGHBOR_TYPE if (of := getattr(view, name)) is not None]
         by_key = f'PARTITION BY {", ".join(key)} ' if key else ''
-        before = (
-            f'OVER ({by_key}ORDER BY moment RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)'
-        )
+        before = f'OVER ({by_key}ORDER BY moment RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)'
         sums += [
             f'CAST(COALESCE(SUM({name}) {before}, 0) AS BIGINT) AS {name}_{place}'
             for name in ('exposures', 'clicks')

@@ -1,5 +1,4 @@
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import duckdb
 import pyarrow
@@ -30,14 +29,18 @@ def in_duckdb(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tens
         return as_tensors(connection.sql(query).to_arrow_table())
 
 
-@pytest.fixture(scope='module')
-def in_sail() -> Any:
-    pytest.skip('later')
-
-
 @pytest.fixture(params=['duckdb', 'sail'])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return in_duckdb if request.param == 'duckdb' else request.getfixturevalue('in_sail')
+    if request.param == 'duckdb':
+        return in_duckdb
+    session = request.getfixturevalue(request.param)
+
+    def in_session(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tensor]:
+        for name, table in tables.items():
+            session.createDataFrame(table).createOrReplaceTempView(name)
+        return as_tensors(session.sql(query).toArrow())
+
+    return in_session
 
 
 def random_log(seed: int) -> HeteroData:
@@ -165,9 +168,7 @@ def test_hop_one_is_that_of_macro_coarsen(
 
 
 @pytest.mark.parametrize('node_type', MACRO)
-def test_recents_are_those_of_recent_neighbors(
-    case: Case, engine: Engine, node_type: str
-) -> None:
+def test_recents_are_those_of_recent_neighbors(case: Case, engine: Engine, node_type: str) -> None:
     got = engine(sql.recents('log', node_type, case.cutoffs, NUM_RECENT), case.tables(case.events))
     recent = RecentNeighbors(NUM_RECENT)(case.part)[node_type].recent
     expected = recent.view(-1, len(case.cutoffs), NUM_RECENT)
