@@ -46,16 +46,16 @@ class NodeCounts(NamedTuple):
 def code_type(num_windows: int, num_clusters: int) -> type[np.unsignedinteger]:
     r"""The type of the codes of increments.
 
+    Args:
+        num_windows (int): The number of windows :math:`S`, at most 127.
+        num_clusters (int): The number of clusters, at most :math:`2^{22}`.
+
     Raises:
-        ValueError: If no type holds them.
+        ValueError: If there are more.
     """
-    number = num_clusters * num_windows * NUM_KINDS
-    if number > 2**32:
-        raise ValueError(
-            f'Increments of {num_clusters:,} clusters and {num_windows} windows need more than 32 '
-            f'bits: take fewer of either.'
-        )
-    return np.uint16 if number <= 2**16 else np.uint32
+    check_integers(1, below=MAX_WINDOWS + 1, num_windows=num_windows)
+    check_integers(1, below=2**22 + 1, num_clusters=num_clusters)
+    return np.uint16 if num_clusters * num_windows * NUM_KINDS <= 2**16 else np.uint32
 
 
 def count_partition(
@@ -87,7 +87,8 @@ def count_partition(
 
     Raises:
         IndexError: If a record is of a node or neighbor that does not exist.
-        ValueError: If the events of a node are not in the order of windows, or codes do not fit.
+        ValueError: If the events of a node are not in the order of windows, or there are more
+            windows than 127 or clusters than :math:`2^{22}`.
     """
     check_integers(1, below=MAX_WINDOWS + 1, num_windows=num_windows)
     check_integers(0, num_recent=num_recent)

@@ -5,14 +5,15 @@ import numpy as np
 from mag.checks import check_integers
 from mag.store.kernels._compile import kernel, read_only
 from mag.store.kernels.count_partition import NUM_KINDS
-from mag.store.kernels.partition_events import MAX_WINDOWS
+from mag.store.kernels.partition_events import MAX_WINDOWS, WINDOW_BITS
 
 # The form of a row, in the lowest bits of its offset: increments one by one, or a table of all in
 # one, two or four bytes.
 FORM_BITS = 2
 SPARSE, BYTE, SHORT, WORD = range(4)
-# An increment in 32 bits, from the top: its place in the table, and how many. Above 255 it repeats.
+# An increment in 32 bits, from the top: cluster, window, and how many. Above 255 it repeats.
 COUNT_BITS = 8
+MAX_CLUSTERS = 2 ** (32 - COUNT_BITS - WINDOW_BITS)
 
 
 class NeighborRows(NamedTuple):
@@ -37,8 +38,8 @@ def neighbor_rows(
     num_clusters: int,
     first_word: int = 0,
 ) -> NeighborRows:
-    r"""Takes the distinct pairs out of increments. A row is a list of increments or a table,
-    whichever is shorter, and so never longer than 4 bytes a pair.
+    r"""Takes the distinct pairs out of increments. A row is a list of increments, or a
+    table that is at most twice as long, as it is summed so much faster: at most 8 bytes a pair.
 
     Rows of several partitions are one when their data follow each other: that of the first begins
     at word 0, and that of each further one at :obj:`offset[-1] >> 2` of the one before, whose last
@@ -49,20 +50,14 @@ def neighbor_rows(
         code (numpy.ndarray): The same.
         count (numpy.ndarray): The same.
         num_windows (int): The number of windows :math:`S`.
-        num_clusters (int): The number of clusters :math:`M`.
+        num_clusters (int): The number of clusters :math:`M`, at most 131,072.
         first_word (int, optional): Where the data begins. (default: :obj:`0`)
 
     Raises:
-        ValueError: If :math:`S M` is :math:`2^{24}` or more.
+        ValueError: If there are more than 131,072 clusters.
     """
     check_integers(1, below=MAX_WINDOWS + 1, num_windows=num_windows)
-    check_integers(1, num_clusters=num_clusters)
-    if num_windows * num_clusters >= 2 ** (32 - COUNT_BITS):
-        raise ValueError(
-            f'Two hops are counted over fewer than {2 ** (32 - COUNT_BITS):,} clusters times '
-            f'windows, but there are {num_clusters:,} clusters and {num_windows} windows: take '
-            f'fewer of either.'
-        )
+    check_integers(1, below=MAX_CLUSTERS + 1, num_clusters=num_clusters)
     increments = read_only(indptr), read_only(code), read_only(count)
     size = num_windows, num_clusters
     offset = _offsets(*increments, *size, first_word)
@@ -91,7 +86,7 @@ def _offsets(indptr, code, count, num_windows, num_clusters, first_word):  # typ
         form = BYTE if highest < 2**8 else SHORT if highest < 2**16 else WORD
         width = 1 << (form - BYTE)
         words = (size * width + 3) // 4
-        if entries < words:
+        if 2 * entries < words:
             form, words = SPARSE, entries
         offset[node] = np.uint64(word) << np.uint64(FORM_BITS) | np.uint64(form)
         word += words
@@ -110,10 +105,12 @@ def _fill(
             of_entry = np.int64(code[place])
             if of_entry % NUM_KINDS != NUM_KINDS - 1:
                 continue
-            slot = of_entry // NUM_KINDS
-            slot = (slot % num_windows) * num_clusters + slot // num_windows
+            window = of_entry // NUM_KINDS % num_windows
+            cluster = of_entry // (NUM_KINDS * num_windows)
+            slot = window * num_clusters + cluster
             if form == SPARSE:
-                words[word] = slot << COUNT_BITS | np.int64(count[place])
+                known = cluster << WINDOW_BITS | window
+                words[word] = known << COUNT_BITS | np.int64(count[place])
                 word += 1
             elif form == BYTE:
                 octets[word * 4 + slot] += count[place]

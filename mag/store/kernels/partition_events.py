@@ -55,8 +55,9 @@ def partition_events(
         The records of :obj:`"user"` and :obj:`"item"`.
 
     Raises:
-        ValueError: If a number of partitions is no power of two, there are more windows than 127,
-            or a partition has more nodes than :math:`2^{24}`.
+        IndexError: If an id is negative.
+        ValueError: If the arrays differ in length, a number of partitions is no power of two,
+            there are more windows than 127, or a partition has more nodes than :math:`2^{24}`.
     """
     check_keys(('user', 'item'), num_partitions=num_partitions)
     check_integers(1, below=MAX_WINDOWS + 1, num_windows=num_windows)
@@ -66,11 +67,21 @@ def partition_events(
             raise ValueError(
                 f"'num_partitions[{name!r}]' must be a power of two, but got {number}."
             )
+    sizes = [len(array) for array in (user, item, window, click)]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f'partition_events expects as many users as items, windows and clicks, but got '
+            f'{sizes[0]}, {sizes[1]}, {sizes[2]} and {sizes[3]}.'
+        )
     sides = {'user': (user, item), 'item': (item, user)}
     records = {}
     for name, (node, neighbor) in sides.items():
         number = num_partitions[name]
-        high = int(node.max(initial=-1))
+        low, high = int(node.min(initial=0)), int(node.max(initial=-1))
+        if low < 0:
+            raise IndexError(
+                f'partition_events found {name} ids from {low}, but expected them from 0.'
+            )
         if high // number >= 2**PLACE_BITS:
             raise ValueError(
                 f'A partition holds at most {2**PLACE_BITS:,} {name}s, but {name} {high:,} is in '

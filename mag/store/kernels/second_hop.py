@@ -4,11 +4,13 @@ import numpy as np
 
 from mag.checks import check_integers
 from mag.store.kernels._compile import AHEAD, kernel, prefetch, read_only
-from mag.store.kernels.neighbor_rows import BYTE, COUNT_BITS, FORM_BITS, SHORT, SPARSE
-from mag.store.kernels.partition_events import MAX_WINDOWS
+from mag.store.kernels.neighbor_rows import BYTE, COUNT_BITS, FORM_BITS, SHORT, SPARSE, WORD
+from mag.store.kernels.partition_events import MAX_WINDOWS, WINDOW_BITS
 
 # Stands for a count that 16 bits do not hold.
 ESCAPE = 2**16 - 1
+# How many cache lines of a row are asked for; the processor asks for what follows.
+LINES = 4
 
 
 class SecondHop(NamedTuple):
@@ -109,62 +111,75 @@ def _second_hop(
             neighbor = np.int64(pairs_neighbor[min(pair + AHEAD, end - 1)])
             row = base[neighbor & mask] + (neighbor >> shift)
             word = np.int64(offset[row] >> np.uint64(FORM_BITS))
-            prefetch(words, word)
-            prefetch(words, word + 16)
+            for line in range(LINES):
+                prefetch(words, word + 16 * line)
             neighbor = np.int64(pairs_neighbor[pair])
             row = base[neighbor & mask] + (neighbor >> shift)
-            form = np.int64(offset[row] & np.uint64(3))
+            form = np.int64(offset[row] & np.uint64(2**FORM_BITS - 1))
             word = np.int64(offset[row] >> np.uint64(FORM_BITS))
-            first = np.int64(pairs_window[pair])
             last = np.int64(offset[row + 1] >> np.uint64(FORM_BITS))
+            first = np.int64(pairs_window[pair])
             # The most that a row of any form but the widest adds in one place.
             added = (2**COUNT_BITS - 1) * (last - word)
             if form != SPARSE:
                 added = num_windows * (2 ** (8 * form) - 1)
-            if form <= SHORT and highest + added >= 2**32:
-                for slot in range(size):
-                    far[slot] += near[slot]
-                    near[slot] = 0
-                highest = 0
-            highest += added if form <= SHORT else 0
+            if form != WORD:
+                if highest + added >= 2**32:
+                    _add(near, far)
+                    near[:] = 0
+                    highest = 0
+                highest += added
             if form == SPARSE:
-                for entry in range(word, last):
-                    slot = np.int64(words[entry] >> np.uint32(COUNT_BITS))
-                    if slot < first * num_clusters:
-                        slot = first * num_clusters + slot % num_clusters
-                    near[slot] += words[entry] & np.uint32(2**COUNT_BITS - 1)
+                for entry in words[word:last]:
+                    window = np.int64(entry >> np.uint32(COUNT_BITS)) & (2**WINDOW_BITS - 1)
+                    window = max(window, first)
+                    cluster = np.int64(entry >> np.uint32(COUNT_BITS + WINDOW_BITS))
+                    near[np.uint64(window * num_clusters + cluster)] += entry & np.uint32(
+                        2**COUNT_BITS - 1
+                    )
             elif form == BYTE:
-                _add_row(octets, word * 4, first, num_windows, num_clusters, near)
+                _add_table(octets, word * 4, first, num_windows, num_clusters, near)
             elif form == SHORT:
-                _add_row(shorts, word * 2, first, num_windows, num_clusters, near)
+                _add_table(shorts, word * 2, first, num_windows, num_clusters, near)
             else:
-                _add_row(words, word, first, num_windows, num_clusters, far)
+                _add_table(words, word, first, num_windows, num_clusters, far)
+        _add(near, far)
+        near[:] = 0
+        for window in range(1, num_windows):
+            before = far[(window - 1) * num_clusters : window * num_clusters]
+            _add(before, far[window * num_clusters : (window + 1) * num_clusters])
+        flat = table[node].reshape(size)
+        most = np.int64(0)
         for slot in range(size):
-            total = far[slot] + np.int64(near[slot])
-            if slot >= num_clusters:
-                total += far[slot - num_clusters]
-            far[slot] = total
-            near[slot] = 0
-        for window in range(num_windows):
-            for cluster in range(num_clusters):
-                total = far[window * num_clusters + cluster]
-                table[node, window, cluster] = min(total, ESCAPE)
-                if total >= ESCAPE:
+            flat[slot] = min(far[slot], ESCAPE)
+            most = max(most, far[slot])
+        if most >= ESCAPE:
+            for slot in range(size):
+                if far[slot] >= ESCAPE:
                     if num_over == len(over_index):
                         over_index = np.concatenate((over_index, np.empty_like(over_index)))
                         over_count = np.concatenate((over_count, np.empty_like(over_count)))
-                    over_index[num_over] = node * size + window * num_clusters + cluster
-                    over_count[num_over] = total
+                    over_index[num_over] = node * size + slot
+                    over_count[num_over] = far[slot]
                     num_over += 1
         far[:] = 0
     return over_index[:num_over].copy(), over_count[:num_over].copy()
 
 
 @kernel
-def _add_row(row, start, first, num_windows, num_clusters, near):  # type: ignore[no-untyped-def]
+def _add(row, total):  # type: ignore[no-untyped-def]
+    for place in range(len(row)):
+        total[place] += row[place]
+
+
+@kernel
+def _add_table(rows, start, first, num_windows, num_clusters, total):  # type: ignore[no-untyped-def]
     r"""Adds a table of increments, those before the first window to that window."""
+    begin = np.uint64(start)
+    known = np.uint64(first * num_clusters)
     for window in range(first):
-        for cluster in range(num_clusters):
-            near[first * num_clusters + cluster] += row[start + window * num_clusters + cluster]
-    for slot in range(first * num_clusters, num_windows * num_clusters):
-        near[slot] += row[start + slot]
+        before = begin + np.uint64(window * num_clusters)
+        for cluster in range(np.uint64(num_clusters)):
+            total[known + cluster] += rows[before + cluster]
+    for slot in range(known, np.uint64(num_windows * num_clusters)):
+        total[slot] += rows[begin + slot]
