@@ -111,6 +111,40 @@ def recents(log: str, node_type: str, cutoffs: Sequence[int], num_recent: int) -
     return f'SELECT node, as_of, age, neighbor FROM ({aged}) aged WHERE age <= {num_recent}'
 
 
+def records(log: str, node_type: str, cutoffs: Sequence[int], num_partitions: int) -> str:
+    r"""The events of each partition of nodes as records, 8 bytes each, for
+    :func:`~mag.store.kernels.count_partition`.
+
+    Args:
+        log: The log.
+        node_type: Whose partitions, :obj:`"user"` or :obj:`"item"`.
+        cutoffs: The cutoffs, int seconds, ascending.
+        num_partitions: How many, a power of two.
+
+    Returns:
+        A query of the columns :obj:`partition_number`; :obj:`record`, as
+        :func:`~mag.store.kernels.partition_events` writes it, BIGINT; and :obj:`time` and
+        :obj:`log_row`, by whose order a partition is counted.
+    """
+    # They need numba, which queries do without.
+    from mag.store.kernels.partition_events import NEIGHBOR, PLACE
+
+    check_choice(NEIGHBOR_TYPE, node_type=node_type)
+    check_choice([2**power for power in range(24)], num_partitions=num_partitions)
+    node, neighbor = (f'CAST({name} AS BIGINT)' for name in (node_type, NEIGHBOR_TYPE[node_type]))
+    number = f'{node} % {num_partitions}'
+    # No engine divides integers by the same word as another: the place is shifted by a product.
+    record = (
+        f'({node} - {number}) * {2**PLACE // num_partitions} + {neighbor} * {2**NEIGHBOR} '
+        f'+ first_window * 2 + CAST(click AS INT)'
+    )
+    return (
+        f'SELECT CAST({number} AS INT) AS partition_number, {record} AS record, '
+        f'CAST(time AS BIGINT) AS time, CAST(log_row AS BIGINT) AS log_row '
+        f'FROM ({_history(log, cutoffs)}) history'
+    )
+
+
 def fresh_rows(log: str, cutoffs: Sequence[int]) -> str:
     r"""The rows from the first cutoff on, asking what was known just before each."""
     check_cutoffs(cutoffs)
@@ -159,8 +193,8 @@ def target_counts(
     for view in views:
         if view.exposure is not None:
             raise ValueError(
-                f'target_counts counts by nodes and clusters, but {view.name!r} names the attribute '
-                f'{view.exposure!r} of exposures: count it with TargetCounts.'
+                f'target_counts counts by nodes and clusters, but {view.name!r} names an attribute '
+                f'of exposures: count it with TargetCounts.'
             )
     events = (
         f'SELECT -1 AS log_row, user, item, time AS moment, {_window("time", cutoffs)} AS '

@@ -1,140 +1,23 @@
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import duckdb
+import numpy as np
 import pyarrow
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
 from mag.macro_graph import TargetView, target_views
-from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES
+from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE
 from mag.store import sql
-from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
+from mag.store.kernels import partition_events
+from mag.transforms import RecentNeighbors, TargetCounts
 
-# Logs are so small here that parts lose many of their rows.
-pytestmark = pytest.mark.filterwarnings('ignore:TemporalSplit leaves out')
 NUM_RECENT = 3
 Engine = Callable[[str, Mapping[str, pyarrow.Table]], dict[str, Tensor]]
 
 
-def as_tensors(table: pyarrow.Table) -> dict[str, Tensor]:
-    return {name: torch.tensor(table[name].to_pylist()) for name in table.column_names}
-
-
-def in_duckdb(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tensor]:
-    with duckdb.connect() as connection:
-        for name, table in tables.items():
-            connection.register(name, table)
-        return as_tensors(connection.sql(query).to_arrow_table())
-
-
-@pytest.fixture(params=['duckdb', 'sail'])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == 'duckdb':
-        return in_duckdb
-    session = request.getfixturevalue(request.param)
-
-    def in_session(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tensor]:
-        for name, table in tables.items():
-            session.createDataFrame(table).createOrReplaceTempView(name)
-        return as_tensors(session.sql(query).toArrow())
-
-    return in_session
-
-
-def random_log(seed: int) -> HeteroData:
-    r"""Exposures with many ties and repeats, nodes that appear late, and lonely ones."""
-    generator = torch.Generator().manual_seed(seed)
-    size, num_users, num_items = 600, 20, 14
-    data = HeteroData()
-    data['user'].num_nodes, data['item'].num_nodes = num_users + 2, num_items + 2
-    data['item'].category = torch.arange(num_items + 2) % 3
-    data['item'].num_category = 3
-    share = torch.linspace(0.4, 1, size)
-    clicks = data[CLICKS]
-    clicks.edge_label_time = torch.randint(0, 90, (size,), generator=generator).sort().values
-    clicks.edge_label_index = torch.stack(
-        [
-            (torch.rand(size, generator=generator) * share * number).long()
-            for number in (num_users, num_items)
-        ]
-    )
-    clicks.edge_label = (torch.rand(size, generator=generator) < 0.4).float()
-    clicked = clicks.edge_label > 0
-    clicks.edge_index = clicks.edge_label_index[:, clicked]
-    clicks.time = clicks.edge_label_time[clicked]
-    # By which the rows of a part are found again, as it leaves some out.
-    clicks.edge_label_log_row = torch.arange(size)
-    return data
-
-
-class Case:
-    r"""A part in memory, and the tables that queries read."""
-
-    def __init__(self, seed: int, num_windows: int) -> None:
-        self.log = random_log(seed)
-        self.part = TemporalSplit(num_windows=num_windows)(self.log)[0]
-        groups = {'user': [3, 2], 'item': ['category', 4]}
-        coarsen = [MacroCoarsen(groups, binary=binary).fit(self.part) for binary in (True, False)]
-        self.resolutions = coarsen[0].resolutions
-        self.pairs, self.events = (transform(self.part) for transform in coarsen)
-        self.cutoffs = self.part[CLICKS].cutoff.view(-1).tolist()
-
-    def tables(self, data: HeteroData) -> dict[str, pyarrow.Table]:
-        label = self.log[CLICKS]
-        return {
-            'log': table(label.edge_label_index, label.edge_label_time, label.edge_label),
-            **{f'{name}_clusters': clusters(data, name, self.cutoffs) for name in MACRO},
-        }
-
-
-def table(index: Tensor, time: Tensor, click: Tensor) -> pyarrow.Table:
-    return pyarrow.table(
-        {
-            'user': index[0].numpy(),
-            'item': index[1].numpy(),
-            'time': time.numpy(),
-            'click': click.bool().numpy(),
-            'log_row': torch.arange(time.numel()).numpy(),
-        }
-    ).take(torch.randperm(time.numel(), generator=torch.Generator().manual_seed(0)).numpy())
-
-
-def clusters(data: HeteroData, node_type: str, cutoffs: list[int]) -> pyarrow.Table:
-    store = data[node_type]
-    columns = {'node': torch.arange(store.num_nodes)}
-    for name in [name for name in store.keys() if name in RESOLUTIONS]:
-        cluster = store[name]
-        columns[name] = cluster
-        since = store.get(f'{name}_since')
-        window = torch.zeros_like(cluster)
-        if since is not None:
-            window = torch.searchsorted(torch.tensor(cutoffs), since)
-        columns[f'{name}_window'] = window
-    return pyarrow.table({name: column.numpy() for name, column in columns.items()})
-
-
-RESOLUTIONS = {'cluster', 'cluster_2', 'cluster_4'}
-CASES = [(0, 1), (1, 3), (2, 6)]
-
-
-@pytest.fixture(params=CASES, ids=[f'{number}_windows' for _, number in CASES], scope='module')
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(*request.param)
-
-
-def dense(data: HeteroData, edge_type: tuple[str, str, str], num_windows: int) -> Tensor:
-    r"""Counts as of each window, shape :obj:`[N, M, S]`."""
-    macro, _, node_type = edge_type
-    shape = data[node_type].num_nodes, data[macro].num_nodes, num_windows
-    edges = data[edge_type]
-    counts = torch.zeros(shape)
-    counts[edges.edge_index[1], edges.edge_index[0]] = edges.edge_weight.view(-1, num_windows)
-    return counts
-
-
-def test_distinct_pairs_and_their_first_windows(case: Case, engine: Engine) -> None:
+def test_distinct_pairs_and_their_first_windows(case: Any, engine: Engine) -> None:
     got = engine(sql.distinct_pairs('log', case.cutoffs), case.tables(case.events))
     clicks = case.part[CLICKS]
     window = torch.bucketize(clicks.time, torch.tensor(case.cutoffs), right=True)
@@ -149,7 +32,7 @@ def test_distinct_pairs_and_their_first_windows(case: Case, engine: Engine) -> N
 @pytest.mark.parametrize('node_type', MACRO)
 @pytest.mark.parametrize('place', [0, 1])
 def test_hop_one_is_that_of_macro_coarsen(
-    case: Case, engine: Engine, node_type: str, place: int
+    case: Any, engine: Engine, node_type: str, place: int
 ) -> None:
     neighbor = NEIGHBOR_TYPE[node_type]
     of = [of for of in case.resolutions if of.node_type == neighbor][place]
@@ -160,7 +43,9 @@ def test_hop_one_is_that_of_macro_coarsen(
         (case.events, of_events, 'hop1', 'clicks'),
         (case.pairs, of_pairs, 'hop1', 'pairs'),
     ):
-        expected = dense(data, (of.macro, relation, node_type), len(case.cutoffs))
+        edges = data[of.macro, relation, node_type]
+        shape = data[node_type].num_nodes, data[of.macro].num_nodes
+        expected = case.dense(*edges.edge_index, edges.edge_weight, shape)
         counts = torch.zeros_like(expected)
         counts[got['node'], got['cluster'], got['first_window']] = got[column].float()
         assert torch.equal(counts.cumsum(2), expected), column
@@ -168,7 +53,7 @@ def test_hop_one_is_that_of_macro_coarsen(
 
 
 @pytest.mark.parametrize('node_type', MACRO)
-def test_recents_are_those_of_recent_neighbors(case: Case, engine: Engine, node_type: str) -> None:
+def test_recents_are_those_of_recent_neighbors(case: Any, engine: Engine, node_type: str) -> None:
     got = engine(sql.recents('log', node_type, case.cutoffs, NUM_RECENT), case.tables(case.events))
     recent = RecentNeighbors(NUM_RECENT)(case.part)[node_type].recent
     expected = recent.view(-1, len(case.cutoffs), NUM_RECENT)
@@ -180,7 +65,7 @@ def test_recents_are_those_of_recent_neighbors(case: Case, engine: Engine, node_
 
 @pytest.mark.parametrize('fresh', [False, True])
 def test_counts_at_the_target_are_those_of_target_counts(
-    case: Case, engine: Engine, fresh: bool
+    case: Any, engine: Engine, fresh: bool
 ) -> None:
     part = case.events
     transform = TargetCounts().fit(part)
@@ -208,3 +93,48 @@ def test_counts_at_the_target_are_those_of_target_counts(
     place = torch.zeros(asked.numel(), dtype=torch.long)
     place[got['log_row']] = torch.arange(got['log_row'].numel())
     assert torch.equal(counts[place[clicks.edge_label_log_row]].float(), clicks.edge_label_counts)
+
+
+def test_records_are_those_of_the_kernel(case: Any, engine: Engine) -> None:
+    label, number = case.log[CLICKS], {'user': 4, 'item': 2}
+    tables = case.tables(case.events)
+    user, item = label.edge_label_index.numpy()
+    cutoff = torch.tensor(case.cutoffs)
+    window = torch.bucketize(label.edge_label_time, cutoff, right=True).numpy()
+    clicked = label.edge_label.bool().numpy()
+    expected = partition_events(user, item, window, clicked, number, len(cutoff))
+    for node_type, (record, offset) in expected.items():
+        query = sql.records('log', node_type, case.cutoffs, number[node_type])
+        got = {name: column.numpy() for name, column in engine(query, tables).items()}
+        order = np.lexsort((got['log_row'], got['time'], got['partition_number']))
+        assert np.array_equal(got['record'][order].view(np.uint64), record)
+        sizes = np.bincount(got['partition_number'], minlength=number[node_type])
+        assert np.array_equal(sizes, np.diff(offset))
+
+
+def test_a_log_has_what_counts_may_differ_in(case: Any) -> None:
+    index, time = case.log[CLICKS].edge_label_index, case.log[CLICKS].edge_label_time
+    assert time.unique().numel() < time.numel() / 5
+    assert index.unique(dim=1).size(1) < index.size(1)
+    assert case.part[CLICKS].edge_index[0].unique().numel() < case.part['user'].num_nodes
+    if len(case.cutoffs) > 1:
+        assert all((case.macro(case.events, of).window > 0).any() for of in case.resolutions[:2])
+
+
+@pytest.mark.parametrize(
+    ('make', 'match'),
+    [
+        (lambda: sql.distinct_pairs('log', [5, 5]), r'ascend, int seconds, but got \[5, 5\]\.'),
+        (lambda: sql.fresh_rows('log', []), r'ascend, int seconds, but got \[\]\.'),
+        (lambda: sql.hop_one('log', 'c', 'macro', [5]), "'user', 'item', but got 'macro'"),
+        (lambda: sql.recents('log', 'user', [5], 0), "'num_recent' must be at least 1"),
+        (lambda: sql.records('log', 'user', [5], 3), "'num_partitions' must be one of 1, 2, 4"),
+        (
+            lambda: sql.target_counts('log', 'r', {}, [TargetView(exposure='hour')], [5]),
+            "'hour' names an attribute of exposures: count it with TargetCounts",
+        ),
+    ],
+)
+def test_bad_arguments(make: Callable[[], str], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()
