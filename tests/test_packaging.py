@@ -241,7 +241,7 @@ ROOMS: dict[str, set[str]] = {
     'macro_graph': {'checks', 'click_index', 'files', 'schema', 'unknown'},
     'negatives': {'checks'},
     'nn': {'checks'},
-    'store': {'checks'},
+    'store': {'checks', 'macro_graph', 'schema'},
     'losses': {'checks'},
     'metrics': {'checks'},
     'loader': {

@@ -24,6 +24,8 @@ def spark() -> Iterator[Any]:
     if find_spec('py4j') is None:
         pytest.skip('Spark itself is not installed: make test-spark installs it')
     session = spark_session('local[2]')
+    # A task for each of 200 parts of a few rows takes minutes.
+    session.conf.set('spark.sql.shuffle.partitions', 2)
     yield session
     session.stop()
 
