@@ -139,8 +139,8 @@ def count_on_spark(
         session.read.parquet('/data/log/').createOrReplaceTempView('log')
         count_on_spark(session, 'log', '/data/store', ...)
 
-    A partition is counted by one worker, in memory of about 70 bytes an event of it and 4 bytes a
-    node of the other type and resolution. Work that a worker does twice writes the same again.
+    A partition is counted by one worker, in memory of about 100 bytes an event of it, and 5 bytes a
+    node of the other type and resolution, which are mapped. Work that a worker does twice writes the same again.
 
     Args:
         session: A session, see :func:`spark_session`.
