@@ -4,6 +4,7 @@ import json
 import os
 import os.path as osp
 import shutil
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +117,7 @@ class _Build:
             return
         sizes = plan.estimate()
         if progress:
-            print(plan.describe(sizes))
+            print(plan.describe(sizes), file=sys.stderr)
         plan.check_fits(sizes)
         os.makedirs(osp.dirname(path), exist_ok=True)
         with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:

@@ -11,7 +11,7 @@ NUM_KILLS = 24
 # One process, so that libraries are loaded once: it builds a store, and then another one that is
 # killed again and again, at random moments and at random calls of the system, until it is done.
 KILL_AND_GO_ON = """
-import json, os, random, signal, sys, time
+import glob, json, os, random, signal, sys, time
 
 from mag.datasets import LogSchema
 from mag.store.build import build
@@ -59,17 +59,16 @@ killed = 0
 places = []
 while True:
     is_by_call = chance.random() < 0.75
-    process = start(chance.randint(1, 40) if is_by_call and killed < num_kills else 0)
+    process = start(chance.randint(1, 80) if is_by_call and killed < num_kills else 0)
     if not is_by_call and killed < num_kills:
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.6))
         os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if status == 0:
         break
     assert os.WTERMSIG(status) == signal.SIGKILL, status
     killed += 1
-    done = os.path.join(out, 'killed.building/work/done')
-    places.append(sum(name.endswith('.json') for name in os.listdir(done)) if os.path.exists(done) else 0)
+    places.append(len(glob.glob(os.path.join(out, 'killed.building/work/done/*.json'))))
 print(json.dumps({'killed': killed, 'places': places}))
 """
 

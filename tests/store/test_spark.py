@@ -100,17 +100,17 @@ def test_arrays_are_the_counts_in_memory(session: Any, case: Any, tmp_path: Path
 
 def test_arrays_are_those_that_one_machine_builds(session: Any, case: Any, tmp_path: Path) -> None:
     log = case.tables(case.events)['log'].sort_by('log_row')
-    category = case.log['item'].category.numpy()[log['item'].to_numpy()]
-    pyarrow.parquet.write_table(
-        log.append_column('category', pyarrow.array(category)), tmp_path / 'log.parquet'
-    )
+    user, item = (log[name].to_numpy() for name in NEIGHBOR_TYPE)
+    for name, value in (('country', user % 5), ('category', item % 3), ('brand', item % 4)):
+        log = log.append_column(name, pyarrow.array(value))
+    pyarrow.parquet.write_table(log, tmp_path / 'log.parquet')
     columns = {
         'user': 'user', 'item': 'item', 'time': 'time', 'label': 'click',
-        'item_attributes': ['category'],
+        'user_attributes': ['country'], 'item_attributes': ['category', 'brand'],
     }  # fmt: skip
     store, folder = tmp_path / 'store', tmp_path / 'spark'
     schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
-    groups = {'user': [3, 2], 'item': ['category', 2]}
+    groups = {'user': 'country', 'item': ['category', 'brand']}
     build(BuildPlan(schema, store, groups, case.cutoffs, num_recent=NUM_RECENT), progress=False)
     manifest = read_manifest(str(store))
     shutil.copytree(store / 'clusters', folder / 'clusters')
