@@ -140,7 +140,8 @@ def count_on_spark(
         count_on_spark(session, 'log', '/data/store', ...)
 
     A partition is counted by one worker, in memory of about 100 bytes an event of it, and 5 bytes a
-    node of the other type and resolution, which are mapped. Work that a worker does twice writes the same again.
+    node of the other type and resolution, which are mapped. Work that is done twice writes the same
+    again.
 
     Args:
         session: A session, see :func:`spark_session`.

@@ -155,14 +155,8 @@ def test_bad_arguments(
 @pytest.mark.parametrize(
     ('row', 'match'),
     [
-        (
-            'SELECT 1 AS user, 2 AS item, 3 AS time, true AS click, 0 AS log_row WHERE false',
-            'no rows',
-        ),
-        (
-            'SELECT 1 AS user, 2 AS item, 3 AS time, CAST(NULL AS BOOLEAN) AS click, 0 AS log_row',
-            "'bad' has 1 of 1 rows without 'click'",
-        ),
+        ('true AS click WHERE false', 'no rows'),
+        ('CAST(NULL AS BOOLEAN) AS click', "'bad' has 1 of 1 rows without 'click'"),
     ],
 )
 def test_a_log_that_lacks_something_is_refused(
