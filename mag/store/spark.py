@@ -424,13 +424,15 @@ class _Second:
 
         side, other = self.side, self.other
         folder = side.part(partition)
-        pairs = [
+        indptr, neighbor, window = (
             np.load(osp.join(folder, f'pairs_{name}.npy'), mmap_mode='r')
             for name in ('indptr', 'neighbor', 'window')
-        ]
+        )
         first = side.base()[partition]
         second = second_hop(
-            *pairs,
+            indptr,
+            neighbor,
+            window,
             other.read(other.file('offset')),
             other.read(other.file('data')),
             other.base(),
