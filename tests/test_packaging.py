@@ -238,10 +238,10 @@ ROOMS: dict[str, set[str]] = {
     'logits': set(),
     'schema': {'checks'},
     'modality': {'checks', 'schema'},
-    'macro_graph': {'checks', 'click_index', 'files', 'schema', 'unknown'},
+    'macro_graph': {'checks', 'click_index', 'files', 'negatives', 'schema', 'unknown'},
     'negatives': {'checks'},
     'nn': {'checks'},
-    'store': {'checks'},
+    'store': {'checks', 'macro_graph', 'negatives', 'schema'},
     'losses': {'checks'},
     'metrics': {'checks'},
     'loader': {

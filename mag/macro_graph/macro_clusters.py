@@ -112,7 +112,9 @@ class MacroClusters:
                 data, node_type, first, cluster[NEIGHBOR_TYPE[node_type]]
             )
             for name in self._learned(node_type):
-                cluster[name][is_clicked] = self.groupings[name].fit(embedding[is_clicked])
+                cluster[name][is_clicked] = self.groupings[name].fit(
+                    embedding[is_clicked], is_clicked.nonzero().view(-1)
+                )
         self.cluster = cluster
         self.cluster = self.assign(data, window)
         return self
