@@ -120,7 +120,7 @@ class Grouping:
             RuntimeError: If the grouping has not been fitted.
             ValueError: If :obj:`x` has another width than the rows it was fitted on.
         """
-        centroids = self._fitted()
+        centroids = self.fitted()
         rows = _as_rows(x, centroids.size(1))
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
@@ -147,7 +147,7 @@ class Grouping:
         Raises:
             RuntimeError: If the grouping has not been fitted.
         """
-        write_tensors({**self._arguments(), 'centroids': self._fitted()}, path)
+        write_tensors({**self._arguments(), 'centroids': self.fitted()}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Grouping':
@@ -178,7 +178,12 @@ class Grouping:
             ) from error
         return grouping
 
-    def _fitted(self) -> Tensor:
+    def fitted(self) -> Tensor:
+        r"""The centroids, shape :obj:`[num_clusters, D]`.
+
+        Raises:
+            RuntimeError: If the grouping has not been fitted.
+        """
         if self.centroids is None:
             raise RuntimeError(f"{self!r} has not been fitted: call 'fit' or 'load' first.")
         return self.centroids
@@ -229,6 +234,21 @@ def macro_behavior(counts: Tensor) -> Tensor:
     return torch.nn.functional.normalize(counts.float(), dim=1)
 
 
+def cluster_counts(
+    clicks: 'scipy.sparse.csr_matrix', neighbor_cluster: np.ndarray, num_clusters: int
+) -> Tensor:
+    r"""The clicks of each node by cluster of the neighbor, shape :obj:`[N, num_clusters]`.
+
+    Args:
+        clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
+        neighbor_cluster (numpy.ndarray): The cluster of each neighbor, shape :obj:`[N_other]`.
+        num_clusters (int): The number of clusters.
+    """
+    of_click = clicks.data, neighbor_cluster[clicks.indices], clicks.indptr
+    counts = scipy.sparse.csr_matrix(of_click, shape=(clicks.shape[0], num_clusters))
+    return torch.from_numpy(counts.toarray())
+
+
 def raw_behavior(
     clicks: 'scipy.sparse.csr_matrix',
     projection_dim: int,
@@ -271,9 +291,22 @@ def raw_behavior(
         ).toarray()
     else:
         rows = clicks @ random_signs(np.arange(clicks.shape[1]), projection_dim, seed)
-        norm *= np.sqrt(projection_dim)
+        return scale_projection(rows, norm)
     rows /= np.maximum(norm, 1e-12)[:, None]
     return torch.from_numpy(rows)
+
+
+def scale_projection(total: np.ndarray, norm: np.ndarray) -> Tensor:
+    r"""Embeddings of sums of signs, as squared distances are kept in expectation.
+
+    Args:
+        total (numpy.ndarray): The sums, float32, shape :obj:`[N, D]`. They are divided in place.
+        norm (numpy.ndarray): The length of the rows that were projected, float32, shape
+            :obj:`[N]`, multiplied in place.
+    """
+    norm *= np.sqrt(total.shape[1])
+    total /= np.maximum(norm, 1e-12)[:, None]
+    return torch.from_numpy(total)
 
 
 def random_signs(column: np.ndarray, projection_dim: int, seed: int) -> np.ndarray:
