@@ -242,8 +242,8 @@ ROOMS: dict[str, set[str]] = {
     'negatives': {'checks'},
     'nn': {'checks'},
     'store': {
-        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'macro_graph', 'negatives', 'schema',
-        'transforms',
+        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'macro_graph',
+        'negatives', 'schema', 'transforms',
     },
     'losses': {'checks'},
     'metrics': {'checks'},

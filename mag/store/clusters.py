@@ -174,7 +174,8 @@ class StoreClusters:
         r"""The nodes that centroids are found from, ascending, and their embeddings."""
         node_type = behavior.node_type
         number = self._events.num_partitions[node_type]
-        node, rows = np.empty(0, np.int64), []
+        node = np.empty(0, np.int64)
+        rows: list[Tensor] = []
         for partition in range(number):
             place = np.flatnonzero(self._first_windows(node_type, partition) == 0)
             both = np.concatenate([node, place * number + partition])
