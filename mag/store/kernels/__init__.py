@@ -1,0 +1,21 @@
+r"""What the store counts with: pure functions of arrays, compiled by numba."""
+
+from mag.store.kernels.count_partition import NodeCounts, code_type, count_partition
+from mag.store.kernels.gather_rows import gather_rows, gather_second
+from mag.store.kernels.neighbor_rows import NeighborRows, neighbor_rows
+from mag.store.kernels.partition_events import Records, partition_events
+from mag.store.kernels.second_hop import SecondHop, second_hop
+
+__all__ = [
+    'NeighborRows',
+    'NodeCounts',
+    'Records',
+    'SecondHop',
+    'code_type',
+    'count_partition',
+    'gather_rows',
+    'gather_second',
+    'neighbor_rows',
+    'partition_events',
+    'second_hop',
+]
