@@ -101,6 +101,17 @@ class EventFiles:
             if field.kind == 'id' and (not self.is_parquet or is_long):
                 _read_numbers(connection, self.table, name, kinds[name])
 
+    def first_rows(self, number: int) -> str:
+        r"""The SQL that gives the columns of the first rows of a delimited file as texts, without
+        what cannot be read."""
+        texts = dict.fromkeys((field.column for field in self.fields.values()), 'VARCHAR')
+        tolerant = f'{self._scan(self.paths[0], texts, ()).nullable[:-1]}, ignore_errors=true)'
+        names = ', '.join(
+            f'{quote_name(field.column)} AS {quote_name(name)}'
+            for name, field in self.fields.items()
+        )
+        return f'SELECT {names} FROM {tolerant} LIMIT {number}'
+
     def locate(self, row: int) -> str:
         r"""Where row number :obj:`row` of the table, from 0, stands in the files."""
         ends = list(accumulate(self._num_rows))
@@ -185,6 +196,19 @@ class EventFiles:
         ]
 
     def _read_parquet(self, connection: duckdb.DuckDBPyConnection) -> None:
+        queries = self.parquet_queries(connection)
+        self._create(connection, queries[0])
+        self._num_rows = []
+        for path, query in zip(self.paths, queries):
+            with reading_parquet(path):
+                ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
+            self._num_rows.append(count)
+
+    def parquet_queries(
+        self, connection: duckdb.DuckDBPyConnection, more: tuple[str, ...] = ()
+    ) -> list[str]:
+        r"""The SQL that gives the columns of each Parquet file, and what else is named, such as
+        :obj:`file_row_number`. A condition may follow it."""
         first: dict[str, str] = {}
         values: dict[str, str] = {}
         selects = []
@@ -217,13 +241,7 @@ class EventFiles:
                     kind = 'TIMESTAMP' if first[name] == 'DATE' else 'DOUBLE'
                     values[name] = f'{quote_name(self.fields[name].column)}::{kind}'
             selects.append((kinds, scan_parquet(path)))
-        queries = [self._select(values, kinds, scan) for kinds, scan in selects]
-        self._create(connection, queries[0])
-        self._num_rows = []
-        for path, query in zip(self.paths, queries):
-            with reading_parquet(path):
-                ((count,),) = connection.execute(f'INSERT INTO {self.table} {query}').fetchall()
-            self._num_rows.append(count)
+        return [self._select(values, kinds, scan, more) for kinds, scan in selects]
 
     def _check_times(self, path: str, kinds: Mapping[str, str]) -> None:
         names = self._names('time')
@@ -240,12 +258,18 @@ class EventFiles:
     def _create(self, connection: duckdb.DuckDBPyConnection, select: str) -> None:
         connection.execute(f'CREATE OR REPLACE TABLE {self.table} AS {select} LIMIT 0')
 
-    def _select(self, values: Mapping[str, str], kinds: Mapping[str, str], scan: str) -> str:
+    def _select(
+        self,
+        values: Mapping[str, str],
+        kinds: Mapping[str, str],
+        scan: str,
+        more: tuple[str, ...] = (),
+    ) -> str:
         found = []
         for name, field in self.fields.items():
             value = values.get(name, quote_name(field.column))
             found.append(f'{_written(value, kinds[name], field)} AS {quote_name(name)}')
-        return f'SELECT {", ".join(found)} FROM {scan}'
+        return f'SELECT {", ".join([*found, *more])} FROM {scan}'
 
     def _has_large_times(self, connection: duckdb.DuckDBPyConnection) -> bool:
         kinds = column_kinds(connection, self.table)

@@ -168,6 +168,15 @@ def locked(path: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
             os.remove(path)
 
 
+def flush(path: str | os.PathLike[str]) -> None:
+    r"""Waits until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     r"""Deletes what killed processes began to write to :obj:`path`, as far as it may be."""
     for leftover in glob(f'{escape(os.fspath(path))}.{"[0-9a-f]" * 8}.tmp'):

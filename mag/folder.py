@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mag.files import (
     FullDiskError,
     checksum,
+    flush,
     full_disk,
     locked,
     replacing,
@@ -126,13 +127,13 @@ class Folder:
 
     def _replace(self) -> None:
         for name in os.listdir(self._partial):
-            _flush(osp.join(self._partial, name))
-        _flush(self._partial)
+            flush(osp.join(self._partial, name))
+        flush(self._partial)
         # No system call that Python has exchanges two folders.
         if osp.exists(self.path):
             os.replace(self.path, self._replaced)
         os.replace(self._partial, self.path)
-        _flush(osp.dirname(self.path))
+        flush(osp.dirname(self.path))
 
     def _settle(self) -> None:
         r"""Takes back what was being replaced, and deletes what is no longer needed."""
@@ -249,11 +250,3 @@ class Folder:
 def checksum_of(manifest: Mapping[str, Any]) -> str:
     r"""The checksum of what a manifest says, whatever its white space."""
     return f'{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}'
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,7 +27,8 @@ from mag.raw_ids import (
 _FAMILY = {**dict.fromkeys(TEXTS, 'text'), 'time_ns': 'time'}
 # What a column of objects is written as.
 _COLUMNS = {'text': '::VARCHAR', 'uuid': '::UUID', 'blob': '::BLOB'}
-_LINEAGE = 'lineage'
+#: Where a file of ids keeps its lineage.
+LINEAGE = 'lineage'
 _CHUNK = 1 << 18
 
 
@@ -238,7 +239,7 @@ class IdMap:
                 connection.execute(
                     f'COPY (SELECT id{_COLUMNS.get(self.kind, "")} AS id FROM nodes) '
                     f'TO {_quote(temporary)} (FORMAT parquet, COMPRESSION zstd, '
-                    f'KV_METADATA {{{_LINEAGE}: {_quote(lineage)}}})'
+                    f'KV_METADATA {{{LINEAGE}: {_quote(lineage)}}})'
                 )
             except duckdb.IOException as error:
                 raise OSError(f'{os.fspath(path)!r} cannot be written: {error}') from error
@@ -270,7 +271,7 @@ class IdMap:
                 raise ValueError(
                     f'{path!r} is damaged, or no file that IdMap.save wrote.'
                 ) from error
-        lineage = dict(metadata).get(_LINEAGE.encode())
+        lineage = dict(metadata).get(LINEAGE.encode())
         if lineage is None:
             raise ValueError(f'{path!r} is no file that IdMap.save wrote: it has no fingerprint.')
         try:

@@ -1,0 +1,387 @@
+r"""Builds a store from a log that does not fit in memory."""
+
+import json
+import os
+import os.path as osp
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mag.compression import encode_counts
+from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
+from mag.files import flush, locked, replacing
+from mag.schema import NEIGHBOR_TYPE, Resolution
+from mag.store.encode import Encoder, Log
+from mag.store.kernels import (
+    NeighborRows,
+    NodeCounts,
+    Records,
+    SecondHop,
+    code_type,
+    count_partition,
+    neighbor_rows,
+    partition_events,
+    second_hop,
+)
+from mag.store.kernels.neighbor_rows import FORM_BITS
+from mag.store.manifest import has_manifest, read_manifest, write_manifest
+from mag.store.partitions import Partitions
+from mag.store.plan import BuildPlan, Sizes
+from mag.store.units import Units
+from mag.transforms import TemporalSplit
+
+_PLAN = 'work/plan.json'
+
+
+def build(plan: BuildPlan, progress: bool = True) -> str:
+    r"""Builds a store, or goes on where a former process was killed, and gives its folder.
+
+    Everything is written to a folder beside, :obj:`<out>.building`, which is renamed at the end:
+    what is at :obj:`out` is whole. After a kill at any moment the same plan gives the same bytes. A
+    store that is there is left as it is.
+
+    Args:
+        plan (BuildPlan): What to build.
+        progress (bool, optional): Whether to print the plan, and to show bars.
+            (default: :obj:`True`)
+
+    Raises:
+        OSError: If the folder cannot be written, or another process builds this store.
+        ValueError: If the folder holds anything else, the store was built, or begun, with another
+            plan or from other files, the disk or the memory cannot hold it, or a file is not what
+            the plan says.
+    """
+    out = osp.abspath(plan.out)
+    if has_manifest(out):
+        plan.check_same(read_manifest(out)['plan'], out)
+        return out
+    if osp.exists(out) and (not osp.isdir(out) or os.listdir(out)):
+        raise ValueError(
+            f"'out' must be a new folder or a store, but {out!r} holds something else."
+        )
+    os.makedirs(osp.dirname(out), exist_ok=True)
+    try:
+        with locked(f'{out}.lock', wait=False):
+            _Build(plan, f'{out}.building', progress).run()
+            os.replace(f'{out}.building', out)
+            flush(osp.dirname(out))
+    except BlockingIOError as error:
+        raise OSError(f'Another process builds {out!r}: wait for it, or stop it.') from error
+    return out
+
+
+class _Counted(NamedTuple):
+    r"""What is counted of a partition."""
+
+    counts: NodeCounts
+    rows: NeighborRows
+
+
+class _Build:
+    def __init__(self, plan: BuildPlan, folder: str, progress: bool) -> None:
+        self.plan, self.folder = plan, folder
+        if has_manifest(folder):
+            # All is done but to rename it.
+            plan.check_same(read_manifest(folder)['plan'], folder)
+            return
+        self._begin(progress)
+        self.units = Units(folder, plan.threads, progress)
+        self.encoder = Encoder(plan.schema, self.units, plan.spare * 2 // 3, plan.rows)
+
+    def run(self) -> None:
+        if not has_manifest(self.folder):
+            self._build()
+        shutil.rmtree(osp.join(self.folder, 'work'), ignore_errors=True)
+
+    def _begin(self, progress: bool) -> None:
+        r"""Keeps the plan, or makes sure that it is the one that was begun."""
+        plan, path = self.plan, osp.join(self.folder, _PLAN)
+        if osp.exists(path):
+            with open(path, encoding='utf-8') as file:
+                plan.check_same(json.load(file), self.folder)
+            return
+        sizes = plan.estimate()
+        if progress:
+            print(plan.describe(sizes))
+        plan.check_fits(sizes)
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+            json.dump(plan.facts, file)
+
+    def _build(self) -> None:
+        plan, units = self.plan, self.units
+        log = self.encoder.encode()
+        self.num_nodes = {name: units.results[f'ids-{name}']['num_nodes'] for name in NEIGHBOR_TYPE}
+        self.cutoffs = units.run('cutoffs', lambda: self._cutoffs(log))['cutoffs']
+        self.num_windows = len(self.cutoffs)
+        self.num_clusters = {
+            of.name: of.group
+            if isinstance(of.group, int)
+            else units.run(f'attribute-{of.name}', lambda of=of: self._attribute(log, of))
+            for of in plan.resolutions
+        }
+        sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
+        # Now that they are known.
+        units.run('fits', lambda: plan.check_fits(sizes))
+        self.partitions = Partitions(
+            units, self.num_nodes, plan.num_partitions(sizes), self.num_windows,
+            len(log.runs(plan.rows)),
+        )  # fmt: skip
+        self._map(log)
+        self._learn()
+        for name in NEIGHBOR_TYPE:
+            self._count(name)
+        shutil.rmtree(units.path('work/map'), ignore_errors=True)
+        for name in NEIGHBOR_TYPE:
+            self._second(name)
+        write_manifest(self.folder, self._facts(log))
+
+    def _cutoffs(self, log: Log) -> dict[str, Any]:
+        r"""The cutoffs, and which are those of which part of the log."""
+        if self.plan.cutoffs is not None:
+            return {'cutoffs': [*self.plan.cutoffs], 'parts': None}
+        split = TemporalSplit(num_windows=self.plan.num_windows)
+        train = np.linspace(split.train_start, split.val_start, split.num_windows, endpoint=False)
+        quantile = self._quantiles(log, np.append(train, [split.val_start, split.test_start]))
+        # As TemporalSplit says: the history is all up to the quantile.
+        *trained, val, test = (np.floor(quantile).astype(np.int64) + 1).tolist()
+        parts = {'train': sorted({*trained}), 'val': val, 'test': test}
+        return {'cutoffs': sorted({*trained, val, test}), 'parts': parts}
+
+    def _quantiles(self, log: Log, share: np.ndarray) -> np.ndarray:
+        r"""What :func:`numpy.quantile` finds of the times, which are in their order."""
+        last = sum(log.num_rows) - 1
+        place = last * share
+        before = np.floor(place).astype(np.int64)
+        after = np.minimum(before + 1, last)
+        asked, where = np.unique(np.concatenate([before, after]), return_inverse=True)
+        low, high = np.split(self.encoder.times(log, asked)[where], 2)
+        part, difference = place - before, high - low
+        return np.where(part < 0.5, low + difference * part, high - difference * (1 - part))
+
+    def _attribute(self, log: Log, of: Resolution) -> int:
+        file = f'clusters/{of.name}.npy'
+        return self.encoder.write_attribute(log, of.node_type, str(of.group), file)
+
+    def _map(self, log: Log) -> None:
+        r"""Writes records of all events, by partition."""
+        names = {f'map-{place:06}': run for place, run in enumerate(log.runs(self.plan.rows))}
+        cutoffs = np.array(self.cutoffs)
+        with self.encoder.connect() as connection:
+
+            def compute(name: str) -> dict[str, Records]:
+                found = connection.cursor().execute(
+                    f'SELECT user::INTEGER AS user, item::INTEGER AS item, time, click '
+                    f'FROM ({names[name].query})'
+                )
+                rows = found.fetchnumpy()
+                window = cutoffs.searchsorted(rows['time'], side='right').astype(np.uint8)
+                event = rows['user'], rows['item'], window, rows['click']
+                number = self.partitions.num_partitions
+                return partition_events(*event, number, self.num_windows)
+
+            def write(name: str, records: dict[str, Records]) -> list[int]:
+                place = [*names].index(name)
+                for node_type, (record, offset) in records.items():
+                    path = Partitions.segment(node_type, place)
+                    self._save(f'{path}.npy', record)
+                    self._save(f'{path}_offset.npy', offset)
+                return [len(records['user'].record), int((records['user'].record & 1).sum())]
+
+            sizes = {name: run.num_rows for name, run in names.items()}
+            self.units.run_all('map', sizes, compute, write)
+        counted = np.array([self.units.results[name] for name in names])
+        self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
+
+    def _save(self, name: str, array: np.ndarray) -> None:
+        r"""Writes a whole file."""
+        self.units.allocate(name, array.dtype, array.shape)
+        self.units.write(name, array)
+
+    def _learn(self) -> None:
+        r"""Finds the clusters that no attribute tells."""
+
+    def _cluster(self, of: Resolution) -> np.ndarray:
+        return self.units.read(f'clusters/{of.name}.npy')
+
+    def _cluster_window(self, of: Resolution) -> np.ndarray | None:
+        r"""The first window that knows each node's cluster; all do of an attribute."""
+        if isinstance(of.group, str):
+            return None
+        return self.units.read(f'clusters/{of.name}_window.npy')
+
+    def _count(self, node_type: str) -> None:
+        r"""Counts the events of all nodes of a type, partition by partition."""
+        units, partitions = self.units, self.partitions
+        groups = self._of(NEIGHBOR_TYPE[node_type])
+        num_clusters = [self.num_clusters[of.name] for of in groups]
+        cluster = [self._cluster(of) for of in groups]
+        window = [self._cluster_window(of) for of in groups]
+        folder, shape = f'nodes/{node_type}', (self.num_windows, self.plan.num_recent)
+        num_nodes, base = self.num_nodes[node_type], partitions.base(node_type)
+        names = {f'nodes-{node_type}-{place:06}': place for place in range(len(base))}
+        # Files whose length is known; the others grow.
+        if not {*names} <= units.results.keys():
+            units.allocate(f'{folder}/recent.npy', np.int32, (num_nodes, *shape))
+            for of in groups:
+                units.allocate(f'{folder}/indptr{of.suffix}.npy', np.uint64, [num_nodes + 1])
+            units.allocate(f'work/rows/{node_type}_offset.npy', np.uint64, [num_nodes + 1])
+
+        def compute(name: str) -> _Counted:
+            counts = count_partition(
+                partitions.records(node_type, names[name]),
+                partitions.size(node_type, names[name]),
+                cluster, window, self.num_windows, num_clusters, self.plan.num_recent,
+            )  # fmt: skip
+            increments = counts.indptr[0], counts.code[0], counts.count[0]
+            return _Counted(counts, neighbor_rows(*increments, self.num_windows, num_clusters[0]))
+
+        def write(name: str, counted: _Counted) -> dict[str, Any]:
+            counts, rows = counted
+            place = names[name]
+            first = int(base[place])
+            units.write(f'{folder}/recent.npy', counts.recent, first * shape[0] * shape[1])
+            before = [units.results[other] for other in [*names][:place]]
+            for level, of in enumerate(groups):
+                start = sum(found['entries'][level] for found in before)
+                indptr = counts.indptr[level] + np.uint64(start)
+                units.write(f'{folder}/indptr{of.suffix}.npy', indptr, first)
+                units.write(f'{folder}/code{of.suffix}.npy', counts.code[level], start)
+                units.write(f'{folder}/count{of.suffix}.npy', counts.count[level], start)
+            start = sum(found['words'] for found in before)
+            offset = rows.offset + np.uint64(start << FORM_BITS)
+            units.write(f'work/rows/{node_type}_offset.npy', offset, first)
+            units.write(f'work/rows/{node_type}_data.npy', rows.data, start)
+            for part in ('indptr', 'neighbor', 'window'):
+                self._save(_pairs(node_type, place, part), getattr(counts, f'pairs_{part}'))
+            entries = [len(code) for code in counts.code]
+            return {'entries': entries, 'words': len(rows.data)}
+
+        # Records that nobody reads again are gone, and so are their sizes.
+        sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
+        units.run_all(f'count {node_type}s', sizes, compute, write)
+        found = [units.results[name] for name in names]
+
+        def close() -> None:
+            for level, of in enumerate(groups):
+                number = sum(of_unit['entries'][level] for of_unit in found)
+                dtype = code_type(self.num_windows, num_clusters[level])
+                units.allocate(f'{folder}/code{of.suffix}.npy', dtype, [number])
+                units.allocate(f'{folder}/count{of.suffix}.npy', np.uint8, [number])
+            words = sum(of_unit['words'] for of_unit in found)
+            units.allocate(f'work/rows/{node_type}_data.npy', np.uint32, [words])
+
+        units.run(f'close-{node_type}', close)
+
+    def _second(self, node_type: str) -> None:
+        r"""Counts two hops of all nodes of a type, some at a time."""
+        units, partitions, other = self.units, self.partitions, NEIGHBOR_TYPE[node_type]
+        num_clusters = self.num_clusters[node_type]
+        folder, size = f'nodes/{node_type}', self.num_windows * num_clusters
+        base, of_other = partitions.base(node_type), partitions.base(other)
+        is_exact = self.plan.counts == 'exact'
+        # A table of two bytes, or one of them and what encodes it, of each thread.
+        most = max(1, self.plan.spare // (self.plan.threads * size * (4 if is_exact else 16)))
+        names: dict[str, tuple[int, int, int]] = {}
+        for place in range(len(base)):
+            number = partitions.size(node_type, place)
+            for first in range(0, number, most):
+                last = min(first + most, number)
+                names[f'second-{node_type}-{len(names):06}'] = place, first, last
+        if not {*names} <= units.results.keys():
+            shape = self.num_nodes[node_type], self.num_windows, num_clusters
+            dtype = np.uint16 if is_exact else np.uint8
+            units.allocate(f'{folder}/second.npy', dtype, shape)
+        offset, data = (units.read(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data'))
+
+        def compute(name: str) -> SecondHop:
+            place, first, last = names[name]
+            indptr, neighbor, window = (
+                units.read(_pairs(node_type, place, part))
+                for part in ('indptr', 'neighbor', 'window')
+            )
+            found = second_hop(
+                indptr[first : last + 1], neighbor, window, offset, data, of_other,
+                self.num_windows, num_clusters,
+            )  # fmt: skip
+            return found if is_exact else _in_bytes(found)
+
+        def write(name: str, found: SecondHop) -> dict[str, int]:
+            place, first, _ = names[name]
+            start = (int(base[place]) + first) * size
+            units.write(f'{folder}/second.npy', found.table, start)
+            before = [units.results[done] for done in [*names][: [*names].index(name)]]
+            num_over = sum(of_unit['over'] for of_unit in before)
+            units.write(f'{folder}/second_over_index.npy', found.over_index + start, num_over)
+            units.write(f'{folder}/second_over_count.npy', found.over_count, num_over)
+            return {'over': len(found.over_index)}
+
+        sizes = {name: last - first for name, (_, first, last) in names.items()}
+        units.run_all(f'hop 2 of {node_type}s', sizes, compute, write)
+
+        def close() -> None:
+            number = sum(units.results[name]['over'] for name in names)
+            for part in ('index', 'count'):
+                units.allocate(f'{folder}/second_over_{part}.npy', np.int64, [number])
+
+        units.run(f'close-second-{node_type}', close)
+
+    def _of(self, node_type: str) -> list[Resolution]:
+        return [of for of in self.plan.resolutions if of.node_type == node_type]
+
+    def _facts(self, log: Log) -> dict[str, Any]:
+        units, scanned = self.units, self.units.results['scan']
+        arrays = {}
+        for folder, _, files in sorted(os.walk(self.folder)):
+            relative = osp.relpath(folder, self.folder)
+            if relative.startswith('work'):
+                continue
+            for file in sorted(files):
+                name = osp.normpath(osp.join(relative, file))
+                if name.endswith('.npy'):
+                    array = units.read(name)
+                    arrays[name.removesuffix('.npy')] = {
+                        'dtype': array.dtype.str, 'shape': [*array.shape],
+                    }  # fmt: skip
+        num_bytes = sum(
+            np.dtype(of['dtype']).itemsize * int(np.prod(of['shape'], dtype=object))
+            for of in arrays.values()
+        )
+        facts = {
+            'plan': self.plan.facts,
+            'fingerprint': self.plan.fingerprint,
+            'num_nodes': self.num_nodes,
+            'num_partitions': self.partitions.num_partitions,
+            **units.results['cutoffs'],
+            'num_rows': sum(log.num_rows),
+            'num_events': self.num_events,
+            'num_clicks': self.num_clicks,
+            'num_recent': self.plan.num_recent,
+            'counts': self.plan.counts,
+            'resolutions': [
+                {**of._asdict(), 'name': of.name, 'num_clusters': self.num_clusters[of.name]}
+                for of in self.plan.resolutions
+            ],
+            'dense': scanned['is_dense'],
+            'lineage': {name: units.results[f'ids-{name}']['lineage'] for name in NEIGHBOR_TYPE},
+            'log': {'files': log.files, 'columns': log.columns},
+            'arrays': arrays,
+            'bytes': num_bytes,
+        }
+        if self.plan.counts == 'log':
+            facts['log_counts'] = {'largest': MAX_COUNT, 'error': RELATIVE_ERROR}
+        return facts
+
+
+def _pairs(node_type: str, partition: int, part: str) -> str:
+    return f'work/pairs/{node_type}/{partition:06}_{part}.npy'
+
+
+def _in_bytes(found: SecondHop) -> SecondHop:
+    r"""The counts as codes of one byte, the largest of which stands for all above."""
+    counts = found.table.astype(np.float32)
+    counts.reshape(-1)[found.over_index] = np.minimum(found.over_count, MAX_COUNT)
+    nothing = np.empty(0, np.int64)
+    return SecondHop(encode_counts(torch.from_numpy(counts)).numpy(), nothing, nothing)

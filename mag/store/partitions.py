@@ -1,0 +1,62 @@
+from collections.abc import Mapping
+
+import numpy as np
+
+from mag.store.units import Units
+
+
+class Partitions:
+    r"""The events of a build, by partition of their users and of their items.
+
+    Node :math:`v` is in partition :math:`v \bmod P`, there in place :math:`\lfloor v / P \rfloor`.
+
+    Args:
+        units (Units): What ran the units that wrote them.
+        num_nodes (dict[str, int]): The number of users and items.
+        num_partitions (dict[str, int]): Of users and of items, a power of two.
+        num_windows (int): The number of windows.
+        num_segments (int): How many files there are of either.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        num_nodes: Mapping[str, int],
+        num_partitions: Mapping[str, int],
+        num_windows: int,
+        num_segments: int,
+    ) -> None:
+        self.num_nodes, self.num_partitions = dict(num_nodes), dict(num_partitions)
+        self.num_windows = num_windows
+        self.num_segments = num_segments
+        self._units = units
+        self._files: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def records(self, node_type: str, partition: int) -> list[np.ndarray]:
+        r"""The events of the nodes of a partition, in the order of time one array after the other,
+        mapped; see :func:`~mag.store.kernels.partition_events`."""
+        if node_type not in self._files:
+            self._files[node_type] = [
+                (self._units.read(f'{path}.npy'), np.array(self._units.read(f'{path}_offset.npy')))
+                for path in (self.segment(node_type, place) for place in range(self.num_segments))
+            ]
+        ends = (
+            (record, *offset[partition : partition + 2])
+            for record, offset in self._files[node_type]
+        )
+        return [record[start:end] for record, start, end in ends if end > start]
+
+    def size(self, node_type: str, partition: int) -> int:
+        r"""The number of nodes of a partition."""
+        number = self.num_partitions[node_type]
+        return len(range(partition, self.num_nodes[node_type], number))
+
+    def base(self, node_type: str) -> np.ndarray:
+        r"""The row where each partition begins, int64, shape :obj:`[P]`."""
+        sizes = [self.size(node_type, place) for place in range(self.num_partitions[node_type])]
+        return np.cumsum([0, *sizes[:-1]])
+
+    @staticmethod
+    def segment(node_type: str, place: int) -> str:
+        r"""The files of one run of the log, without their ends."""
+        return f'work/map/{node_type}/{place:06}'
