@@ -34,6 +34,7 @@ NAMES = (
     'speed.hypergraph',
     'speed.macgnn',
     'speed.macro_state',
+    'speed.second_hop',
     'speed.srjgraph',
     'speed.stack',
     'speed.target_counts',

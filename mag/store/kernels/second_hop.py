@@ -138,11 +138,11 @@ def _second_hop(
                         2**COUNT_BITS - 1
                     )
             elif form == BYTE:
-                _add_table(octets[word * 4 : word * 4 + size], first, num_clusters, near)
+                _add_table(octets, word * 4, first, num_windows, num_clusters, near)
             elif form == SHORT:
-                _add_table(shorts[word * 2 : word * 2 + size], first, num_clusters, near)
+                _add_table(shorts, word * 2, first, num_windows, num_clusters, near)
             else:
-                _add_table(words[word : word + size], first, num_clusters, far)
+                _add_table(words, word, first, num_windows, num_clusters, far)
         _add(near, far)
         near[:] = 0
         for window in range(1, num_windows):
@@ -173,10 +173,13 @@ def _add(row, total):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _add_table(row, first, num_clusters, total):  # type: ignore[no-untyped-def]
+def _add_table(rows, start, first, num_windows, num_clusters, total):  # type: ignore[no-untyped-def]
     r"""Adds a table of increments, those before the first window to that window."""
-    start = first * num_clusters
-    known = total[start : start + num_clusters]
+    begin = np.uint64(start)
+    known = np.uint64(first * num_clusters)
     for window in range(first):
-        _add(row[window * num_clusters : (window + 1) * num_clusters], known)
-    _add(row[start:], total[start:])
+        before = begin + np.uint64(window * num_clusters)
+        for cluster in range(np.uint64(num_clusters)):
+            total[known + cluster] += rows[before + cluster]
+    for slot in range(known, np.uint64(num_windows * num_clusters)):
+        total[slot] += rows[begin + slot]
