@@ -1,6 +1,9 @@
 r"""What the store counts with: pure functions of arrays, compiled by numba."""
 
+from mag.store.kernels.add_cells import add_cells
 from mag.store.kernels.count_partition import NodeCounts, code_type, count_partition
+from mag.store.kernels.first_clicks import first_clicks
+from mag.store.kernels.gather_cells import gather_cells
 from mag.store.kernels.gather_rows import gather_rows, gather_second
 from mag.store.kernels.neighbor_rows import NeighborRows, neighbor_rows
 from mag.store.kernels.partition_events import Records, partition_events
@@ -11,8 +14,11 @@ __all__ = [
     'NodeCounts',
     'Records',
     'SecondHop',
+    'add_cells',
     'code_type',
     'count_partition',
+    'first_clicks',
+    'gather_cells',
     'gather_rows',
     'gather_second',
     'neighbor_rows',
