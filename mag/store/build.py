@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
 from mag.files import flush, locked, replacing
+from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
@@ -28,7 +31,7 @@ from mag.store.kernels import (
 from mag.store.kernels.neighbor_rows import FORM_BITS
 from mag.store.manifest import has_manifest, read_manifest, write_manifest
 from mag.store.partitions import Partitions
-from mag.store.plan import BuildPlan, Sizes
+from mag.store.plan import TOTAL, BuildPlan, Sizes
 from mag.store.units import Units
 from mag.transforms import TemporalSplit
 
@@ -77,6 +80,15 @@ class _Counted(NamedTuple):
 
     counts: NodeCounts
     rows: NeighborRows
+
+
+class _Level(NamedTuple):
+    r"""A grouping of the neighbors that are counted."""
+
+    suffix: str
+    num_clusters: int
+    cluster: np.ndarray
+    window: np.ndarray | None
 
 
 class _Build:
@@ -130,7 +142,8 @@ class _Build:
             len(log.runs(plan.rows)),
         )  # fmt: skip
         self._map(log)
-        self._learn()
+        if any(isinstance(of.group, int) for of in plan.resolutions):
+            self._learn()
         for name in NEIGHBOR_TYPE:
             self._count(name)
         shutil.rmtree(units.path('work/map'), ignore_errors=True)
@@ -191,7 +204,7 @@ class _Build:
                 return [len(records['user'].record), int((records['user'].record & 1).sum())]
 
             sizes = {name: run.num_rows for name, run in names.items()}
-            self.units.run_all('map', sizes, compute, write)
+            self.units.run_all('map', ' rows', sizes, compute, write)
         counted = np.array([self.units.results[name] for name in names])
         self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
 
@@ -202,41 +215,108 @@ class _Build:
 
     def _learn(self) -> None:
         r"""Finds the clusters that no attribute tells."""
+        from mag.store.clusters import StoreClusters
 
-    def _cluster(self, of: Resolution) -> np.ndarray:
-        return self.units.read(f'clusters/{of.name}.npy')
+        units = self.units
+        clusters = MacroClusters(self.plan.groups, seed=self.plan.seed)
+        learner = StoreClusters(self.partitions, clusters, self.num_clusters)
+        first = {of.node_type: of for of in reversed(self.plan.resolutions)}
+        for node_type in learner.order:
+            other, path = first[NEIGHBOR_TYPE[node_type]], f'work/{node_type}.safetensors'
+            is_raw = clusters.behaviors[node_type] == 'raw'
+            neighbor = None if is_raw else units.read(f'clusters/{other.name}.npy')
 
-    def _cluster_window(self, of: Resolution) -> np.ndarray | None:
-        r"""The first window that knows each node's cluster; all do of an attribute."""
-        if isinstance(of.group, str):
-            return None
-        return self.units.read(f'clusters/{of.name}_window.npy')
+            def fit(node_type: str = node_type, path: str = path, neighbor: Any = neighbor) -> None:
+                save_file(learner.fit(node_type, neighbor), units.path(path))
+                units.wrote(units.path(path))
+
+            units.run(f'fit-{node_type}', fit)
+            self._assign(learner, node_type, load_file(units.path(path)), neighbor)
+        if learner.order:
+            units.run('centroids', lambda: self._keep_centroids(learner.order))
+
+    def _assign(
+        self, learner: Any, node_type: str, fitted: dict[str, Tensor], neighbor: np.ndarray | None
+    ) -> None:
+        r"""Writes the learned clusters of all nodes of a type, partition by partition."""
+        units, number = self.units, self.partitions.num_partitions[node_type]
+        names = {f'assign-{node_type}-{place:06}': place for place in range(number)}
+        learned = [
+            of.name
+            for of in self.plan.resolutions
+            if of.node_type == node_type and isinstance(of.group, int)
+        ]
+        if not {*names} <= units.results.keys():
+            for name in learned:
+                units.allocate(f'clusters/{name}.npy', np.int32, [self.num_nodes[node_type]])
+                units.allocate(f'clusters/{name}_window.npy', np.uint8, [self.num_nodes[node_type]])
+
+        def write(unit: str, found: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
+            cluster, window = found
+            for name in learned:
+                units.scatter(f'clusters/{name}.npy', cluster[name], names[unit], number)
+                units.scatter(f'clusters/{name}_window.npy', window, names[unit], number)
+
+        units.run_all(
+            f'cluster {node_type}s',
+            ' nodes',
+            {name: self.partitions.size(node_type, place) for name, place in names.items()},
+            lambda name: learner.assign(node_type, names[name], fitted, neighbor),
+            write,
+        )
+
+    def _keep_centroids(self, node_types: list[str]) -> None:
+        path = self.units.path('clusters/centroids.safetensors')
+        fitted = (load_file(self.units.path(f'work/{name}.safetensors')) for name in node_types)
+        save_file({name: value for of in fitted for name, value in of.items()}, path)
+        self.units.wrote(path)
+
+    def _levels(self, node_type: str) -> list[_Level]:
+        r"""All groupings of the nodes of a type, and last the one of all alike: a node that never
+        gets a cluster is seen, too."""
+        found = [
+            _Level(
+                of.suffix,
+                self.num_clusters[of.name],
+                self.units.read(f'clusters/{of.name}.npy'),
+                # All windows know what an attribute tells.
+                None
+                if isinstance(of.group, str)
+                else self.units.read(f'clusters/{of.name}_window.npy'),
+            )
+            for of in self.plan.resolutions
+            if of.node_type == node_type
+        ]
+        alike = np.zeros(self.num_nodes[node_type], np.int32)
+        return [*found, _Level(TOTAL, 1, alike, None)]
 
     def _count(self, node_type: str) -> None:
         r"""Counts the events of all nodes of a type, partition by partition."""
         units, partitions = self.units, self.partitions
-        groups = self._of(NEIGHBOR_TYPE[node_type])
-        num_clusters = [self.num_clusters[of.name] for of in groups]
-        cluster = [self._cluster(of) for of in groups]
-        window = [self._cluster_window(of) for of in groups]
+        levels = self._levels(NEIGHBOR_TYPE[node_type])
         folder, shape = f'nodes/{node_type}', (self.num_windows, self.plan.num_recent)
         num_nodes, base = self.num_nodes[node_type], partitions.base(node_type)
         names = {f'nodes-{node_type}-{place:06}': place for place in range(len(base))}
         # Files whose length is known; the others grow.
         if not {*names} <= units.results.keys():
             units.allocate(f'{folder}/recent.npy', np.int32, (num_nodes, *shape))
-            for of in groups:
-                units.allocate(f'{folder}/indptr{of.suffix}.npy', np.uint64, [num_nodes + 1])
+            for level in levels:
+                units.allocate(f'{folder}/indptr{level.suffix}.npy', np.uint64, [num_nodes + 1])
             units.allocate(f'work/rows/{node_type}_offset.npy', np.uint64, [num_nodes + 1])
 
         def compute(name: str) -> _Counted:
             counts = count_partition(
                 partitions.records(node_type, names[name]),
                 partitions.size(node_type, names[name]),
-                cluster, window, self.num_windows, num_clusters, self.plan.num_recent,
-            )  # fmt: skip
+                [level.cluster for level in levels],
+                [level.window for level in levels],
+                self.num_windows,
+                [level.num_clusters for level in levels],
+                self.plan.num_recent,
+            )
             increments = counts.indptr[0], counts.code[0], counts.count[0]
-            return _Counted(counts, neighbor_rows(*increments, self.num_windows, num_clusters[0]))
+            size = self.num_windows, levels[0].num_clusters
+            return _Counted(counts, neighbor_rows(*increments, *size))
 
         def write(name: str, counted: _Counted) -> dict[str, Any]:
             counts, rows = counted
@@ -244,12 +324,12 @@ class _Build:
             first = int(base[place])
             units.write(f'{folder}/recent.npy', counts.recent, first * shape[0] * shape[1])
             before = [units.results[other] for other in [*names][:place]]
-            for level, of in enumerate(groups):
-                start = sum(found['entries'][level] for found in before)
-                indptr = counts.indptr[level] + np.uint64(start)
-                units.write(f'{folder}/indptr{of.suffix}.npy', indptr, first)
-                units.write(f'{folder}/code{of.suffix}.npy', counts.code[level], start)
-                units.write(f'{folder}/count{of.suffix}.npy', counts.count[level], start)
+            for number, (suffix, *_) in enumerate(levels):
+                start = sum(found['entries'][number] for found in before)
+                indptr = counts.indptr[number] + np.uint64(start)
+                units.write(f'{folder}/indptr{suffix}.npy', indptr, first)
+                units.write(f'{folder}/code{suffix}.npy', counts.code[number], start)
+                units.write(f'{folder}/count{suffix}.npy', counts.count[number], start)
             start = sum(found['words'] for found in before)
             offset = rows.offset + np.uint64(start << FORM_BITS)
             units.write(f'work/rows/{node_type}_offset.npy', offset, first)
@@ -261,15 +341,15 @@ class _Build:
 
         # Records that nobody reads again are gone, and so are their sizes.
         sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
-        units.run_all(f'count {node_type}s', sizes, compute, write)
+        units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write)
         found = [units.results[name] for name in names]
 
         def close() -> None:
-            for level, of in enumerate(groups):
-                number = sum(of_unit['entries'][level] for of_unit in found)
-                dtype = code_type(self.num_windows, num_clusters[level])
-                units.allocate(f'{folder}/code{of.suffix}.npy', dtype, [number])
-                units.allocate(f'{folder}/count{of.suffix}.npy', np.uint8, [number])
+            for number, level in enumerate(levels):
+                entries = sum(of_unit['entries'][number] for of_unit in found)
+                dtype = code_type(self.num_windows, level.num_clusters)
+                units.allocate(f'{folder}/code{level.suffix}.npy', dtype, [entries])
+                units.allocate(f'{folder}/count{level.suffix}.npy', np.uint8, [entries])
             words = sum(of_unit['words'] for of_unit in found)
             units.allocate(f'work/rows/{node_type}_data.npy', np.uint32, [words])
 
@@ -319,7 +399,7 @@ class _Build:
             return {'over': len(found.over_index)}
 
         sizes = {name: last - first for name, (_, first, last) in names.items()}
-        units.run_all(f'hop 2 of {node_type}s', sizes, compute, write)
+        units.run_all(f'hop 2 of {node_type}s', ' nodes', sizes, compute, write)
 
         def close() -> None:
             number = sum(units.results[name]['over'] for name in names)
@@ -327,9 +407,6 @@ class _Build:
                 units.allocate(f'{folder}/second_over_{part}.npy', np.int64, [number])
 
         units.run(f'close-second-{node_type}', close)
-
-    def _of(self, node_type: str) -> list[Resolution]:
-        return [of for of in self.plan.resolutions if of.node_type == node_type]
 
     def _facts(self, log: Log) -> dict[str, Any]:
         units, scanned = self.units, self.units.results['scan']

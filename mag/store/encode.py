@@ -133,6 +133,7 @@ class Encoder:
         with self.connect() as connection:
             self.units.run_all(
                 'encode',
+                ' rows',
                 {name: run.num_rows for name, run in names.items()},
                 lambda name: self._encode(connection.cursor(), names[name], name, scanned),
                 lambda name, times: self._written(name, times),

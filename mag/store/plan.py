@@ -22,6 +22,8 @@ from mag.store.encode import ROLES
 from mag.store.kernels.partition_events import MAX_WINDOWS, PLACE_BITS
 
 COUNTS = ('exact', 'log')
+#: What ends the names of the counts over all clusters.
+TOTAL = '_total'
 _UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 # What Python and its libraries take before there is any work.
 _BASE = 384 * 2**20
@@ -111,6 +113,11 @@ class BuildPlan:
                 raise ValueError(
                     f"'groups' names the attribute {of.group!r} of {of.node_type}s, but the log "
                     f'has {attributes or "none"}.'
+                )
+            if of.suffix == TOTAL:
+                raise ValueError(
+                    f"'groups' cannot name {of.group!r} after another group, as a store calls the "
+                    f'counts over all clusters that: put it first, or rename the attribute.'
                 )
         resolve_behavior(self.groups, self.resolutions, None)
 

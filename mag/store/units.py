@@ -72,6 +72,7 @@ class Units:
     def run_all(
         self,
         title: str,
+        noun: str,
         sizes: dict[str, int],
         compute: Callable[[str], _T],
         write: Callable[[str, _T], Any],
@@ -80,6 +81,7 @@ class Units:
 
         Args:
             title (str): What the bar is called.
+            noun (str): What it counts.
             sizes (dict[str, int]): By the name of each unit, how much work it is.
             compute (callable): From the name of a unit to what is written; it writes nothing.
             write (callable): Writes that, and returns values of JSON.
@@ -89,7 +91,7 @@ class Units:
         running: deque[tuple[str, Future[_T]]] = deque()
         with (
             tqdm(
-                desc=title, total=sum(sizes.values()), initial=done, unit=' rows', unit_scale=True,
+                desc=title, total=sum(sizes.values()), initial=done, unit=noun, unit_scale=True,
                 disable=not self.progress,
             ) as bar,
             ThreadPoolExecutor(self.threads) as pool,
@@ -142,8 +144,14 @@ class Units:
         with open(path, 'r+b' if osp.exists(path) else 'w+b') as file:
             file.seek(_HEADER + first * array.itemsize)
             # Not of np.save: it would copy a view of a mapped file.
-            file.write(memoryview(np.ascontiguousarray(array)).cast('B'))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self.wrote(path)
+
+    def scatter(self, name: str, array: np.ndarray, first: int, step: int) -> None:
+        r"""Writes the values of every so many places of a file."""
+        mapped = np.load(self.path(name), mmap_mode='r+')
+        mapped[first::step] = array
+        self.wrote(self.path(name))
 
     def read(self, name: str) -> np.ndarray:
         r"""Maps an array that is read."""
