@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from mag.checks import check_choice, check_ids, check_tensor
 from mag.compression import decode_counts
 from mag.id_map import IdMap
 from mag.macro_graph import TargetView, target_views
 from mag.macro_graph.macro_rows import MacroRow
-from mag.schema import NEIGHBOR_TYPE, Resolution
+from mag.schema import CLICKS, NEIGHBOR_TYPE, Resolution, hop_type
 from mag.store.manifest import read_manifest
 
 _KINDS = ('exposures', 'clicks')
@@ -275,6 +276,29 @@ class Store:
                 found.append(counts)
         return torch.from_numpy(np.stack(found, axis=1))
 
+    def graph(self) -> HeteroData:
+        r"""A graph without clicks, which tells models how much of what there is, as in
+        :obj:`MacGNN.from_data(store.graph())`: the numbers of nodes and macro nodes, the attributes
+        that are groups, the macro edges that rows have, and the columns of the counts."""
+        data = HeteroData()
+        for node_type in NEIGHBOR_TYPE:
+            data[node_type].num_nodes = self.num_nodes[node_type]
+            data[node_type].recent = torch.empty(0, self.num_recent, dtype=torch.long)
+        for of in self.resolutions:
+            data[of.macro].num_nodes = self.num_clusters[of.name]
+            if isinstance(of.group, str):
+                code = torch.from_numpy(self.cluster(of.name).astype(np.int64))
+                data[of.node_type][of.group] = code
+                data[of.node_type][f'num_{of.group}'] = self.num_clusters[of.name]
+        edge_types = [hop_type(node_type, hop) for node_type in NEIGHBOR_TYPE for hop in (1, 2)]
+        for edge_type in (CLICKS, *edge_types):
+            data[edge_type].edge_index = torch.empty(2, 0, dtype=torch.long)
+        clicks = data[CLICKS]
+        clicks.count_names = [view.name for view in self.target_views]
+        clicks.count_prior, clicks.count_rate = self.count_prior, self.count_rate
+        data.id_maps = self.id_maps
+        return data
+
     def first_windows(self, node_type: str) -> np.ndarray:
         r"""The first window that knows a click of each node, :math:`S` where none does, uint8,
         shape :obj:`[N]`.
@@ -339,18 +363,26 @@ class Store:
     def _second(self, node_type: str, row: np.ndarray, step: np.ndarray) -> Tensor:
         from mag.store.kernels import gather_second
 
-        table = self._array(node_type, 'second')
         if self.counts == 'exact':
-            over = (self._array(node_type, f'second_over_{part}') for part in ('index', 'count'))
-            return torch.from_numpy(gather_second(table, *over, row, step))
-        codes = table[np.maximum(row, 0), step]
+            parts = ('second', 'second_over_index', 'second_over_count')
+            tables = (self._array(node_type, part) for part in parts)
+            return torch.from_numpy(gather_second(*tables, row, step))
+        codes = self._take(node_type, 'second', row, step)
         codes[row < 0] = 0
         return decode_counts(torch.from_numpy(codes))
 
     def _recent(self, node_type: str, row: np.ndarray, step: np.ndarray) -> Tensor:
-        recent = self._array(node_type, 'recent')[np.maximum(row, 0), step].astype(np.int64)
+        recent = self._take(node_type, 'recent', row, step)
         recent[row < 0] = -1
-        return torch.from_numpy(recent)
+        return torch.from_numpy(recent).long()
+
+    def _take(self, node_type: str, name: str, row: np.ndarray, step: np.ndarray) -> np.ndarray:
+        r"""What a table of nodes and windows holds, of an unknown node whatever."""
+        table = self._array(node_type, name)
+        # One index is followed faster than two.
+        return table.reshape(-1, table.shape[2]).take(
+            np.maximum(row, 0) * self.num_windows + step, 0
+        )
 
     def _row(self, node_type: str, node: np.ndarray) -> np.ndarray:
         r"""The row of each node, -1 of an unknown one."""
