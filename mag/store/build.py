@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +133,7 @@ class _Build:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', lambda of=of: self._attribute(log, of))
+            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))
             for of in plan.resolutions
         }
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)

@@ -269,9 +269,8 @@ def test_what_does_not_fit_is_refused_before_work(
     with pytest.raises(ValueError, match=r'needs up to .* of disk, but .* has 9\.8 KiB free'):
         build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False)
     monkeypatch.undo()
-    sizes = Sizes(
-        10**6, {'user': 10**4, 'item': 10**4}, {'user': 10**6, 'item': 10**6, 'item_kind': 9}, 14
-    )
+    number = {'user': 10**6, 'item': 10**6, 'item_kind': 9}
+    sizes = Sizes(100, {'user': 10, 'item': 10}, number, 14)
     plan = BuildPlan(schema, tmp_path / 'store', GROUPS, memory_limit='640MiB')
     with pytest.raises(ValueError, match=r'does not fit a memory of 640\.0 MiB: take a larger'):
         plan.check_fits(sizes)
