@@ -61,6 +61,32 @@ def fit(
         _show(pipeline.metrics)
 
 
+@main.command('build')
+@click.argument('log', type=click.Path(exists=True, dir_okay=False))
+@click.option('--out', required=True, type=click.Path(), help='The folder of the store.')
+@click.option(
+    '--users', required=True, help='Clusters of users, such as 200, or an attribute: country,200.'
+)
+@click.option('--items', required=True, help='Clusters of items, likewise.')
+@click.option('--num-windows', type=click.IntRange(1), default=12, show_default=True)
+@click.option('--cutoffs', help='Moments to count as of, in seconds, instead: 86400,172800.')
+@click.option('--num-recent', type=click.IntRange(1), default=20, show_default=True)
+@click.option('--counts', type=click.Choice(('exact', 'log')), default='exact', show_default=True)
+@click.option('--memory-limit', default='2GiB', show_default=True)
+@click.option('--threads', type=click.IntRange(1), default=2, show_default=True)
+@click.option('--seed', type=click.IntRange(0), default=0, show_default=True)
+def build(log: str, users: str, items: str, cutoffs: str | None, **arguments: Any) -> None:
+    r"""Build a store of the LOG that a YAML or JSON file describes, however large it is. Killed at
+    any moment, the same command goes on."""
+    moments = None if cutoffs is None else [_moment(text) for text in cutoffs.split(',')]
+    with _explained():
+        from mag.store.build import build as build_store
+        from mag.store.plan import BuildPlan
+
+        groups = {'user': _groups(users), 'item': _groups(items)}
+        click.echo(build_store(BuildPlan(log, groups=groups, cutoffs=moments, **arguments)))
+
+
 @main.command('score')
 @click.argument('folder', type=click.Path(file_okay=False))
 @click.argument('requests', type=click.Path(exists=True, dir_okay=False))
@@ -136,7 +162,14 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _groups(text: str, model: str) -> Any:
+def _moment(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise click.UsageError(f"'--cutoffs' takes whole seconds, but got {text!r}.") from error
+
+
+def _groups(text: str, model: str = '') -> Any:
     found: list[Any] = [int(name) if name.isdecimal() else name for name in text.split(',')]
     # MacGNN reads one resolution.
     return found[0] if model == 'macgnn' and len(found) == 1 else found

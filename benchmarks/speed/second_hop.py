@@ -61,7 +61,8 @@ class Side(NamedTuple):
 def read_log(num_clicks: int) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         path = write_power_law_log(Path(folder, 'log.parquet'), num_clicks)
-        log = duckdb.sql(f"SELECT user, item FROM '{path}' ORDER BY time").fetchnumpy()
+        query = 'SELECT user, item FROM read_parquet(?) ORDER BY time'
+        log = duckdb.connect().execute(query, [str(path)]).fetchnumpy()
     return {name: np.ascontiguousarray(ids, np.int32) for name, ids in log.items()}
 
 
@@ -97,9 +98,10 @@ def make_sides(log: dict[str, np.ndarray], num_windows: int) -> dict[str, Side]:
         increments = far.indptr[0], far.code[0], far.count[0]
         pairs = of.pairs_indptr, of.pairs_neighbor, of.pairs_window
         make_rows = partial(neighbor_rows, *increments, *size)
-        by_scipy = []
+        by_scipy: list[Callable[[], np.ndarray]] = []
         for step in range(num_windows):
-            node = np.repeat(np.arange(num_nodes[name]), np.diff(of.pairs_indptr.astype(np.int64)))
+            degree = of.pairs_indptr[1:] - of.pairs_indptr[:-1]
+            node = np.repeat(np.arange(num_nodes[name]), degree.astype(np.int64))
             seen = of.pairs_window <= step
             shape = num_nodes[name], num_nodes[other]
             edges = node[seen], of.pairs_neighbor[seen]
@@ -126,18 +128,22 @@ def require_same(side: Side) -> None:
             raise RuntimeError(f'The counts of window {step} differ from those of SciPy.')
 
 
+def call_all(products: Sequence[Callable[[], np.ndarray]]) -> None:
+    for product in products:
+        product()
+
+
 def measure(log: dict[str, np.ndarray], num_windows: int, repeats: int) -> Iterator[list[str]]:
     r"""The rows of one log."""
     for name, side in make_sides(log, num_windows).items():
         require_same(side)
-
-        def multiply(side: Side = side) -> None:
-            for product in side.by_scipy:
-                product()
-
-        ways = {'scipy': multiply, 'kernel': side.by_kernel, 'rows': side.make_rows}
         seconds = take_turns(
-            {way: partial(processor_seconds_of, act) for way, act in ways.items()}, repeats
+            {
+                'scipy': partial(processor_seconds_of, partial(call_all, side.by_scipy)),
+                'kernel': partial(processor_seconds_of, side.by_kernel),
+                'rows': partial(processor_seconds_of, side.make_rows),
+            },
+            repeats,
         )
         nanoseconds = {way: median(of) / side.num_pairs * 1e9 for way, of in seconds.items()}
         yield [

@@ -4,6 +4,8 @@ import json
 import os
 import os.path as osp
 import shutil
+import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +118,7 @@ class _Build:
             return
         sizes = plan.estimate()
         if progress:
-            print(plan.describe(sizes))
+            print(plan.describe(sizes), file=sys.stderr)
         plan.check_fits(sizes)
         os.makedirs(osp.dirname(path), exist_ok=True)
         with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
@@ -131,7 +133,7 @@ class _Build:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', lambda of=of: self._attribute(log, of))
+            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))
             for of in plan.resolutions
         }
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
@@ -362,8 +364,9 @@ class _Build:
         folder, size = f'nodes/{node_type}', self.num_windows * num_clusters
         base, of_other = partitions.base(node_type), partitions.base(other)
         is_exact = self.plan.counts == 'exact'
-        # A table of two bytes, or one of them and what encodes it, of each thread.
-        most = max(1, self.plan.spare // (self.plan.threads * size * (4 if is_exact else 16)))
+        # Of each thread a table of two bytes, or that and floats, places and codes: a part of what
+        # there is, as other steps leave some of it in pieces.
+        most = max(1, self.plan.spare // (self.plan.threads * size * (16 if is_exact else 64)))
         names: dict[str, tuple[int, int, int]] = {}
         for place in range(len(base)):
             number = partitions.size(node_type, place)

@@ -26,8 +26,8 @@ COUNTS = ('exact', 'log')
 TOTAL = '_total'
 _UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 # What Python and its libraries take before there is any work.
-_BASE = 384 * 2**20
-_LEAST = 2**30
+_BASE = 448 * 2**20
+_LEAST = 640 * 2**20
 # CPU time an exposure in one window, on a machine of 2020: an estimate only.
 _MICROSECONDS = 1.0
 _SAMPLE = 2**20
@@ -74,7 +74,7 @@ class BuildPlan:
         counts (str, optional): :obj:`"exact"`, or :obj:`"log"` for hop 2 in one byte, see
             :func:`~mag.compression.encode_counts`. (default: :obj:`"exact"`)
         memory_limit (int or str, optional): How many bytes the build may hold, without mapped
-            files, such as :obj:`"2GiB"`, at least 1 GiB. (default: :obj:`"2GiB"`)
+            files, such as :obj:`"2GiB"`, at least 640 MiB. (default: :obj:`"2GiB"`)
         seed (int, optional): Seed of the clusters. (default: :obj:`0`)
         threads (int, optional): How many units are computed at once. (default: :obj:`2`)
 
@@ -103,7 +103,7 @@ class BuildPlan:
         self._check_cutoffs()
         if self.memory < _LEAST:
             raise ValueError(
-                f"'memory_limit' must be at least 1GiB, but got {self.memory_limit!r}."
+                f"'memory_limit' must be at least 640MiB, but got {self.memory_limit!r}."
             )
         schema = self.schema
         self._check_roles(schema)
@@ -291,10 +291,8 @@ class BuildPlan:
                 f"{_amount(free)} free: free some, take fewer windows or clusters, counts='log', "
                 f'or another folder.'
             )
-        tables = {
-            of.node_type: sizes.num_windows * sizes.num_clusters[of.name] for of in self.resolutions
-        }
-        needed = self.threads * 32 * max(tables.values())
+        widest = max(sizes.num_clusters[of.name] for of in self.resolutions)
+        needed = self.threads * 64 * sizes.num_windows * widest
         if needed > self.spare or max(self.num_partitions(sizes).values()) == _MOST_PARTITIONS:
             raise ValueError(
                 f'The build of {sizes.num_rows:,} rows does not fit a memory of '

@@ -1,9 +1,7 @@
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch_geometric.data import HeteroData
 
+from mag.command_line import main
 from mag.compression import encode_counts
 from mag.datasets import EventLog, IdMap, LogSchema
 from mag.macro_graph import MacroNodes, SparseCounts
@@ -156,14 +156,6 @@ def in_store(folder: str) -> dict[str, Any]:
     return found
 
 
-def hashes(folder: str | Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob('*'))
-        if path.is_file()
-    }
-
-
 @pytest.mark.parametrize('kind', ['nodes', 'texts', 'csv'])
 @pytest.mark.parametrize('is_sorted', [True, False])
 def test_a_store_equals_the_counts_in_memory(tmp_path: Path, kind: str, is_sorted: bool) -> None:
@@ -200,3 +192,205 @@ def test_a_store_equals_the_counts_in_memory(tmp_path: Path, kind: str, is_sorte
     assert torch.equal(logged[4], clicks.edge_label_device)
     assert not (tmp_path / 'store.building').exists()
     assert not (tmp_path / 'store' / 'work').exists()
+
+
+@pytest.fixture(scope='module')
+def schema(tmp_path_factory: pytest.TempPathFactory) -> LogSchema:
+    return write_log(tmp_path_factory.mktemp('log'), 'texts', False)
+
+
+def test_cutoffs_are_those_of_the_split(schema: LogSchema, tmp_path: Path) -> None:
+    folder = build(SmallPlan(schema, tmp_path / 'store', GROUPS, num_windows=5), progress=False)
+    data = EventLog(str(tmp_path / 'memory'), schema, log=False)[0]
+    parts = TemporalSplit(num_windows=5, keep_cold=True)(data)
+    train, val, test = (part[CLICKS].cutoff.tolist() for part in parts)
+    manifest = read_manifest(folder)
+    assert manifest['parts'] == {'train': train, 'val': val[0], 'test': test[0]}
+    assert manifest['cutoffs'] == [*train, *val, *test]
+
+
+def test_counts_of_hop_2_in_one_byte_are_those_of_encode_counts(
+    schema: LogSchema, tmp_path: Path
+) -> None:
+    exact, log = (
+        SmallPlan(schema, tmp_path / counts, GROUPS, CUTOFFS, num_recent=4, counts=counts)
+        for counts in ('exact', 'log')
+    )
+    expected = in_store(build(exact, progress=False))
+    found = in_store(build(log, progress=False))
+    for name in NEIGHBOR_TYPE:
+        second = torch.from_numpy(expected.pop(f'{name} second'))
+        assert second.max() > 16
+        assert np.array_equal(found.pop(f'{name} second'), encode_counts(second).numpy())
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values)
+    assert read_manifest(str(tmp_path / 'log'))['log_counts'] == {'largest': 2**24, 'error': 0.029}
+
+
+def test_another_plan_or_another_log_is_refused(tmp_path: Path) -> None:
+    schema, out = write_log(tmp_path / 'log', 'nodes', True), tmp_path / 'store'
+    plan = SmallPlan(schema, out, GROUPS, CUTOFFS)
+    folder = build(plan, progress=False)
+    state = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
+    # Neither threads nor the object count.
+    assert build(SmallPlan(schema, out, GROUPS, CUTOFFS, threads=1), progress=False) == folder
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == state
+    for changed, name in (
+        (SmallPlan(schema, out, GROUPS, CUTOFFS, num_recent=3), 'num_recent'),
+        (SmallPlan(schema, out, GROUPS, CUTOFFS[1:]), 'cutoffs'),
+        (SmallPlan(schema, out, {**GROUPS, 'item': 'kind'}, CUTOFFS), 'groups'),
+    ):
+        with pytest.raises(ValueError, match=rf"differs in '{name}'.*: choose another folder"):
+            build(changed, progress=False)
+    # It was begun, and not ended.
+    (tmp_path / 'other.building' / 'work').mkdir(parents=True)
+    (tmp_path / 'other.building' / 'work' / 'plan.json').write_text(json.dumps(plan.facts))
+    other = SmallPlan(schema, tmp_path / 'other', GROUPS, CUTOFFS, seed=1)
+    with pytest.raises(ValueError, match="differs in 'seed'"):
+        build(other, progress=False)
+    file = tmp_path / 'log' / '1.parquet'
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(ValueError, match=r"differs in the file '.*1\.parquet'"):
+        build(SmallPlan(schema, out, GROUPS, CUTOFFS), progress=False)
+
+
+def test_a_folder_of_something_else_is_refused(schema: LogSchema, tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(ValueError, match='must be a new folder or a store'):
+        build(SmallPlan(schema, tmp_path, GROUPS, CUTOFFS), progress=False)
+    assert [*tmp_path.iterdir()] == [tmp_path / 'file']
+
+
+def test_what_does_not_fit_is_refused_before_work(
+    schema: LogSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type('Usage', (), {'free': 10_000})
+    monkeypatch.setattr('mag.store.plan.shutil.disk_usage', lambda folder: usage)
+    with pytest.raises(ValueError, match=r'needs up to .* of disk, but .* has 9\.8 KiB free'):
+        build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False)
+    monkeypatch.undo()
+    number = {'user': 10**6, 'item': 10**6, 'item_kind': 9}
+    sizes = Sizes(100, {'user': 10, 'item': 10}, number, 14)
+    plan = BuildPlan(schema, tmp_path / 'store', GROUPS, memory_limit='640MiB')
+    with pytest.raises(ValueError, match=r'does not fit a memory of 640\.0 MiB: take a larger'):
+        plan.check_fits(sizes)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
+    text = BuildPlan(schema, tmp_path / 'store', GROUPS, num_windows=3, threads=1).describe()
+    assert 'about 3,000, of 9' in text
+    assert 'windows     5, clusters' in text
+    assert 'memory      2.0 GiB at most, 1 threads, 1 partitions of users and 1 of items' in text
+    assert 'time        about 1 minutes' in text
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        ({'memory_limit': '2 GB'}, "'memory_limit' must be a number of bytes, such as '2GiB'"),
+        ({'memory_limit': 1000}, "'memory_limit' must be at least 640MiB, but got 1000"),
+        ({'cutoffs': [3, 2]}, r"'cutoffs' must be 1 to 127 moments that ascend, but got \[3, 2\]"),
+        ({'groups': {'user': 'brand', 'item': 'brand'}}, "names the attribute 'brand' of users"),
+        ({'counts': 'float'}, "'counts' must be"),
+        ({'num_windows': 126}, "'num_windows'"),
+        ({'threads': 0}, "'threads'"),
+    ],
+)
+def test_bad_plans_are_refused(
+    schema: LogSchema, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        BuildPlan(**{'log': schema, 'out': tmp_path / 'store', 'groups': GROUPS, **changed})
+
+
+def test_what_a_store_does_not_keep_is_refused(tmp_path: Path) -> None:
+    path = write_log(tmp_path / 'log', 'texts', True).path
+    with pytest.raises(ValueError, match='A store keeps user, .* of a log, but got weight'):
+        BuildPlan(LogSchema(path, {**COLUMNS, 'weight': 'price'}), tmp_path / 'store', GROUPS)
+    with duckdb.connect() as connection:
+        table = connection.sql('SELECT 1 AS who, 2 AS sku, 3 AS at').df()
+    schema = LogSchema(table, {'user': 'who', 'item': 'sku', 'time': 'at'})
+    with pytest.raises(TypeError, match='must name files'):
+        BuildPlan(schema, tmp_path / 'store', {'user': 2, 'item': 2})
+
+
+def test_a_row_that_is_wrong_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'log.parquet'
+    rows = "VALUES (1, 2, 3, 1, 0, 'a', 'b', 'c'), (1, 2, 4, 7, 0, 'a', 'b', 'c')"
+    names = 'who, sku, "at", clicked, device, country, brand, kind'
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT * FROM ({rows}) AS t({names})) TO '{path}'")
+    plan = BuildPlan(LogSchema(str(path), COLUMNS), tmp_path / 'store', GROUPS, [4])
+    with pytest.raises(
+        ValueError, match=r"log\.parquet, row 2: column 'clicked' \(label\) must hold 0 or 1"
+    ):
+        build(plan, progress=False)
+    assert not (tmp_path / 'store').exists()
+
+
+def test_a_command_builds_a_store(tmp_path: Path) -> None:
+    path = write_log(tmp_path / 'log', 'csv', True).path
+    log = tmp_path / 'log.json'
+    log.write_text(json.dumps({'path': path, 'columns': COLUMNS}))
+    groups = ['--users', 'country', '--items', 'brand,kind']
+    out = str(tmp_path / 'store')
+    cutoffs = ','.join(map(str, CUTOFFS))
+    done = CliRunner().invoke(
+        main, ['build', str(log), '--out', out, *groups, '--cutoffs', cutoffs, '--threads', '1']
+    )
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f'{out}\n'
+    assert 'rows        about' in done.stderr
+    assert read_manifest(out)['cutoffs'] == CUTOFFS
+    done = CliRunner().invoke(main, ['build', str(log), '--out', out, *groups])
+    assert done.exit_code == 1
+    assert "differs in 'cutoffs', 'num_windows': choose another folder" in done.output
+
+
+WITHIN_MEMORY = """
+import resource, sys
+
+import numpy as np
+
+from mag.datasets import LogSchema
+from mag.store.build import build
+from mag.store.plan import BuildPlan
+
+LIMIT = 640 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+plan = BuildPlan(
+    LogSchema.load(sys.argv[1]), sys.argv[2], {'user': 'country', 'item': 'brand'},
+    [100_000 * step for step in range(1, 13)], num_recent=4, memory_limit=LIMIT, threads=1,
+)
+build(plan, progress=False)
+try:
+    np.ones((30_000, 12, 500), np.float32)
+except MemoryError:
+    print('no place')
+"""
+
+
+def test_memory_is_kept_to_where_dense_counts_do_not_fit(tmp_path: Path) -> None:
+    with duckdb.connect() as connection:
+        connection.execute(f"""
+            COPY (
+                SELECT hash(i) % 30_000 AS who, hash(i + 7) % 2000 AS sku, i * 4 AS "at",
+                       i % 3 = 0 AS clicked, who % 500 AS country, sku % 10 AS brand
+                FROM range(300_000) AS t(i)
+            ) TO '{tmp_path / 'log.parquet'}' (FORMAT parquet)
+        """)
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    columns |= {'user_attributes': ['country'], 'item_attributes': ['brand']}
+    log = tmp_path / 'log.json'
+    log.write_text(json.dumps({'path': 'log.parquet', 'columns': columns}))
+    done = subprocess.run(
+        [sys.executable, '-c', WITHIN_MEMORY, str(log), str(tmp_path / 'store')],
+        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # One table of the counts alone would have been too much.
+    assert done.stdout == 'no place\n'
+    manifest = read_manifest(str(tmp_path / 'store'))
+    # Of 30,000, some are never drawn.
+    assert manifest['arrays']['nodes/user/second']['shape'] == [29_997, 12, 500]

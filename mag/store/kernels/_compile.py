@@ -25,7 +25,8 @@ AHEAD = 8
 def kernel(function: Function) -> Function:
     r"""Compiles a function at its first call and keeps the result on disk; it runs beside other
     threads."""
-    return njit(cache=True, nogil=True)(function)
+    compiled: Any = njit(cache=True, nogil=True)(function)
+    return compiled
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -36,10 +37,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-@intrinsic
-def prefetch(typing: Any, array: Any, index: Any) -> Any:
-    r"""Asks for the cache line of an entry of an array that will be read soon."""
-
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, _ = signature.args
         made = context.make_array(array_type)(context, builder, arguments[0])
@@ -58,11 +56,14 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@intrinsic
-def trailing_zeros(typing: Any, value: Any) -> Any:
-    r"""The place of the lowest bit that is set."""
-
+def _trailing_zeros(typing: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
     return types.int64(types.uint64), generate
+
+
+#: Asks for the cache line of an entry of an array that will be read soon.
+prefetch: Any = intrinsic(_prefetch)
+#: The place of the lowest bit that is set.
+trailing_zeros: Any = intrinsic(_trailing_zeros)

@@ -36,7 +36,7 @@ class NodeCounts(NamedTuple):
 
     indptr: list[np.ndarray]
     code: list[np.ndarray]
-    count: list[np.ndarray]
+    count: list[np.ndarray]  # type: ignore[assignment]
     recent: np.ndarray
     pairs_indptr: np.ndarray
     pairs_neighbor: np.ndarray
@@ -96,13 +96,13 @@ def count_partition(
     num_neighbors, num_clicks = len(neighbor_cluster[0]), 0
     for record in records:
         node, neighbor, clicks = _histogram(read_only(record), start)
-        for what, found, number in (
+        for what, highest, number in (
             ('nodes', node, num_nodes),
             ('neighbors', neighbor, num_neighbors),
         ):
-            if found >= number:
+            if highest >= number:
                 raise IndexError(
-                    f'count_partition found {what} up to {found}, but expected them up to '
+                    f'count_partition found {what} up to {highest}, but expected them up to '
                     f'{number - 1}.'
                 )
         num_clicks += clicks
@@ -140,7 +140,7 @@ def count_partition(
 
 
 @kernel
-def _histogram(record, start):  # type: ignore[no-untyped-def]
+def _histogram(record: np.ndarray, start: np.ndarray) -> tuple[int, int, int]:
     r"""Counts the events of each node one place further, and finds the highest node and neighbor,
     and the number of clicks."""
     high_node = high_neighbor = -1
@@ -156,7 +156,7 @@ def _histogram(record, start):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _place(record, end, event):  # type: ignore[no-untyped-def]
+def _place(record: np.ndarray, end: np.ndarray, event: np.ndarray) -> None:
     r"""Sorts events by node, without the node."""
     for place in range(len(record)):
         ahead = np.int64(record[min(place + AHEAD, len(record) - 1)] >> np.uint64(PLACE))
@@ -167,7 +167,14 @@ def _place(record, end, event):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _find_pairs(event, start, recent, pairs, pairs_neighbor, pairs_window):  # type: ignore[no-untyped-def]
+def _find_pairs(
+    event: np.ndarray,
+    start: np.ndarray,
+    recent: np.ndarray,
+    pairs: np.ndarray,
+    pairs_neighbor: np.ndarray,
+    pairs_window: np.ndarray,
+) -> int:
     r"""Writes the kind of each event into it, and finds pairs and last neighbors. Returns a node
     whose windows do not ascend, or -1."""
     num_nodes, num_windows, num_recent = recent.shape
@@ -221,7 +228,7 @@ def _find_pairs(event, start, recent, pairs, pairs_neighbor, pairs_window):  # t
 
 
 @kernel
-def _write_recent(recent, last, num_clicks):  # type: ignore[no-untyped-def]
+def _write_recent(recent: np.ndarray, last: np.ndarray, num_clicks: int) -> None:
     num_recent = len(recent)
     for back in range(min(num_clicks, num_recent)):
         recent[num_recent - 1 - back] = last[(num_clicks - 1 - back) % num_recent]
@@ -229,8 +236,17 @@ def _write_recent(recent, last, num_clicks):  # type: ignore[no-untyped-def]
 
 @kernel
 def _add_up(
-    event, start, cluster, known_since, has_since, num_windows, num_clusters, indptr, code, count
-):  # type: ignore[no-untyped-def]
+    event: np.ndarray,
+    start: np.ndarray,
+    cluster: np.ndarray,
+    known_since: np.ndarray,
+    has_since: bool,
+    num_windows: int,
+    num_clusters: int,
+    indptr: np.ndarray,
+    code: np.ndarray,
+    count: np.ndarray,
+) -> None:
     r"""Writes the increments of each node, ascending."""
     num_codes = num_clusters * num_windows * NUM_KINDS
     total = np.zeros(num_codes, np.uint32)

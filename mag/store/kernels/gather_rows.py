@@ -46,7 +46,16 @@ def gather_rows(
 
 
 @kernel
-def _gather_rows(indptr, code, count, row, window, num_windows, num_clusters, least):  # type: ignore[no-untyped-def]
+def _gather_rows(
+    indptr: np.ndarray,
+    code: np.ndarray,
+    count: np.ndarray,
+    row: np.ndarray,
+    window: np.ndarray,
+    num_windows: int,
+    num_clusters: int,
+    least: int,
+) -> np.ndarray:
     found = np.empty((len(row), num_clusters), np.float32)
     total = np.zeros(num_clusters, np.uint32)
     # Whether an increment of a cluster counts, by what its code is beyond that cluster's first.
@@ -105,7 +114,13 @@ def gather_second(
 
 
 @kernel
-def _gather_second(table, over_index, over_count, row, window):  # type: ignore[no-untyped-def]
+def _gather_second(
+    table: np.ndarray,
+    over_index: np.ndarray,
+    over_count: np.ndarray,
+    row: np.ndarray,
+    window: np.ndarray,
+) -> np.ndarray:
     _, num_windows, num_clusters = table.shape
     found = np.zeros((len(row), num_clusters), np.float32)
     for place in range(len(row)):

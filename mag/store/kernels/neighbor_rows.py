@@ -68,7 +68,14 @@ def neighbor_rows(
 
 
 @kernel
-def _offsets(indptr, code, count, num_windows, num_clusters, first_word):  # type: ignore[no-untyped-def]
+def _offsets(
+    indptr: np.ndarray,
+    code: np.ndarray,
+    count: np.ndarray,
+    num_windows: int,
+    num_clusters: int,
+    first_word: int,
+) -> np.ndarray:
     num_nodes = len(indptr) - 1
     offset = np.empty(num_nodes + 1, np.uint64)
     size = num_windows * num_clusters
@@ -96,8 +103,17 @@ def _offsets(indptr, code, count, num_windows, num_clusters, first_word):  # typ
 
 @kernel
 def _fill(
-    indptr, code, count, num_windows, num_clusters, first_word, offset, words, shorts, octets
-):  # type: ignore[no-untyped-def]
+    indptr: np.ndarray,
+    code: np.ndarray,
+    count: np.ndarray,
+    num_windows: int,
+    num_clusters: int,
+    first_word: int,
+    offset: np.ndarray,
+    words: np.ndarray,
+    shorts: np.ndarray,
+    octets: np.ndarray,
+) -> None:
     for node in range(len(indptr) - 1):
         form = np.int64(offset[node] & np.uint64(3))
         word = np.int64(offset[node] >> np.uint64(FORM_BITS)) - first_word

@@ -87,13 +87,20 @@ def partition_events(
                 f'A partition holds at most {2**PLACE_BITS:,} {name}s, but {name} {high:,} is in '
                 f"one of {number} partitions: take a larger 'num_partitions[{name!r}]'."
             )
-        of_event = (read_only(array) for array in (node, neighbor, window, click))
-        records[name] = Records(*_partition(*of_event, number, num_windows))
+        ids, events = (read_only(node), read_only(neighbor)), (read_only(window), read_only(click))
+        records[name] = Records(*_partition(*ids, *events, number, num_windows))
     return records
 
 
 @kernel
-def _partition(node, neighbor, window, click, num_partitions, num_windows):  # type: ignore[no-untyped-def]
+def _partition(
+    node: np.ndarray,
+    neighbor: np.ndarray,
+    window: np.ndarray,
+    click: np.ndarray,
+    num_partitions: int,
+    num_windows: int,
+) -> tuple[np.ndarray, np.ndarray]:
     shift = 0
     while 1 << shift < num_partitions:
         shift += 1

@@ -79,20 +79,36 @@ def second_hop(
             f"second_hop expects 'out' of uint16 and shape {list(shape)}, but got {table.dtype} of "
             f'shape {list(table.shape)}.'
         )
-    pairs = (read_only(array) for array in (pairs_indptr, pairs_neighbor, pairs_window))
-    forms = (read_only(array) for array in (data, data.view(np.uint16), data.view(np.uint8)))
     over = _second_hop(
-        *pairs, read_only(offset), *forms, read_only(base), num_windows, num_clusters,
+        read_only(pairs_indptr),
+        read_only(pairs_neighbor),
+        read_only(pairs_window),
+        read_only(offset),
+        read_only(data),
+        read_only(data.view(np.uint16)),
+        read_only(data.view(np.uint8)),
+        read_only(base.astype(np.int64)),
+        num_windows,
+        num_clusters,
         table.view(np.ndarray),
-    )  # fmt: skip
+    )
     return SecondHop(table, *over)
 
 
 @kernel
 def _second_hop(
-    pairs_indptr, pairs_neighbor, pairs_window, offset, words, shorts, octets, base, num_windows,
-    num_clusters, table,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    pairs_indptr: np.ndarray,
+    pairs_neighbor: np.ndarray,
+    pairs_window: np.ndarray,
+    offset: np.ndarray,
+    words: np.ndarray,
+    shorts: np.ndarray,
+    octets: np.ndarray,
+    base: np.ndarray,
+    num_windows: int,
+    num_clusters: int,
+    table: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     size = num_windows * num_clusters
     shift, mask = 0, len(base) - 1
     while 1 << shift < len(base):
@@ -167,13 +183,20 @@ def _second_hop(
 
 
 @kernel
-def _add(row, total):  # type: ignore[no-untyped-def]
+def _add(row: np.ndarray, total: np.ndarray) -> None:
     for place in range(len(row)):
         total[place] += row[place]
 
 
 @kernel
-def _add_table(rows, start, first, num_windows, num_clusters, total):  # type: ignore[no-untyped-def]
+def _add_table(
+    rows: np.ndarray,
+    start: int,
+    first: int,
+    num_windows: int,
+    num_clusters: int,
+    total: np.ndarray,
+) -> None:
     r"""Adds a table of increments, those before the first window to that window."""
     begin = np.uint64(start)
     known = np.uint64(first * num_clusters)
