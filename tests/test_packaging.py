@@ -242,8 +242,8 @@ ROOMS: dict[str, set[str]] = {
     'negatives': {'checks'},
     'nn': {'checks'},
     'store': {
-        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'macro_graph', 'schema',
-        'transforms',
+        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'loader', 'macro_graph',
+        'schema', 'transforms',
     },
     'losses': {'checks'},
     'metrics': {'checks'},

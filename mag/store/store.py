@@ -306,10 +306,10 @@ class Store:
         Args:
             node_type (str): :obj:`"user"` or :obj:`"item"`.
         """
-        from mag.store.kernels import first_clicks
+        from mag.store.kernels import click_windows
 
         indptr, code = (self._array(node_type, f'{part}_total') for part in ('indptr', 'code'))
-        of_row = first_clicks(indptr, code, self.num_windows)
+        of_row = click_windows(indptr, code, self.num_windows)
         found, base = np.empty_like(of_row), self._base[node_type]
         for part in range(len(base) - 1):
             found[part :: len(base) - 1] = of_row[base[part] : base[part + 1]]

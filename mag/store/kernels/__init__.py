@@ -1,8 +1,8 @@
 r"""What the store counts with: pure functions of arrays, compiled by numba."""
 
 from mag.store.kernels.add_cells import add_cells
+from mag.store.kernels.click_windows import click_windows
 from mag.store.kernels.count_partition import NodeCounts, code_type, count_partition
-from mag.store.kernels.first_clicks import first_clicks
 from mag.store.kernels.gather_cells import gather_cells
 from mag.store.kernels.gather_rows import gather_rows, gather_second
 from mag.store.kernels.neighbor_rows import NeighborRows, neighbor_rows
@@ -15,9 +15,9 @@ __all__ = [
     'Records',
     'SecondHop',
     'add_cells',
+    'click_windows',
     'code_type',
     'count_partition',
-    'first_clicks',
     'gather_cells',
     'gather_rows',
     'gather_second',
