@@ -35,6 +35,7 @@ NAMES = (
     'speed.macgnn',
     'speed.macro_state',
     'speed.second_hop',
+    'speed.store_clusters',
     'speed.srjgraph',
     'speed.stack',
     'speed.target_counts',

@@ -7,6 +7,14 @@ from torch import Tensor
 
 from mag.checks import check_booleans, check_integers, check_tensor, check_values
 from mag.files import read_tensors, write_tensors
+from mag.negatives import hash_rows
+
+#: The streams of chance that signs and samples are drawn from.
+SIGNS, _SAMPLE = 2, 3
+# FAISS samples 256 points a cluster by default. Up to here all nodes of a log are taken.
+_POINTS_PER_CLUSTER, _FEW_POINTS = 256, 2**16
+# The queries that FAISS multiplies at once.
+_BLOCK = 4096
 
 
 class Grouping:
@@ -19,14 +27,17 @@ class Grouping:
         {\lVert \mathbf{b}_v - \boldsymbol{\mu}_p \rVert}^2_2.
 
     The centroids are kept, so that nodes which were not there at the time of fitting can be
-    assigned to the nearest. All rows are used; a GPU is used if FAISS was built for one.
+    assigned to the nearest. All rows are used up to 65,536, or 256 a cluster if that is more; of
+    more, a sample of as many, which depends on the seed and on the nodes alone. A GPU is used if
+    FAISS was built for one.
 
     Args:
         num_clusters (int): The number of macro nodes :math:`M`.
         spherical (bool, optional): If set to :obj:`True`, centroids are projected to the unit
             sphere after each iteration, which makes this cosine k-means. (default: :obj:`False`)
         num_iterations (int, optional): Lloyd iterations. (default: :obj:`25`)
-        seed (int, optional): Seed of the k-means++ start, below :math:`2^{31}`. (default: :obj:`0`)
+        seed (int, optional): Seed of the k-means++ start and of the sample, below :math:`2^{31}`.
+            (default: :obj:`0`)
 
     Attributes:
         centroids (torch.Tensor or None): Shape :obj:`[num_clusters, D]` once fitted.
@@ -49,11 +60,18 @@ class Grouping:
         self.seed = seed
         self.centroids: Tensor | None = None
 
-    def fit(self, x: Tensor) -> Tensor:
+    @property
+    def max_points(self) -> int:
+        r"""The number of rows that centroids are found from, at most."""
+        return max(_FEW_POINTS, _POINTS_PER_CLUSTER * self.num_clusters)
+
+    def fit(self, x: Tensor, node: Tensor | None = None) -> Tensor:
         r"""Finds the centroids and returns the cluster of each row.
 
         Args:
             x (torch.Tensor): Behavior embeddings of shape :obj:`[N, D]`.
+            node (torch.Tensor, optional): Whose they are, ascending, by which rows are sampled,
+                shape :obj:`[N]`. (default: the numbers of the rows)
 
         Returns:
             Clusters in :math:`0, \ldots, M - 1`, shape :obj:`[N]`.
@@ -62,11 +80,16 @@ class Grouping:
             ValueError: If there are fewer rows than clusters, or a value is not finite.
         """
         rows = _as_rows(x)
+        if node is None:
+            node = torch.arange(len(rows))
+        check_tensor('Grouping', 'node', node, (len(rows),), torch.long)
         if len(rows) < self.num_clusters:
             raise ValueError(
                 f'Grouping into {self.num_clusters} clusters needs at least as many nodes with '
                 f'behavior, but got {len(rows)}.'
             )
+        if len(rows) > self.max_points:
+            rows = rows[sample_nodes(node.numpy(), self.max_points, self.seed)]
         # Here and in assign, so that importing mag does not wait for it, and after torch: with
         # FAISS first, a forked DataLoader worker that calls it hangs.
         import faiss
@@ -97,14 +120,23 @@ class Grouping:
             RuntimeError: If the grouping has not been fitted.
             ValueError: If :obj:`x` has another width than the rows it was fitted on.
         """
-        centroids = self._fitted()
+        centroids = self.fitted()
         rows = _as_rows(x, centroids.size(1))
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
         import faiss
 
-        _, cluster = faiss.knn(rows, centroids.numpy(), 1)
-        return torch.from_numpy(cluster[:, 0].astype(np.int64))
+        # Blocks of one size: the last bits of a distance depend on how many rows are multiplied,
+        # and a row between two centroids must get the same one in any company.
+        cluster = np.empty((len(rows), 1), dtype=np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            size = len(block)
+            if size < _BLOCK:
+                block = np.pad(block, ((0, _BLOCK - size), (0, 0)))
+            _, nearest = faiss.knn(block, centroids.numpy(), 1)
+            cluster[start : start + size] = nearest[:size]
+        return torch.from_numpy(cluster[:, 0])
 
     def save(self, path: str | os.PathLike) -> None:
         r"""Writes arguments and centroids to :obj:`path`, under a temporary name first.
@@ -115,7 +147,7 @@ class Grouping:
         Raises:
             RuntimeError: If the grouping has not been fitted.
         """
-        write_tensors({**self._arguments(), 'centroids': self._fitted()}, path)
+        write_tensors({**self._arguments(), 'centroids': self.fitted()}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Grouping':
@@ -146,7 +178,12 @@ class Grouping:
             ) from error
         return grouping
 
-    def _fitted(self) -> Tensor:
+    def fitted(self) -> Tensor:
+        r"""The centroids, shape :obj:`[num_clusters, D]`.
+
+        Raises:
+            RuntimeError: If the grouping has not been fitted.
+        """
         if self.centroids is None:
             raise RuntimeError(f"{self!r} has not been fitted: call 'fit' or 'load' first.")
         return self.centroids
@@ -176,10 +213,40 @@ def _as_rows(x: Tensor, width: int | str = 'D') -> np.ndarray:
     return rows.numpy()
 
 
+def sample_nodes(node: np.ndarray, num: int, seed: int) -> np.ndarray:
+    r"""The places of :obj:`num` nodes, ascending: those whose hash is least, so that a smaller
+    sample is part of a larger, and one of all nodes that of samples of their parts.
+
+    Args:
+        node (numpy.ndarray): Distinct nodes, int64, shape :obj:`[N]`.
+        num (int): How many, at most.
+        seed (int): Seed of the hash.
+    """
+    if len(node) <= num:
+        return np.arange(len(node))
+    # SplitMix64 is a bijection, so that no two nodes have one hash.
+    return np.sort(np.argpartition(hash_rows((seed, _SAMPLE), node), num - 1)[:num])
+
+
 def macro_behavior(counts: Tensor) -> Tensor:
     r"""L2-normalized hop-1 counts over the neighbors' clusters, shape :obj:`[N, M]`: what the
     released code clusters (its "behavior embedding" on public data). Zero rows stay zero."""
     return torch.nn.functional.normalize(counts.float(), dim=1)
+
+
+def cluster_counts(
+    clicks: 'scipy.sparse.csr_matrix', neighbor_cluster: np.ndarray, num_clusters: int
+) -> Tensor:
+    r"""The clicks of each node by cluster of the neighbor, shape :obj:`[N, num_clusters]`.
+
+    Args:
+        clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
+        neighbor_cluster (numpy.ndarray): The cluster of each neighbor, shape :obj:`[N_other]`.
+        num_clusters (int): The number of clusters.
+    """
+    of_click = clicks.data, neighbor_cluster[clicks.indices], clicks.indptr
+    counts = scipy.sparse.csr_matrix(of_click, shape=(clicks.shape[0], num_clusters))
+    return torch.from_numpy(counts.toarray())
 
 
 def raw_behavior(
@@ -197,8 +264,8 @@ def raw_behavior(
     Args:
         clicks (scipy.sparse.csr_matrix): Shape :obj:`[N, N_other]`.
         projection_dim (int): Width :math:`D` of the result.
-        seed (int): Seed of the signs. The signs of a column do not depend on how many columns
-            there are, so embeddings stay comparable when new nodes arrive.
+        seed (int): Seed of the signs, see :func:`random_signs`. The signs of a column do not depend
+            on how many columns there are, so embeddings stay comparable when new nodes arrive.
         columns (numpy.ndarray, optional): The columns that are counted and, if there are few of
             them, returned; clicks on others then count in the norm alone. So embeddings stay
             comparable to those of a matrix with clicks on these columns only.
@@ -223,12 +290,40 @@ def raw_behavior(
             (chosen.data, place[chosen.indices], chosen.indptr), (len(norm), projection_dim)
         ).toarray()
     else:
-        signs = np.random.default_rng(seed).integers(
-            0, 2, size=(clicks.shape[1], projection_dim), dtype=np.int8
-        )
-        signs *= 2
-        signs -= 1
-        rows = clicks @ signs.astype(np.float32)
-        norm *= np.sqrt(projection_dim)
+        rows = clicks @ random_signs(np.arange(clicks.shape[1]), projection_dim, seed)
+        return scale_projection(rows, norm)
     rows /= np.maximum(norm, 1e-12)[:, None]
     return torch.from_numpy(rows)
+
+
+def scale_projection(total: np.ndarray, norm: np.ndarray) -> Tensor:
+    r"""Embeddings of sums of signs, as squared distances are kept in expectation.
+
+    Args:
+        total (numpy.ndarray): The sums, float32, shape :obj:`[N, D]`. They are divided in place.
+        norm (numpy.ndarray): The length of the rows that were projected, float32, shape
+            :obj:`[N]`, multiplied in place.
+    """
+    norm *= np.sqrt(total.shape[1])
+    total /= np.maximum(norm, 1e-12)[:, None]
+    return torch.from_numpy(total)
+
+
+def random_signs(column: np.ndarray, projection_dim: int, seed: int) -> np.ndarray:
+    r"""Signs that depend on seed, column and dimension alone: of each column and 64 dimensions, the
+    bits of a hash from the lowest, set for :math:`+1`.
+
+    Args:
+        column (numpy.ndarray): int64, shape :obj:`[C]`.
+        projection_dim (int): The number of dimensions :math:`D`.
+        seed (int): Seed of the hash.
+
+    Returns:
+        float32, shape :obj:`[C, D]`.
+    """
+    word = hash_rows((seed, SIGNS), column[:, None], np.arange(-(-projection_dim // 64)))
+    bits = np.unpackbits(word.astype('<u8').view(np.uint8), axis=1, bitorder='little')
+    signs = bits[:, :projection_dim].astype(np.float32)
+    signs *= 2
+    signs -= 1
+    return signs

@@ -16,7 +16,7 @@ from mag.checks import (
     check_tensor,
 )
 from mag.click_index import first_click
-from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
+from mag.macro_graph.grouping import Grouping, cluster_counts, macro_behavior, raw_behavior
 from mag.schema import CLICKS, NEIGHBOR_TYPE, Resolution, categoricals
 
 Group = int | str | Sequence[int | str]
@@ -96,9 +96,9 @@ class MacroClusters:
                 than clusters.
         """
         self.groupings = {
-            of.name: Grouping(of.group, spherical=self.spherical, seed=self.seed)
-            for of in self.resolutions
-            if isinstance(of.group, int)
+            name: grouping
+            for node_type in NEIGHBOR_TYPE
+            for name, grouping in self.unfitted(node_type).items()
         }
         self.cluster = {}
         first = data[CLICKS].edge_index
@@ -107,12 +107,14 @@ class MacroClusters:
         user, item = (row.bincount().nonzero().view(-1).numpy() for row in first)
         self._columns = {'user': item, 'item': user}
         cluster = self._start(data)
-        for node_type in self._order():
+        for node_type in self.order():
             embedding, is_clicked = self._embed(
                 data, node_type, first, cluster[NEIGHBOR_TYPE[node_type]]
             )
-            for name in self._learned(node_type):
-                cluster[name][is_clicked] = self.groupings[name].fit(embedding[is_clicked])
+            for name in self.unfitted(node_type):
+                cluster[name][is_clicked] = self.groupings[name].fit(
+                    embedding[is_clicked], is_clicked.nonzero().view(-1)
+                )
         self.cluster = cluster
         self.cluster = self.assign(data, window)
         return self
@@ -130,9 +132,9 @@ class MacroClusters:
         """
         cluster = self._start(data)
         edge_index = data[CLICKS].edge_index
-        for node_type in self._order():
+        for node_type in self.order():
             node = edge_index[0 if node_type == 'user' else 1]
-            names = self._learned(node_type)
+            names = [*self.unfitted(node_type)]
             # All resolutions know the same nodes.
             new = cluster[names[0]][node] < 0
             if not bool(new.any()):
@@ -155,15 +157,16 @@ class MacroClusters:
         numbers = categoricals(store)
         return numbers[of.group] if of.group in numbers else int(store[of.group].max()) + 1
 
-    def _learned(self, node_type: str) -> list[str]:
-        r"""The names of the resolutions of a node type whose clusters are learned."""
-        return [
-            of.name
+    def unfitted(self, node_type: str) -> dict[str, Grouping]:
+        r"""What learns the clusters of a node type, by the name of the resolution."""
+        return {
+            of.name: Grouping(of.group, spherical=self.spherical, seed=self.seed)
             for of in self.resolutions
             if of.node_type == node_type and isinstance(of.group, int)
-        ]
+        }
 
-    def _order(self) -> list[str]:
+    def order(self) -> list[str]:
+        r"""The node types whose clusters are learned, one that waits for the other last."""
         first = {name: of.group for name, of in self._first.items()}
         return sorted(self.behaviors, key=lambda name: _waits(name, self.behaviors, first))
 
@@ -216,14 +219,11 @@ class MacroClusters:
             columns = self._columns[node_type]
             return raw_behavior(clicks, self.projection_dim, self.seed, columns), is_clicked
         num_clusters = self.num_clusters(data, self._first[other])
-        centroids = self.groupings[self._learned(node_type)[0]].centroids
+        centroids = self.groupings[next(iter(self.unfitted(node_type)))].centroids
         # The attribute may have got values since fit, of which no centroid knows.
         width = num_clusters if centroids is None else centroids.size(1)
-        counts = scipy.sparse.csr_matrix(
-            (clicks.data, other_cluster.numpy()[clicks.indices], clicks.indptr),
-            shape=(num_nodes, max(num_clusters, width)),
-        )
-        return macro_behavior(torch.from_numpy(counts.toarray()))[:, :width], is_clicked
+        counts = cluster_counts(clicks, other_cluster.numpy(), max(num_clusters, width))
+        return macro_behavior(counts)[:, :width], is_clicked
 
 
 def resolutions(groups: Mapping[str, Group]) -> list[Resolution]:

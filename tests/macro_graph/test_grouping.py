@@ -6,7 +6,13 @@ import torch
 from scipy.sparse import csr_matrix, random_array
 
 from mag.files import write_tensors
-from mag.macro_graph.grouping import Grouping, macro_behavior, raw_behavior
+from mag.macro_graph.grouping import (
+    Grouping,
+    macro_behavior,
+    random_signs,
+    raw_behavior,
+    sample_nodes,
+)
 
 
 def blobs(seed: int, num_rows: int = 600, num_blobs: int = 8, width: int = 5) -> torch.Tensor:
@@ -71,6 +77,48 @@ def test_all_points_are_used():
     grouping = Grouping(1)
     assert grouping.fit(x).unique().tolist() == [0]
     assert torch.allclose(grouping.centroids[0], x.mean(0), atol=1e-5)
+
+
+def test_of_many_rows_a_sample_is_used():
+    r"""The only centroid is the mean of 65,536 rows: those of the nodes that are drawn, whatever
+    other nodes lie between them."""
+    x = torch.randn(70_000, 2, generator=torch.Generator().manual_seed(0))
+    node = 3 * torch.arange(70_000) + 1
+    chosen = sample_nodes(node.numpy(), 2**16, 5)
+    grouping = Grouping(1, seed=5)
+    assert grouping.fit(x, node).shape == (70_000,)
+    assert torch.allclose(grouping.centroids[0], x[chosen].mean(0), atol=1e-5)
+    assert (grouping.centroids[0] - x.mean(0)).abs().max() > 1e-4
+    assert Grouping(300).max_points == 300 * 256
+
+
+def test_samples_of_nodes():
+    r"""A sample is of its size, part of any larger one of the same nodes, and found again in a
+    part of the nodes; a seed draws anew."""
+    node = np.arange(0, 4000, 2)
+    drawn = node[sample_nodes(node, 300, 0)]
+    assert len(drawn) == len({*drawn}) == 300 and (np.diff(drawn) > 0).all()
+    assert abs(drawn.mean() - 2000) < 4 * 4000 / np.sqrt(12 * 300)
+    larger = node[sample_nodes(node, 900, 0)]
+    assert {*drawn} < {*larger}
+    assert (larger[sample_nodes(larger, 300, 0)] == drawn).all()
+    assert {*drawn} != {*node[sample_nodes(node, 300, 1)]}
+    assert sample_nodes(node, 2000, 0).tolist() == [*range(2000)]
+
+
+@pytest.mark.parametrize('width', [3, 20, 64])
+def test_a_row_gets_the_same_cluster_in_any_company(width):
+    r"""Rows halfway between two centroids, up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    grouping = Grouping(30)
+    grouping.fit(torch.randn(500, width, generator=generator))
+    left, right = grouping.centroids[torch.randint(30, (2, 9000), generator=generator)]
+    x = (left + right) / 2
+    cluster = grouping.assign(x)
+    order = torch.randperm(9000, generator=generator)
+    assert torch.equal(grouping.assign(x[order]), cluster[order])
+    for size in (1, 19, 21, 333, 4097):
+        assert torch.equal(grouping.assign(x[:size]), cluster[:size])
 
 
 def test_converged_centroids_are_means():
@@ -216,6 +264,11 @@ def test_load_refuses_what_is_no_grouping(tmp_path, changes, sentence):
             ValueError,
             'float32 can sum, .* in row 0',
         ),
+        (
+            lambda: Grouping(1).fit(torch.eye(4), torch.arange(3)),
+            ValueError,
+            r"'node' of shape \[4\], but got shape \[3\]",
+        ),
         (lambda: Grouping(1).fit(torch.empty(4, 0)), ValueError, 'at least 1, but got 0'),
         (lambda: Grouping(2).assign(torch.eye(2)), RuntimeError, "call 'fit' or 'load' first"),
         (lambda: Grouping(2).save('grouping.pt'), RuntimeError, 'has not been fitted'),
@@ -251,6 +304,35 @@ def random_clicks(num_users: int, num_items: int, clicks_each: int) -> csr_matri
     )
     clicks.data[:] = 1
     return csr_matrix(clicks)
+
+
+def split_mix(state: int) -> int:
+    r"""The step of SplitMix64, in integers without end."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
+def test_random_signs_are_bits_of_a_hash():
+    start = int(np.random.SeedSequence((7, 2)).generate_state(1, np.uint64)[0])
+    signs = random_signs(np.array([5, 0, 123_456_789]), 100, 7)
+    for row, column in zip(signs.tolist(), (5, 0, 123_456_789), strict=True):
+        words = [split_mix(split_mix(start ^ column) ^ place) for place in (0, 1)]
+        assert row == [2.0 * (words[d // 64] >> d % 64 & 1) - 1 for d in range(100)]
+
+
+def test_random_signs_are_even_and_independent():
+    r"""Means of columns, of dimensions, and products of any two of either are of the size of
+    chance."""
+    signs = random_signs(np.arange(512), 512, 0)
+    for table in (signs, signs.T):
+        products = table @ table.T / 512
+        np.fill_diagonal(products, 0)
+        # Of 131,072 pairs.
+        assert np.abs(products).max() < 5.5 / 512**0.5
+        assert np.abs(products.std() - 512**-0.5) < 0.01 * 512**-0.5
+        assert np.abs(table.mean(axis=1)).max() < 4.5 / 512**0.5
 
 
 def test_raw_behavior_of_few_columns_is_exact():
