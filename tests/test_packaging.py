@@ -245,7 +245,7 @@ ROOMS: dict[str, set[str]] = {
     'negatives': {'checks'},
     'nn': {'checks'},
     'store': {
-        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'macro_graph',
+        'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'loader', 'macro_graph',
         'negatives', 'schema', 'transforms',
     },
     'losses': {'checks'},

@@ -237,7 +237,11 @@ class _Build:
             units.run('centroids', lambda: self._keep_centroids(learner.order))
 
     def _assign(
-        self, learner: StoreClusters, node_type: str, fitted: dict[str, Tensor], neighbor: np.ndarray | None
+        self,
+        learner: StoreClusters,
+        node_type: str,
+        fitted: dict[str, Tensor],
+        neighbor: np.ndarray | None,
     ) -> None:
         r"""Writes the learned clusters of all nodes of a type, partition by partition."""
         units, number = self.units, self.partitions.num_partitions[node_type]

@@ -154,7 +154,7 @@ class Store:
         r"""What :meth:`rows` returns, of nodes and windows that are known to exist: others may be
         read from anywhere."""
         row, step = self._row(node_type, node.numpy()), window.numpy()
-        first = self._increments(node_type, NEIGHBOR_TYPE[node_type], row, step, 'pairs')
+        first = self._by_cluster(node_type, NEIGHBOR_TYPE[node_type], row, step, 'pairs')
         return MacroRow(
             (first, self._second(node_type, row, step)), self._recent(node_type, row, step)
         )
@@ -187,7 +187,7 @@ class Store:
         check_choice(_KINDS, kind=kind)
         self._check_nodes(node_type, node)
         step = self._windows(node, window).numpy()
-        return self._increments(node_type, name, self._row(node_type, node.numpy()), step, kind)
+        return self._by_cluster(node_type, name, self._row(node_type, node.numpy()), step, kind)
 
     @cached_property
     def target_views(self) -> list[TargetView]:
@@ -261,7 +261,7 @@ class Store:
         }
 
         def cells(node_type: str, suffix: str, cluster: np.ndarray) -> np.ndarray:
-            increments = (self._array(node_type, f'{part}{suffix}') for part in _INCREMENTS)
+            increments = self._increments(node_type, suffix)
             return gather_cells(*increments, row[node_type], cluster, step, self.num_windows)
 
         all_alike = np.zeros_like(step)
@@ -270,9 +270,9 @@ class Store:
             found += [cells(name, of.suffix, cluster[of.name]) for of in self._of(other)]
         for of_user in self._of('user'):
             for of_item in self._of('item'):
-                own, other = cluster[of_user.name], cluster[of_item.name]
-                counts = self._cells[of_user.name, of_item.name][own, other, step]
-                counts[(own < 0) | (other < 0)] = 0
+                own, others = cluster[of_user.name], cluster[of_item.name]
+                counts = self._cells[of_user.name, of_item.name][own, others, step]
+                counts[(own < 0) | (others < 0)] = 0
                 found.append(counts)
         return torch.from_numpy(np.stack(found, axis=1))
 
@@ -306,10 +306,10 @@ class Store:
         Args:
             node_type (str): :obj:`"user"` or :obj:`"item"`.
         """
-        from mag.store.kernels import known_since
+        from mag.store.kernels import click_windows
 
         indptr, code = (self._array(node_type, f'{part}_total') for part in ('indptr', 'code'))
-        of_row = known_since(indptr, code, self.num_windows)
+        of_row = click_windows(indptr, code, self.num_windows)
         found, base = np.empty_like(of_row), self._base[node_type]
         for part in range(len(base) - 1):
             found[part :: len(base) - 1] = of_row[base[part] : base[part + 1]]
@@ -328,9 +328,7 @@ class Store:
             if window is None:
                 window = np.broadcast_to(np.uint8(0), cluster.shape)
             for of_item in self._of('item'):
-                indptr, code, count = (
-                    self._array('user', f'{part}{of_item.suffix}') for part in _INCREMENTS
-                )
+                indptr, code, count = self._increments('user', of_item.suffix)
                 sizes = [self.num_clusters[of.name] for of in (of_user, of_item)]
                 cells = np.zeros((*sizes, self.num_windows, 2), np.int64)
                 for part in range(len(base) - 1):
@@ -350,13 +348,13 @@ class Store:
             is_known &= window[place] <= step
         return np.where(is_known, cluster, -1)
 
-    def _increments(
+    def _by_cluster(
         self, node_type: str, name: str, row: np.ndarray, step: np.ndarray, kind: str
     ) -> Tensor:
         from mag.store.kernels import gather_rows
 
         suffix = name.removeprefix(NEIGHBOR_TYPE[node_type])
-        increments = (self._array(node_type, f'{part}{suffix}') for part in _INCREMENTS)
+        increments = self._increments(node_type, suffix)
         sizes = self.num_windows, self.num_clusters[name]
         return torch.from_numpy(gather_rows(*increments, row, step, *sizes, kind))
 
@@ -364,9 +362,10 @@ class Store:
         from mag.store.kernels import gather_second
 
         if self.counts == 'exact':
-            parts = ('second', 'second_over_index', 'second_over_count')
-            tables = (self._array(node_type, part) for part in parts)
-            return torch.from_numpy(gather_second(*tables, row, step))
+            table = self._array(node_type, 'second')
+            index = self._array(node_type, 'second_over_index')
+            count = self._array(node_type, 'second_over_count')
+            return torch.from_numpy(gather_second(table, index, count, row, step))
         codes = self._take(node_type, 'second', row, step)
         codes[row < 0] = 0
         return decode_counts(torch.from_numpy(codes))
@@ -393,6 +392,14 @@ class Store:
 
     def _of(self, node_type: str) -> list[Resolution]:
         return [of for of in self.resolutions if of.node_type == node_type]
+
+    def _increments(self, node_type: str, suffix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""Where those of each node begin, their codes and their counts."""
+        return (
+            self._array(node_type, f'indptr{suffix}'),
+            self._array(node_type, f'code{suffix}'),
+            self._array(node_type, f'count{suffix}'),
+        )
 
     def _array(self, node_type: str, name: str) -> np.ndarray:
         return self._arrays[f'nodes/{node_type}/{name}']
@@ -468,6 +475,3 @@ class Store:
             f'{self.__class__.__name__}({self.path!r}, {self.num_nodes["user"]:,} users, '
             f'{self.num_nodes["item"]:,} items, {self.num_windows} windows)'
         )
-
-
-_INCREMENTS = ('indptr', 'code', 'count')

@@ -72,9 +72,7 @@ def write_log(folder: Path, kind: str, is_sorted: bool, seed: int = 0) -> LogSch
     return LogSchema(str(folder / f'*.{end}'), COLUMNS)
 
 
-def in_memory(
-    data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int
-) -> dict[str, Any]:
+def in_memory(data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int) -> dict[str, Any]:
     r"""What the store says, by the classes that hold the whole log."""
     clicks = data[CLICKS]
     window = torch.bucketize(clicks.edge_label_time, torch.tensor(cutoffs), right=True)
@@ -204,7 +202,11 @@ def test_a_store_equals_the_counts_in_memory(tmp_path: Path, kind: str, is_sorte
 
 @pytest.mark.parametrize(
     'groups',
-    [{'user': [6, 3], 'item': ['brand', 4]}, {'user': 'country', 'item': 5}, {'user': 4, 'item': 3}],
+    [
+        {'user': [6, 3], 'item': ['brand', 4]},
+        {'user': 'country', 'item': 5},
+        {'user': 4, 'item': 3},
+    ],
 )
 def test_learned_clusters_are_those_in_memory(tmp_path: Path, groups: dict[str, Any]) -> None:
     schema = write_log(tmp_path / 'log', 'texts', False)

@@ -4,7 +4,7 @@ from mag.store.kernels._compile import kernel, read_only
 from mag.store.kernels.count_partition import NUM_KINDS
 
 
-def known_since(indptr: np.ndarray, code: np.ndarray, num_windows: int) -> np.ndarray:
+def click_windows(indptr: np.ndarray, code: np.ndarray, num_windows: int) -> np.ndarray:
     r"""The first window that knows a click of each node.
 
     Args:
@@ -15,11 +15,11 @@ def known_since(indptr: np.ndarray, code: np.ndarray, num_windows: int) -> np.nd
     Returns:
         uint8, :math:`S` for a node without clicks, shape :obj:`[n]`.
     """
-    return _known_since(read_only(indptr), read_only(code), num_windows)
+    return _click_windows(read_only(indptr), read_only(code), num_windows)
 
 
 @kernel
-def _known_since(indptr, code, num_windows):  # type: ignore[no-untyped-def]
+def _click_windows(indptr, code, num_windows):  # type: ignore[no-untyped-def]
     found = np.full(len(indptr) - 1, num_windows, np.uint8)
     for node in range(len(found)):
         for entry in range(np.int64(indptr[node]), np.int64(indptr[node + 1])):
