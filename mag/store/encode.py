@@ -196,7 +196,10 @@ class Encoder:
 
     def _open(self) -> dict[str, Any]:
         r"""What the files hold. Delimited ones become a Parquet file."""
-        paths = find_files(self.schema.path, self.schema.format())
+        # A log that stays where it is must be found from anywhere.
+        paths = [
+            os.path.abspath(path) for path in find_files(self.schema.path, self.schema.format())
+        ]
         files = EventFiles(paths, self.fields, 'log', self.schema.format())
         if not files.is_parquet:
             queries = [self._read(files)]
