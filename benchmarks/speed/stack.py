@@ -84,7 +84,8 @@ def render(
     yield '# What the branches of the stack cost'
     yield ''
     yield (
-        f'Milliseconds of a training step on {args.batch_size:,} rows, the median of '
+        f'Milliseconds, of the processor on one thread and else of the clock, of a training step '
+        f'on {args.batch_size:,} rows, the median of '
         f'{args.repeats} turns, and of a request of one user with {args.candidates:,} candidates, '
         f'from ids to logits, the median and the 99th percentile of {args.requests} turns, of '
         f'{DATASETS[args.dataset].title} in six windows, on {args.device}, '

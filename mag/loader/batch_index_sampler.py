@@ -54,15 +54,8 @@ class BatchIndexSampler(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         rank, world_size = self._process()
         if self.shuffle:
-            if 0 < self.num_rows < world_size:
-                raise ValueError(
-                    f'BatchIndexSampler cannot shuffle {self.num_rows} rows over {world_size} '
-                    f'processes: some would train on nothing.'
-                )
-            # A generator's seeds end at 2^64.
-            seed = (self.seed * 1_000_003 + self.epoch) % 2**64
-            generator = torch.Generator().manual_seed(seed)
-            rows = torch.randperm(self.num_rows, generator=generator)
+            self._require_rows(world_size)
+            rows = torch.randperm(self.num_rows, generator=self._generator())
             rows = rows[: self.num_rows - self.num_rows % world_size]
         else:
             rows = torch.arange(self.num_rows)
@@ -80,6 +73,19 @@ class BatchIndexSampler(Sampler[Tensor]):
         num_rows = self.num_rows // self._process()[1]
         lonely = num_rows > self.batch_size > 1 and num_rows % self.batch_size == 1
         return max(1, -(-num_rows // self.batch_size) - lonely)
+
+    def _require_rows(self, world_size: int) -> None:
+        r"""Raises a :class:`ValueError` if there are fewer rows than processes to share them."""
+        if 0 < self.num_rows < world_size:
+            raise ValueError(
+                f'{type(self).__name__} cannot shuffle {self.num_rows} rows over {world_size} '
+                f'processes: some would train on nothing.'
+            )
+
+    def _generator(self) -> torch.Generator:
+        r"""What shuffles an epoch."""
+        # A generator's seeds end at 2^64.
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
 
     @staticmethod
     def _process() -> tuple[int, int]:

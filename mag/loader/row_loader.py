@@ -56,8 +56,14 @@ class RowLoader(DataLoader):
             raise TypeError(
                 f'{type(self).__name__} makes its batches itself and takes no {sorted(taken)}.'
             )
-        sampler = BatchIndexSampler(len(rows), batch_size, shuffle, seed)
+        sampler = self._sampler(rows, batch_size, shuffle, seed)
         super().__init__(rows, batch_size=None, sampler=sampler, collate_fn=_keep_batch, **kwargs)
+
+    def _sampler(
+        self, rows: RowReader, batch_size: int, shuffle: bool, seed: int
+    ) -> BatchIndexSampler:
+        r"""What tells the rows of each batch."""
+        return BatchIndexSampler(len(rows), batch_size, shuffle, seed)
 
     def _request(self, user: Any, items: Any, **arguments: Any) -> Any:
         r"""The batch of a request, from the arguments of :meth:`Exposures.request`."""

@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
 from mag.files import flush, locked, replacing
 from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
+from mag.store.clusters import StoreClusters
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
     NeighborRows,
@@ -132,7 +134,7 @@ class _Build:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', lambda of=of: self._attribute(log, of))
+            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))
             for of in plan.resolutions
         }
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
@@ -216,8 +218,6 @@ class _Build:
 
     def _learn(self) -> None:
         r"""Finds the clusters that no attribute tells."""
-        from mag.store.clusters import StoreClusters
-
         units = self.units
         clusters = MacroClusters(self.plan.groups, seed=self.plan.seed)
         learner = StoreClusters(self.partitions, clusters, self.num_clusters)
@@ -237,7 +237,11 @@ class _Build:
             units.run('centroids', lambda: self._keep_centroids(learner.order))
 
     def _assign(
-        self, learner: Any, node_type: str, fitted: dict[str, Tensor], neighbor: np.ndarray | None
+        self,
+        learner: StoreClusters,
+        node_type: str,
+        fitted: dict[str, Tensor],
+        neighbor: np.ndarray | None,
     ) -> None:
         r"""Writes the learned clusters of all nodes of a type, partition by partition."""
         units, number = self.units, self.partitions.num_partitions[node_type]

@@ -5,6 +5,7 @@ import os.path as osp
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import duckdb
@@ -116,7 +117,7 @@ class Encoder:
         opened = self.units.run('open', self._open)
         scanned = self.units.run('scan', lambda: self._scan(opened))
         for name in NEIGHBOR_TYPE:
-            self.units.run(f'ids-{name}', lambda name=name: self._map_ids(opened, scanned, name))
+            self.units.run(f'ids-{name}', partial(self._map_ids, opened, scanned, name))
         if scanned['is_log']:
             columns: dict[str, str | None] = {'click': None}
             for name, field in self.fields.items():

@@ -93,5 +93,6 @@ def test_damaged_gzip(tmp_path, content, reason):
 
 def test_gzip_members_in_a_row(tmp_path):
     path = tmp_path / 'log.csv.gz'
-    path.write_bytes(WHOLE + gzip.compress(b'', mtime=0) + gzip.compress(b'"3\n') + gzip.compress(b'",4'))
+    members = b'', b'"3\n', b'",4'
+    path.write_bytes(WHOLE + b''.join(gzip.compress(member) for member in members))
     assert inspect_content(str(path), ',', quotes=True) == Content(3, False, False)

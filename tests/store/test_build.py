@@ -15,7 +15,7 @@ from torch_geometric.data import HeteroData
 from mag.command_line import main
 from mag.compression import encode_counts
 from mag.datasets import EventLog, IdMap, LogSchema
-from mag.macro_graph import MacroNodes, SparseCounts
+from mag.macro_graph import MacroClusters, MacroNodes, SparseCounts
 from mag.macro_graph.last_neighbors import last_neighbors
 from mag.schema import CLICKS, NEIGHBOR_TYPE
 from mag.store.build import build
@@ -72,7 +72,7 @@ def write_log(folder: Path, kind: str, is_sorted: bool, seed: int = 0) -> LogSch
     return LogSchema(str(folder / f'*.{end}'), COLUMNS)
 
 
-def in_memory(data: HeteroData, cutoffs: list[int], num_recent: int) -> dict[str, Any]:
+def in_memory(data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int) -> dict[str, Any]:
     r"""What the store says, by the classes that hold the whole log."""
     clicks = data[CLICKS]
     window = torch.bucketize(clicks.edge_label_time, torch.tensor(cutoffs), right=True)
@@ -95,12 +95,18 @@ def in_memory(data: HeteroData, cutoffs: list[int], num_recent: int) -> dict[str
         'clicks': counts(click & (window < num_windows), False),
         'pairs': counts(click & (window < num_windows), True),
     }
+    is_history = click & (window < num_windows)
+    clicks.edge_index = edges[:, is_history]
+    clusters = MacroClusters(groups).fit(data, window[is_history])
     macro = {}
-    for name, groups in GROUPS.items():
-        for place, group in enumerate([groups] if isinstance(groups, str) else groups):
-            nodes = MacroNodes(data[name][group], data[name][f'num_{group}'])
-            macro[f'{name}{f"_{group}" if place else ""}'] = nodes
-            found[f'cluster {name}{f"_{group}" if place else ""}'] = nodes.cluster.numpy()
+    for of in clusters.resolutions:
+        cluster, since = clusters.cluster[of.name], None
+        if isinstance(of.group, int):
+            node = clicks.edge_index[list(NEIGHBOR_TYPE).index(of.node_type)]
+            since = torch.full_like(cluster, num_windows)
+            since.scatter_reduce_(0, node, window[is_history], 'amin')
+        macro[of.name] = MacroNodes(cluster, clusters.num_clusters(data, of), since)
+        found[f'cluster {of.name}'] = cluster.numpy()
     for row, (name, other) in enumerate(NEIGHBOR_TYPE.items()):
         for macro_name, nodes in macro.items():
             if macro_name.startswith(other):
@@ -163,7 +169,7 @@ def test_a_store_equals_the_counts_in_memory(tmp_path: Path, kind: str, is_sorte
     data = EventLog(str(tmp_path / 'memory'), schema, log=False)
     plan = SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS, num_recent=4, threads=2)
     folder = build(plan, progress=False)
-    expected, found = in_memory(data[0], CUTOFFS, 4), in_store(folder)
+    expected, found = in_memory(data[0], GROUPS, CUTOFFS, 4), in_store(folder)
     assert expected.keys() == found.keys()
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
@@ -192,6 +198,27 @@ def test_a_store_equals_the_counts_in_memory(tmp_path: Path, kind: str, is_sorte
     assert torch.equal(logged[4], clicks.edge_label_device)
     assert not (tmp_path / 'store.building').exists()
     assert not (tmp_path / 'store' / 'work').exists()
+
+
+@pytest.mark.parametrize(
+    'groups',
+    [
+        {'user': [6, 3], 'item': ['brand', 4]},
+        {'user': 'country', 'item': 5},
+        {'user': 4, 'item': 3},
+    ],
+)
+def test_learned_clusters_are_those_in_memory(tmp_path: Path, groups: dict[str, Any]) -> None:
+    schema = write_log(tmp_path / 'log', 'texts', False)
+    data = EventLog(str(tmp_path / 'memory'), schema, log=False)[0]
+    # The first window knows few clicks, so that many nodes come later.
+    cutoffs = [1080, 1200, 2900]
+    plan = SmallPlan(schema, tmp_path / 'store', groups, cutoffs, num_recent=4, threads=1)
+    expected, found = in_memory(data, groups, cutoffs, 4), in_store(build(plan, progress=False))
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+    assert (found['cluster item'] >= 0).any()
 
 
 @pytest.fixture(scope='module')
@@ -269,9 +296,8 @@ def test_what_does_not_fit_is_refused_before_work(
     with pytest.raises(ValueError, match=r'needs up to .* of disk, but .* has 9\.8 KiB free'):
         build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False)
     monkeypatch.undo()
-    sizes = Sizes(
-        10**6, {'user': 10**4, 'item': 10**4}, {'user': 10**6, 'item': 10**6, 'item_kind': 9}, 14
-    )
+    number = {'user': 10**6, 'item': 10**6, 'item_kind': 9}
+    sizes = Sizes(100, {'user': 10, 'item': 10}, number, 14)
     plan = BuildPlan(schema, tmp_path / 'store', GROUPS, memory_limit='640MiB')
     with pytest.raises(ValueError, match=r'does not fit a memory of 640\.0 MiB: take a larger'):
         plan.check_fits(sizes)

@@ -53,15 +53,17 @@ def start(num_calls):
     return process
 
 
+started = time.time()
 build(plan('whole'), progress=False)
+duration = time.time() - started
 chance = random.Random(0)
 killed = 0
 places = []
 while True:
     is_by_call = chance.random() < 0.75
-    process = start(chance.randint(1, 80) if is_by_call and killed < num_kills else 0)
+    process = start(chance.randint(1, 40) if is_by_call and killed < num_kills else 0)
     if not is_by_call and killed < num_kills:
-        time.sleep(chance.uniform(0, 0.6))
+        time.sleep(chance.uniform(0, duration / 12))
         os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if status == 0:
@@ -119,7 +121,7 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: P
     assert found['killed'] == NUM_KILLS
     # They fell on many units, and none that was done was done again.
     assert found['places'] == sorted(found['places'])
-    assert len({*found['places']}) > NUM_KILLS // 2, found['places']
+    assert len({*found['places']}) > NUM_KILLS // 4, found['places']
     expected = hashes(tmp_path / 'whole')
     assert len(expected) > 20
     assert hashes(tmp_path / 'killed') == expected

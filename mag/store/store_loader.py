@@ -1,0 +1,396 @@
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mag.checks import check_choice, check_integers
+from mag.loader import BatchIndexSampler, ExposureBatch, JoinedBatch, PairBatch
+from mag.loader.exposures import Exposures
+from mag.loader.row_loader import RowLoader, RowReader
+from mag.store.store import Store
+
+_PARTS = ('train', 'val', 'test')
+_BATCHES = ('pairs', 'features', 'joined')
+
+
+class StoreRows(NamedTuple):
+    r"""Rows of the log of a store.
+
+    Attributes:
+        user (torch.Tensor): Who was shown something, int64, shape :obj:`[B]`.
+        item (torch.Tensor): What, int64, shape :obj:`[B]`.
+        window (torch.Tensor): The window whose history each reads, int64, shape :obj:`[B]`.
+        label (torch.Tensor): 1 for a click, 0 for none, float32, shape :obj:`[B]`.
+    """
+
+    user: Tensor
+    item: Tensor
+    window: Tensor
+    label: Tensor
+
+
+class StoreLoader(RowLoader):
+    r"""Streams the exposures of a :class:`Store` from its log, as batches of what models read.
+
+    .. code-block:: python
+
+        store = Store('store')
+        train_loader = StoreLoader(store, 'train', shuffle=True)
+        val_loader = StoreLoader(store, 'val')
+        model = MacGNN.from_data(store.graph())
+        fit(ClickTask(model), train_loader, val_loader)
+
+    The rows of a window are those from its cutoff on and before the next one, and read what was
+    known as of its cutoff. Those whose user or item has no click before it are left out, as
+    :class:`~mag.transforms.TemporalSplit` does. A pass over the log at first counts the others.
+
+    Of the log, a buffer of rows is held. When shuffling, each epoch draws an order of the row
+    groups of its Parquet files, fills the buffer with as many of them as it holds, shuffles that,
+    and goes on with the next ones: row groups that are small against the buffer mix well. The order
+    depends on :obj:`(seed, epoch)` alone, and one that is resumed reads on where it was. Without
+    shuffling, rows come in the order of the log. Under :mod:`torch.distributed` each process reads
+    the rows that follow each other in its share of the epoch; all have the same number of batches,
+    see :class:`~mag.loader.BatchIndexSampler`.
+
+    Args:
+        store (Store): The store.
+        rows (str or list[int], optional): :obj:`"train"`, :obj:`"val"` or :obj:`"test"`, where the
+            store has the cutoffs of :class:`~mag.transforms.TemporalSplit`, or the windows, from 0
+            on. (default: :obj:`"train"`)
+        batch_size (int, optional): Exposures a batch. (default: :obj:`1024`)
+        shuffle (bool, optional): If set to :obj:`True`, rows are shuffled anew each epoch.
+            (default: :obj:`False`)
+        seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
+        batches (str, optional): :obj:`"pairs"` for :class:`~mag.loader.PairBatch`, the macro rows
+            that :class:`~mag.models.MacGNN` reads; :obj:`"features"` for
+            :class:`~mag.loader.ExposureBatch`, ids, attributes that are groups, and the counts at
+            the target as of the cutoff, which :class:`~mag.models.CountNet` reads; or
+            :obj:`"joined"` for both as :class:`~mag.loader.JoinedBatch`.
+            (default: :obj:`"pairs"`)
+        buffer_rows (int, optional): Up to how many rows row groups are held and shuffled together,
+            one at least. (default: :obj:`1_048_576`)
+        **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
+            :obj:`num_workers`.
+
+    Attributes:
+        num_dropped (int): How many rows were left out because their user or item had no click in
+            the history.
+
+    Raises:
+        FileNotFoundError: If a file of the log is missing.
+        ModuleNotFoundError: If pyarrow is not installed.
+        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range, the store has no such part or window, none of
+            its rows can be read, or a file of the log is another than the one that it was built
+            from.
+    """
+
+    dataset: '_StoreReader'
+
+    def __init__(
+        self,
+        store: Store,
+        rows: str | Sequence[int] = 'train',
+        batch_size: int = 1024,
+        shuffle: bool = False,
+        seed: int = 0,
+        *,
+        batches: str = 'pairs',
+        buffer_rows: int = 2**20,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(store, Store):
+            raise TypeError(f"'store' must be a Store, but got {type(store).__name__}.")
+        check_choice(_BATCHES, batches=batches)
+        check_integers(1, buffer_rows=buffer_rows)
+        self._log = _Log(store, _windows(store, rows))
+        self.num_dropped = int((self._log.num_asked - self._log.num_rows).sum())
+        if not self._log.num_rows.any():
+            raise ValueError(
+                f'StoreLoader finds no row of {rows!r} in {store.path!r}: of '
+                f'{int(self._log.num_asked.sum())} in these windows, all have a user or an item '
+                f'without an earlier click.'
+            )
+        # What decides about the order is compared when a run is resumed.
+        reader = _StoreReader(store, batches, self._log.num_rows, np.array(buffer_rows))
+        super().__init__(reader, batch_size, shuffle, seed, **kwargs)
+
+    def _sampler(self, rows: Any, batch_size: int, shuffle: bool, seed: int) -> BatchIndexSampler:
+        return _StreamSampler(self._log, int(rows.buffer_rows), batch_size, shuffle, seed)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        r"""The name of each column of :obj:`ExposureBatch.sparse`."""
+        return self.dataset.fields
+
+    def request(self, user: int | Tensor, items: Tensor) -> PairBatch | ExposureBatch | JoinedBatch:
+        r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff
+        of the store.
+
+        Args:
+            user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
+                item, shape :obj:`[B]`.
+            items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
+
+        Raises:
+            IndexError: If the user or an item does not exist.
+            TypeError: If an id is no integer.
+            ValueError: If there is not one user, or one for each item.
+        """
+        return self._request(user, items)
+
+
+class _StoreReader(RowReader):
+    r"""Reads what the store tells of rows."""
+
+    def __init__(
+        self, store: Store, batches: str, rows_of_group: np.ndarray, buffer_rows: np.ndarray
+    ) -> None:
+        super().__init__(Exposures(store.graph(), 'StoreLoader'))
+        self.store, self.batches = store, batches
+        self.rows_of_group, self.buffer_rows = rows_of_group, buffer_rows
+        self.fingerprint = np.frombuffer(store.fingerprint.encode(), np.uint8)
+        # By node type, the attributes that are groups, in the order of ExposureFeatures.
+        self._attributes = {
+            name: sorted(
+                (of.group, of.name)
+                for of in store.resolutions
+                if of.node_type == name and isinstance(of.group, str)
+            )
+            for name in store.num_nodes
+        }
+
+    def __len__(self) -> int:
+        return int(self.rows_of_group.sum())
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        found = []
+        for name, attributes in self._attributes.items():
+            found += [name, *(f'{name}_{group}' for group, _ in attributes)]
+        return tuple(found)
+
+    def __getitem__(self, rows: StoreRows) -> Any:  # type: ignore[override]
+        return self._read(*rows)
+
+    def arguments(self) -> set[str]:
+        return set()
+
+    def batch(self, exposures: Exposures) -> Any:
+        window = torch.full_like(exposures.user, self.store.num_windows - 1)
+        return self._read(exposures.user, exposures.item, window, None)
+
+    def _read(self, user: Tensor, item: Tensor, window: Tensor, label: Tensor | None) -> Any:
+        pairs = features = None
+        if self.batches != 'features':
+            user_hops, user_recent = self.store.gather('user', user, window)
+            item_hops, item_recent = self.store.gather('item', item, window)
+            pairs = PairBatch(user, item, user_hops, item_hops, user_recent, item_recent, label)
+        if self.batches != 'pairs':
+            counts = self.store.gather_target(user, item, window)
+            sparse = torch.stack(self._sparse({'user': user, 'item': item}), dim=1)
+            dense = torch.empty(len(user), 0)
+            features = ExposureBatch(user, item, sparse, dense, label, counts=counts)
+        if pairs is None or features is None:
+            return pairs or features
+        return JoinedBatch(user, item, label, pairs=pairs, features=features)
+
+    def _sparse(self, nodes: dict[str, Tensor]) -> list[Tensor]:
+        found = []
+        for name, node in nodes.items():
+            found.append(node)
+            place = node.numpy()
+            for _, grouping in self._attributes[name]:
+                code = self.store.cluster(grouping)[np.maximum(place, 0)].astype(np.int64)
+                code[place < 0] = -1
+                found.append(torch.from_numpy(code))
+        return found
+
+
+class _Log:
+    r"""The rows of some windows in the Parquet files of a store, by row group.
+
+    Attributes:
+        num_asked (numpy.ndarray): How many rows of each row group are of the windows.
+        num_rows (numpy.ndarray): How many of them have a user and an item with an earlier click.
+    """
+
+    def __init__(self, store: Store, windows: list[int]) -> None:
+        parquet = _parquet()
+        facts = store.manifest['log']
+        self._columns: dict[str, str | None] = facts['columns']
+        self._names = [self._columns[name] for name in ('user', 'item', 'time')]
+        if self._columns['click'] is not None:
+            self._names.append(self._columns['click'])
+        self._cutoffs = np.array(store.manifest['cutoffs'])
+        # A row before all cutoffs is of window -1, whose place is the last.
+        self._is_asked = np.zeros(len(self._cutoffs) + 1, np.bool_)
+        self._is_asked[windows] = True
+        self._first = {name: store.first_windows(name) for name in store.num_nodes}
+        # Paths of files that are read where they were.
+        self._paths = [osp.join(store.path, file) for file in facts['files']]
+        self._metadata, self._groups = [], []
+        for place, path in enumerate(self._paths):
+            if not osp.exists(path):
+                raise FileNotFoundError(
+                    f'The log of the store in {store.path!r} lacks {path!r}: put it back, or build '
+                    f'the store again.'
+                )
+            self._metadata.append(parquet.read_metadata(path))
+            self._groups += [(place, group) for group in range(self._metadata[-1].num_row_groups)]
+        found = sum(metadata.num_rows for metadata in self._metadata)
+        if found != store.manifest['num_rows']:
+            raise ValueError(
+                f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
+                f'but its log has {found:,} now: build it again.'
+            )
+        self.num_asked = np.zeros(len(self._groups), np.int64)
+        self.num_rows = np.zeros(len(self._groups), np.int64)
+        for place in range(len(self._groups)):
+            if self._may_be_asked(place):
+                _, is_asked, is_known = self._scan(place)
+                self.num_asked[place] = is_asked.sum()
+                self.num_rows[place] = is_known.sum()
+
+    def read(self, group: int) -> StoreRows:
+        r"""The rows of a row group, in the order of the log."""
+        columns, _, is_known = self._scan(group)
+        user, item, window, label = (torch.from_numpy(of[is_known]) for of in columns)
+        return StoreRows(user.long(), item.long(), window, label.float())
+
+    def _may_be_asked(self, group: int) -> bool:
+        r"""Whether the times of a row group, as far as its file tells them, lie in the windows."""
+        file, place = self._groups[group]
+        of_group = self._metadata[file].row_group(place)
+        for column in map(of_group.column, range(of_group.num_columns)):
+            told = column.statistics if column.path_in_schema == self._columns['time'] else None
+            if told is not None and told.has_min_max:
+                ends = np.array([told.min, told.max])
+                first, last = self._cutoffs.searchsorted(ends, side='right') - 1
+                return bool(self._is_asked[np.arange(first, last + 1)].any())
+        return True
+
+    def _scan(self, group: int) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+        r"""Users, items, windows and labels of a row group; and which rows are asked for, and have
+        a user and an item with an earlier click."""
+        file, place = self._groups[group]
+        with _parquet().ParquetFile(self._paths[file], metadata=self._metadata[file]) as reader:
+            table = reader.read_row_group(place, columns=self._names)
+        user, item, time, *click = (table.column(name).to_numpy() for name in self._names)
+        window = self._cutoffs.searchsorted(time, side='right') - 1
+        is_asked = self._is_asked[window]
+        is_known = is_asked.copy()
+        for name, node in (('user', user), ('item', item)):
+            is_known &= self._first[name][node] <= window
+        label = click[0] > 0 if click else np.ones(len(time), np.bool_)
+        return (user, item, window, label), is_asked, is_known
+
+
+class _StreamSampler(BatchIndexSampler):
+    r"""Yields the rows of whole batches, read from the log in the order of the epoch."""
+
+    def __init__(
+        self, log: _Log, buffer_rows: int, batch_size: int, shuffle: bool, seed: int
+    ) -> None:
+        super().__init__(int(log.num_rows.sum()), batch_size, shuffle, seed)
+        self._log, self._buffer_rows = log, buffer_rows
+
+    def __iter__(self) -> Iterator[StoreRows]:  # type: ignore[override]
+        rank, world_size = self._process()
+        num_batches = len(self)
+        if self.shuffle:
+            self._require_rows(world_size)
+            share = self.num_rows // world_size
+            start, stop = rank * share, (rank + 1) * share
+        else:
+            start, stop = (self.num_rows * place // world_size for place in (rank, rank + 1))
+        skip, self.skip = self.skip, 0
+        sizes = [self.batch_size] * num_batches
+        if sizes:
+            # The last batch takes what is left.
+            sizes[-1] = stop - start - self.batch_size * (num_batches - 1)
+        yield from _cut(self._stream(start + skip * self.batch_size, stop), sizes[skip:])
+
+    def _stream(self, start: int, stop: int) -> Iterator[StoreRows]:
+        r"""The rows of an epoch from one place to another, as they are read."""
+        num_rows, generator = self._log.num_rows, self._generator()
+        order = torch.arange(len(num_rows))
+        if self.shuffle:
+            order = torch.randperm(len(num_rows), generator=generator)
+        first = 0
+        for groups in self._buffers(order[num_rows[order] > 0].tolist()):
+            last = first + int(num_rows[groups].sum())
+            # So that an order that is resumed draws what it had drawn.
+            shuffled = torch.randperm(last - first, generator=generator) if self.shuffle else None
+            if start < last and first < stop:
+                rows = _joined([self._log.read(group) for group in groups])
+                asked = slice(max(start - first, 0), stop - first)
+                place = asked if shuffled is None else shuffled[asked]
+                yield StoreRows(*(column[place] for column in rows))
+            first = last
+
+    def _buffers(self, groups: list[int]) -> Iterator[list[int]]:
+        r"""Row groups that are held together."""
+        held: list[int] = []
+        for group in groups:
+            size = self._log.num_rows[[*held, group]].sum()
+            if held and (not self.shuffle or size > self._buffer_rows):
+                yield held
+                held = []
+            held.append(group)
+        if held:
+            yield held
+
+
+def _cut(pieces: Iterator[StoreRows], sizes: list[int]) -> Iterator[StoreRows]:
+    r"""The same rows in pieces of other sizes."""
+    left = StoreRows(*(torch.empty(0, dtype=torch.long) for _ in range(4)))
+    for size in sizes:
+        held = []
+        while size > 0:
+            if len(left.user) == 0:
+                left = next(pieces)
+            held.append(StoreRows(*(column[:size] for column in left)))
+            left = StoreRows(*(column[size:] for column in left))
+            size -= len(held[-1].user)
+        yield _joined(held)
+
+
+def _joined(parts: list[StoreRows]) -> StoreRows:
+    return StoreRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _windows(store: Store, rows: Any) -> list[int]:
+    r"""The windows that are asked for."""
+    if isinstance(rows, str):
+        check_choice(_PARTS, rows=rows)
+        parts = store.manifest['parts']
+        if parts is None:
+            raise ValueError(
+                f'The store in {store.path!r} was built with cutoffs of its own, which tell no '
+                f'{rows!r}: name the windows, such as rows=[0, 1].'
+            )
+        cutoffs: list[int] = store.cutoffs.tolist()
+        if rows != 'train':
+            return [cutoffs.index(parts[rows])]
+        # A log of few moments may have one that begins as validation does.
+        return [cutoffs.index(moment) for moment in parts['train'] if moment < parts['val']]
+    if not isinstance(rows, Sequence):
+        raise TypeError(f"'rows' must be a part or a list of windows, but got {rows!r}.")
+    for place, window in enumerate(rows):
+        check_integers(0, below=store.num_windows, **{f'rows[{place}]': window})
+    return [*rows]
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "StoreLoader reads the log of a store with pyarrow, which the extra 'scale' installs: "
+            "pip install 'pyg-mag[scale]'."
+        ) from error
+    return pyarrow.parquet

@@ -1,0 +1,311 @@
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch_geometric.data import HeteroData
+
+from mag.datasets import EventLog, LogSchema
+from mag.fingerprint import describe_loader
+from mag.loader import ExposureLoader, JoinedLoader, PairLoader
+from mag.models import CountNet, MacGNN
+from mag.schema import CLICKS
+from mag.store.build import build
+from mag.store.plan import BuildPlan
+from mag.store.store import Store
+from mag.store.store_loader import StoreLoader
+from mag.training import ClickTask, fit
+from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, TemporalSplit
+
+NUM_ROWS = 3000
+COLUMNS = {
+    'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked', 'user_attributes': ['country'],
+    'item_attributes': ['brand', 'kind'],
+}  # fmt: skip
+GROUPS: dict[str, Any] = {'user': 'country', 'item': ['brand', 'kind']}
+NUM_WINDOWS, NUM_RECENT = 4, 5
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:TemporalSplit leaves out'),
+    pytest.mark.filterwarnings('ignore:.* rows repeat another row'),
+]
+
+
+class SmallPlan(BuildPlan):
+    r"""A plan whose log has many files."""
+
+    rows = 400
+
+
+def write_log(folder: Path, is_raw: bool) -> LogSchema:
+    r"""A log of repeated pairs and ties whose nodes appear one after the other, in three files:
+    with texts as ids, or with nodes, which a store leaves where they are."""
+    generator = np.random.default_rng(0)
+    at = 1000 + np.arange(NUM_ROWS) // 4
+    share = (np.arange(NUM_ROWS) + 600) / (NUM_ROWS + 600)
+    who, sku = ((generator.random(NUM_ROWS) * share * number).astype(int) for number in (90, 40))
+    # Numbers of nodes are dense.
+    who[-90:], sku[-40:] = np.arange(90), np.arange(40)
+    clicked = generator.random(NUM_ROWS) < 0.1 + 0.5 * (who % 3 == sku % 3)
+    log = {
+        'who': np.array([f'user {number * 7 % 90}' for number in who]) if is_raw else who,
+        'sku': 3 * sku - 20 if is_raw else sku,
+        'at': at,
+        'clicked': clicked.astype(np.int64),
+        'country': who % 7,
+        'brand': sku % 5,
+        'kind': sku % 13,
+    }
+    folder.mkdir()
+    table = pa.table(log)
+    for place in range(3):
+        part = table.slice(place * NUM_ROWS // 3, NUM_ROWS // 3)
+        pq.write_table(part, folder / f'{place}.parquet', row_group_size=150)
+    return LogSchema(str(folder / '*.parquet'), COLUMNS)
+
+
+class Both:
+    r"""A store, and the parts of the same log in memory."""
+
+    def __init__(self, folder: Path, is_raw: bool) -> None:
+        schema = write_log(folder / 'log', is_raw)
+        plan = SmallPlan(
+            schema, folder / 'store', GROUPS, num_windows=NUM_WINDOWS, num_recent=NUM_RECENT,
+            memory_limit='1GiB',
+        )  # fmt: skip
+        self.store = Store(build(plan, progress=False))
+        # What is in the order of time and has dense ids is read where it is.
+        assert self.store.manifest['log']['files'][0].startswith('log/') == is_raw
+        data = EventLog(str(folder / 'memory'), schema, log=False)[0]
+        found = TemporalSplit(num_windows=NUM_WINDOWS)(data)
+        coarsen, counts = MacroCoarsen(GROUPS).fit(found[0]), None
+        self.parts: dict[str, HeteroData] = {}
+        for name, part in zip(('train', 'val', 'test'), found, strict=True):
+            part = RecentNeighbors(NUM_RECENT)(coarsen(part))
+            counts = counts or TargetCounts().fit(part)
+            self.parts[name] = counts(part)
+
+
+@pytest.fixture(scope='module', params=[True, False], ids=['raw', 'nodes'])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return Both(tmp_path_factory.mktemp('both'), request.param)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected)
+    if isinstance(found, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+    elif isinstance(found, (tuple, list)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+def rows_of(loader: Any) -> list[tuple[int, ...]]:
+    batches = [(batch.user, batch.item, batch.label) for batch in loader]
+    columns = (torch.cat(column).long().tolist() for column in zip(*batches, strict=True))
+    return [*zip(*columns, strict=True)]
+
+
+def in_memory(part: HeteroData, batches: str, batch_size: int) -> Any:
+    loaders = {'pairs': PairLoader(part), 'features': ExposureLoader(part)}
+    if batches == 'joined':
+        return JoinedLoader([loaders['features'], loaders['pairs']], batch_size)
+    return type(loaders[batches])(part, batch_size)
+
+
+@pytest.mark.parametrize('batches', ['pairs', 'features', 'joined'])
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> None:
+    data = both.parts[part]
+    expected = in_memory(data, batches, 64)
+    loader = StoreLoader(both.store, part, 64, batches=batches)
+    assert len(loader) == len(expected) and len(loader.dataset) == len(expected.dataset)
+    assert loader.num_dropped == data[CLICKS].num_dropped and (
+        part != 'train' or loader.num_dropped
+    )
+    assert_same([*loader], [*expected])
+    if batches == 'features':
+        assert loader.fields == expected.fields
+    # What a lonely row is.
+    size = len(loader.dataset) - 1
+    assert len(StoreLoader(both.store, part, size)) == len(in_memory(data, batches, size)) == 1
+    ids = torch.tensor([3, -1]), torch.tensor([5, 1])
+    if batches == 'pairs' and part == 'test':
+        assert_same(loader.request(*ids), expected.request(*ids))
+
+
+def test_windows_are_asked_for_by_number(both: Both) -> None:
+    loader = StoreLoader(both.store, [1, 3])
+    clicks = both.parts['train'][CLICKS]
+    is_asked = (clicks.edge_label_window == 1) | (clicks.edge_label_window == 3)
+    columns = (*clicks.edge_label_index, clicks.edge_label)
+    expected = [*zip(*(column[is_asked].long().tolist() for column in columns), strict=True)]
+    assert rows_of(loader) == expected
+
+
+def test_an_epoch_is_shuffled_and_resumed(both: Both) -> None:
+    ordered = rows_of(StoreLoader(both.store, batch_size=100))
+
+    def shuffled(seed: int, epoch: int, skip: int = 0, buffer_rows: int = 500) -> Any:
+        loader = StoreLoader(
+            both.store, 'train', 100, True, seed, batches='joined', buffer_rows=buffer_rows
+        )
+        loader.sampler.set_epoch(epoch)
+        loader.sampler.skip = skip
+        found = [*loader]
+        assert loader.sampler.skip == 0
+        return found
+
+    first = shuffled(3, 0)
+    rows = rows_of(first)
+    assert sorted(rows) == sorted(ordered) and rows != ordered
+    assert_same(shuffled(3, 0), first)
+    for seed, epoch, buffer_rows in ((3, 1, 500), (4, 0, 500), (3, 0, 10_000)):
+        other = rows_of(shuffled(seed, epoch, buffer_rows=buffer_rows))
+        assert sorted(other) == sorted(ordered) and other != rows
+    for skip in (1, 7, len(first) - 1, len(first)):
+        assert_same(shuffled(3, 0, skip), first[skip:])
+    # Rows that lie close in the log are far apart.
+    place = {row: [] for row in ordered}
+    for number, row in enumerate(ordered):
+        place[row].append(number)
+    distance = np.diff([np.mean(place[row]) for row in rows])
+    assert np.abs(distance).mean() > len(rows) / 8
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_each_process_reads_its_share(
+    both: Both, shuffle: bool, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = StoreLoader(both.store, 'train', 64, shuffle, buffer_rows=1)
+    everything, found, lengths = rows_of(loader), [], set()
+    num_reads = []
+    read = loader._log.read
+    monkeypatch.setattr(loader._log, 'read', lambda group: num_reads.append(group) or read(group))
+    for rank in range(world_size):
+        share = (rank, world_size)
+        monkeypatch.setattr(type(loader.sampler), '_process', staticmethod(lambda at=share: at))
+        lengths.add(len(loader))
+        found += rows_of(loader)
+    left_over = len(everything) % world_size if shuffle else 0
+    assert len(lengths) == 1 and found == everything[: len(everything) - left_over]
+    num_groups = int((loader._log.num_rows > 0).sum())
+    assert num_groups > 4 and len(num_reads) < num_groups + world_size
+
+
+@pytest.mark.parametrize('kind', ['MacGNN', 'CountNet'])
+def test_training_from_a_store_gives_the_weights_of_memory(both: Both, kind: str) -> None:
+    train, val = both.parts['train'], both.parts['val']
+    batches = 'pairs' if kind == 'MacGNN' else 'joined'
+    found = []
+    for source in ('memory', 'store'):
+        torch.manual_seed(0)
+        graph = train if source == 'memory' else both.store.graph()
+        if kind == 'MacGNN':
+            model: Any = MacGNN.from_data(graph, embedding_dim=4)
+        else:
+            model = CountNet.from_data(graph, embedding_dim=4, rows='twin', recent=True)
+        if source == 'memory':
+            loaders = in_memory(train, batches, 128), in_memory(val, batches, 128)
+        else:
+            loaders = tuple(
+                StoreLoader(both.store, part, 128, batches=batches) for part in ('train', 'val')
+            )
+        task = ClickTask(model, learning_rate=1e-2)
+        before = copy.deepcopy(task.state_dict())
+        fit(task, *loaders, max_epochs=2, progress=False)
+        found.append(task.state_dict())
+        assert any(not torch.equal(before[name], of) for name, of in found[-1].items())
+    assert found[0].keys() == found[1].keys()
+    for name, of in found[0].items():
+        assert torch.equal(of, found[1][name]), name
+
+
+class Stop(Exception):
+    pass
+
+
+class Killer:
+    r"""Stops a run at a step, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, step: int) -> None:
+        if step == self.step:
+            raise Stop
+
+
+def test_a_run_that_was_killed_goes_on(both: Both, tmp_path: Path) -> None:
+    def trained(directory: Path, **kwargs: Any) -> Any:
+        torch.manual_seed(0)
+        model = MacGNN.from_data(both.store.graph(), embedding_dim=4)
+        train = StoreLoader(both.store, 'train', 128, True, 1, buffer_rows=500)
+        val = StoreLoader(both.store, 'val', 128)
+        task = ClickTask(model, learning_rate=1e-2)
+        every = {'validate_every': 5, 'max_epochs': 2, 'progress': False}
+        return fit(task, train, val, directory=directory, **every, **kwargs).state_dict()
+
+    whole = trained(tmp_path / 'whole')
+    with pytest.raises(Stop):
+        trained(tmp_path / 'killed', callbacks=[Killer(7)])
+    assert_same([*trained(tmp_path / 'killed').values()], [*whole.values()])
+
+
+def test_workers_read_what_one_process_does(both: Both) -> None:
+    one = StoreLoader(both.store, 'val', 32, batches='joined')
+    assert_same([*StoreLoader(both.store, 'val', 32, batches='joined', num_workers=2)], [*one])
+
+
+def test_a_resumed_run_compares_stores_and_buffers(both: Both) -> None:
+    told = describe_loader(StoreLoader(both.store))
+    assert told == describe_loader(StoreLoader(both.store))
+    for other in ({'buffer_rows': 7}, {'shuffle': True}, {'seed': 1}, {'rows': 'val'}):
+        assert told != describe_loader(StoreLoader(both.store, **other))
+    changed = copy.copy(both.store)
+    changed.manifest = {**both.store.manifest, 'fingerprint': 'another'}
+    assert told != describe_loader(StoreLoader(changed))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'match'),
+    [
+        ({'rows': 'all'}, ValueError, "'rows' must be one of 'train', 'val', 'test'"),
+        ({'rows': 3}, TypeError, "'rows' must be a part or a list of windows, but got 3"),
+        ({'rows': [9]}, ValueError, r"'rows\[0\]' must lie below 6, but got 9"),
+        ({'batches': 'graphs'}, ValueError, "'batches' must be one of"),
+        ({'buffer_rows': 0}, ValueError, "'buffer_rows' must be at least 1"),
+        ({'batch_size': 0}, ValueError, "'batch_size' must be at least 1"),
+        ({'sampler': [0]}, TypeError, 'StoreLoader makes its batches itself'),
+        ({'rows': []}, ValueError, r'StoreLoader finds no row of \[\] in .*: of 0 in these'),
+    ],
+)
+def test_bad_input_is_refused(
+    both: Both, arguments: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        StoreLoader(both.store, **arguments)
+    with pytest.raises(TypeError, match="'store' must be a Store, but got str"):
+        StoreLoader('store')  # type: ignore[arg-type]
+
+
+def test_a_log_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:
+    both = Both(tmp_path, False)
+    path = tmp_path / 'log' / '1.parquet'
+    os.rename(path, tmp_path / 'kept.parquet')
+    with pytest.raises(FileNotFoundError, match=r'lacks .*1.parquet.: put it back, or build'):
+        StoreLoader(both.store)
+    pq.write_table(pq.read_table(tmp_path / 'kept.parquet').slice(1), path)
+    with pytest.raises(ValueError, match='was built from 3,000 rows, but its log has 2,999 now'):
+        StoreLoader(both.store)
+    store = copy.copy(both.store)
+    store.manifest = {**both.store.manifest, 'parts': None}
+    with pytest.raises(ValueError, match="with cutoffs of its own, which tell no 'train'"):
+        StoreLoader(store)
