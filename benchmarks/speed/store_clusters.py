@@ -12,6 +12,7 @@ Timed is processor time on one thread, which is the time on a machine that does 
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +27,7 @@ from mag.macro_graph.grouping import raw_behavior, sample_nodes, scale_projectio
 from mag.store.kernels import sum_signs
 
 PACKAGES = ('pyg-mag', 'numba', 'numpy', 'scipy', 'torch', 'faiss-cpu')
-CLICKS_PER_USER, PROJECTION_DIM, NUM_CLUSTERS = 10, 128, 200
+CLICKS_PER_USER, NUM_CLUSTERS = 10, 200
 PIECE = 2**16
 
 
@@ -41,33 +42,33 @@ def make_clicks(num_users: int) -> csr_matrix:
     return clicks
 
 
-def by_kernel(clicks: csr_matrix) -> torch.Tensor:
+def by_kernel(clicks: csr_matrix, dim: int) -> torch.Tensor:
     indptr = clicks.indptr.astype(np.int64)
     norm = np.sqrt(np.diff(indptr).astype(np.float32))
-    return scale_projection(sum_signs(indptr, clicks.indices, PROJECTION_DIM, 0), norm)
+    return scale_projection(sum_signs(indptr, clicks.indices, dim, 0), norm)
 
 
-def in_memory(clicks: csr_matrix) -> torch.Tensor:
-    return raw_behavior(clicks, PROJECTION_DIM, 0)
+def in_memory(clicks: csr_matrix, dim: int) -> torch.Tensor:
+    return raw_behavior(clicks, dim, 0)
 
 
-def measure(num_users: int, repeats: int) -> list[str]:
-    r"""The row of one size.
+def measure(num_users: int, dim: int, repeats: int) -> list[str]:
+    r"""The row of one size and width.
 
     Raises:
         RuntimeError: If the projections differ.
     """
     clicks = make_clicks(num_users)
     pieces = [clicks[start : start + PIECE] for start in range(0, num_users, PIECE)]
-    rows = in_memory(clicks)
-    if not torch.equal(torch.cat([*map(by_kernel, pieces)]), rows):
-        raise RuntimeError(f'The projections of {num_users:,} users differ.')
+    rows = in_memory(clicks, dim)
+    if not torch.equal(torch.cat([by_kernel(piece, dim) for piece in pieces]), rows):
+        raise RuntimeError(f'The projections of {num_users:,} users to {dim} signs differ.')
     grouping = Grouping(NUM_CLUSTERS)
     chosen = sample_nodes(np.arange(num_users), grouping.max_points, 0)
     fit = processor_seconds_of(partial(grouping.fit, rows[chosen]))
     ways = {
-        'memory': partial(in_memory, clicks),
-        'kernel': lambda: [by_kernel(piece) for piece in pieces],
+        'memory': partial(in_memory, clicks, dim),
+        'kernel': lambda: [by_kernel(piece, dim) for piece in pieces],
         'assign': partial(grouping.assign, rows),
     }
     seconds = take_turns(
@@ -77,9 +78,10 @@ def measure(num_users: int, repeats: int) -> list[str]:
     return [
         f'{num_users:,}',
         f'{clicks.nnz:,}',
+        str(dim),
         *(f'{of:.2f}' for of in microseconds),
         f'{len(chosen):,}',
-        f'{fit:.1f}',
+        f'{fit:.3f}',
     ]
 
 
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     yield '# What it takes to cluster the nodes of a store'
     yield ''
     yield (
-        f'Projection of about {CLICKS_PER_USER} clicks a user to {PROJECTION_DIM} signs, and '
+        f'Projection of about {CLICKS_PER_USER} clicks a user to random signs, and '
         f'assignment to {NUM_CLUSTERS} clusters. In memory the clicks are multiplied by a table of '
         f'signs; the kernel makes signs as it needs them, and gives the same. Processor time on '
         f'one thread, in microseconds a user, the median of {args.repeats} runs in turn; and once, '
@@ -95,9 +97,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     )
     yield ''
     yield from table(
-        ['users', 'distinct clicks', 'projected in memory, us', 'by the kernel, us',
+        ['users', 'distinct clicks', 'signs', 'projected in memory, us', 'by the kernel, us',
          'assigned, us', 'sample', 'centroids, s'],
-        [measure(num_users, args.repeats) for num_users in args.users],
+        [measure(*of, args.repeats) for of in product(args.users, args.dims)],
     )  # fmt: skip
     yield ''
     yield made_here(*PACKAGES)
@@ -107,6 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = make_parser('speed.store_clusters', __doc__)
     parser.add_argument('--markdown', type=Path, help='file to write; default: print')
     parser.add_argument('--users', nargs='+', type=int, default=[100_000, 1_000_000])
+    parser.add_argument('--dims', nargs='+', type=int, default=[128, 256], help='signs a user')
     parser.add_argument('--repeats', type=int, default=5, help='runs of each; default: %(default)s')
     args = parser.parse_args(arguments)
     publish(run(args), args.markdown)
