@@ -195,7 +195,7 @@ def heavy_imports(package: str) -> set[str]:
         ('mag.models', set()),
         ('mag.negatives', set()),
         ('mag.nn', set()),
-        ('mag.store', set()),
+        ('mag.store', {'duckdb'}),
         ('mag.transforms', set()),
         ('mag.logits', set()),
         ('mag.training', set()),
