@@ -10,7 +10,7 @@ Timed is processor time on one thread, which is the time on a machine that does 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -66,7 +66,7 @@ def measure(num_users: int, dim: int, repeats: int) -> list[str]:
     grouping = Grouping(NUM_CLUSTERS)
     chosen = sample_nodes(np.arange(num_users), grouping.max_points, 0)
     fit = processor_seconds_of(partial(grouping.fit, rows[chosen]))
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         'memory': partial(in_memory, clicks, dim),
         'kernel': lambda: [by_kernel(piece, dim) for piece in pieces],
         'assign': partial(grouping.assign, rows),
