@@ -18,7 +18,15 @@ from mag.cutoff import (
     require_whole_log,
 )
 from mag.lineage import id_maps, require_same_ids
-from mag.macro_graph import Seen, TargetKeys, TargetState, TargetView, target_counts, target_views
+from mag.macro_graph import (
+    Seen,
+    TargetKeys,
+    TargetState,
+    TargetView,
+    prior_places,
+    target_counts,
+    target_views,
+)
 from mag.macro_graph.counts_before import check_half_lives
 from mag.macro_graph.target_counts import check_settled
 from mag.schema import CLICKS, SEES, categoricals, cutoffs, require, require_cpu, windows
@@ -111,14 +119,7 @@ class TargetCounts(BaseTransform):
     @property
     def prior(self) -> list[int]:
         r"""For each column the place of the one whose rate it is expected to have, or -1."""
-        places = {view.name: place for place, view in enumerate(self._fitted)}
-        num_ages = 1 + len(self.half_lives)
-        expected = [view.expected for view in self._fitted]
-        return [
-            -1 if name is None else places[name] * num_ages + age
-            for name in expected
-            for age in range(num_ages)
-        ]
+        return prior_places(self._fitted, 1 + len(self.half_lives))
 
     def fit(self, data: HeteroData) -> 'TargetCounts':
         r"""Learns the rate of all exposures from the history of a training part, of its first

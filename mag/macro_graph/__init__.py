@@ -10,7 +10,7 @@ from mag.macro_graph.sparse_counts import MacroNodes, SparseCounts
 from mag.macro_graph.target_counts import Seen, target_counts
 from mag.macro_graph.target_keys import TargetKeys
 from mag.macro_graph.target_state import TargetState
-from mag.macro_graph.target_view import TargetView, target_views
+from mag.macro_graph.target_view import TargetView, prior_places, target_views
 from mag.macro_graph.window_counts import count_by_window
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     'TargetView',
     'count_by_window',
     'counts_before',
+    'prior_places',
     'target_counts',
     'target_views',
 ]

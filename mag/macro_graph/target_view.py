@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -54,4 +55,20 @@ def target_views(user: list[str], item: list[str]) -> list[TargetView]:
         *(TargetView('id', name) for name in item),
         *(TargetView(name, 'id') for name in user),
         *(TargetView(of_user, of_item) for of_user in user for of_item in item),
+    ]
+
+
+def prior_places(views: Sequence[TargetView], num_ages: int = 1) -> list[int]:
+    r"""For each column of counts the place of the one whose rate it is expected to have, or -1.
+
+    Args:
+        views (list[TargetView]): What is counted.
+        num_ages (int, optional): How many columns a view has, one after the other.
+            (default: :obj:`1`)
+    """
+    places = {view.name: place for place, view in enumerate(views)}
+    return [
+        -1 if view.expected is None else places[view.expected] * num_ages + age
+        for view in views
+        for age in range(num_ages)
     ]

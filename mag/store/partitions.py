@@ -2,13 +2,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mag.store.layout import partition_size, partition_starts
 from mag.store.units import Units
 
 
 class Partitions:
-    r"""The events of a build, by partition of their users and of their items.
-
-    Node :math:`v` is in partition :math:`v \bmod P`, there in place :math:`\lfloor v / P \rfloor`.
+    r"""The events of a build, by partition of their users and of their items, see
+    :mod:`mag.store.layout`.
 
     Args:
         units (Units): What ran the units that wrote them.
@@ -48,13 +48,11 @@ class Partitions:
 
     def size(self, node_type: str, partition: int) -> int:
         r"""The number of nodes of a partition."""
-        number = self.num_partitions[node_type]
-        return len(range(partition, self.num_nodes[node_type], number))
+        return partition_size(self.num_nodes[node_type], self.num_partitions[node_type], partition)
 
     def base(self, node_type: str) -> np.ndarray:
         r"""The row where each partition begins, int64, shape :obj:`[P]`."""
-        sizes = [self.size(node_type, place) for place in range(self.num_partitions[node_type])]
-        return np.cumsum([0, *sizes[:-1]])
+        return partition_starts(self.num_nodes[node_type], self.num_partitions[node_type])[:-1]
 
     @staticmethod
     def segment(node_type: str, place: int) -> str:

@@ -25,6 +25,7 @@ import torch
 from mag.checks import check_ids, check_integers, check_keys
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store import sql
+from mag.store.layout import partition_size, partition_starts
 from mag.store.plan import TOTAL
 
 if TYPE_CHECKING:
@@ -344,13 +345,13 @@ class _Side:
 
     def size(self, partition: int) -> int:
         r"""The number of nodes of a partition."""
-        number = self.num_partitions[self.node_type]
-        return len(range(partition, self.num_nodes[self.node_type], number))
+        name = self.node_type
+        return partition_size(self.num_nodes[name], self.num_partitions[name], partition)
 
     def base(self) -> np.ndarray:
         r"""The row where each partition begins, int64, shape :obj:`[P]`."""
-        sizes = [self.size(place) for place in range(self.num_partitions[self.node_type])]
-        return np.cumsum([0, *sizes[:-1]])
+        name = self.node_type
+        return partition_starts(self.num_nodes[name], self.num_partitions[name])[:-1]
 
     def file(self, name: str) -> str:
         r"""Where an array of all partitions is."""

@@ -11,9 +11,10 @@ from torch_geometric.data import HeteroData
 from mag.checks import check_choice, check_ids, check_tensor
 from mag.compression import decode_counts
 from mag.id_map import IdMap
-from mag.macro_graph import TargetView, target_views
+from mag.macro_graph import TargetView, prior_places, target_views
 from mag.macro_graph.macro_rows import MacroRow
 from mag.schema import CLICKS, NEIGHBOR_TYPE, Resolution, hop_type
+from mag.store.layout import partition_starts
 from mag.store.manifest import read_manifest
 
 _KINDS = ('exposures', 'clicks')
@@ -64,10 +65,10 @@ class Store:
         self.num_recent: int = manifest['num_recent']
         self.counts: str = manifest['counts']
         self.id_maps: dict[str, str] = manifest['lineage']
-        self._base = {}
-        for name, number in manifest['num_partitions'].items():
-            sizes = [len(range(part, self.num_nodes[name], number)) for part in range(number)]
-            self._base[name] = np.cumsum([0, *sizes])
+        self._base = {
+            name: partition_starts(self.num_nodes[name], number)
+            for name, number in manifest['num_partitions'].items()
+        }
         self._arrays = {name: self._map(name) for name in manifest['arrays']}
         for name, dtype, shape in self._expected():
             self._check(name, dtype, shape)
@@ -199,10 +200,7 @@ class Store:
     def count_prior(self) -> list[int]:
         r"""For each column the place of the one whose rate it is expected to have, or -1, as of
         :attr:`TargetCounts.prior <mag.transforms.TargetCounts.prior>`."""
-        places = {view.name: place for place, view in enumerate(self.target_views)}
-        return [
-            -1 if view.expected is None else places[view.expected] for view in self.target_views
-        ]
+        return prior_places(self.target_views)
 
     @cached_property
     def count_rate(self) -> float:
