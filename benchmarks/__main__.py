@@ -35,9 +35,9 @@ NAMES = (
     'speed.macgnn',
     'speed.macro_state',
     'speed.second_hop',
-    'speed.store_clusters',
     'speed.srjgraph',
     'speed.stack',
+    'speed.store_clusters',
     'speed.target_counts',
 )
 
