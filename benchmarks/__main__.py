@@ -34,6 +34,7 @@ NAMES = (
     'speed.hypergraph',
     'speed.macgnn',
     'speed.macro_state',
+    'speed.scale',
     'speed.second_hop',
     'speed.srjgraph',
     'speed.stack',

@@ -27,6 +27,7 @@ def write_power_law_log(
     num_users: int | None = None,
     num_items: int | None = None,
     seed: int = 0,
+    click_share: float | None = None,
 ) -> Path:
     r"""Writes clicks with the columns `user`, `item`, `time` and `category`, in order of time.
 
@@ -40,6 +41,8 @@ def write_power_law_log(
         num_users: One for every 100 clicks by default.
         num_items: One for every 250 clicks by default.
         seed: Another seed, another log.
+        click_share: Of rows, which are exposures then, how many are clicks, as a column `click` of
+            0 and 1.
     """
     num_users = num_users or max(num_clicks // 100, 1)
     num_items = num_items or max(num_clicks // 250 // NUM_CATEGORIES, 1) * NUM_CATEGORIES
@@ -52,14 +55,16 @@ def write_power_law_log(
     def uniform(draw: int) -> str:
         return f'(hash(range, {draw}, {seed}) / 18446744073709551616.0)'
 
+    click = '' if click_share is None else f', ({uniform(3)} < {click_share})::UTINYINT AS click'
     # Categories take turns down the ranks, so another category of the same block of ranks is as
     # popular.
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     duckdb.sql(f"""
         COPY (
-            SELECT user, item, time, item % {NUM_CATEGORIES} AS category
+            SELECT user, item, time, item % {NUM_CATEGORIES} AS category{click}
             FROM (
                 SELECT
+                    range,
                     user,
                     CASE WHEN {uniform(2)} < 0.5
                         THEN rank - rank % {NUM_CATEGORIES}
