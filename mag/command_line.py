@@ -71,6 +71,12 @@ def fit(
 @click.option('--num-windows', type=click.IntRange(1), default=12, show_default=True)
 @click.option('--cutoffs', help='Moments to count as of, in seconds, instead: 86400,172800.')
 @click.option('--num-recent', type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    '--behavior', type=click.Choice(('macro', 'raw')),
+    help='What is clustered.  [default: macro where the others are grouped by an attribute]',
+)  # fmt: skip
+@click.option('--spherical', is_flag=True, help='Cosine k-means.')
+@click.option('--projection-dim', type=click.IntRange(1), default=256, show_default=True)
 @click.option('--counts', type=click.Choice(('exact', 'log')), default='exact', show_default=True)
 @click.option('--memory-limit', default='2GiB', show_default=True)
 @click.option('--threads', type=click.IntRange(1), default=2, show_default=True)

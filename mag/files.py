@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+#: How many bytes each unit is that a number of bytes may be written in.
+BYTE_UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 _BLOCK = 1 << 20
 _COMMENT = b'crc32 '
 _COMMENT_LENGTH = len(_COMMENT) + 8
@@ -77,7 +79,7 @@ def read_tensors(path: str | os.PathLike[str], expected: str | None = None) -> A
         except Exception as error:
             if isinstance(error, MemoryError) or 'allocate memory' in str(error):
                 raise MemoryError(
-                    f'{path!r} takes {_amount(size)}, more than there is memory for.'
+                    f'{path!r} takes {format_bytes(size)}, more than there is memory for.'
                 ) from None
             # What was made to harm raises almost anything, in a page with advice to load it
             # unsafely.
@@ -204,8 +206,8 @@ def full_disk(
 ) -> FullDiskError:
     r"""The error that says how many bytes :obj:`path` needs, if that is known, and how many are
     free in :obj:`folder`, which is there."""
-    wanted = 'more' if needed is None else _amount(needed)
-    free = _amount(shutil.disk_usage(folder).free)
+    wanted = 'more' if needed is None else format_bytes(needed)
+    free = format_bytes(shutil.disk_usage(folder).free)
     return FullDiskError(
         errno.ENOSPC,
         f'The disk is full: {os.fspath(path)!r} needs {wanted}, but {folder!r} has {free} free. '
@@ -213,10 +215,10 @@ def full_disk(
     )
 
 
-def _amount(num_bytes: int) -> str:
-    return (
-        f'{num_bytes / 2**20:,.1f} MiB' if num_bytes >= 2**20 else f'{num_bytes / 2**10:,.1f} KiB'
-    )
+def format_bytes(number: int) -> str:
+    r"""A number of bytes for messages, such as :obj:`'1.5 GiB'`."""
+    unit = next((name for name, size in reversed(BYTE_UNITS.items()) if number >= size > 1), 'KiB')
+    return f'{number / BYTE_UNITS[unit]:,.1f} {unit}'
 
 
 def checksum(path: str | os.PathLike[str]) -> str:

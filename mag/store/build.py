@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
 from mag.files import flush, locked, replacing
-from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store.clusters import StoreClusters
 from mag.store.encode import Encoder, Log
@@ -183,14 +183,15 @@ class _Build:
 
     def _map(self, log: Log) -> None:
         r"""Writes records of all events, by partition."""
-        names = {f'map-{place:06}': run for place, run in enumerate(log.runs(self.plan.rows))}
+        runs = log.runs(self.plan.rows)
+        names = {f'map-{place:06}': place for place in range(len(runs))}
         cutoffs = np.array(self.cutoffs)
         with self.encoder.connect() as connection:
 
             def compute(name: str) -> dict[str, Records]:
                 found = connection.cursor().execute(
                     f'SELECT user::INTEGER AS user, item::INTEGER AS item, time, click '
-                    f'FROM ({names[name].query})'
+                    f'FROM ({runs[names[name]].query})'
                 )
                 rows = found.fetchnumpy()
                 window = cutoffs.searchsorted(rows['time'], side='right').astype(np.uint8)
@@ -199,14 +200,13 @@ class _Build:
                 return partition_events(*event, number, self.num_windows)
 
             def write(name: str, records: dict[str, Records]) -> list[int]:
-                place = [*names].index(name)
                 for node_type, (record, offset) in records.items():
-                    path = Partitions.segment(node_type, place)
+                    path = Partitions.segment(node_type, names[name])
                     self._save(f'{path}.npy', record)
                     self._save(f'{path}_offset.npy', offset)
                 return [len(records['user'].record), int((records['user'].record & 1).sum())]
 
-            sizes = {name: run.num_rows for name, run in names.items()}
+            sizes = {name: runs[place].num_rows for name, place in names.items()}
             self.units.run_all('map', ' rows', sizes, compute, write)
         counted = np.array([self.units.results[name] for name in names])
         self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
@@ -219,7 +219,7 @@ class _Build:
     def _learn(self) -> None:
         r"""Finds the clusters that no attribute tells."""
         units = self.units
-        clusters = MacroClusters(self.plan.groups, seed=self.plan.seed)
+        clusters = self.plan.clusters()
         learner = StoreClusters(self.partitions, clusters, self.num_clusters)
         first = {of.node_type: of for of in reversed(self.plan.resolutions)}
         for node_type in learner.order:
@@ -308,6 +308,7 @@ class _Build:
             for level in levels:
                 units.allocate(f'{folder}/indptr{level.suffix}.npy', np.uint64, [num_nodes + 1])
             units.allocate(f'work/rows/{node_type}_offset.npy', np.uint64, [num_nodes + 1])
+        end = self._ends(names, len(levels) + 1)
 
         def compute(name: str) -> _Counted:
             counts = count_partition(
@@ -323,40 +324,37 @@ class _Build:
             size = self.num_windows, levels[0].num_clusters
             return _Counted(counts, neighbor_rows(*increments, *size))
 
-        def write(name: str, counted: _Counted) -> dict[str, Any]:
+        def write(name: str, counted: _Counted) -> list[int]:
             counts, rows = counted
             place = names[name]
             first = int(base[place])
             units.write(f'{folder}/recent.npy', counts.recent, first * shape[0] * shape[1])
-            before = [units.results[other] for other in [*names][:place]]
             for number, (suffix, *_) in enumerate(levels):
-                start = sum(found['entries'][number] for found in before)
+                start = int(end[number])
                 indptr = counts.indptr[number] + np.uint64(start)
                 units.write(f'{folder}/indptr{suffix}.npy', indptr, first)
                 units.write(f'{folder}/code{suffix}.npy', counts.code[number], start)
                 units.write(f'{folder}/count{suffix}.npy', counts.count[number], start)
-            start = sum(found['words'] for found in before)
+            start = int(end[-1])
             offset = rows.offset + np.uint64(start << FORM_BITS)
             units.write(f'work/rows/{node_type}_offset.npy', offset, first)
             units.write(f'work/rows/{node_type}_data.npy', rows.data, start)
             for part in ('indptr', 'neighbor', 'window'):
                 self._save(_pairs(node_type, place, part), getattr(counts, f'pairs_{part}'))
-            entries = [len(code) for code in counts.code]
-            return {'entries': entries, 'words': len(rows.data)}
+            lengths = [*map(len, counts.code), len(rows.data)]
+            end[:] += lengths
+            return lengths
 
         # Records that nobody reads again are gone, and so are their sizes.
         sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
         units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write)
-        found = [units.results[name] for name in names]
 
         def close() -> None:
-            for number, level in enumerate(levels):
-                entries = sum(of_unit['entries'][number] for of_unit in found)
+            for level, entries in zip(levels, end[:-1], strict=True):
                 dtype = code_type(self.num_windows, level.num_clusters)
                 units.allocate(f'{folder}/code{level.suffix}.npy', dtype, [entries])
                 units.allocate(f'{folder}/count{level.suffix}.npy', np.uint8, [entries])
-            words = sum(of_unit['words'] for of_unit in found)
-            units.allocate(f'work/rows/{node_type}_data.npy', np.uint32, [words])
+            units.allocate(f'work/rows/{node_type}_data.npy', np.uint32, [end[-1]])
 
         units.run(f'close-{node_type}', close)
 
@@ -381,6 +379,7 @@ class _Build:
             dtype = np.uint16 if is_exact else np.uint8
             units.allocate(f'{folder}/second.npy', dtype, shape)
         offset, data = (units.read(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data'))
+        end = self._ends(names, 1)
 
         def compute(name: str) -> SecondHop:
             place, first, last = names[name]
@@ -394,25 +393,31 @@ class _Build:
             )  # fmt: skip
             return found if is_exact else _in_bytes(found)
 
-        def write(name: str, found: SecondHop) -> dict[str, int]:
+        def write(name: str, found: SecondHop) -> list[int]:
             place, first, _ = names[name]
             start = (int(base[place]) + first) * size
             units.write(f'{folder}/second.npy', found.table, start)
-            before = [units.results[done] for done in [*names][: [*names].index(name)]]
-            num_over = sum(of_unit['over'] for of_unit in before)
+            num_over = int(end[0])
             units.write(f'{folder}/second_over_index.npy', found.over_index + start, num_over)
             units.write(f'{folder}/second_over_count.npy', found.over_count, num_over)
-            return {'over': len(found.over_index)}
+            end[:] += len(found.over_index)
+            return [len(found.over_index)]
 
         sizes = {name: last - first for name, (_, first, last) in names.items()}
         units.run_all(f'hop 2 of {node_type}s', ' nodes', sizes, compute, write)
 
         def close() -> None:
-            number = sum(units.results[name]['over'] for name in names)
             for part in ('index', 'count'):
-                units.allocate(f'{folder}/second_over_{part}.npy', np.int64, [number])
+                units.allocate(f'{folder}/second_over_{part}.npy', np.int64, [end[0]])
 
         units.run(f'close-second-{node_type}', close)
+
+    def _ends(self, names: Iterable[str], number: int) -> np.ndarray:
+        r"""Where arrays that grow end after the units that are done."""
+        end = np.zeros(number, np.int64)
+        for name in names:
+            end += self.units.results.get(name, 0)
+        return end
 
     def _facts(self, log: Log) -> dict[str, Any]:
         units, scanned = self.units, self.units.results['scan']

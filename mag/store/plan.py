@@ -16,7 +16,8 @@ from mag.datasets import LogSchema
 from mag.datasets._event_files import EventFiles, find_files
 from mag.datasets._sql import count_rows, quote_name
 from mag.datasets._table_source import is_path
-from mag.macro_graph.macro_clusters import Group, resolutions, resolve_behavior
+from mag.files import BYTE_UNITS, format_bytes
+from mag.macro_graph.macro_clusters import Group, MacroClusters, resolutions
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store.encode import ROLES
 from mag.store.kernels.partition_events import MAX_WINDOWS, PLACE_BITS
@@ -24,7 +25,6 @@ from mag.store.kernels.partition_events import MAX_WINDOWS, PLACE_BITS
 COUNTS = ('exact', 'log')
 #: What ends the names of the counts over all clusters.
 TOTAL = '_total'
-_UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 # What Python and its libraries take before there is any work.
 _BASE = 448 * 2**20
 _LEAST = 640 * 2**20
@@ -71,6 +71,10 @@ class BuildPlan:
             :obj:`num_windows`: its training windows, validation and test.
         num_windows (int, optional): The number of training windows. (default: :obj:`12`)
         num_recent (int, optional): Length of the lists of last neighbors. (default: :obj:`20`)
+        behavior (str or dict[str, str], optional): What is clustered, :obj:`"macro"` or
+            :obj:`"raw"`, as of :class:`~mag.transforms.MacroCoarsen`. (default: :obj:`None`)
+        spherical (bool, optional): Cosine k-means. (default: :obj:`False`)
+        projection_dim (int, optional): Width of the :obj:`"raw"` projection. (default: :obj:`256`)
         counts (str, optional): :obj:`"exact"`, or :obj:`"log"` for hop 2 in one byte, see
             :func:`~mag.compression.encode_counts`. (default: :obj:`"exact"`)
         memory_limit (int or str, optional): How many bytes the build may hold, without mapped
@@ -90,6 +94,9 @@ class BuildPlan:
     cutoffs: Sequence[int] | None = None
     num_windows: int = 12
     num_recent: int = 20
+    behavior: str | dict[str, str] | None = None
+    spherical: bool = False
+    projection_dim: int = 256
     counts: str = 'exact'
     memory_limit: int | str = '2GiB'
     seed: int = 0
@@ -119,7 +126,8 @@ class BuildPlan:
                     f"'groups' cannot name {of.group!r} after another group, as a store calls the "
                     f'counts over all clusters that: put it first, or rename the attribute.'
                 )
-        resolve_behavior(self.groups, self.resolutions, None)
+        # It checks the other arguments.
+        self.clusters()
 
     @cached_property
     def schema(self) -> LogSchema:
@@ -136,6 +144,13 @@ class BuildPlan:
     def resolutions(self) -> list[Resolution]:
         r"""All groupings of users, and then of items."""
         return resolutions(self.groups)
+
+    def clusters(self) -> MacroClusters:
+        r"""The clusters that are learned, which are not fitted."""
+        return MacroClusters(
+            self.groups, self.behavior, spherical=self.spherical,
+            projection_dim=self.projection_dim, seed=self.seed,
+        )  # fmt: skip
 
     @cached_property
     def memory(self) -> int:
@@ -165,6 +180,9 @@ class BuildPlan:
             'cutoffs': None if self.cutoffs is None else [*self.cutoffs],
             'num_windows': self.num_windows if self.cutoffs is None else len(self.cutoffs),
             'num_recent': self.num_recent,
+            'behavior': self.clusters().behaviors,
+            'spherical': self.spherical,
+            'projection_dim': self.projection_dim,
             'counts': self.counts,
             'memory_limit': self.memory,
             'seed': self.seed,
@@ -274,10 +292,10 @@ class BuildPlan:
         return (
             f'rows        about {sizes.num_rows:,}, of {nodes}\n'
             f'windows     {sizes.num_windows}, clusters {clusters}\n'
-            f'memory      {_amount(self.memory)} at most, {self.threads} threads, '
+            f'memory      {format_bytes(self.memory)} at most, {self.threads} threads, '
             f'{partitions["user"]} partitions of users and {partitions["item"]} of items\n'
-            f'disk        at most {_amount(kept)} kept, {per_node:,} B a node, and '
-            f'{_amount(most)} meanwhile\n'
+            f'disk        at most {format_bytes(kept)} kept, {per_node:,} B a node, and '
+            f'{format_bytes(most)} meanwhile\n'
             f'time        about {max(1, round(minutes)):,} minutes'
         )
 
@@ -287,17 +305,17 @@ class BuildPlan:
         free, (_, most) = shutil.disk_usage(folder).free, self.disk(sizes)
         if most > free:
             raise ValueError(
-                f'The build needs up to {_amount(most)} of disk, but {folder!r} has '
-                f"{_amount(free)} free: free some, take fewer windows or clusters, counts='log', "
-                f'or another folder.'
+                f'The build needs up to {format_bytes(most)} of disk, but {folder!r} has '
+                f'{format_bytes(free)} free: free some, take fewer windows or clusters, '
+                f"counts='log', or another folder."
             )
         widest = max(sizes.num_clusters[of.name] for of in self.resolutions)
         needed = self.threads * 64 * sizes.num_windows * widest
         if needed > self.spare or max(self.num_partitions(sizes).values()) == _MOST_PARTITIONS:
             raise ValueError(
                 f'The build of {sizes.num_rows:,} rows does not fit a memory of '
-                f"{_amount(self.memory)}: take a larger 'memory_limit', or fewer threads, windows "
-                f'or clusters.'
+                f"{format_bytes(self.memory)}: take a larger 'memory_limit', or fewer threads, "
+                f'windows or clusters.'
             )
 
     def _check_cutoffs(self) -> None:
@@ -335,14 +353,7 @@ def parse_bytes(given: Any, name: str) -> int:
         raise ValueError(
             f"'{name}' must be a number of bytes, such as '2GiB' or '512MiB', but got {given!r}."
         )
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _amount(number: int) -> str:
-    unit = next(
-        (name for name, size in reversed(_UNITS.items()) if number >= size and size > 1), 'KiB'
-    )
-    return f'{number / _UNITS[unit]:,.1f} {unit}'
+    return int(float(match[1]) * BYTE_UNITS[match[2]])
 
 
 def _state(path: str) -> list[int]:

@@ -72,7 +72,9 @@ def write_log(folder: Path, kind: str, is_sorted: bool, seed: int = 0) -> LogSch
     return LogSchema(str(folder / f'*.{end}'), COLUMNS)
 
 
-def in_memory(data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int) -> dict[str, Any]:
+def in_memory(
+    data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int, **arguments: Any
+) -> dict[str, Any]:
     r"""What the store says, by the classes that hold the whole log."""
     clicks = data[CLICKS]
     window = torch.bucketize(clicks.edge_label_time, torch.tensor(cutoffs), right=True)
@@ -97,7 +99,7 @@ def in_memory(data: HeteroData, groups: Any, cutoffs: list[int], num_recent: int
     }
     is_history = click & (window < num_windows)
     clicks.edge_index = edges[:, is_history]
-    clusters = MacroClusters(groups).fit(data, window[is_history])
+    clusters = MacroClusters(groups, **arguments).fit(data, window[is_history])
     macro = {}
     for of in clusters.resolutions:
         cluster, since = clusters.cluster[of.name], None
@@ -221,6 +223,38 @@ def test_learned_clusters_are_those_in_memory(tmp_path: Path, groups: dict[str, 
     assert (found['cluster item'] >= 0).any()
 
 
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('behavior', {'user': 'macro'}),
+        ('behavior', 'raw'),
+        ('spherical', True),
+        # Fewer dimensions than items, which are then projected.
+        ('projection_dim', 8),
+    ],
+)
+def test_clusters_can_be_chosen_as_in_memory(tmp_path: Path, name: str, value: Any) -> None:
+    schema = write_log(tmp_path / 'log', 'texts', False)
+    data = EventLog(str(tmp_path / 'memory'), schema, log=False)[0]
+    # By default the behavior of users is raw with the one groups, and macro with the other.
+    groups = {'user': 6, 'item': 'brand' if value == 'raw' else 5}
+    of_default, of_choice = (
+        in_memory(data, groups, [1080, 1200, 2900], 4, **arguments)
+        for arguments in ({}, {name: value})
+    )
+    folder = tmp_path / 'store'
+    arguments = {'num_recent': 4, name: value}
+    plan = SmallPlan(schema, folder, groups, [1080, 1200, 2900], **arguments)
+    found = in_store(build(plan, progress=False))
+    for what, values in of_choice.items():
+        assert np.array_equal(found[what], values), what
+    assert not np.array_equal(found['cluster user'], of_default['cluster user'])
+    # What is resolved tells, not how it was written.
+    other = SmallPlan(schema, folder, groups, [1080, 1200, 2900], num_recent=4)
+    with pytest.raises(ValueError, match=rf"differs in '{name}': choose another folder"):
+        build(other, progress=False)
+
+
 @pytest.fixture(scope='module')
 def schema(tmp_path_factory: pytest.TempPathFactory) -> LogSchema:
     return write_log(tmp_path_factory.mktemp('log'), 'texts', False)
@@ -322,6 +356,8 @@ def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
         ({'counts': 'float'}, "'counts' must be"),
         ({'num_windows': 126}, "'num_windows'"),
         ({'threads': 0}, "'threads'"),
+        ({'projection_dim': 0}, "'projection_dim' must be at least 1, but got 0"),
+        ({'behavior': 'raw'}, "'behavior' is 'raw', but with 'groups' .* clusters are learned for"),
     ],
 )
 def test_bad_plans_are_refused(
@@ -364,15 +400,22 @@ def test_a_command_builds_a_store(tmp_path: Path) -> None:
     out = str(tmp_path / 'store')
     cutoffs = ','.join(map(str, CUTOFFS))
     done = CliRunner().invoke(
-        main, ['build', str(log), '--out', out, *groups, '--cutoffs', cutoffs, '--threads', '1']
+        main,
+        ['build', str(log), '--out', out, *groups, '--cutoffs', cutoffs, '--threads', '1']
+        + ['--spherical', '--projection-dim', '8'],
     )
     assert done.exit_code == 0, done.output
     assert done.stdout == f'{out}\n'
     assert 'rows        about' in done.stderr
-    assert read_manifest(out)['cutoffs'] == CUTOFFS
+    manifest = read_manifest(out)
+    assert manifest['cutoffs'] == CUTOFFS
+    assert [manifest['plan'][name] for name in ('spherical', 'projection_dim')] == [True, 8]
     done = CliRunner().invoke(main, ['build', str(log), '--out', out, *groups])
     assert done.exit_code == 1
-    assert "differs in 'cutoffs', 'num_windows': choose another folder" in done.output
+    assert (
+        "differs in 'cutoffs', 'num_windows', 'spherical', 'projection_dim': choose another folder"
+        in done.output
+    )
 
 
 WITHIN_MEMORY = """
