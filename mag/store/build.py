@@ -5,7 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
 from mag.files import flush, locked, replacing
 from mag.schema import NEIGHBOR_TYPE, Resolution
-from mag.store.clusters import StoreClusters
+from mag.store.clusters import Events, StoreClusters
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
     NeighborRows,
@@ -38,6 +38,8 @@ from mag.store.plan import TOTAL, BuildPlan, Sizes
 from mag.store.units import Units
 from mag.transforms import TemporalSplit
 
+#: The arrays of the distinct pairs of a partition.
+PAIRS = ('indptr', 'neighbor', 'window')
 _PLAN = 'work/plan.json'
 
 
@@ -59,33 +61,17 @@ def build(plan: BuildPlan, progress: bool = True) -> str:
             plan or from other files, the disk or the memory cannot hold it, or a file is not what
             the plan says.
     """
-    out = osp.abspath(plan.out)
-    if has_manifest(out):
-        plan.check_same(read_manifest(out)['plan'], out)
-        return out
-    if osp.exists(out) and (not osp.isdir(out) or os.listdir(out)):
-        raise ValueError(
-            f"'out' must be a new folder or a store, but {out!r} holds something else."
-        )
-    os.makedirs(osp.dirname(out), exist_ok=True)
-    try:
-        with locked(f'{out}.lock', wait=False):
-            _Build(plan, f'{out}.building', progress).run()
-            os.replace(f'{out}.building', out)
-            flush(osp.dirname(out))
-    except BlockingIOError as error:
-        raise OSError(f'Another process builds {out!r}: wait for it, or stop it.') from error
-    return out
+    return StoreBuild(plan, progress).run()
 
 
-class _Counted(NamedTuple):
+class Counted(NamedTuple):
     r"""What is counted of a partition."""
 
     counts: NodeCounts
     rows: NeighborRows
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     r"""A grouping of the neighbors that are counted."""
 
     suffix: str
@@ -94,19 +80,47 @@ class _Level(NamedTuple):
     window: np.ndarray | None
 
 
-class _Build:
-    def __init__(self, plan: BuildPlan, folder: str, progress: bool) -> None:
-        self.plan, self.folder = plan, folder
-        if has_manifest(folder):
-            # All is done but to rename it.
-            plan.check_same(read_manifest(folder)['plan'], folder)
-            return
-        self._begin(progress)
-        self.units = Units(folder, plan.threads, progress)
-        self.encoder = Encoder(plan.schema, self.units, plan.spare * 2 // 3, plan.rows)
+class StoreBuild:
+    r"""The steps of :func:`build`, of which others may compute some elsewhere.
 
-    def run(self) -> None:
-        if not has_manifest(self.folder):
+    Args:
+        plan (BuildPlan): What to build.
+        progress (bool): Whether to print the plan, and to show bars.
+    """
+
+    def __init__(self, plan: BuildPlan, progress: bool) -> None:
+        self.plan, self.progress = plan, progress
+        self.folder = f'{osp.abspath(plan.out)}.building'
+
+    def run(self) -> str:
+        r"""Builds the store, and gives its folder."""
+        out = osp.abspath(self.plan.out)
+        if has_manifest(out):
+            self.plan.check_same(read_manifest(out)['plan'], out)
+            return out
+        if osp.exists(out) and (not osp.isdir(out) or os.listdir(out)):
+            raise ValueError(
+                f"'out' must be a new folder or a store, but {out!r} holds something else."
+            )
+        os.makedirs(osp.dirname(out), exist_ok=True)
+        try:
+            with locked(f'{out}.lock', wait=False):
+                self._make()
+                os.replace(self.folder, out)
+                flush(osp.dirname(out))
+        except BlockingIOError as error:
+            raise OSError(f'Another process builds {out!r}: wait for it, or stop it.') from error
+        return out
+
+    def _make(self) -> None:
+        plan = self.plan
+        if has_manifest(self.folder):
+            # All is done but to rename it.
+            plan.check_same(read_manifest(self.folder)['plan'], self.folder)
+        else:
+            self._begin(self.progress)
+            self.units = Units(self.folder, plan.threads, self.progress)
+            self.encoder = Encoder(plan.schema, self.units, plan.spare * 2 // 3, plan.rows)
             self._build()
         shutil.rmtree(osp.join(self.folder, 'work'), ignore_errors=True)
 
@@ -140,11 +154,8 @@ class _Build:
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
         # Now that they are known.
         units.run('fits', lambda: plan.check_fits(sizes))
-        self.partitions = Partitions(
-            units, self.num_nodes, plan.num_partitions(sizes), self.num_windows,
-            len(log.runs(plan.rows)),
-        )  # fmt: skip
-        self._map(log)
+        self.num_partitions = plan.num_partitions(sizes)
+        self.partitions = self._map(log)
         if any(isinstance(of.group, int) for of in plan.resolutions):
             self._learn()
         for name in NEIGHBOR_TYPE:
@@ -181,7 +192,7 @@ class _Build:
         file = f'clusters/{of.name}.npy'
         return self.encoder.write_attribute(log, of.node_type, str(of.group), file)
 
-    def _map(self, log: Log) -> None:
+    def _map(self, log: Log) -> Partitions:
         r"""Writes records of all events, by partition."""
         runs = log.runs(self.plan.rows)
         names = {f'map-{place:06}': place for place in range(len(runs))}
@@ -196,8 +207,7 @@ class _Build:
                 rows = found.fetchnumpy()
                 window = cutoffs.searchsorted(rows['time'], side='right').astype(np.uint8)
                 event = rows['user'], rows['item'], window, rows['click']
-                number = self.partitions.num_partitions
-                return partition_events(*event, number, self.num_windows)
+                return partition_events(*event, self.num_partitions, self.num_windows)
 
             def write(name: str, records: dict[str, Records]) -> list[int]:
                 for node_type, (record, offset) in records.items():
@@ -210,6 +220,8 @@ class _Build:
             self.units.run_all('map', ' rows', sizes, compute, write)
         counted = np.array([self.units.results[name] for name in names])
         self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
+        size = self.num_nodes, self.num_partitions, self.num_windows
+        return Partitions(self.units, *size, len(names))
 
     def _save(self, name: str, array: np.ndarray) -> None:
         r"""Writes a whole file."""
@@ -266,9 +278,20 @@ class _Build:
             f'cluster {node_type}s',
             ' nodes',
             {name: self.partitions.size(node_type, place) for name, place in names.items()},
-            lambda name: learner.assign(node_type, names[name], fitted, neighbor),
+            self._assigned(learner, node_type, names, fitted, neighbor),
             write,
         )
+
+    def _assigned(
+        self,
+        learner: StoreClusters,
+        node_type: str,
+        names: dict[str, int],
+        fitted: dict[str, Tensor],
+        neighbor: np.ndarray | None,
+    ) -> Callable[[str], tuple[dict[str, np.ndarray], np.ndarray]]:
+        r"""From the name of a unit to the clusters of the nodes of its partition."""
+        return lambda name: learner.assign(node_type, names[name], fitted, neighbor)
 
     def _keep_centroids(self, node_types: list[str]) -> None:
         path = self.units.path('clusters/centroids.safetensors')
@@ -276,24 +299,10 @@ class _Build:
         save_file({name: value for of in fitted for name, value in of.items()}, path)
         self.units.wrote(path)
 
-    def _levels(self, node_type: str) -> list[_Level]:
-        r"""All groupings of the nodes of a type, and last the one of all alike: a node that never
-        gets a cluster is seen, too."""
-        found = [
-            _Level(
-                of.suffix,
-                self.num_clusters[of.name],
-                self.units.read(f'clusters/{of.name}.npy'),
-                # All windows know what an attribute tells.
-                None
-                if isinstance(of.group, str)
-                else self.units.read(f'clusters/{of.name}_window.npy'),
-            )
-            for of in self.plan.resolutions
-            if of.node_type == node_type
-        ]
-        alike = np.zeros(self.num_nodes[node_type], np.int32)
-        return [*found, _Level(TOTAL, 1, alike, None)]
+    def _levels(self, node_type: str) -> list[Level]:
+        return read_levels(
+            self.plan.resolutions, node_type, self.num_nodes, self.num_clusters, self.units.read
+        )
 
     def _count(self, node_type: str) -> None:
         r"""Counts the events of all nodes of a type, partition by partition."""
@@ -310,21 +319,7 @@ class _Build:
             units.allocate(f'work/rows/{node_type}_offset.npy', np.uint64, [num_nodes + 1])
         end = self._ends(names, len(levels) + 1)
 
-        def compute(name: str) -> _Counted:
-            counts = count_partition(
-                partitions.records(node_type, names[name]),
-                partitions.size(node_type, names[name]),
-                [level.cluster for level in levels],
-                [level.window for level in levels],
-                self.num_windows,
-                [level.num_clusters for level in levels],
-                self.plan.num_recent,
-            )
-            increments = counts.indptr[0], counts.code[0], counts.count[0]
-            size = self.num_windows, levels[0].num_clusters
-            return _Counted(counts, neighbor_rows(*increments, *size))
-
-        def write(name: str, counted: _Counted) -> list[int]:
+        def write(name: str, counted: Counted) -> list[int]:
             counts, rows = counted
             place = names[name]
             first = int(base[place])
@@ -339,14 +334,14 @@ class _Build:
             offset = rows.offset + np.uint64(start << FORM_BITS)
             units.write(f'work/rows/{node_type}_offset.npy', offset, first)
             units.write(f'work/rows/{node_type}_data.npy', rows.data, start)
-            for part in ('indptr', 'neighbor', 'window'):
-                self._save(_pairs(node_type, place, part), getattr(counts, f'pairs_{part}'))
+            self._keep_pairs(node_type, place, counts)
             lengths = [*map(len, counts.code), len(rows.data)]
             end[:] += lengths
             return lengths
 
         # Records that nobody reads again are gone, and so are their sizes.
         sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
+        compute = self._counted(node_type, names, levels)
         units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write)
 
         def close() -> None:
@@ -358,12 +353,25 @@ class _Build:
 
         units.run(f'close-{node_type}', close)
 
+    def _counted(
+        self, node_type: str, names: dict[str, int], levels: list[Level]
+    ) -> Callable[[str], Counted]:
+        r"""From the name of a unit to the counts of its partition."""
+        size = self.num_windows, self.plan.num_recent
+        partitions = self.partitions
+        return lambda name: count_nodes(partitions, node_type, names[name], levels, *size)
+
+    def _keep_pairs(self, node_type: str, partition: int, counts: NodeCounts) -> None:
+        r"""Writes the distinct pairs of a partition, which hop 2 reads."""
+        for part in PAIRS:
+            self._save(_pairs(node_type, partition, part), getattr(counts, f'pairs_{part}'))
+
     def _second(self, node_type: str) -> None:
         r"""Counts two hops of all nodes of a type, some at a time."""
-        units, partitions, other = self.units, self.partitions, NEIGHBOR_TYPE[node_type]
+        units, partitions = self.units, self.partitions
         num_clusters = self.num_clusters[node_type]
         folder, size = f'nodes/{node_type}', self.num_windows * num_clusters
-        base, of_other = partitions.base(node_type), partitions.base(other)
+        base = partitions.base(node_type)
         is_exact = self.plan.counts == 'exact'
         # Of each thread a table of two bytes, or that and floats, places and codes: a part of what
         # there is, as other steps leave some of it in pieces.
@@ -378,20 +386,7 @@ class _Build:
             shape = self.num_nodes[node_type], self.num_windows, num_clusters
             dtype = np.uint16 if is_exact else np.uint8
             units.allocate(f'{folder}/second.npy', dtype, shape)
-        offset, data = (units.read(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data'))
         end = self._ends(names, 1)
-
-        def compute(name: str) -> SecondHop:
-            place, first, last = names[name]
-            indptr, neighbor, window = (
-                units.read(_pairs(node_type, place, part))
-                for part in ('indptr', 'neighbor', 'window')
-            )
-            found = second_hop(
-                indptr[first : last + 1], neighbor, window, offset, data, of_other,
-                self.num_windows, num_clusters,
-            )  # fmt: skip
-            return found if is_exact else _in_bytes(found)
 
         def write(name: str, found: SecondHop) -> list[int]:
             place, first, _ = names[name]
@@ -404,6 +399,7 @@ class _Build:
             return [len(found.over_index)]
 
         sizes = {name: last - first for name, (_, first, last) in names.items()}
+        compute = self._hops(node_type, names)
         units.run_all(f'hop 2 of {node_type}s', ' nodes', sizes, compute, write)
 
         def close() -> None:
@@ -418,6 +414,23 @@ class _Build:
         for name in names:
             end += self.units.results.get(name, 0)
         return end
+
+    def _hops(
+        self, node_type: str, names: dict[str, tuple[int, int, int]]
+    ) -> Callable[[str], SecondHop]:
+        r"""From the name of a unit to the two hops of its nodes: those of a partition from one
+        place to another."""
+        units, other = self.units, NEIGHBOR_TYPE[node_type]
+        offset, data = (units.read(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data'))
+        size = self.num_windows, self.num_clusters[node_type]
+        rows = offset, data, self.partitions.base(other), *size
+
+        def compute(name: str) -> SecondHop:
+            place, *span = names[name]
+            pairs = (units.read(_pairs(node_type, place, part)) for part in PAIRS)
+            return add_hops(tuple(pairs), span, rows, self.plan.counts)
+
+        return compute
 
     def _facts(self, log: Log) -> dict[str, Any]:
         units, scanned = self.units, self.units.results['scan']
@@ -441,7 +454,7 @@ class _Build:
             'plan': self.plan.facts,
             'fingerprint': self.plan.fingerprint,
             'num_nodes': self.num_nodes,
-            'num_partitions': self.partitions.num_partitions,
+            'num_partitions': self.num_partitions,
             **units.results['cutoffs'],
             'num_rows': sum(log.num_rows),
             'num_events': self.num_events,
@@ -461,6 +474,86 @@ class _Build:
         if self.plan.counts == 'log':
             facts['log_counts'] = {'largest': MAX_COUNT, 'error': RELATIVE_ERROR}
         return facts
+
+
+def read_levels(
+    resolutions: Sequence[Resolution],
+    node_type: str,
+    num_nodes: Mapping[str, int],
+    num_clusters: Mapping[str, int],
+    read: Callable[[str], np.ndarray],
+) -> list[Level]:
+    r"""All groupings of the nodes of a type, and last the one of all alike: a node that never gets
+    a cluster is seen, too.
+
+    Args:
+        resolutions (list[Resolution]): The groupings of both types.
+        node_type (str): The type.
+        num_nodes (dict[str, int]): The number of users and items.
+        num_clusters (dict[str, int]): By the name of the grouping.
+        read (callable): Maps an array of the store.
+    """
+    found = [
+        Level(
+            of.suffix,
+            num_clusters[of.name],
+            read(f'clusters/{of.name}.npy'),
+            # All windows know what an attribute tells.
+            None if isinstance(of.group, str) else read(f'clusters/{of.name}_window.npy'),
+        )
+        for of in resolutions
+        if of.node_type == node_type
+    ]
+    return [*found, Level(TOTAL, 1, np.zeros(num_nodes[node_type], np.int32), None)]
+
+
+def count_nodes(
+    events: Events,
+    node_type: str,
+    partition: int,
+    levels: Sequence[Level],
+    num_windows: int,
+    num_recent: int,
+) -> Counted:
+    r"""Counts the events of the nodes of a partition.
+
+    Args:
+        events (Events): Where they are.
+        node_type (str): The type of the nodes.
+        partition (int): The partition.
+        levels (list[Level]): The groupings of their neighbors.
+        num_windows (int): The number of windows.
+        num_recent (int): Length of the lists of last neighbors.
+    """
+    counts = count_partition(
+        events.records(node_type, partition),
+        events.size(node_type, partition),
+        [level.cluster for level in levels],
+        [level.window for level in levels],
+        num_windows,
+        [level.num_clusters for level in levels],
+        num_recent,
+    )
+    increments = counts.indptr[0], counts.code[0], counts.count[0]
+    return Counted(counts, neighbor_rows(*increments, num_windows, levels[0].num_clusters))
+
+
+def add_hops(
+    pairs: tuple[np.ndarray, ...], span: Sequence[int], rows: tuple[Any, ...], counts: str
+) -> SecondHop:
+    r"""Counts two hops of the nodes of a partition from one place to another.
+
+    Args:
+        pairs (tuple): The :data:`PAIRS` of the partition.
+        span (list[int]): The first of the nodes, and the one after the last.
+        rows (tuple): What :func:`~mag.store.kernels.second_hop` reads of the neighbors, and the
+            numbers of windows and clusters.
+        counts (str): :obj:`"exact"`, or :obj:`"log"` for codes of one byte.
+    """
+    indptr, neighbor, window = pairs
+    first, last = span
+    found = second_hop(indptr[first : last + 1], neighbor, window, *rows)
+    return found if counts == 'exact' else _in_bytes(found)
 
 
 def _pairs(node_type: str, partition: int, part: str) -> str:

@@ -1,4 +1,4 @@
-r"""The arrays of a store, counted by many machines: on Spark, or on what speaks its language.
+r"""A store that many machines count: on Spark, or on what speaks its language.
 
 Events are shuffled once for users and once for items, each as a record of 8 bytes with its time and
 its place in the log, to the partition of its node. There the kernels of a single machine count
@@ -6,6 +6,7 @@ them. What hop 2 reads of other nodes is in files that all workers map, so that 
 is shuffled.
 """
 
+import json
 import os
 import os.path as osp
 import shutil
@@ -13,20 +14,28 @@ import stat
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import torch
+from torch import Tensor
 
-from mag.checks import check_ids, check_integers, check_keys
+from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store import sql
-from mag.store.layout import partition_size, partition_starts
-from mag.store.plan import TOTAL
+from mag.store.build import PAIRS, Counted, Level, StoreBuild, add_hops, count_nodes, read_levels
+from mag.store.clusters import StoreClusters
+from mag.store.encode import Log
+from mag.store.kernels import NeighborRows, NodeCounts, SecondHop
+from mag.store.partitions import Partitions
+from mag.store.plan import BuildPlan
+from mag.store.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -34,8 +43,10 @@ if TYPE_CHECKING:
 
 # Spark asks for it at its start, and does without where the option is left out.
 _VECTOR = '--add-modules=jdk.incubator.vector'
-# What a pass over partitions tells of each.
-_TOLD = 'partition_number INT, name STRING, size BIGINT'
+_LOG = 'user INT, item INT, time BIGINT, click BOOLEAN, log_row BIGINT'
+_WRITTEN = 'partition_number INT, name STRING, num_events BIGINT, num_clicks BIGINT'
+# How many rows of the log a worker passes on at once.
+_BATCH = 2**16
 
 
 def spark_session(master: str = 'local[*]') -> 'SparkSession':
@@ -121,337 +132,331 @@ def _without_vector(java: str) -> str:
     return home
 
 
-def count_on_spark(
-    session: 'SparkSession',
-    log: str,
-    folder: str,
-    num_nodes: Mapping[str, int],
-    resolutions: Sequence[Resolution],
-    num_clusters: Mapping[str, int],
-    cutoffs: Sequence[int],
-    num_partitions: Mapping[str, int],
-    num_recent: int = 20,
-) -> None:
-    r"""Counts a log, and writes the arrays :obj:`nodes/` of a store.
+def build_on_spark(
+    plan: BuildPlan, session: 'SparkSession', work: str | None = None, progress: bool = True
+) -> str:
+    r"""Builds the store of :func:`~mag.store.build`, to the bit, by many machines, and gives its
+    folder.
 
     .. code-block:: python
 
         session = spark_session('spark://host:7077')
-        session.read.parquet('/data/log/').createOrReplaceTempView('log')
-        count_on_spark(session, 'log', '/data/store', ...)
+        plan = BuildPlan('/shared/log.yaml', '/shared/store', {'user': 200, 'item': 300})
+        store = Store(build_on_spark(plan, session))
 
-    A partition is counted by one worker, in memory of about 100 bytes an event of it, and 5 bytes a
-    node of the other type and resolution, which are mapped. Work that is done twice writes the same
-    again.
+    This process makes the ids and the order of the log, finds centroids, and puts the arrays
+    together, each within the memory of the plan; workers read the log, shuffle it, assign clusters,
+    and count. After a kill the same plan goes on with the step that was not done.
+
+    A worker counts one partition at a time in about 100 bytes an event of it: the memory of the
+    plan, shared by its threads, decides how many there are. Beside that it maps 5 bytes a node of
+    the other type and resolution, and the neighbor rows of hop 2.
 
     Args:
-        session: A session, see :func:`spark_session`.
-        log (str): A table or view of it, as :mod:`mag.store.sql` reads it.
-        folder (str): Where the arrays are written: a path that all workers reach. It holds
-            :obj:`clusters/<name>.npy` of each resolution, int32, shape :obj:`[N]`, :obj:`-1` for
-            none; and :obj:`clusters/<name>_window.npy`, the first window that knows each, uint8,
-            where not all do.
-        num_nodes (dict[str, int]): The number of users and items.
-        resolutions (list[Resolution]): Of users and of items, the first of each before others.
-        num_clusters (dict[str, int]): By the name of each resolution, how many clusters it has.
-        cutoffs (list[int]): The cutoffs, int seconds, ascending.
-        num_partitions (dict[str, int]): Of users and of items, a power of two.
-        num_recent (int, optional): Length of the lists of last neighbors. (default: :obj:`20`)
+        plan (BuildPlan): What to build. Its log is at a path that all workers reach, and so is the
+            store, unless the log is one of nodes in the order of time already and :obj:`work` is
+            given.
+        session (pyspark.sql.SparkSession): A session, see :func:`spark_session`.
+        work (str, optional): A folder where this process and the workers give each other arrays, on
+            any file system of fsspec, such as :obj:`'s3://bucket/work'`. By default it is beside
+            the store. (default: :obj:`None`)
+        progress (bool, optional): Whether to print the plan, and to show bars.
+            (default: :obj:`True`)
 
     Raises:
-        IndexError: If an event is of a user or an item that does not exist.
-        ValueError: If the log is empty or holds a row without one of its columns, or an argument
-            is none of what it must be.
+        OSError: As of :func:`~mag.store.build`.
+        ValueError: The same.
     """
-    check_keys(NEIGHBOR_TYPE, num_nodes=num_nodes, num_partitions=num_partitions)
-    check_keys([of.name for of in resolutions], num_clusters=num_clusters)
-    check_integers(1, **{f'num_nodes[{name!r}]': number for name, number in num_nodes.items()})
-    check_integers(0, num_recent=num_recent)
-    sql.check_cutoffs(cutoffs)
-    _check_log(session, log, num_nodes)
-    sides = {
-        node_type: _Side(
-            os.path.abspath(folder), node_type, dict(num_nodes), dict(num_partitions),
-            [of for of in resolutions if of.node_type == neighbor], dict(num_clusters),
-            len(cutoffs), num_recent,
-        )
-        for node_type, neighbor in NEIGHBOR_TYPE.items()
-    }  # fmt: skip
-    for node_type, side in sides.items():
-        query = sql.records(log, node_type, cutoffs, num_partitions[node_type])
-        told = _count(session, query, side)
-        found = {row['partition_number'] for row in told}
-        for partition in set(range(num_partitions[node_type])) - found:
-            told += side.count_records(partition, np.empty(0, np.uint64))
-        starts = side.make_files(told)
-        _for_each_partition(session, num_partitions[node_type], _Join(side, starts))
-    for side in sides.values():
-        number = num_partitions[side.node_type]
-        _for_each_partition(session, number, _Second(side, sides[NEIGHBOR_TYPE[side.node_type]]))
-        side.join_over()
-    shutil.rmtree(osp.join(folder, 'work', 'spark'))
+    return _SparkBuild(plan, session, work, progress).run()
 
 
-def _check_log(session: 'SparkSession', log: str, num_nodes: Mapping[str, int]) -> None:
-    r"""Raises unless each row is whole and of nodes that exist."""
-    nodes = ', '.join(
-        f'{bound}({name}) AS {bound}_{name}' for name in NEIGHBOR_TYPE for bound in ('MIN', 'MAX')
-    )
-    columns = ('user', 'item', 'time', 'click', 'log_row')
-    missing = ', '.join(f'COUNT(*) - COUNT({name}) AS no_{name}' for name in columns)
-    query = f'SELECT COUNT(*) AS size, {nodes}, {missing} FROM {log}'
-    (found,) = session.sql(query).toArrow().to_pylist()
-    for name in columns:
-        if found[f'no_{name}'] > 0:
-            raise ValueError(
-                f'{log!r} has {found[f"no_{name}"]:,} of {found["size"]:,} rows without '
-                f'{name!r}: leave them out, or fill them in.'
-            )
-    if found['size'] == 0:
-        raise ValueError(f'{log!r} has no rows, so that there is nothing to count.')
-    for name, number in num_nodes.items():
-        bounds = torch.tensor([found[f'MIN_{name}'], found[f'MAX_{name}']])
-        check_ids('count_on_spark', f'{name}s', bounds, number)
+class _SparkBuild(StoreBuild):
+    r"""What a build computes of partitions, workers compute and write to a folder; here it is read
+    and written in order."""
 
+    def __init__(
+        self, plan: BuildPlan, session: 'SparkSession', work: str | None, progress: bool
+    ) -> None:
+        super().__init__(plan, progress)
+        self.session = session
+        # Of one build, so that all of it can be removed.
+        url = self.folder if work is None else f'{work.rstrip("/")}/{plan.fingerprint}'
+        self.work, self.is_shared = WorkFolder(url), work is not None
 
-def _count(session: 'SparkSession', query: str, side: '_Side') -> list[dict[str, Any]]:
-    r"""Counts the events of each partition, and tells the sizes of its arrays."""
+    def run(self) -> str:
+        out = super().run()
+        if self.is_shared:
+            self.work.remove()
+        return out
 
-    # Of a method, Spark would take `self` for an argument that it gives.
-    def count(events: 'pyarrow.Table') -> 'pyarrow.Table':
-        return side.count(events)
+    def _map(self, log: Log) -> Partitions:
+        for node_type in NEIGHBOR_TYPE:
+            self.units.run(f'spark-map-{node_type}', partial(self._shuffle, log, node_type))
+        told = {name: self.units.results[f'spark-map-{name}'] for name in NEIGHBOR_TYPE}
+        self.num_events, self.num_clicks = told['user']['size']
+        self.events = SparkEvents(
+            self.work, self.num_nodes, self.num_partitions, self.num_windows,
+            {name: of['files'] for name, of in told.items()},
+        )  # fmt: skip
+        return self.events
 
-    partitions = session.sql(query).groupBy('partition_number')
-    return partitions.applyInArrow(count, _TOLD).toArrow().to_pylist()
+    def _shuffle(self, log: Log, node_type: str) -> dict[str, Any]:
+        r"""Writes the records of each partition, and tells in which file they are."""
+        work = self.work
 
+        def write(events: 'pyarrow.Table') -> 'pyarrow.Table':
+            return _write_records(work, node_type, events)
 
-def _for_each_partition(session: 'SparkSession', number: int, work: Callable[[int], None]) -> None:
-    r"""Does something for each partition, in a task of its own."""
+        number = self.num_partitions[node_type]
+        with self._view(log) as view:
+            query = sql.records(view, node_type, self.cutoffs, number)
+            grouped = self.session.sql(query).groupBy('partition_number')
+            told = grouped.applyInArrow(write, _WRITTEN).toArrow().to_pylist()
+        # One without events is not there.
+        files = {row['partition_number']: row['name'] for row in told}
+        size = [sum(row[name] for row in told) for name in ('num_events', 'num_clicks')]
+        return {'files': [files.get(place) for place in range(number)], 'size': size}
 
-    def run(batches: Any) -> Any:
-        import pyarrow
-
-        for batch in batches:
-            for partition in batch['id'].to_pylist():
-                work(partition)
-                yield pyarrow.record_batch({'id': pyarrow.array([partition], pyarrow.int64())})
-
-    partitions = session.range(0, number, 1, number)
-    partitions.mapInArrow(run, 'id BIGINT').toArrow()
-
-
-@dataclass(frozen=True)
-class _Side:
-    r"""What workers know of the nodes of one type."""
-
-    folder: str
-    node_type: str
-    num_nodes: dict[str, int]
-    num_partitions: dict[str, int]
-    # Of the neighbors.
-    resolutions: list[Resolution]
-    num_clusters: dict[str, int]
-    num_windows: int
-    num_recent: int
-
-    def count(self, events: 'pyarrow.Table') -> 'pyarrow.Table':
-        r"""Counts the events of one partition, and tells the sizes of its arrays."""
-        import pyarrow
-
-        partition = events['partition_number'][0].as_py()
-        time, log_row = (events[name].to_numpy() for name in ('time', 'log_row'))
-        record = events['record'].to_numpy().view(np.uint64)
-        told = self.count_records(partition, record[np.lexsort((log_row, time))])
-        kinds = {'partition_number': 'int32', 'name': 'string', 'size': 'int64'}
-        schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()])
-        return pyarrow.Table.from_pylist(told, schema)
-
-    def count_records(self, partition: int, record: np.ndarray) -> list[dict[str, Any]]:
-        r"""Counts records in the order of the log."""
-        from mag.store.kernels import count_partition, neighbor_rows
-
-        num_clusters = [self.num_clusters[of.name] for of in self.resolutions]
-        windows = [f'clusters/{of.name}_window.npy' for of in self.resolutions]
-        # A node that never gets a cluster is seen, too, where all nodes are alike.
-        alike = np.zeros(self.num_nodes[NEIGHBOR_TYPE[self.node_type]], np.int32)
-        counts = count_partition(
-            [record],
-            self.size(partition),
-            [*(self.read(f'clusters/{of.name}.npy') for of in self.resolutions), alike],
-            [*(self.read(name) if osp.exists(self.path(name)) else None for name in windows), None],
-            self.num_windows,
-            [*num_clusters, 1],
-            self.num_recent,
-        )
-        first = counts.indptr[0], counts.code[0], counts.count[0]
-        rows = neighbor_rows(*first, self.num_windows, num_clusters[0])
-        arrays = {'recent': counts.recent, 'offset': rows.offset, 'data': rows.data}
-        for name in ('indptr', 'code', 'count'):
-            for suffix, array in zip(self.suffixes(), getattr(counts, name), strict=True):
-                arrays[f'{name}{suffix}'] = array
-        for name in ('pairs_indptr', 'pairs_neighbor', 'pairs_window'):
-            arrays[name] = getattr(counts, name)
-        self._write(partition, arrays)
-        return [
-            {'partition_number': partition, 'name': name, 'size': len(array)}
-            for name, array in arrays.items()
+    @contextmanager
+    def _view(self, log: Log) -> Iterator[str]:
+        r"""A view of the log, with the place of each row."""
+        runs = log.runs(self.plan.rows)
+        starts = np.cumsum([0, *(run.num_rows for run in runs)]).tolist()
+        queries = [
+            f'SELECT user::INTEGER AS user, item::INTEGER AS item, time::BIGINT AS time, click, '
+            f'row + {start - run.first} AS log_row FROM ({run.query})'
+            for run, start in zip(runs, starts)
         ]
 
-    def make_files(self, told: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        r"""Makes the arrays of all partitions, and tells where the values of each begin."""
-        number = self.num_partitions[self.node_type]
-        sizes: dict[str, np.ndarray] = {}
-        for row in told:
-            sizes.setdefault(row['name'], np.zeros(number, np.int64))[row['partition_number']] = (
-                row['size']
-            )
-        starts = {name: np.cumsum([0, *size]) for name, size in sizes.items()}
-        sample = self.part(0)
-        for name in self.joined():
-            array = np.load(osp.join(sample, f'{name}.npy'), mmap_mode='r')
-            # The ends of all but the last partition are the beginnings of the next.
-            size = starts[name][-1] - (number - 1 if _has_ends(name) else 0)
-            self._make(self.file(name), array.dtype, (size, *array.shape[1:]))
-            if _has_ends(name):
-                of = starts['data' if name == 'offset' else name.replace('indptr', 'code')]
-                self.open(name)[-1] = of[-1] * _step(name)
-        shape = self.num_nodes[self.node_type], self.num_windows, self.num_second()
-        self._make(self.file('second'), np.uint16, shape)
-        return starts
+        def read(batches: Iterable['pyarrow.RecordBatch']) -> Iterator['pyarrow.RecordBatch']:
+            for place in _places(batches):
+                with duckdb.connect() as connection:
+                    # Spark gives each of its tasks one processor.
+                    connection.execute('SET threads = 1')
+                    connection.execute("SET TimeZone = 'UTC'")
+                    yield from connection.sql(queries[place]).to_arrow_reader(_BATCH)
 
-    def joined(self) -> list[str]:
-        r"""The arrays that are one for all partitions."""
-        counts = ('indptr', 'code', 'count')
-        names = [f'{name}{suffix}' for name in counts for suffix in self.suffixes()]
-        return [*names, 'recent', 'offset', 'data']
-
-    def suffixes(self) -> list[str]:
-        r"""The ends of the names of arrays: of each resolution, and of all nodes alike."""
-        return [*(of.suffix for of in self.resolutions), TOTAL]
-
-    def join_over(self) -> None:
-        r"""Joins the counts of hop 2 that 16 bits do not hold."""
-        base = self.base() * self.num_windows * self.num_second()
-        index, count = [], []
-        for partition, first in enumerate(base):
-            index.append(np.load(osp.join(self.part(partition), 'over_index.npy')) + first)
-            count.append(np.load(osp.join(self.part(partition), 'over_count.npy')))
-        for name, parts in (('index', index), ('count', count)):
-            np.save(self.path(self.file(f'second_over_{name}')), np.concatenate(parts))
-
-    def num_second(self) -> int:
-        r"""The number of clusters that hop 2 arrives at: the first of the nodes' own."""
-        return self.num_clusters[self.node_type]
-
-    def size(self, partition: int) -> int:
-        r"""The number of nodes of a partition."""
-        name = self.node_type
-        return partition_size(self.num_nodes[name], self.num_partitions[name], partition)
-
-    def base(self) -> np.ndarray:
-        r"""The row where each partition begins, int64, shape :obj:`[P]`."""
-        name = self.node_type
-        return partition_starts(self.num_nodes[name], self.num_partitions[name])[:-1]
-
-    def file(self, name: str) -> str:
-        r"""Where an array of all partitions is."""
-        is_work = name in ('offset', 'data')
-        return f'{"work/spark/rows" if is_work else "nodes"}/{self.node_type}/{name}.npy'
-
-    def part(self, partition: int) -> str:
-        r"""The folder of the arrays of one partition."""
-        return self.path(f'work/spark/{self.node_type}/{partition:06}')
-
-    def path(self, name: str) -> str:
-        return osp.join(self.folder, name)
-
-    def read(self, name: str) -> np.ndarray:
-        return np.load(self.path(name), mmap_mode='r')
-
-    def open(self, name: str) -> np.ndarray:
-        r"""An array of all partitions, to write in."""
-        return np.load(self.path(self.file(name)), mmap_mode='r+')
-
-    def _make(self, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
-        path = self.path(name)
-        os.makedirs(osp.dirname(path), exist_ok=True)
-        # NumPy writes the names of its own integers into the header.
-        np.lib.format.open_memmap(path, 'w+', dtype, tuple(map(int, shape)))
-
-    def _write(self, partition: int, arrays: Mapping[str, np.ndarray]) -> None:
-        r"""Writes the arrays of a partition, whole or not: another worker may do the same work."""
-        folder = self.part(partition)
-        temporary = f'{folder}.{uuid.uuid4().hex}'
-        os.makedirs(temporary)
-        for name, array in arrays.items():
-            np.save(osp.join(temporary, f'{name}.npy'), array)
+        view = f'mag_log_{self.plan.fingerprint[:16]}'
+        places = self.session.range(0, len(queries), 1, len(queries))
+        places.mapInArrow(read, _LOG).createOrReplaceTempView(view)
         try:
-            os.rename(temporary, folder)
-        except OSError:
-            # It was done before.
-            shutil.rmtree(temporary)
+            yield view
+        finally:
+            self.session.catalog.dropTempView(view)
+
+    def _assigned(
+        self,
+        learner: StoreClusters,
+        node_type: str,
+        names: dict[str, int],
+        fitted: dict[str, Tensor],
+        neighbor: np.ndarray | None,
+    ) -> Callable[[str], tuple[dict[str, np.ndarray], np.ndarray]]:
+        behavior = None
+        if neighbor is not None:
+            behavior = self._share(f'clusters/{self._first(NEIGHBOR_TYPE[node_type])}.npy')
+        arrays = {name: value.numpy() for name, value in fitted.items()}
+        plan = dict(self.plan.groups), self.plan.seed
+        task = _Assign(self.events, *plan, self.num_clusters, node_type, arrays, behavior)
+        files = self._run(f'assign-{node_type}', len(names), task)
+
+        def read(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            cluster = self.work.read(files[names[name]])
+            return cluster, cluster.pop('window')
+
+        return read
+
+    def _counted(
+        self, node_type: str, names: dict[str, int], levels: list[Level]
+    ) -> Callable[[str], Counted]:
+        other = NEIGHBOR_TYPE[node_type]
+        for of in self.plan.resolutions:
+            if of.node_type == other:
+                self._share(f'clusters/{of.name}.npy')
+                if isinstance(of.group, int):
+                    self._share(f'clusters/{of.name}_window.npy')
+        groups = self.plan.resolutions, self.num_clusters, self.plan.num_recent
+        files = self._run(f'count-{node_type}', len(names), _Count(self.events, node_type, *groups))
+        nothing = np.empty(0, np.int64)
+
+        def read(name: str) -> Counted:
+            arrays = self.work.read(files[names[name]][0])
+            indptr, code, count = (
+                [arrays[f'{part}{place}'] for place in range(len(levels))]
+                for part in ('indptr', 'code', 'count')
+            )
+            # Workers alone read the pairs.
+            pairs = nothing, nothing, nothing
+            counts = NodeCounts(indptr, code, count, arrays['recent'], *pairs)
+            return Counted(counts, NeighborRows(arrays['offset'], arrays['data']))
+
+        return read
+
+    def _keep_pairs(self, node_type: str, partition: int, counts: NodeCounts) -> None:
+        r"""Workers have written them."""
+
+    def _hops(
+        self, node_type: str, names: dict[str, tuple[int, int, int]]
+    ) -> Callable[[str], SecondHop]:
+        other = NEIGHBOR_TYPE[node_type]
+        rows = [self._share(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data')]
+        pairs = [pairs for _, pairs in self.units.results[f'spark-count-{node_type}']]
+        spans = [(pairs[place], first, last) for place, first, last in names.values()]
+        size = self.num_clusters[node_type], self.plan.counts
+        task = _Second(self.events, node_type, spans, rows, *size)
+        files = dict(zip(names, self._run(f'second-{node_type}', len(names), task), strict=True))
+        return lambda name: SecondHop(**self.work.read(files[name]))
+
+    def _share(self, name: str) -> str:
+        self.work.share(name, self.units.path(name))
+        return name
+
+    def _first(self, node_type: str) -> str:
+        r"""The name of the first resolution of a node type."""
+        return next(of.name for of in self.plan.resolutions if of.node_type == node_type)
+
+    def _run(self, name: str, number: int, task: Callable[[int], Any]) -> list[Any]:
+        r"""Does a task for each of some places, once, and gives what each told, as of JSON."""
+
+        def run(batches: Iterable['pyarrow.RecordBatch']) -> Iterator['pyarrow.RecordBatch']:
+            import pyarrow
+
+            for place in _places(batches):
+                told = {'place': [place], 'told': [json.dumps(task(place))]}
+                yield pyarrow.record_batch(
+                    {'place': pyarrow.array(told['place'], pyarrow.int64()), 'told': told['told']}
+                )
+
+        def run_all() -> list[Any]:
+            places = self.session.range(0, number, 1, number)
+            found = places.mapInArrow(run, 'place BIGINT, told STRING').toArrow().to_pylist()
+            told = {row['place']: json.loads(row['told']) for row in found}
+            return [told[place] for place in range(number)]
+
+        told: list[Any] = self.units.run(f'spark-{name}', run_all)
+        return told
+
+
+class SparkEvents(Partitions):
+    r"""The events of a build in files of a folder, one for each partition.
+
+    Args:
+        work (WorkFolder): The folder.
+        num_nodes (dict[str, int]): The number of users and items.
+        num_partitions (dict[str, int]): Of users and of items, a power of two.
+        num_windows (int): The number of windows.
+        files (dict[str, list[str or None]]): For users and items, the file of each partition,
+            :obj:`None` for one without events.
+    """
+
+    def __init__(
+        self,
+        work: WorkFolder,
+        num_nodes: Mapping[str, int],
+        num_partitions: Mapping[str, int],
+        num_windows: int,
+        files: Mapping[str, Sequence[str | None]],
+    ) -> None:
+        self.work, self.files = work, files
+        self.num_nodes, self.num_partitions = dict(num_nodes), dict(num_partitions)
+        self.num_windows = num_windows
+
+    def records(self, node_type: str, partition: int) -> list[np.ndarray]:
+        name = self.files[node_type][partition]
+        return [] if name is None else [self.work.read(name)['record']]
+
+
+def _places(batches: Iterable['pyarrow.RecordBatch']) -> Iterator[int]:
+    for batch in batches:
+        yield from batch['id'].to_pylist()
+
+
+def _write_records(work: WorkFolder, node_type: str, events: 'pyarrow.Table') -> 'pyarrow.Table':
+    r"""Writes the records of one partition in the order of the log."""
+    import pyarrow
+
+    partition = events['partition_number'][0].as_py()
+    time, log_row = (events[name].to_numpy() for name in ('time', 'log_row'))
+    record = events['record'].to_numpy().view(np.uint64)[np.lexsort((log_row, time))]
+    name = work.write(f'work/spark/map-{node_type}-{partition:06}', {'record': record})
+    told = partition, name, len(record), int((record & np.uint64(1)).sum())
+    kinds = pyarrow.int32(), pyarrow.string(), pyarrow.int64(), pyarrow.int64()
+    names = [of.split()[0] for of in _WRITTEN.split(', ')]
+    return pyarrow.table(
+        {name: pyarrow.array([of], kind) for name, of, kind in zip(names, told, kinds, strict=True)}
+    )
 
 
 @dataclass(frozen=True)
-class _Join:
-    r"""Copies the arrays of a partition to their places."""
+class _Assign:
+    r"""Finds the learned clusters of the nodes of a partition."""
 
-    side: _Side
-    starts: dict[str, np.ndarray]
+    events: SparkEvents
+    groups: dict[str, Any]
+    seed: int
+    num_clusters: dict[str, int]
+    node_type: str
+    fitted: dict[str, np.ndarray]
+    # Where the clusters of the neighbors are, if these are counted.
+    neighbor: str | None
 
-    def __call__(self, partition: int) -> None:
-        for name in self.side.joined():
-            array = np.load(osp.join(self.side.part(partition), f'{name}.npy'), mmap_mode='r')
-            start = self.starts[name][partition]
-            out = self.side.open(name)
-            if _has_ends(name):
-                of = self.starts['data' if name == 'offset' else name.replace('indptr', 'code')]
-                start = start - partition
-                first = np.uint64(of[partition] * _step(name))
-                out[start : start + len(array) - 1] = array[:-1] + first
-            else:
-                out[start : start + len(array)] = array
+    def __call__(self, partition: int) -> str:
+        work, node_type = self.events.work, self.node_type
+        neighbor = None if self.neighbor is None else work.map(self.neighbor)
+        clusters = MacroClusters(self.groups, seed=self.seed)
+        learner = StoreClusters(self.events, clusters, self.num_clusters)
+        fitted = {name: torch.from_numpy(value) for name, value in self.fitted.items()}
+        cluster, window = learner.assign(node_type, partition, fitted, neighbor)
+        name = f'work/spark/assign-{node_type}-{partition:06}'
+        return work.write(name, {**cluster, 'window': window})
+
+
+@dataclass(frozen=True)
+class _Count:
+    r"""Counts the events of a partition."""
+
+    events: SparkEvents
+    node_type: str
+    resolutions: list[Resolution]
+    num_clusters: dict[str, int]
+    num_recent: int
+
+    def __call__(self, partition: int) -> list[str]:
+        events, node_type = self.events, self.node_type
+        levels = read_levels(
+            self.resolutions, NEIGHBOR_TYPE[node_type], events.num_nodes, self.num_clusters,
+            events.work.map,
+        )  # fmt: skip
+        size = events.num_windows, self.num_recent
+        counts, rows = count_nodes(events, node_type, partition, levels, *size)
+        arrays = {'recent': counts.recent, **rows._asdict()}
+        for name in ('indptr', 'code', 'count'):
+            for place, array in enumerate(getattr(counts, name)):
+                arrays[f'{name}{place}'] = array
+        pairs = {name: getattr(counts, f'pairs_{name}') for name in PAIRS}
+        return [
+            events.work.write(f'work/spark/{name}-{node_type}-{partition:06}', of)
+            for name, of in (('count', arrays), ('pairs', pairs))
+        ]
 
 
 @dataclass(frozen=True)
 class _Second:
-    r"""Counts hop 2 of the nodes of a partition."""
+    r"""Counts two hops of some nodes."""
 
-    side: _Side
-    other: _Side
+    events: SparkEvents
+    node_type: str
+    # The pairs of a partition, the first of its nodes and the one after the last.
+    spans: list[tuple[str, int, int]]
+    rows: list[str]
+    num_clusters: int
+    counts: str
 
-    def __call__(self, partition: int) -> None:
-        from mag.store.kernels import second_hop
-
-        side, other = self.side, self.other
-        folder = side.part(partition)
-        indptr, neighbor, window = (
-            np.load(osp.join(folder, f'pairs_{name}.npy'), mmap_mode='r')
-            for name in ('indptr', 'neighbor', 'window')
-        )
-        first = side.base()[partition]
-        second = second_hop(
-            indptr,
-            neighbor,
-            window,
-            other.read(other.file('offset')),
-            other.read(other.file('data')),
-            other.base(),
-            side.num_windows,
-            side.num_second(),
-            side.open('second')[first : first + side.size(partition)],
-        )
-        for name in ('over_index', 'over_count'):
-            np.save(osp.join(folder, f'{name}.npy'), getattr(second, name))
-
-
-def _has_ends(name: str) -> bool:
-    r"""Whether an array tells where the values of each node begin, and the end."""
-    return name.startswith('indptr') or name == 'offset'
-
-
-def _step(name: str) -> int:
-    r"""What one value further is in such an array."""
-    from mag.store.kernels.neighbor_rows import FORM_BITS
-
-    return 2**FORM_BITS if name == 'offset' else 1
+    def __call__(self, place: int) -> str:
+        events, other = self.events, NEIGHBOR_TYPE[self.node_type]
+        name, *span = self.spans[place]
+        pairs = events.work.read(name)
+        rows = [events.work.map(name) for name in self.rows]
+        size = events.base(other), events.num_windows, self.num_clusters
+        found = add_hops(tuple(pairs[name] for name in PAIRS), span, (*rows, *size), self.counts)
+        return events.work.write(f'work/spark/second-{self.node_type}-{place:06}', found._asdict())
