@@ -2,8 +2,8 @@ r"""What counts of one byte in a store cost MacGNN: AUC and GAUC against exact c
 
 Of each log two stores are built, with `counts='exact'` and with `counts='log'`, which differ in
 hop 2 alone. MacGNN is trained from either by `StoreLoader`, with the same seeds, and stops by the
-log loss of validation. Six rolling windows, macro nodes and temperature are those of
-accuracy.counts, and learning rate and weight decay those that it chose for MacGNN.
+log loss of validation. Six rolling windows, macro nodes, temperature and the running average of the
+weights are those of accuracy.counts, and learning rate and weight decay what it chose for MacGNN.
 
     python benchmarks accuracy.store_bytes run --dataset kuairand --root data/kuairand \
         --weight-decay 3e-4 --out benchmarks/accuracy/results/store-bytes-kuairand.json
@@ -122,7 +122,7 @@ def run_one(dataset: str, name: str, seed: int, args: argparse.Namespace) -> Rec
     val, test = (StoreLoader(store, part, 8 * args.batch_size) for part in ('val', 'test'))
     seed_everything(seed, verbose=False)
     model = MacGNN.from_data(store.graph(), temperature=DATASETS[dataset].temperature)
-    task = ClickTask(model, args.learning_rate, args.weight_decay)
+    task = ClickTask(model, args.learning_rate, args.weight_decay, average=0.99)
     start = time.perf_counter()
     fit_run(
         task, train, val, (dataset, name), seed, args, monitor='logloss',
