@@ -24,6 +24,7 @@ NAMES = (
     'accuracy.search',
     'accuracy.simcen',
     'accuracy.stack',
+    'accuracy.store_bytes',
     'accuracy.videos',
     'speed.checksums',
     'speed.click_models',

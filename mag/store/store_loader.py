@@ -317,9 +317,9 @@ class _StreamSampler(BatchIndexSampler):
     def _stream(self, start: int, stop: int) -> Iterator[StoreRows]:
         r"""The rows of an epoch from one place to another, as they are read."""
         num_rows, generator = self._log.num_rows, self._generator()
-        order = torch.arange(len(num_rows))
+        order = np.arange(len(num_rows))
         if self.shuffle:
-            order = torch.randperm(len(num_rows), generator=generator)
+            order = torch.randperm(len(num_rows), generator=generator).numpy()
         first = 0
         for groups in self._buffers(order[num_rows[order] > 0].tolist()):
             last = first + int(num_rows[groups].sum())

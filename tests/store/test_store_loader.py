@@ -149,6 +149,21 @@ def test_windows_are_asked_for_by_number(both: Both) -> None:
     assert rows_of(loader) == expected
 
 
+def test_a_log_of_one_row_group_is_read(tmp_path: Path) -> None:
+    write_log(tmp_path / 'log', False)
+    pq.write_table(pq.read_table(tmp_path / 'log'), tmp_path / 'one.parquet')
+    found = []
+    for name in ('log/*.parquet', 'one.parquet'):
+        schema = LogSchema(str(tmp_path / name), COLUMNS)
+        plan = BuildPlan(schema, tmp_path / f'store of {len(found)}', GROUPS, memory_limit='1GiB')
+        store = Store(build(plan, progress=False))
+        ordered, shuffled = (rows_of(StoreLoader(store, shuffle=of)) for of in (False, True))
+        assert sorted(shuffled) == sorted(ordered) and shuffled != ordered
+        found.append(ordered)
+    assert pq.read_metadata(tmp_path / 'one.parquet').num_row_groups == 1
+    assert found[0] == found[1]
+
+
 def test_an_epoch_is_shuffled_and_resumed(both: Both) -> None:
     ordered = rows_of(StoreLoader(both.store, batch_size=100))
 
