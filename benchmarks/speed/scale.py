@@ -117,7 +117,8 @@ def runs_of(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Run]]:
     for size in args.click_sizes:
         if 'clicks' in args.parts:
             yield {'part': 'clicks', 'way': 'store', 'size': size}, clicks_in_store(limit)
-            yield {'part': 'clicks', 'way': 'memory', 'size': size}, clicks_in_memory
+            if size <= args.most_in_memory:
+                yield {'part': 'clicks', 'way': 'memory', 'size': size}, clicks_in_memory
     for size in args.engine_sizes:
         if 'engines' in args.parts:
             yield {'part': 'engines', 'way': 'store', 'size': size}, given_in_store(size, limit)
@@ -340,6 +341,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument('--windows', nargs='+', type=int, default=[6, 12])
     parser.add_argument('--window-sizes', nargs='+', type=int, default=[10**7, 10**8])
     parser.add_argument('--click-sizes', nargs='+', type=int, default=list(SIZES[:3]))
+    parser.add_argument('--most-in-memory', type=int, default=10**7, help='clicks that fit')
     parser.add_argument('--engine-sizes', nargs='+', type=int, default=[10**7])
     parser.add_argument('--repeats', type=int, default=1, help='runs of each')
     parser.add_argument('--memory-limit', default='2GiB')
