@@ -35,7 +35,7 @@ from mag.store.encode import Log
 from mag.store.kernels import NeighborRows, NodeCounts, SecondHop
 from mag.store.partitions import Partitions
 from mag.store.plan import BuildPlan
-from mag.store.work_folder import WorkFolder
+from mag.store.work_folder import WorkFolder, absolute_url
 
 if TYPE_CHECKING:
     import pyarrow
@@ -165,7 +165,7 @@ def build_on_spark(
 
     Raises:
         OSError: As of :func:`~mag.store.build`.
-        ValueError: The same.
+        ValueError: The same, or if :obj:`work` is on no file system that fsspec has here.
     """
     return _SparkBuild(plan, session, work, progress).run()
 
@@ -179,9 +179,10 @@ class _SparkBuild(StoreBuild):
     ) -> None:
         super().__init__(plan, progress)
         self.session = session
-        # Of one build, so that all of it can be removed.
-        url = self.folder if work is None else f'{work.rstrip("/")}/{plan.fingerprint}'
-        self.work, self.is_shared = WorkFolder(url), work is not None
+        self.work, self.is_shared = WorkFolder(self.folder), work is not None
+        if work is not None:
+            # Of one build, so that all of it can be removed.
+            self.work = WorkFolder(f'{absolute_url(work)}/{plan.fingerprint}')
 
     def run(self) -> str:
         out = super().run()
