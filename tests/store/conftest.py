@@ -52,7 +52,7 @@ def session(request: pytest.FixtureRequest) -> Any:
 
 
 def as_tensors(table: pyarrow.Table) -> dict[str, Tensor]:
-    return {name: torch.tensor(table[name].to_pylist()) for name in table.column_names}
+    return {name: torch.tensor(table[name].to_numpy()) for name in table.column_names}
 
 
 def in_duckdb(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tensor]:
