@@ -69,7 +69,7 @@ test: $(TEST_STAMP)
 		$(MAKE) --no-print-directory test-while-compiling; \
 	fi
 
-# Not its own pytest: all but Spark is in .venv.
+# Not its own pytest: all but Spark is in .venv. Java comes with it, if there is none.
 test-spark: $(SPARK_STAMP)
 	$(SPARK_VENV)/bin/python $(BIN)/pytest -m spark tests/store $(PYTEST_ARGS)
 
@@ -141,7 +141,7 @@ $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 $(SPARK_STAMP): setup.cfg $(TEST_STAMP)
 	@echo 'Installing Spark into $(SPARK_VENV): a download of 0.5 GB.'
 	$(PYTHON) -m venv $(SPARK_VENV)
-	$(SPARK_VENV)/bin/pip install $(foreach package,$(SPARK),'$(package)')
+	$(SPARK_VENV)/bin/pip install --retries 10 --timeout 60 $(foreach package,$(SPARK),'$(package)')
 	there=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	here=$$($(SPARK_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	echo "import site; site.addsitedir('$$there')" > "$$here/mag.pth"

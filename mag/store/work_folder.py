@@ -96,3 +96,22 @@ class WorkFolder:
     def _open(self) -> tuple[Any, str]:
         files, folder = fsspec.core.url_to_fs(self.url)
         return files, folder
+
+
+def absolute_url(url: str) -> str:
+    r"""The URL of a folder that any process reads alike.
+
+    Args:
+        url (str): A URL, or a path.
+
+    Raises:
+        ValueError: If it is on no file system that fsspec has here.
+    """
+    try:
+        files, folder = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"'work' must be a folder on a file system of fsspec, such as 's3://bucket/work', but "
+            f'got {url!r}: {error}'
+        ) from error
+    return str(files.unstrip_protocol(folder)).rstrip('/')

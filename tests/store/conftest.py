@@ -52,7 +52,7 @@ def session(request: pytest.FixtureRequest) -> Any:
 
 
 def as_tensors(table: pyarrow.Table) -> dict[str, Tensor]:
-    return {name: torch.tensor(table[name].to_pylist()) for name in table.column_names}
+    return {name: torch.tensor(table[name].to_numpy()) for name in table.column_names}
 
 
 def in_duckdb(query: str, tables: Mapping[str, pyarrow.Table]) -> dict[str, Tensor]:
@@ -160,3 +160,9 @@ class Case:
 @pytest.fixture(params=[(0, 1), (1, 3), (2, 6)], ids=lambda of: f'{of[1]}_windows', scope='session')
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
+
+
+@pytest.fixture(scope='session')
+def two_windows() -> Case:
+    r"""One case alone, where a test takes long."""
+    return Case(1, 2)

