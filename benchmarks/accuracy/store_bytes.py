@@ -3,12 +3,14 @@ r"""What counts of one byte in a store cost MacGNN: AUC and GAUC against exact c
 Of each log two stores are built, with `counts='exact'` and with `counts='log'`, which differ in
 hop 2 alone. MacGNN is trained from either by `StoreLoader`, with the same seeds, and stops by the
 log loss of validation. Six rolling windows, macro nodes, temperature and the running average of the
-weights are those of accuracy.counts, and learning rate and weight decay what it chose for MacGNN.
+weights are those of accuracy.counts, and learning rate and weight decay what it chose for MacGNN,
+for MovieLens-100K on MovieLens-1M.
 
     python benchmarks accuracy.store_bytes run --dataset kuairand --root data/kuairand \
         --weight-decay 3e-4 --out benchmarks/accuracy/results/store-bytes-kuairand.json
-    python benchmarks accuracy.store_bytes run --dataset movielens-1m --root data/movielens-1m \
-        --weight-decay 1e-5 --out benchmarks/accuracy/results/store-bytes-movielens-1m.json
+    python benchmarks accuracy.store_bytes run --dataset movielens-100k \
+        --root data/movielens-100k --weight-decay 1e-5 \
+        --out benchmarks/accuracy/results/store-bytes-movielens-100k.json
     python benchmarks accuracy.store_bytes table \
         benchmarks/accuracy/results/store-bytes-*.json > benchmarks/accuracy/store_bytes.md
 """

@@ -16,6 +16,7 @@ EXAMPLES = [
     'simcen.py',
     'srjgraph.py',
     'stack.py',
+    'store.py',
 ]
 # Runs an example where nothing that takes time to import can be imported.
 RUN = """
