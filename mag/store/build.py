@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
-from mag.files import flush, locked, replacing
+from mag.files import checksum, flush, format_bytes, locked, replacing
 from mag.schema import NEIGHBOR_TYPE, Resolution
-from mag.store.clusters import Events, StoreClusters
+from mag.store.clusters import Events, StoreClusters, assign_bytes
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
     NeighborRows,
@@ -26,6 +26,7 @@ from mag.store.kernels import (
     Records,
     SecondHop,
     code_type,
+    count_bytes,
     count_partition,
     neighbor_rows,
     partition_events,
@@ -119,7 +120,7 @@ class StoreBuild:
             plan.check_same(read_manifest(self.folder)['plan'], self.folder)
         else:
             self._begin(self.progress)
-            self.units = Units(self.folder, plan.threads, self.progress)
+            self.units = Units(self.folder, plan.threads, self.progress, plan.spare)
             self.encoder = Encoder(plan.schema, self.units, plan.spare * 2 // 3, plan.rows)
             self._build()
         shutil.rmtree(osp.join(self.folder, 'work'), ignore_errors=True)
@@ -156,6 +157,9 @@ class StoreBuild:
         units.run('fits', lambda: plan.check_fits(sizes))
         self.num_partitions = plan.num_partitions(sizes)
         self.partitions = self._map(log)
+        self.needed = {
+            name: units.run(f'memory-{name}', partial(self._needed, name)) for name in NEIGHBOR_TYPE
+        }
         if any(isinstance(of.group, int) for of in plan.resolutions):
             self._learn()
         for name in NEIGHBOR_TYPE:
@@ -223,6 +227,58 @@ class StoreBuild:
         size = self.num_nodes, self.num_partitions, self.num_windows
         return Partitions(self.units, *size, len(names))
 
+    def _needed(self, node_type: str) -> list[int]:
+        r"""How many bytes of memory each partition needs at most.
+
+        Raises:
+            ValueError: If there are less for one.
+        """
+        plan, partitions = self.plan, self.partitions
+        found = []
+        for place, number in enumerate(partitions.num_events(node_type).tolist()):
+            needed = self._bytes_of(node_type, place, number, number, number)
+            # Hardly ever are all clicks, and of one node.
+            if needed > plan.spare // plan.threads:
+                events, clicks = partitions.events_of_nodes(node_type, place)
+                of_clicks = int(clicks.sum()), int(clicks.max())
+                needed = self._bytes_of(node_type, place, number, *of_clicks)
+                if needed > plan.spare:
+                    busiest = int(events.argmax())
+                    node = busiest * partitions.num_partitions[node_type] + place
+                    raise ValueError(
+                        f'Of {self.num_events:,} events, {int(events[busiest]):,} are of the '
+                        f'{node_type} {self.encoder.raw_id(node_type, node)!r}, and must be '
+                        f'counted at once, which needs {format_bytes(needed)}, but of a memory of '
+                        f'{format_bytes(plan.memory)} {format_bytes(plan.spare)} are left: build '
+                        f'anew with memory_limit={plan.memory_for(needed)!r}, or without the '
+                        f'events of this {node_type}.'
+                    )
+            found.append(needed)
+        return found
+
+    def _needed_of(self, node_type: str, names: Mapping[str, int]) -> dict[str, int]:
+        return {name: self.needed[node_type][place] for name, place in names.items()}
+
+    def _bytes_of(
+        self, node_type: str, partition: int, num_events: int, num_clicks: int, most_clicks: int
+    ) -> int:
+        r"""How many bytes of memory a partition needs at most."""
+        plan, of_other = self.plan, NEIGHBOR_TYPE[node_type]
+        num_clusters = [
+            self.num_clusters[of.name] for of in plan.resolutions if of.node_type == of_other
+        ]
+        size = self.partitions.size(node_type, partition)
+        counted = count_bytes(
+            size, num_events, num_clicks, most_clicks, self.num_windows, [*num_clusters, 1],
+            plan.num_recent,
+        )  # fmt: skip
+        clusters = plan.clusters()
+        if node_type not in clusters.behaviors:
+            return counted
+        sizes = size, self.num_nodes[node_type]
+        assigned = assign_bytes(clusters, node_type, sizes, num_clicks, self.num_clusters)
+        return max(counted, assigned)
+
     def _save(self, name: str, array: np.ndarray) -> None:
         r"""Writes a whole file."""
         self.units.allocate(name, array.dtype, array.shape)
@@ -280,6 +336,7 @@ class StoreBuild:
             {name: self.partitions.size(node_type, place) for name, place in names.items()},
             self._assigned(learner, node_type, names, fitted, neighbor),
             write,
+            self._needed_of(node_type, names),
         )
 
     def _assigned(
@@ -341,8 +398,8 @@ class StoreBuild:
 
         # Records that nobody reads again are gone, and so are their sizes.
         sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
-        compute = self._counted(node_type, names, levels)
-        units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write)
+        compute, needed = self._counted(node_type, names, levels), self._needed_of(node_type, names)
+        units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write, needed)
 
         def close() -> None:
             for level, entries in zip(levels, end[:-1], strict=True):
@@ -432,20 +489,32 @@ class StoreBuild:
 
         return compute
 
-    def _facts(self, log: Log) -> dict[str, Any]:
-        units, scanned = self.units, self.units.results['scan']
-        arrays = {}
+    def _checksums(self) -> dict[str, str]:
+        r"""The files that are kept, and the checksum of each."""
+        kept = []
         for folder, _, files in sorted(os.walk(self.folder)):
             relative = osp.relpath(folder, self.folder)
-            if relative.startswith('work'):
-                continue
-            for file in sorted(files):
-                name = osp.normpath(osp.join(relative, file))
-                if name.endswith('.npy'):
-                    array = units.read(name)
-                    arrays[name.removesuffix('.npy')] = {
-                        'dtype': array.dtype.str, 'shape': [*array.shape],
-                    }  # fmt: skip
+            if not relative.startswith('work'):
+                kept += [osp.normpath(osp.join(relative, file)) for file in sorted(files)]
+        names = {f'checksum-{place:06}': file for place, file in enumerate(kept)}
+        self.units.run_all(
+            'checksums',
+            'B',
+            {name: osp.getsize(self.units.path(file)) for name, file in names.items()},
+            lambda name: checksum(self.units.path(names[name])),
+            lambda name, found: found,
+        )
+        return {file: self.units.results[name] for name, file in names.items()}
+
+    def _facts(self, log: Log) -> dict[str, Any]:
+        units, scanned = self.units, self.units.results['scan']
+        files, arrays = self._checksums(), {}
+        for name in files:
+            if name.endswith('.npy'):
+                array = units.read(name)
+                arrays[name.removesuffix('.npy')] = {
+                    'dtype': array.dtype.str, 'shape': [*array.shape],
+                }  # fmt: skip
         num_bytes = sum(
             np.dtype(of['dtype']).itemsize * int(np.prod(of['shape'], dtype=object))
             for of in arrays.values()
@@ -469,6 +538,7 @@ class StoreBuild:
             'lineage': {name: units.results[f'ids-{name}']['lineage'] for name in NEIGHBOR_TYPE},
             'log': {'files': log.files, 'columns': log.columns},
             'arrays': arrays,
+            'files': files,
             'bytes': num_bytes,
         }
         if self.plan.counts == 'log':

@@ -210,6 +210,10 @@ class _SparkBuild(StoreBuild):
         )  # fmt: skip
         return self.events
 
+    def _needed(self, node_type: str) -> list[int]:
+        # Workers have memory of their own.
+        return [0] * self.num_partitions[node_type]
+
     def _shuffle(self, log: Log, node_type: str) -> dict[str, Any]:
         r"""Writes the records of each partition, and tells in which file they are."""
         work = self.work
@@ -266,8 +270,8 @@ class _SparkBuild(StoreBuild):
         if neighbor is not None:
             behavior = self._share(f'clusters/{self._first(NEIGHBOR_TYPE[node_type])}.npy')
         arrays = {name: value.numpy() for name, value in fitted.items()}
-        plan = dict(self.plan.groups), self.plan.seed
-        task = _Assign(self.events, *plan, self.num_clusters, node_type, arrays, behavior)
+        clusters = self.plan.clusters(), self.num_clusters
+        task = _Assign(self.events, *clusters, node_type, arrays, behavior)
         files = self._run(f'assign-{node_type}', len(names), task)
 
         def read(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -402,8 +406,7 @@ class _Assign:
     r"""Finds the learned clusters of the nodes of a partition."""
 
     events: SparkEvents
-    groups: dict[str, Any]
-    seed: int
+    clusters: MacroClusters
     num_clusters: dict[str, int]
     node_type: str
     fitted: dict[str, np.ndarray]
@@ -413,8 +416,7 @@ class _Assign:
     def __call__(self, partition: int) -> str:
         work, node_type = self.events.work, self.node_type
         neighbor = None if self.neighbor is None else work.map(self.neighbor)
-        clusters = MacroClusters(self.groups, seed=self.seed)
-        learner = StoreClusters(self.events, clusters, self.num_clusters)
+        learner = StoreClusters(self.events, self.clusters, self.num_clusters)
         fitted = {name: torch.from_numpy(value) for name, value in self.fitted.items()}
         cluster, window = learner.assign(node_type, partition, fitted, neighbor)
         name = f'work/spark/assign-{node_type}-{partition:06}'
