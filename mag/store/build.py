@@ -134,9 +134,12 @@ class _Build:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))
+            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))['number']
             for of in plan.resolutions
         }
+        for name in plan.schema.named('contexts'):
+            units.run(f'context-{name}', partial(self.encoder.write_context, log, name))
+        units.run('facts', lambda: self.encoder.facts(log))
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
         # Now that they are known.
         units.run('fits', lambda: plan.check_fits(sizes))
@@ -177,7 +180,7 @@ class _Build:
         part, difference = place - before, high - low
         return np.where(part < 0.5, low + difference * part, high - difference * (1 - part))
 
-    def _attribute(self, log: Log, of: Resolution) -> int:
+    def _attribute(self, log: Log, of: Resolution) -> dict[str, Any]:
         file = f'clusters/{of.name}.npy'
         return self.encoder.write_attribute(log, of.node_type, str(of.group), file)
 
@@ -416,6 +419,13 @@ class _Build:
 
     def _facts(self, log: Log) -> dict[str, Any]:
         units, scanned = self.units, self.units.results['scan']
+        named = {name: f'ids-{name}' for name in NEIGHBOR_TYPE}
+        named |= {
+            str(of.group): f'attribute-{of.name}'
+            for of in self.plan.resolutions
+            if isinstance(of.group, str)
+        }
+        contexts = {name: f'context-{name}' for name in sorted(self.plan.schema.named('contexts'))}
         arrays = {}
         for folder, _, files in sorted(os.walk(self.folder)):
             relative = osp.relpath(folder, self.folder)
@@ -448,8 +458,12 @@ class _Build:
                 for of in self.plan.resolutions
             ],
             'dense': scanned['is_dense'],
-            'lineage': {name: units.results[f'ids-{name}']['lineage'] for name in NEIGHBOR_TYPE},
-            'log': {'files': log.files, 'columns': log.columns},
+            'lineage': {
+                name: units.results[unit]['lineage'] for name, unit in {**named, **contexts}.items()
+            },
+            'contexts': {name: units.results[unit]['number'] for name, unit in contexts.items()},
+            'features': [*self.plan.schema.named('features')],
+            'log': {'files': log.files, 'columns': log.columns, **units.results['facts']},
             'arrays': arrays,
             'bytes': num_bytes,
         }

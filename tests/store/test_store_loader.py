@@ -25,7 +25,8 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, Temporal
 NUM_ROWS = 3000
 COLUMNS = {
     'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked', 'user_attributes': ['country'],
-    'item_attributes': ['brand', 'kind'],
+    'item_attributes': ['brand', 'kind'], 'contexts': {'place': 'page', 'device': 'device'},
+    'features': ['price', 'rank'],
 }  # fmt: skip
 GROUPS: dict[str, Any] = {'user': 'country', 'item': ['brand', 'kind']}
 NUM_WINDOWS, NUM_RECENT = 4, 5
@@ -62,9 +63,23 @@ def write_log(folder: Path, is_raw: bool) -> LogSchema:
         'kind': sku % 13,
     }
     folder.mkdir()
+    # Unknown is written in three ways, and a file has another type.
+    log['device'] = generator.choice(
+        np.array(['phone', 'unknown', 'web', '', None, 'TV']), NUM_ROWS
+    )
+    log['page'] = generator.integers(-3, 9, NUM_ROWS)
+    log['price'] = generator.random(NUM_ROWS)
+    log['rank'] = generator.integers(0, 2**40, NUM_ROWS)
     table = pa.table(log)
     for place in range(3):
         part = table.slice(place * NUM_ROWS // 3, NUM_ROWS // 3)
+        if place == 1:
+            part = part.set_column(
+                part.column_names.index('page'), 'page', part['page'].cast(pa.int8())
+            )
+            part = part.set_column(
+                part.column_names.index('device'), 'device', part['device'].dictionary_encode()
+            )
         pq.write_table(part, folder / f'{place}.parquet', row_group_size=150)
     return LogSchema(str(folder / '*.parquet'), COLUMNS)
 
@@ -138,6 +153,28 @@ def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> Non
     ids = torch.tensor([3, -1]), torch.tensor([5, 1])
     if batches == 'pairs' and part == 'test':
         assert_same(loader.request(*ids), expected.request(*ids))
+
+
+def test_a_request_tells_contexts_and_features(both: Both) -> None:
+    loader = StoreLoader(both.store, 'test', batches='features')
+    assert loader.fields[-2:] == ('device', 'place')
+    names = both.store.id_map('device')
+    assert names.decode([0, 1, 2, 3]).tolist() == ['unknown', 'TV', 'phone', 'web']
+    ids = torch.tensor([3, -1]), torch.tensor([5, 1])
+    told: dict[str, Any] = {
+        'x': torch.tensor([[0.5, 2.0]]).expand(2, 2),
+        'device': torch.from_numpy(names.encode(['web', 'TV'])),
+        'place': int(both.store.id_map('place').encode(['-3'])[0]),
+    }
+    expected = ExposureLoader(both.parts['test'])
+    counts = both.store.target_counts(*ids)
+    assert_same(loader.request(*ids, **told), expected.request(*ids, counts=counts, **told))
+    # A value that is new is unknown.
+    assert loader.request(*ids, **{**told, 'device': -1}).sparse[:, -2].tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"must tell \['device', 'place'\], but told none"):
+        loader.request(*ids, x=told['x'])
+    with pytest.raises(ValueError, match='must tell no context'):
+        StoreLoader(both.store, 'test').request(*ids, device=1)
 
 
 def test_windows_are_asked_for_by_number(both: Both) -> None:
