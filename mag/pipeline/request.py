@@ -123,12 +123,14 @@ def request_of(log: KnownLog, events: Mapping[str, Tensor], rows: Tensor) -> Req
 
 def example_of(log: KnownLog) -> Request:
     r"""Two candidates, as a program is made of: it would take a size of one for a constant."""
-    two = torch.zeros(2, dtype=torch.long)
-    contexts = {name: two for name in log.contexts}
-    if 'query' in contexts:
-        contexts['query'] = two.new_zeros(2, log.query_width)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('user', 'item', *log.contexts), (2,))
+    if 'query' in shapes:
+        shapes['query'] = (2, log.query_width)
+    # Each of its own, as a program tells inputs apart by their memory.
+    contexts = {name: torch.zeros(shape, dtype=torch.long) for name, shape in shapes.items()}
+    user, item = contexts.pop('user'), contexts.pop('item')
     x = torch.zeros(2, len(log.features)) if log.features else None
-    return Request(two, two, two + log.end, contexts, x)
+    return Request(user, item, torch.full((2,), log.end), contexts, x)
 
 
 def _complete(log: KnownLog, contexts: dict[str, Tensor]) -> None:

@@ -88,8 +88,8 @@ class StoredLog(KnownLog):
 
     def extend(self, other: RawLog) -> KnownLog:
         raise ValueError(
-            f'Pipeline was fitted on the store in {self.store.path!r}, which takes no events: build '
-            f'a store of the longer log, and fit on that.'
+            f'Pipeline was fitted on the store in {self.store.path!r}, which takes no events: '
+            f'build a store of the longer log, and fit on that.'
         )
 
     def split(self, given: TemporalSplit | None, default: TemporalSplit) -> TemporalSplit:

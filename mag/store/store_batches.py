@@ -28,7 +28,7 @@ class StoreRows(NamedTuple):
     user: Tensor
     item: Tensor
     window: Tensor
-    label: Tensor | None
+    label: Any
     context: Tensor
     x: Tensor
 

@@ -227,8 +227,11 @@ class _Log:
             for name, values in self._values.items()
         ]
         features = [_numbers(known.column(self._columns[name])) for name in self._features]
+        user, item, window = (of[is_known].astype(np.int64) for of in (user, item, window))
         return StoreRows(
-            *(torch.from_numpy(of[is_known]).long() for of in (user, item, window)),
+            torch.from_numpy(user),
+            torch.from_numpy(item),
+            torch.from_numpy(window),
             torch.from_numpy(label[is_known]).float(),
             _stacked(contexts, len(known), np.int64),
             _stacked(features, len(known), np.float32),
@@ -293,9 +296,9 @@ class _StreamSampler(BatchIndexSampler):
     def _stream(self, start: int, stop: int) -> Iterator[StoreRows]:
         r"""The rows of an epoch from one place to another, as they are read."""
         num_rows, generator = self._log.num_rows, self._generator()
-        order = torch.arange(len(num_rows))
+        order = np.arange(len(num_rows))
         if self.shuffle:
-            order = torch.randperm(len(num_rows), generator=generator)
+            order = torch.randperm(len(num_rows), generator=generator).numpy()
         first = 0
         for groups in self._buffers(order[num_rows[order] > 0].tolist()):
             last = first + int(num_rows[groups].sum())
