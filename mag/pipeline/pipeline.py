@@ -88,9 +88,9 @@ class Pipeline:
         Pipeline('macgnn').fit('store/').save('shop/')
 
     Groups and split are those of the store. Rows are streamed from its log, and read what it counts
-    as of the cutoff before them; requests read what it counts as of its last cutoff, where test
-    rows begin. What is saved holds no log, but says where the store is. :meth:`update` is refused:
-    a store of the longer log is built anew.
+    as of the cutoff before them, also :obj:`"count_net"`, whose training rows read what came before
+    themselves otherwise. What is saved holds no log, but says where the store is. :meth:`update` is
+    refused: a store of the longer log is built anew.
 
     Args:
         model (str): The name of the model.

@@ -163,11 +163,13 @@ class _Build:
             return {'cutoffs': [*self.plan.cutoffs], 'parts': None}
         split = TemporalSplit(num_windows=self.plan.num_windows)
         train = np.linspace(split.train_start, split.val_start, split.num_windows, endpoint=False)
-        quantile = self._quantiles(log, np.append(train, [split.val_start, split.test_start]))
-        # As TemporalSplit says: the history is all up to the quantile.
-        *trained, val, test = (np.floor(quantile).astype(np.int64) + 1).tolist()
+        shares = np.append(train, [split.val_start, split.test_start, 1.0])
+        # As TemporalSplit says: the history is all up to the quantile. What asks after the log
+        # reads all of it.
+        cutoffs = np.floor(self._quantiles(log, shares)).astype(np.int64) + 1
+        *trained, val, test, end = cutoffs.tolist()
         parts = {'train': sorted({*trained}), 'val': val, 'test': test}
-        return {'cutoffs': sorted({*trained, val, test}), 'parts': parts}
+        return {'cutoffs': sorted({*trained, val, test, end}), 'parts': parts}
 
     def _quantiles(self, log: Log, share: np.ndarray) -> np.ndarray:
         r"""What :func:`numpy.quantile` finds of the times, which are in their order."""

@@ -76,7 +76,8 @@ class StoreBatches:
     def latest(
         self, user: Tensor, item: Tensor, contexts: Mapping[str, Tensor], x: Tensor | None
     ) -> Any:
-        r"""The batch of candidates, as of the last cutoff of the store.
+        r"""The batch of candidates, as of the last cutoff of the store, which is the
+        end of the log unless it has cutoffs of its own.
 
         Args:
             user: Their users, :obj:`-1` for an unknown one, shape :obj:`[B]`.

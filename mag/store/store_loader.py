@@ -118,7 +118,7 @@ class StoreLoader(RowLoader):
         **contexts: int | Tensor,
     ) -> PairBatch | ExposureBatch | JoinedBatch:
         r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff
-        of the store.
+        of the store, which is the end of the log unless it has cutoffs of its own.
 
         Args:
             user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each

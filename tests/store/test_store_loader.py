@@ -14,6 +14,7 @@ from mag.datasets import EventLog, LogSchema
 from mag.fingerprint import describe_loader
 from mag.loader import ExposureLoader, JoinedLoader, PairLoader
 from mag.models import CountNet, MacGNN
+from mag.pipeline.raw_log import RawLog
 from mag.schema import CLICKS
 from mag.store.build import build
 from mag.store.plan import BuildPlan
@@ -96,11 +97,12 @@ class Both:
         self.store = Store(build(plan, progress=False))
         # What is in the order of time and has dense ids is read where it is.
         assert self.store.manifest['log']['files'][0].startswith('log/') == is_raw
-        data = EventLog(str(folder / 'memory'), schema, log=False)[0]
-        found = TemporalSplit(num_windows=NUM_WINDOWS)(data)
+        dataset = EventLog(str(folder / 'memory'), schema, log=False)
+        found = TemporalSplit(num_windows=NUM_WINDOWS)(dataset[0])
         coarsen, counts = MacroCoarsen(GROUPS).fit(found[0]), None
         self.parts: dict[str, HeteroData] = {}
-        for name, part in zip(('train', 'val', 'test'), found, strict=True):
+        whole = RawLog.of(dataset, ('contexts', 'features')).part()
+        for name, part in zip(('train', 'val', 'test', 'end'), (*found, whole), strict=True):
             part = RecentNeighbors(NUM_RECENT)(coarsen(part))
             counts = counts or TargetCounts().fit(part)
             self.parts[name] = counts(part)
@@ -150,9 +152,13 @@ def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> Non
     # What a lonely row is.
     size = len(loader.dataset) - 1
     assert len(StoreLoader(both.store, part, size)) == len(in_memory(data, batches, size)) == 1
-    ids = torch.tensor([3, -1]), torch.tensor([5, 1])
-    if batches == 'pairs' and part == 'test':
-        assert_same(loader.request(*ids), expected.request(*ids))
+
+
+def test_a_request_reads_all_of_the_log(both: Both) -> None:
+    ids = torch.tensor([3, 89, -1]), torch.tensor([5, 39, 1])
+    found = StoreLoader(both.store).request(*ids)
+    assert_same(found, PairLoader(both.parts['end']).request(*ids))
+    assert both.store.cutoffs[-1] == both.parts['end'][CLICKS].cutoff
 
 
 def test_a_request_tells_contexts_and_features(both: Both) -> None:
@@ -316,7 +322,7 @@ def test_a_resumed_run_compares_stores_and_buffers(both: Both) -> None:
     [
         ({'rows': 'all'}, ValueError, "'rows' must be one of 'train', 'val', 'test'"),
         ({'rows': 3}, TypeError, "'rows' must be a part or a list of windows, but got 3"),
-        ({'rows': [9]}, ValueError, r"'rows\[0\]' must lie below 6, but got 9"),
+        ({'rows': [9]}, ValueError, r"'rows\[0\]' must lie below 7, but got 9"),
         ({'batches': 'graphs'}, ValueError, "'batches' must be one of"),
         ({'buffer_rows': 0}, ValueError, "'buffer_rows' must be at least 1"),
         ({'batch_size': 0}, ValueError, "'batch_size' must be at least 1"),

@@ -65,7 +65,7 @@ class StoreRecipe(Recipe):
 
 
 class StoredCountNetRecipe(StoreRecipe):
-    r"""Counts at the target as of the cutoff before each row; of a request, as of the last one."""
+    r"""Counts at the target as of the cutoff before each row; of a request, as of the end."""
 
     model = CountNet
     reads = CountNetRecipe.reads
