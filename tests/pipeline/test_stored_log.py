@@ -63,9 +63,9 @@ class Files:
         self.schema = LogSchema(str(self.log), COLUMNS)
         self.store = self.build('store', num_windows=3)
 
-    def build(self, name: str, **arguments: Any) -> str:
+    def build(self, name: str, groups: Any = GROUPS, **arguments: Any) -> str:
         plan = BuildPlan(
-            self.schema, self.folder / name, GROUPS, memory_limit='1GiB', threads=1, **arguments
+            self.schema, self.folder / name, groups, memory_limit='1GiB', threads=1, **arguments
         )
         return build(plan, progress=False)
 
@@ -107,9 +107,11 @@ def in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures('in_order')
-def test_a_store_gives_what_the_log_in_memory_does(files: Files) -> None:
-    stored = fit('macgnn', files.store)
-    held = fit('macgnn', files.schema, split=SPLIT, groups=GROUPS)
+@pytest.mark.parametrize('groups', [GROUPS, {'user': 6, 'item': 5}], ids=['told', 'learned'])
+def test_a_store_gives_what_the_log_in_memory_does(files: Files, groups: dict[str, Any]) -> None:
+    folder = files.store if groups is GROUPS else files.build('learned', groups, num_windows=3)
+    stored = fit('macgnn', folder)
+    held = fit('macgnn', files.schema, split=SPLIT, groups=groups)
     assert stored.metrics == held.metrics and set(stored.metrics['test']) > {'auc', 'logloss'}
     weights = held._model.state_dict()
     for name, weight in stored._model.state_dict().items():

@@ -9,7 +9,6 @@ from torch.nn import Module
 from torch_geometric.data import HeteroData
 
 from mag.loader.row_loader import RowLoader
-from mag.pipeline.raw_log import RawLog
 from mag.pipeline.request import Request
 
 #: Makes the parts of a log.
@@ -50,7 +49,7 @@ class Served(ABC):
     def batch(self, request: Request) -> Any:
         r"""The batch of a request."""
 
-    def update(self, recipe: 'Recipe', log: RawLog, first: int) -> bool:
+    def update(self, recipe: 'Recipe', log: Any, first: int) -> bool:
         r"""Reads the events of a longer log from some row on, if they add nothing but counts.
 
         Args:
