@@ -21,7 +21,7 @@ def main() -> None:
 
 
 @main.command('fit')
-@click.argument('log', type=click.Path(exists=True, dir_okay=False))
+@click.argument('log', type=click.Path(exists=True))
 @click.option('--model', type=click.Choice(MODELS), default='count_net', show_default=True)
 @click.option('--out', required=True, type=click.Path(), help='The folder to save to.')
 @click.option('--epochs', type=click.IntRange(1), default=20, show_default=True)
@@ -44,7 +44,8 @@ def fit(
     program: bool,
     given: tuple[str, ...],
 ) -> None:
-    r"""Fit a model on the LOG that a YAML or JSON file describes, and save all of it."""
+    r"""Fit a model on the LOG that a YAML or JSON file describes, or that a store, its folder, was
+    built of, and save all of it."""
     if (users is None) != (items is None):
         raise click.UsageError('--users and --items are told together, or neither.')
     with _explained():

@@ -271,7 +271,7 @@ ROOMS: dict[str, set[str]] = {
     'command_line': {'datasets', 'files', 'pipeline', 'store'},
     'pipeline': {
         'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'metrics', 'models', 'schema',
-        'training', 'transforms',
+        'store', 'training', 'transforms',
     },
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from mag.checks import check_choice, check_integers
-from mag.datasets import ClickDataset, EventLog, IdMap, LogSchema
+from mag.datasets import ClickDataset, EventLog, LogSchema
 from mag.files import replacing
 from mag.logits import Logits, as_logits, log_both, probabilities
+from mag.pipeline.known_log import KnownLog
 from mag.pipeline.raw_log import RawLog
-from mag.pipeline.recipes import RECIPES
-from mag.pipeline.request import Request, read_request, request_of
+from mag.pipeline.recipes import RECIPES, STORE_RECIPES, Recipe
+from mag.pipeline.request import Request, example_of, read_request, request_of
 from mag.pipeline.saved import (
     read_safetensors,
     read_whole,
@@ -29,7 +30,11 @@ from mag.pipeline.saved import (
     write_safetensors,
     writing,
 )
+from mag.pipeline.stored_log import StoredLog
 from mag.transforms import TemporalSplit
+
+if TYPE_CHECKING:
+    from mag.store import Store
 
 _BATCH = 8192
 _NODES = ('user', 'item')
@@ -75,6 +80,18 @@ class Pipeline:
     What a model does not read is left out; a log with times at which clicks and labels are known is
     refused.
 
+    A log that does not fit in memory is fitted from its :class:`~mag.store.Store`, by
+    :obj:`"count_net"` and :obj:`"macgnn"`, and nothing else changes but this:
+
+    .. code-block:: python
+
+        Pipeline('macgnn').fit('store/').save('shop/')
+
+    Groups and split are those of the store. Rows are streamed from its log, and read what it counts
+    as of the cutoff before them, also :obj:`"count_net"`, whose training rows read what came before
+    themselves otherwise. What is saved holds no log, but says where the store is. :meth:`update` is
+    refused: a store of the longer log is built anew.
+
     Args:
         model (str): The name of the model.
         split (TemporalSplit, optional): What is trained on, and what training stops and is tested
@@ -119,6 +136,7 @@ class Pipeline:
                 f'{split!r}.'
             )
         self.model_name = model
+        self._given_split = split
         self.split = TemporalSplit(**RECIPES[model].split) if split is None else split
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -127,11 +145,11 @@ class Pipeline:
         self.arguments = arguments
         self.metrics: dict[str, dict[str, float]] = {}
         self._recipe = RECIPES[model](seed, **arguments)
-        self._log: RawLog | None = None
+        self._log: KnownLog | None = None
 
     def fit(
         self,
-        log: ClickDataset | LogSchema | str | os.PathLike[str],
+        log: 'ClickDataset | LogSchema | Store | str | os.PathLike[str]',
         root: str | os.PathLike[str] | None = None,
         directory: str | os.PathLike[str] | None = None,
         progress: bool = True,
@@ -140,9 +158,9 @@ class Pipeline:
         validation no longer improves, and reads all of the log as history.
 
         Args:
-            log (ClickDataset, LogSchema or str): A dataset such as
+            log (ClickDataset, LogSchema, Store or str): A dataset such as
                 :class:`~mag.datasets.EventLog`, what one reads, or the YAML or JSON file that says
-                it.
+                it; or a :class:`~mag.store.Store`, or its folder.
             root (str, optional): Where the cache of the log goes, if it is no dataset. Without one
                 it is read, and nothing is left. (default: :obj:`None`)
             directory (str, optional): Where checkpoints and learning curves go, see
@@ -151,45 +169,55 @@ class Pipeline:
                 (default: :obj:`True`)
 
         Raises:
+            FileNotFoundError: If :obj:`log` is a folder, but no store.
+            ModuleNotFoundError: If it is a store, and the extra :obj:`scale` is not installed.
             TypeError: If :obj:`log` is something else.
-            ValueError: If the log cannot be read, split or learned from.
+            ValueError: If the log cannot be read, split or learned from, or is a store that the
+                model does not read, or of other groups or another split than were asked for.
         """
-        if isinstance(log, (str, os.PathLike)):
-            log = LogSchema.load(log)
-        if isinstance(log, LogSchema):
-            # What a schema says besides where its tables are.
-            schema = {'columns': log.columns, 'time_unit': log.time_unit, **log.own_format}
-            with _folder(root) as folder:
-                known = RawLog.of(EventLog(folder, log, log=progress), self._recipe.reads)
-        elif isinstance(log, ClickDataset):
-            schema = {}
-            if isinstance(log, EventLog):
-                form = log.arguments.get('format', {})
-                schema = {'columns': log.columns, 'time_unit': log.time_unit, **form}
-            known = RawLog.of(log, self._recipe.reads)
-        else:
-            raise TypeError(
-                f"'log' must be a dataset, a LogSchema or the path of one, but got "
-                f'{type(log).__name__}.'
-            )
+        known, schema = self._open(log, root, progress)
         # A fit that fails leaves what was there.
-        recipe = RECIPES[self.model_name](self.seed, **self.arguments)
-        model, metrics = self._train(recipe, known, directory, progress)
+        recipe = _recipes(known)[self.model_name](self.seed, **self.arguments)
+        split = known.split(self._given_split, TemporalSplit(**RECIPES[self.model_name].split))
+        model, metrics = self._train(recipe, known, split, directory, progress)
         self._recipe = recipe.keep(known)
         self._served = self._recipe.serve(known)
         if recipe.is_in_model:
             model.grow(self._served.source)  # type: ignore[operator]
-        self._model, self.metrics = model, metrics
+        self._model, self.metrics, self.split = model, metrics, split
         self._log, self._schema = known, schema
         return self
 
+    def _open(self, log: Any, root: Any, progress: bool) -> tuple[KnownLog, dict[str, Any]]:
+        r"""A log, and what a schema says besides where its tables are."""
+        reads = self._recipe.reads
+        if isinstance(log, (str, os.PathLike)) and not osp.isdir(log):
+            log = LogSchema.load(log)
+        if isinstance(log, LogSchema):
+            schema = {'columns': log.columns, 'time_unit': log.time_unit, **log.own_format}
+            with _folder(root) as folder:
+                return RawLog.of(EventLog(folder, log, log=progress), reads), schema
+        if isinstance(log, ClickDataset):
+            schema = {}
+            if isinstance(log, EventLog):
+                form = log.arguments.get('format', {})
+                schema = {'columns': log.columns, 'time_unit': log.time_unit, **form}
+            return RawLog.of(log, reads), schema
+        if self.model_name not in STORE_RECIPES:
+            raise ValueError(
+                f'{self.model_name!r} does not read a store, as {" and ".join(STORE_RECIPES)} do: '
+                f'take one of these, or a log that fits in memory.'
+            )
+        found = StoredLog.of(log, reads)
+        return found, found.schema
+
     def _train(
-        self, recipe: Any, log: RawLog, directory: Any, progress: bool
+        self, recipe: Any, log: KnownLog, split: TemporalSplit, directory: Any, progress: bool
     ) -> tuple[Module, dict[str, dict[str, float]]]:
         # Here and in evaluate, so that who only asks for scores does not wait for it.
         from mag.training import ClickTask, evaluate, fit
 
-        source, parts, history = recipe.prepare(log.graph(), self.split, progress)
+        source, parts, history = recipe.prepare(log.to_prepare(), split, progress)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = recipe.build(source)
@@ -307,14 +335,14 @@ class Pipeline:
 
         Raises:
             RuntimeError: If the pipeline has not been fitted.
-            ValueError: If they cannot be read, or one is earlier than the last event that is known.
-                Then nothing has changed.
+            ValueError: If they cannot be read, one is earlier than the last event that is known, or
+                the pipeline was fitted on a store. Then nothing has changed.
         """
         known = self._known()
         log = known.extend(self._read(events, progress))
         recipe = self._recipe.keep(log)
         served, model = self._served, self._model
-        if not served.update(recipe, log, known.events['time'].numel()):
+        if not served.update(recipe, log, known.num_events):
             served = recipe.serve(log)
         has_grown = any(len(ids) > len(known.maps[name]) for name, ids in log.maps.items())
         if has_grown or recipe.is_in_model:
@@ -386,13 +414,7 @@ class Pipeline:
         log = self._known()
         return {
             'model': self.model_name,
-            'users': len(log.maps['user']),
-            'items': len(log.maps['item']),
-            'exposures': log.events['time'].numel(),
-            'clicks': int(log.events['label'].sum()),
-            'first time': int(log.events['time'][0]),
-            'last time': log.end - 1,
-            'ids': {name: ids.fingerprint for name, ids in log.maps.items()},
+            **log.summary(),
             'metrics': self.metrics,
             **self._recipe.summary(log),
         }
@@ -416,14 +438,8 @@ class Pipeline:
         """
         log = self._known()
         fitted, values = self._recipe.fitted_state()
-        tensors = {f'event/{name}': value for name, value in log.events.items()}
-        for kind, of_kind in (('attribute', log.attributes), ('content', log.contents)):
-            for node, of_node in of_kind.items():
-                tensors |= {f'{kind}/{node}/{name}': value for name, value in of_node.items()}
         with writing(folder) as partial:
-            for name, ids in log.maps.items():
-                ids.save(osp.join(partial, f'ids_{name}.parquet'))
-            write_safetensors(osp.join(partial, 'log.safetensors'), tensors)
+            facts = log.save(partial)
             write_safetensors(osp.join(partial, 'fitted.safetensors'), fitted)
             weights = self._model.state_dict()
             write_safetensors(osp.join(partial, 'model.safetensors'), weights)
@@ -438,12 +454,7 @@ class Pipeline:
                 'seed': self.seed,
                 'arguments': self.arguments,
                 'schema': self._schema,
-                'ids': {name: ids.fingerprint for name, ids in log.maps.items()},
-                # Tensors of a file have no order.
-                'events': list(log.events),
-                'attributes': {node: list(of_node) for node, of_node in log.attributes.items()},
-                'contents': {node: list(of_node) for node, of_node in log.contents.items()},
-                'features': log.features,
+                **facts,
                 'fitted': values,
                 'metrics': {
                     # JSON has no NaN.
@@ -473,11 +484,7 @@ class Pipeline:
                 :obj:`torch.export` knows nothing.
         """
         log = self._known()
-        # Of two candidates, as programs take a size of one for a constant.
-        two = torch.zeros(2, dtype=torch.long)
-        events = {name: value[two] for name, value in log.events.items()}
-        events['time'] = two + log.end
-        example = self._served.batch(request_of(log, events, torch.arange(2)))
+        example = self._served.batch(example_of(log))
         if isinstance(example, HeteroData):
             raise TypeError(
                 f'{type(self._model).__name__} reads a HeteroData, which torch.export does not '
@@ -497,66 +504,49 @@ class Pipeline:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> 'Pipeline':
         r"""Reads what :meth:`save` wrote, here or on another machine. The raw files are not needed,
-        nothing that a file holds is run, and all scores are what they were, to the last bit.
+        nothing that a file holds is run, and all scores are what they were, to the last bit. A
+        store stays where it is, at the same path, or at the same one from the folder.
 
         Args:
             folder (str): The folder.
 
         Raises:
             FileNotFoundError: If there is no folder.
-            ValueError: If it is no saved pipeline, is of another version, or a file is missing, cut
-                or damaged.
+            ValueError: If it is no saved pipeline, is of another version, a file is missing, cut
+                or damaged, or the store is gone or another one.
         """
         return read_whole(folder, cls._load)
 
     @classmethod
     def _load(cls, folder: str, manifest: dict[str, Any]) -> 'Pipeline':
-        maps = {
-            name: IdMap.load(osp.join(folder, f'ids_{name}.parquet')) for name in manifest['ids']
-        }
-        for name, fingerprint in manifest['ids'].items():
-            if maps[name].fingerprint != fingerprint:
-                raise ValueError(
-                    f'{folder!r} was saved with the ids {fingerprint} of {name!r}, but holds '
-                    f'{maps[name].fingerprint}.'
-                )
         pipeline = cls(
             manifest['model'],
             TemporalSplit(**manifest['split']),
             **{name: manifest[name] for name in ('batch_size', 'max_epochs', 'patience', 'seed')},
             **manifest['arguments'],
         )
-        tensors = read_safetensors(osp.join(folder, 'log.safetensors'))
-
-        def of(kind: str) -> dict[str, dict[str, Tensor]]:
-            return {
-                node: {name: tensors[f'{kind}/{node}/{name}'] for name in names}
-                for node, names in manifest[f'{kind}s'].items()
-            }
-
-        pipeline._log = log = RawLog(
-            maps,
-            of('attribute'),
-            {name: tensors[f'event/{name}'] for name in manifest['events']},
-            of('content'),
-            manifest['features'],
-        )
+        log: KnownLog
+        if 'store' in manifest:
+            log = StoredLog.load(folder, manifest, pipeline._recipe.reads)
+        else:
+            log = RawLog.load(folder, manifest)
+        pipeline._log = log
         pipeline._schema = manifest['schema']
         pipeline.metrics = {
             part: {name: math.nan if x is None else x for name, x in found.items()}
             for part, found in manifest['metrics'].items()
         }
-        recipe = pipeline._recipe
+        recipe = _recipes(log)[pipeline.model_name](pipeline.seed, **pipeline.arguments)
         fitted = read_safetensors(osp.join(folder, 'fitted.safetensors'))
         recipe.load_fitted_state(fitted, manifest['fitted'])
-        pipeline._served = recipe.serve(log)
+        pipeline._recipe, pipeline._served = recipe, recipe.serve(log)
         with torch.random.fork_rng(devices=[]):
             model = recipe.build(pipeline._served.source)
         model.load_state_dict(read_safetensors(osp.join(folder, 'model.safetensors')))
         pipeline._model = model.requires_grad_(False).eval()
         return pipeline
 
-    def _known(self) -> RawLog:
+    def _known(self) -> KnownLog:
         if self._log is None:
             raise RuntimeError('Pipeline has not been fitted: call fit, or Pipeline.load.')
         return self._log
@@ -583,6 +573,11 @@ class Pipeline:
 
     def _logits(self, request: Request) -> Logits:
         return as_logits(type(self._model).__name__, self._model(self._served.batch(request)))
+
+
+def _recipes(log: KnownLog) -> dict[str, type[Recipe]]:
+    r"""The recipes of a log."""
+    return STORE_RECIPES if isinstance(log, StoredLog) else RECIPES
 
 
 _OF_SPLIT = ('train_start', 'val_start', 'test_start', 'num_windows', 'by', 'keep_cold')

@@ -1,3 +1,4 @@
+import os.path as osp
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,8 @@ from torch.nn.functional import pad
 from torch_geometric.data import HeteroData
 
 from mag.datasets import ClickDataset, IdMap
+from mag.pipeline.known_log import KnownLog
+from mag.pipeline.saved import read_safetensors, write_safetensors
 from mag.schema import CLICKS, OUTCOMES, SEES, categoricals, contents
 
 _UNKNOWN = 'unknown'
@@ -21,7 +24,7 @@ _OF_CLICKS = ('query', 'domain')
 
 
 @dataclass(frozen=True)
-class RawLog:
+class RawLog(KnownLog):
     r"""The exposures of a log in the order of time, and the maps from its raw ids and names.
 
     Attributes:
@@ -115,6 +118,74 @@ class RawLog:
         r"""The first second after the last event."""
         return int(self.events['time'][-1]) + 1
 
+    @property
+    def query_width(self) -> int:
+        return self.events['query'].size(1)
+
+    @property
+    def num_events(self) -> int:
+        return self.events['time'].numel()
+
+    def to_prepare(self) -> HeteroData:
+        return self.graph()
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            'users': len(self.maps['user']),
+            'items': len(self.maps['item']),
+            'exposures': self.num_events,
+            'clicks': int(self.events['label'].sum()),
+            'first time': int(self.events['time'][0]),
+            'last time': self.end - 1,
+            'ids': {name: ids.fingerprint for name, ids in self.maps.items()},
+        }
+
+    def save(self, folder: str) -> dict[str, Any]:
+        tensors = {f'event/{name}': value for name, value in self.events.items()}
+        for kind, of_kind in (('attribute', self.attributes), ('content', self.contents)):
+            for node, of_node in of_kind.items():
+                tensors |= {f'{kind}/{node}/{name}': value for name, value in of_node.items()}
+        for name, ids in self.maps.items():
+            ids.save(osp.join(folder, f'ids_{name}.parquet'))
+        write_safetensors(osp.join(folder, 'log.safetensors'), tensors)
+        return {
+            'ids': {name: ids.fingerprint for name, ids in self.maps.items()},
+            # Tensors of a file have no order.
+            'events': list(self.events),
+            'attributes': {node: list(of_node) for node, of_node in self.attributes.items()},
+            'contents': {node: list(of_node) for node, of_node in self.contents.items()},
+            'features': self.features,
+        }
+
+    @classmethod
+    def load(cls, folder: str, facts: Mapping[str, Any]) -> 'RawLog':
+        r"""Reads what :meth:`save` wrote.
+
+        Args:
+            folder: Where.
+            facts: What it gave.
+
+        Raises:
+            ValueError: If the ids are others.
+        """
+        maps = {name: IdMap.load(osp.join(folder, f'ids_{name}.parquet')) for name in facts['ids']}
+        for name, fingerprint in facts['ids'].items():
+            if maps[name].fingerprint != fingerprint:
+                raise ValueError(
+                    f'{folder!r} was saved with the ids {fingerprint} of {name!r}, but holds '
+                    f'{maps[name].fingerprint}.'
+                )
+        tensors = read_safetensors(osp.join(folder, 'log.safetensors'))
+
+        def of(kind: str) -> dict[str, dict[str, Tensor]]:
+            return {
+                node: {name: tensors[f'{kind}/{node}/{name}'] for name in names}
+                for node, names in facts[f'{kind}s'].items()
+            }
+
+        events = {name: tensors[f'event/{name}'] for name in facts['events']}
+        return cls(maps, of('attribute'), events, of('content'), facts['features'])
+
     def clicks(self) -> tuple[Tensor, Tensor]:
         r"""Users above items, shape :obj:`[2, E]`, and times, shape :obj:`[E]`."""
         clicked = self.events['label'] == 1
@@ -159,24 +230,6 @@ class RawLog:
             for name, value in self.events.items()
         }
         return RawLog(maps, attributes, events, found, self.features)
-
-    def encode(self, other: 'RawLog') -> dict[str, Tensor]:
-        r"""The events of another log by the ids and names of this one, :obj:`-1` for those that it
-        does not have."""
-        codes = dict(other.events)
-        for name in ('user', 'item', *self.contexts):
-            # Behind the others is found what there is none of.
-            place = pad(self.look_up(name, other.raw(name)), (0, 1), value=-1)
-            codes[name] = place[other.events[name]]
-        return codes
-
-    def look_up(self, name: str, raw: Any) -> Tensor:
-        r"""The numbers of raw ids or names, :obj:`-1` for unknown ones."""
-        return torch.from_numpy(self.maps[name].encode(raw))
-
-    def raw(self, name: str) -> np.ndarray:
-        r"""All ids or names of a map."""
-        return self.maps[name].decode(np.arange(len(self.maps[name])))
 
     def _attributes(self, other: 'RawLog', node: str) -> dict[str, Tensor]:
         r"""The attributes of the nodes of the map, which has grown; names may be added to it."""

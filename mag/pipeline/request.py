@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from mag.checks import check_integers
 from mag.datasets._log_roles import RECOMMENDATION, SEARCH
-from mag.pipeline.raw_log import RawLog
+from mag.pipeline.known_log import KnownLog
 
 _UNKNOWN = 'unknown'
 _DOMAINS = dict.fromkeys(RECOMMENDATION, 0) | dict.fromkeys(SEARCH, 1)
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def read_request(
-    log: RawLog,
+    log: KnownLog,
     names: Sequence[str],
     others: Collection[str],
     separator: str,
@@ -103,25 +103,37 @@ def read_request(
     )
 
 
-def request_of(log: RawLog, events: Mapping[str, Tensor], rows: Tensor) -> Request:
+def request_of(log: KnownLog, events: Mapping[str, Tensor], rows: Tensor) -> Request:
     r"""Rows of a later log as a request.
 
     Args:
         log: Whose numbers are told.
-        events: What :meth:`RawLog.encode` returned.
+        events: What :meth:`KnownLog.encode` returned.
         rows: Which of them, shape :obj:`[B]`.
     """
     user, item, time = (events[name][rows] for name in ('user', 'item', 'time'))
     contexts = {name: events[name][rows] for name in log.contexts}
     if 'query' in contexts:
-        width = log.events['query'].size(1)
+        width = log.query_width
         query = contexts['query'][:, :width]
         contexts['query'] = pad(query, (0, width - query.size(1)), value=-1)
     x = events['x'][rows] if log.features else None
     return Request(user, item, time, contexts, x)
 
 
-def _complete(log: RawLog, contexts: dict[str, Tensor]) -> None:
+def example_of(log: KnownLog) -> Request:
+    r"""Two candidates, as a program is made of: it would take a size of one for a constant."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('user', 'item', *log.contexts), (2,))
+    if 'query' in shapes:
+        shapes['query'] = (2, log.query_width)
+    # Each of its own, as a program tells inputs apart by their memory.
+    contexts = {name: torch.zeros(shape, dtype=torch.long) for name, shape in shapes.items()}
+    user, item = contexts.pop('user'), contexts.pop('item')
+    x = torch.zeros(2, len(log.features)) if log.features else None
+    return Request(user, item, torch.full((2,), log.end), contexts, x)
+
+
+def _complete(log: KnownLog, contexts: dict[str, Tensor]) -> None:
     r"""Tells the domain of a query, or the query of a domain, where one of them was told."""
     if 'query' in contexts and 'domain' not in contexts:
         contexts['domain'] = (contexts['query'][:, 0] != 0).long()
@@ -130,10 +142,10 @@ def _complete(log: RawLog, contexts: dict[str, Tensor]) -> None:
         contexts['query'] = _queries(log, words, ' ')
 
 
-def _queries(log: RawLog, given: Any, separator: str) -> Tensor:
+def _queries(log: KnownLog, given: Any, separator: str) -> Tensor:
     r"""The terms of queries, padded as in the log, :obj:`-1` for one that it does not have. That of
     a recommendation is 0, the empty one."""
-    width = log.events['query'].size(1)
+    width = log.query_width
     terms = [_terms(query, separator)[:width] for query in _as_values(given)]
     sizes = np.array([len(of_query) for of_query in terms])
     row = np.repeat(np.arange(len(terms)), sizes)
@@ -181,7 +193,7 @@ def _numbers(name: str, given: Any) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def _context(log: RawLog, name: str, given: Any) -> Tensor:
+def _context(log: KnownLog, name: str, given: Any) -> Tensor:
     r"""The numbers of the values of a context, :obj:`-1` for one that the log does not have."""
     spellings = [_spellings(value) for value in _as_values(given)]
     found = torch.full((len(spellings),), -1)

@@ -149,9 +149,12 @@ class StoreBuild:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))
+            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))['number']
             for of in plan.resolutions
         }
+        for name in plan.schema.named('contexts'):
+            units.run(f'context-{name}', partial(self.encoder.write_context, log, name))
+        units.run('facts', lambda: self.encoder.facts(log))
         sizes = Sizes(sum(log.num_rows), self.num_nodes, self.num_clusters, self.num_windows)
         # Now that they are known.
         units.run('fits', lambda: plan.check_fits(sizes))
@@ -175,11 +178,13 @@ class StoreBuild:
             return {'cutoffs': [*self.plan.cutoffs], 'parts': None}
         split = TemporalSplit(num_windows=self.plan.num_windows)
         train = np.linspace(split.train_start, split.val_start, split.num_windows, endpoint=False)
-        quantile = self._quantiles(log, np.append(train, [split.val_start, split.test_start]))
-        # As TemporalSplit says: the history is all up to the quantile.
-        *trained, val, test = (np.floor(quantile).astype(np.int64) + 1).tolist()
+        shares = np.append(train, [split.val_start, split.test_start, 1.0])
+        # As TemporalSplit says: the history is all up to the quantile. What asks after the log
+        # reads all of it.
+        cutoffs = np.floor(self._quantiles(log, shares)).astype(np.int64) + 1
+        *trained, val, test, end = cutoffs.tolist()
         parts = {'train': sorted({*trained}), 'val': val, 'test': test}
-        return {'cutoffs': sorted({*trained, val, test}), 'parts': parts}
+        return {'cutoffs': sorted({*trained, val, test, end}), 'parts': parts}
 
     def _quantiles(self, log: Log, share: np.ndarray) -> np.ndarray:
         r"""What :func:`numpy.quantile` finds of the times, which are in their order."""
@@ -192,7 +197,7 @@ class StoreBuild:
         part, difference = place - before, high - low
         return np.where(part < 0.5, low + difference * part, high - difference * (1 - part))
 
-    def _attribute(self, log: Log, of: Resolution) -> int:
+    def _attribute(self, log: Log, of: Resolution) -> dict[str, Any]:
         file = f'clusters/{of.name}.npy'
         return self.encoder.write_attribute(log, of.node_type, str(of.group), file)
 
@@ -508,6 +513,13 @@ class StoreBuild:
 
     def _facts(self, log: Log) -> dict[str, Any]:
         units, scanned = self.units, self.units.results['scan']
+        named = {name: f'ids-{name}' for name in NEIGHBOR_TYPE}
+        named |= {
+            str(of.group): f'attribute-{of.name}'
+            for of in self.plan.resolutions
+            if isinstance(of.group, str)
+        }
+        contexts = {name: f'context-{name}' for name in sorted(self.plan.schema.named('contexts'))}
         files, arrays = self._checksums(), {}
         for name in files:
             if name.endswith('.npy'):
@@ -535,8 +547,12 @@ class StoreBuild:
                 for of in self.plan.resolutions
             ],
             'dense': scanned['is_dense'],
-            'lineage': {name: units.results[f'ids-{name}']['lineage'] for name in NEIGHBOR_TYPE},
-            'log': {'files': log.files, 'columns': log.columns},
+            'lineage': {
+                name: units.results[unit]['lineage'] for name, unit in {**named, **contexts}.items()
+            },
+            'contexts': {name: units.results[unit]['number'] for name, unit in contexts.items()},
+            'features': [*self.plan.schema.named('features')],
+            'log': {'files': log.files, 'columns': log.columns, **units.results['facts']},
             'arrays': arrays,
             'files': files,
             'bytes': num_bytes,

@@ -153,17 +153,15 @@ class Encoder:
         columns = {name: name for name in (*_EVENT, *self._others())}
         return Log(files, columns, selects, num_rows)
 
-    def write_attribute(self, log: Log, node_type: str, name: str, file: str) -> int:
-        r"""Writes the code of a categorical of each node, that of its first row in time, and gives
-        how many codes there are. Codes are in ascending order of values, unknown ones first."""
-        column, path = quote_name(name), self.units.path('work/codes.parquet')
-        # As EventLog does: what is called unknown in the files and what is missing are one.
-        known = f"CASE WHEN {column}::VARCHAR NOT IN ('', 'unknown') THEN {column} END"
+    def write_attribute(self, log: Log, node_type: str, name: str, file: str) -> dict[str, Any]:
+        r"""Writes the code of a categorical of each node, that of its first row in time, and what
+        codes are called. Codes are in ascending order of values, unknown ones first."""
+        path = self.units.path('work/codes.parquet')
         with self.connect() as connection:
             connection.execute(f"""
                 CREATE TABLE first AS
-                SELECT {node_type}::INTEGER AS node, arg_min_null({known}, position) AS value
-                FROM {log.table(node_type, column)} GROUP BY node
+                SELECT {node_type}::INTEGER AS node, arg_min_null({_known(name)}, position) AS value
+                FROM {log.table(node_type, quote_name(name))} GROUP BY node
             """)
             connection.execute("""
                 CREATE TABLE code AS
@@ -176,13 +174,33 @@ class Encoder:
                     ORDER BY node
                 ) TO {quote(path)} (FORMAT parquet)
             """)
-            number, num_nodes = (count_rows(connection, table) for table in ('code', 'first'))
+            num_nodes = count_rows(connection, 'first')
             self.units.allocate(file, np.int32, [num_nodes])
             for run in _cut(f'SELECT code FROM {scan_parquet(path)}', num_nodes, self.rows):
                 code = connection.execute(run.query).fetchnumpy()['code']
                 self.units.write(file, code, run.first)
+            found = self._write_ids(connection, _named('code'), name, 'names')
         _remove(path)
-        return number
+        return found
+
+    def write_context(self, log: Log, name: str) -> dict[str, Any]:
+        r"""Writes the values of a categorical of exposures in the order of their codes, which is
+        that of :meth:`write_attribute`, and what they are called."""
+        with self.connect() as connection:
+            connection.execute(f"""
+                CREATE TABLE code AS
+                SELECT DISTINCT {_known(name)} AS value FROM {log.table(quote_name(name))}
+            """)
+            return self._write_ids(connection, _named('code'), name, 'names')
+
+    def facts(self, log: Log) -> dict[str, int]:
+        r"""When the log begins and ends, in seconds, and how many clicks it has."""
+        with self.connect() as connection:
+            found = connection.execute(
+                'SELECT min(time) AS first_time, max(time) AS last_time, '
+                f'count_if(click) AS num_clicks FROM {log.table("time", "click")}'
+            ).fetchnumpy()
+        return {name: int(value[0]) for name, value in found.items()}
 
     def raw_id(self, node_type: str, node: int) -> Any:
         r"""The id that a node has in the files."""
@@ -331,33 +349,42 @@ class Encoder:
                 np.arange(first, min(first + _CHUNK, number)) for first in range(0, number, _CHUNK)
             )
             return {'num_nodes': number, 'lineage': lineage_of(chunks, [number])}
-        os.makedirs(self.units.path('ids'), exist_ok=True)
         rows = ' UNION ALL '.join(f'SELECT {name} AS id FROM ({q})' for q in opened['queries'])
-        unmarked, path = self.units.path(f'work/{name}.parquet'), self.ids(name)
         with self.connect() as connection:
-            connection.execute(
-                f'COPY (SELECT DISTINCT id FROM ({rows}) ORDER BY id) TO {quote(unmarked)} '
-                f'(FORMAT parquet)'
+            found = self._write_ids(
+                connection, f'SELECT DISTINCT id FROM ({rows}) ORDER BY id', name, 'ids'
             )
-            number = count_rows(connection, scan_parquet(unmarked))
-            if number > _MOST_NODES:
-                raise ValueError(
-                    f'A store holds at most {_MOST_NODES:,} {name}s, but the log has {number:,}.'
-                )
-            found = connection.execute(f'SELECT id FROM {scan_parquet(unmarked)}')
-            lineage = lineage_of(_chunks(found), [number])
-            # With the lineage it is a file that IdMap.load reads.
-            connection.execute(
-                f'COPY (SELECT id FROM {scan_parquet(unmarked)}) TO {quote(path)} (FORMAT parquet, '
-                f'COMPRESSION zstd, KV_METADATA {{{LINEAGE}: {quote(lineage)}}})'
+        return {'num_nodes': found['number'], 'lineage': found['lineage']}
+
+    def _write_ids(
+        self, connection: duckdb.DuckDBPyConnection, query: str, name: str, folder: str
+    ) -> dict[str, Any]:
+        r"""Writes the ids that a query gives, in its order, as a file that
+        :meth:`~mag.datasets.IdMap.load` reads."""
+        unmarked, path = self.units.path(f'work/{name}.parquet'), self.names(name, folder)
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        connection.execute(f'COPY ({query}) TO {quote(unmarked)} (FORMAT parquet)')
+        number = count_rows(connection, scan_parquet(unmarked))
+        if number > _MOST_NODES:
+            raise ValueError(
+                f'A store holds at most {_MOST_NODES:,} {name}s, but the log has {number:,}.'
             )
+        lineage = lineage_of(
+            _chunks(connection.execute(f'SELECT id FROM {scan_parquet(unmarked)}')), [number]
+        )
+        # What tells a file of ids from any other.
+        connection.execute(
+            f'COPY (SELECT * FROM {scan_parquet(unmarked)}) '
+            f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, '
+            f'KV_METADATA {{{LINEAGE}: {quote(lineage)}}})'
+        )
         _remove(unmarked)
         self.units.wrote(path)
-        return {'num_nodes': number, 'lineage': lineage}
+        return {'number': number, 'lineage': lineage}
 
-    def ids(self, name: str) -> str:
-        r"""The file of the ids of a node type."""
-        return self.units.path(f'ids/{name}.parquet')
+    def names(self, name: str, folder: str = 'ids') -> str:
+        r"""The file of the ids of a node type, or of the names of an attribute or a context."""
+        return self.units.path(f'{folder}/{name}.parquet')
 
     def _encode(
         self,
@@ -372,7 +399,7 @@ class Encoder:
             nodes[node] = f'rows.{node}::INTEGER'
             if not scanned['is_dense'][node]:
                 nodes[node] = f'{node}_node.file_row_number::INTEGER'
-                joins += f' JOIN {scan_parquet(self.ids(node))} AS {node}_node'
+                joins += f' JOIN {scan_parquet(self.names(node))} AS {node}_node'
                 joins += f' ON rows.{node} = {node}_node.id'
         others = ''.join(f', rows.{quote_name(other)}' for other in self._others())
         path = self._encoded(name)
@@ -418,6 +445,21 @@ class Encoder:
             )
         self.units.wrote(path)
         return ['log/000000.parquet']
+
+
+def _known(name: str) -> str:
+    r"""The SQL of a value; what is called unknown in the files and what is missing are one, as
+    EventLog takes them."""
+    column = quote_name(name)
+    return f"CASE WHEN {column}::VARCHAR NOT IN ('', 'unknown') THEN {column} END"
+
+
+def _named(table: str) -> str:
+    r"""The SQL that gives values in the order of their codes, and what they are called."""
+    return (
+        f"SELECT coalesce(value::VARCHAR, 'unknown') AS id, value FROM {table} "
+        f'ORDER BY value NULLS FIRST'
+    )
 
 
 def _cut(select: str, num_rows: int, most: int) -> Iterator[Run]:

@@ -9,7 +9,7 @@ from typing import Any
 from mag.files import flush, replacing
 from mag.folder import checksum_of
 
-FORMAT = 1
+FORMAT = 2
 _NAME = 'manifest.json'
 
 

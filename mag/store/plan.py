@@ -69,7 +69,7 @@ class BuildPlan:
             of these, as of :class:`~mag.transforms.MacroCoarsen`.
         cutoffs (list[int], optional): Moments as of which everything is counted, in seconds,
             ascending. By default those of :class:`~mag.transforms.TemporalSplit` with
-            :obj:`num_windows`: its training windows, validation and test.
+            :obj:`num_windows`: its training windows, validation and test; and the end of the log.
         num_windows (int, optional): The number of training windows. (default: :obj:`12`)
         num_recent (int, optional): Length of the lists of last neighbors. (default: :obj:`20`)
         behavior (str or dict[str, str], optional): What is clustered, :obj:`"macro"` or
@@ -104,7 +104,7 @@ class BuildPlan:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        check_integers(1, below=MAX_WINDOWS - 1, num_windows=self.num_windows)
+        check_integers(1, below=MAX_WINDOWS - 2, num_windows=self.num_windows)
         check_integers(1, num_recent=self.num_recent, threads=self.threads)
         check_integers(0, below=2**31, seed=self.seed)
         check_choice(COUNTS, counts=self.counts)
@@ -249,7 +249,7 @@ class BuildPlan:
     @property
     def most_windows(self) -> int:
         r"""The number of windows, unless cutoffs fall on one moment."""
-        return self.num_windows + 2 if self.cutoffs is None else len(self.cutoffs)
+        return self.num_windows + 3 if self.cutoffs is None else len(self.cutoffs)
 
     def num_partitions(self, sizes: Sizes) -> dict[str, int]:
         r"""How many partitions of users and of items the memory asks for."""

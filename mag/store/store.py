@@ -20,6 +20,7 @@ from mag.store.layout import partition_starts
 from mag.store.manifest import read_manifest
 
 _KINDS = ('exposures', 'clicks')
+_CHUNK = 2**20
 
 
 class Store:
@@ -48,7 +49,11 @@ class Store:
         num_recent (int): Length of the lists of last neighbors.
         counts (str): :obj:`"exact"`, or :obj:`"log"` where hop 2 is kept in one byte a count, see
             :func:`~mag.compression.decode_counts`.
-        id_maps (dict[str, str]): The :attr:`~mag.datasets.IdMap.lineage` of users and items.
+        contexts (dict[str, int]): By the name of each categorical context of exposures, how many
+            values it has.
+        features (list[str]): The names of the numeric features of exposures.
+        id_maps (dict[str, str]): The :attr:`~mag.datasets.IdMap.lineage` of users, items,
+            attributes that are groups, and contexts.
 
     Raises:
         FileNotFoundError: If the folder is no store.
@@ -66,6 +71,8 @@ class Store:
         self.num_clusters: dict[str, int] = {of['name']: of['num_clusters'] for of in groups}
         self.num_recent: int = manifest['num_recent']
         self.counts: str = manifest['counts']
+        self.contexts: dict[str, int] = manifest['contexts']
+        self.features: list[str] = manifest['features']
         self.id_maps: dict[str, str] = manifest['lineage']
         self._base = {
             name: partition_starts(self.num_nodes[name], number)
@@ -116,20 +123,22 @@ class Store:
             found[node_type][table] = array.nbytes / self.num_nodes[node_type]
         return found
 
-    def id_map(self, node_type: str) -> IdMap:
-        r"""The raw ids of users or items, which are read, or their numbers where ids were these.
+    def id_map(self, name: str) -> IdMap:
+        r"""The raw ids of users or items, or their numbers where ids were these, or the names of
+        the values of an attribute that is a group, or of a context; they are read.
 
         Args:
-            node_type (str): :obj:`"user"` or :obj:`"item"`.
+            name (str): :obj:`"user"`, :obj:`"item"`, or the name of the attribute or context.
 
         Raises:
             FileNotFoundError: If the file is missing.
-            ValueError: If it is damaged, or there is no such node type.
+            ValueError: If it is damaged, or there is nothing of the name.
         """
-        check_choice(NEIGHBOR_TYPE, node_type=node_type)
-        if self.manifest['dense'][node_type]:
-            return IdMap.in_order(np.arange(self.num_nodes[node_type]))
-        return IdMap.load(osp.join(self.path, 'ids', f'{node_type}.parquet'))
+        check_choice(self.id_maps, name=name)
+        if self.manifest['dense'].get(name):
+            return IdMap.in_order(np.arange(self.num_nodes[name]))
+        folder = 'ids' if name in self.num_nodes else 'names'
+        return IdMap.load(osp.join(self.path, folder, f'{name}.parquet'))
 
     def cluster(self, name: str) -> np.ndarray:
         r"""The cluster of each node, :obj:`-1` for none, mapped, int32, shape :obj:`[N]`.
@@ -142,6 +151,22 @@ class Store:
         """
         check_choice(self.num_clusters, name=name)
         return self._arrays[f'clusters/{name}']
+
+    def cluster_sizes(self, name: str) -> Tensor:
+        r"""How many nodes each cluster has, int64, shape :obj:`[M]`.
+
+        Args:
+            name (str): As of :meth:`cluster`.
+
+        Raises:
+            ValueError: If there is no such grouping.
+        """
+        cluster, number = self.cluster(name), self.num_clusters[name]
+        found = np.zeros(number + 1, np.int64)
+        for first in range(0, len(cluster), _CHUNK):
+            # Those without a cluster, -1, come first.
+            found += np.bincount(cluster[first : first + _CHUNK] + 1, minlength=number + 1)
+        return torch.from_numpy(found[1:])
 
     def cluster_window(self, name: str) -> np.ndarray | None:
         r"""The first window that knows the cluster of each node, mapped, uint8, shape :obj:`[N]`;
@@ -303,7 +328,8 @@ class Store:
     def graph(self) -> HeteroData:
         r"""A graph without clicks, which tells models how much of what there is, as in
         :obj:`MacGNN.from_data(store.graph())`: the numbers of nodes and macro nodes, the attributes
-        that are groups, the macro edges that rows have, and the columns of the counts."""
+        that are groups, the macro edges that rows have, the columns of the counts, and the contexts
+        and features of exposures, of which there are none."""
         data = HeteroData()
         for node_type in NEIGHBOR_TYPE:
             data[node_type].num_nodes = self.num_nodes[node_type]
@@ -320,8 +346,31 @@ class Store:
         clicks = data[CLICKS]
         clicks.count_names = [view.name for view in self.target_views]
         clicks.count_prior, clicks.count_rate = self.count_prior, self.count_rate
+        clicks.edge_label_index = torch.empty(2, 0, dtype=torch.long)
+        for name, number in self.contexts.items():
+            clicks[f'edge_label_{name}'] = torch.empty(0, dtype=torch.long)
+            clicks[f'num_{name}'] = number
+        if self.features:
+            clicks.edge_label_x = torch.empty(0, len(self.features))
         data.id_maps = self.id_maps
         return data
+
+    def macro_edges(self, user: str = 'user', item: str = 'item') -> Tensor:
+        r"""The clicks of the users of each cluster on the items of each, as of the last cutoff.
+
+        Args:
+            user (str, optional): The grouping of users. (default: :obj:`"user"`)
+            item (str, optional): That of items. (default: :obj:`"item"`)
+
+        Returns:
+            float32, shape :obj:`[M_user, M_item]`.
+
+        Raises:
+            ValueError: If there is no such grouping.
+        """
+        for node_type, name in (('user', user), ('item', item)):
+            check_choice([of.name for of in self._of(node_type)], **{node_type: name})
+        return torch.from_numpy(self._cells[user, item][:, :, -1, 1].copy())
 
     def first_windows(self, node_type: str) -> np.ndarray:
         r"""The first window that knows a click of each node, :math:`S` where none does, uint8,

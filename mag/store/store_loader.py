@@ -1,6 +1,6 @@
 import os.path as osp
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +11,9 @@ from mag.loader import BatchIndexSampler, ExposureBatch, JoinedBatch, PairBatch
 from mag.loader.exposures import Exposures
 from mag.loader.row_loader import RowLoader, RowReader
 from mag.store.store import Store
+from mag.store.store_batches import StoreBatches, StoreRows
 
 _PARTS = ('train', 'val', 'test')
-_BATCHES = ('pairs', 'features', 'joined')
-
-
-class StoreRows(NamedTuple):
-    r"""Rows of the log of a store.
-
-    Attributes:
-        user (torch.Tensor): Who was shown something, int64, shape :obj:`[B]`.
-        item (torch.Tensor): What, int64, shape :obj:`[B]`.
-        window (torch.Tensor): The window whose history each reads, int64, shape :obj:`[B]`.
-        label (torch.Tensor): 1 for a click, 0 for none, float32, shape :obj:`[B]`.
-    """
-
-    user: Tensor
-    item: Tensor
-    window: Tensor
-    label: Tensor
 
 
 class StoreLoader(RowLoader):
@@ -66,9 +50,9 @@ class StoreLoader(RowLoader):
         seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
         batches (str, optional): :obj:`"pairs"` for :class:`~mag.loader.PairBatch`, the macro rows
             that :class:`~mag.models.MacGNN` reads; :obj:`"features"` for
-            :class:`~mag.loader.ExposureBatch`, ids, attributes that are groups, and the counts at
-            the target as of the cutoff, which :class:`~mag.models.CountNet` reads; or
-            :obj:`"joined"` for both as :class:`~mag.loader.JoinedBatch`.
+            :class:`~mag.loader.ExposureBatch`, ids, attributes that are groups, contexts, features,
+            and the counts at the target as of the cutoff, which :class:`~mag.models.CountNet`
+            reads; or :obj:`"joined"` for both as :class:`~mag.loader.JoinedBatch`.
             (default: :obj:`"pairs"`)
         buffer_rows (int, optional): Up to how many rows row groups are held and shuffled together,
             one at least. (default: :obj:`1_048_576`)
@@ -104,9 +88,9 @@ class StoreLoader(RowLoader):
     ) -> None:
         if not isinstance(store, Store):
             raise TypeError(f"'store' must be a Store, but got {type(store).__name__}.")
-        check_choice(_BATCHES, batches=batches)
+        reads = StoreBatches(store, batches)
         check_integers(1, buffer_rows=buffer_rows)
-        self._log = _Log(store, _windows(store, rows))
+        self._log = _Log(store, _windows(store, rows), reads.contexts, reads.features)
         self.num_dropped = int((self._log.num_asked - self._log.num_rows).sum())
         if not self._log.num_rows.any():
             raise ValueError(
@@ -115,7 +99,7 @@ class StoreLoader(RowLoader):
                 f'without an earlier click.'
             )
         # What decides about the order is compared when a run is resumed.
-        reader = _StoreReader(store, batches, self._log.num_rows, np.array(buffer_rows))
+        reader = _StoreReader(reads, self._log.num_rows, np.array(buffer_rows))
         super().__init__(reader, batch_size, shuffle, seed, **kwargs)
 
     def _sampler(self, rows: Any, batch_size: int, shuffle: bool, seed: int) -> BatchIndexSampler:
@@ -124,90 +108,59 @@ class StoreLoader(RowLoader):
     @property
     def fields(self) -> tuple[str, ...]:
         r"""The name of each column of :obj:`ExposureBatch.sparse`."""
-        return self.dataset.fields
+        return self.dataset.reads.fields
 
-    def request(self, user: int | Tensor, items: Tensor) -> PairBatch | ExposureBatch | JoinedBatch:
+    def request(
+        self,
+        user: int | Tensor,
+        items: Tensor,
+        x: Tensor | None = None,
+        **contexts: int | Tensor,
+    ) -> PairBatch | ExposureBatch | JoinedBatch:
         r"""Makes the batch of one request: one user and its candidate items, as of the last cutoff
-        of the store.
+        of the store, which is the end of the log unless it has cutoffs of its own.
 
         Args:
             user (int or torch.Tensor): The user, :obj:`-1` for an unknown one, or a user for each
                 item, shape :obj:`[B]`.
             items (torch.Tensor): The candidates, :obj:`-1` for an unknown one, shape :obj:`[B]`.
+            x (torch.Tensor, optional): The features of the exposures, shape :obj:`[B, F]` or
+                :obj:`[F]`, if the log has some and they are read, as :obj:`"pairs"` are not.
+            **contexts (int or torch.Tensor): Every context that is read, one for the request or one
+                for each item, :obj:`-1` for an unknown one.
 
         Raises:
-            IndexError: If the user or an item does not exist.
-            TypeError: If an id is no integer.
-            ValueError: If there is not one user, or one for each item.
+            IndexError: If the user, an item or the value of a context does not exist.
+            TypeError: If an id is no integer, or :obj:`x` holds no numbers.
+            ValueError: If there is not one user, or one for each item, or a context or :obj:`x` is
+                missing, unknown or has another shape.
         """
-        return self._request(user, items)
+        return self._request(user, items, x=x, contexts=contexts)
 
 
 class _StoreReader(RowReader):
     r"""Reads what the store tells of rows."""
 
     def __init__(
-        self, store: Store, batches: str, rows_of_group: np.ndarray, buffer_rows: np.ndarray
+        self, reads: StoreBatches, rows_of_group: np.ndarray, buffer_rows: np.ndarray
     ) -> None:
-        super().__init__(Exposures(store.graph(), 'StoreLoader'))
-        self.store, self.batches = store, batches
+        super().__init__(Exposures(reads.store.graph(), 'StoreLoader'))
+        self.reads = reads
         self.rows_of_group, self.buffer_rows = rows_of_group, buffer_rows
-        self.fingerprint = np.frombuffer(store.fingerprint.encode(), np.uint8)
-        # By node type, the attributes that are groups, in the order of ExposureFeatures.
-        self._attributes = {
-            name: sorted(
-                (of.group, of.name)
-                for of in store.resolutions
-                if of.node_type == name and isinstance(of.group, str)
-            )
-            for name in store.num_nodes
-        }
+        self.fingerprint = np.frombuffer(reads.store.fingerprint.encode(), np.uint8)
 
     def __len__(self) -> int:
         return int(self.rows_of_group.sum())
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        found = []
-        for name, attributes in self._attributes.items():
-            found += [name, *(f'{name}_{group}' for group, _ in attributes)]
-        return tuple(found)
-
     def __getitem__(self, rows: StoreRows) -> Any:  # type: ignore[override]
-        return self._read(*rows)
+        return self.reads.batch(rows)
 
     def arguments(self) -> set[str]:
-        return set()
+        return {*self.reads.contexts, *(['x'] if self.reads.features else [])}
 
     def batch(self, exposures: Exposures) -> Any:
-        window = torch.full_like(exposures.user, self.store.num_windows - 1)
-        return self._read(exposures.user, exposures.item, window, None)
-
-    def _read(self, user: Tensor, item: Tensor, window: Tensor, label: Tensor | None) -> Any:
-        pairs = features = None
-        if self.batches != 'features':
-            user_hops, user_recent = self.store.gather('user', user, window)
-            item_hops, item_recent = self.store.gather('item', item, window)
-            pairs = PairBatch(user, item, user_hops, item_hops, user_recent, item_recent, label)
-        if self.batches != 'pairs':
-            counts = self.store.gather_target(user, item, window)
-            sparse = torch.stack(self._sparse({'user': user, 'item': item}), dim=1)
-            dense = torch.empty(len(user), 0)
-            features = ExposureBatch(user, item, sparse, dense, label, counts=counts)
-        if pairs is None or features is None:
-            return pairs or features
-        return JoinedBatch(user, item, label, pairs=pairs, features=features)
-
-    def _sparse(self, nodes: dict[str, Tensor]) -> list[Tensor]:
-        found = []
-        for name, node in nodes.items():
-            found.append(node)
-            place = node.numpy()
-            for _, grouping in self._attributes[name]:
-                code = self.store.cluster(grouping)[np.maximum(place, 0)].astype(np.int64)
-                code[place < 0] = -1
-                found.append(torch.from_numpy(code))
-        return found
+        x = exposures.x if self.reads.features else None
+        return self.reads.latest(exposures.user, exposures.item, exposures.contexts, x)
 
 
 class _Log:
@@ -218,7 +171,13 @@ class _Log:
         num_rows (numpy.ndarray): How many of them have a user and an item with an earlier click.
     """
 
-    def __init__(self, store: Store, windows: list[int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        windows: list[int],
+        contexts: Sequence[str],
+        features: Sequence[str],
+    ) -> None:
         parquet = _parquet()
         facts = store.manifest['log']
         self._columns: dict[str, str | None] = facts['columns']
@@ -226,6 +185,8 @@ class _Log:
         if self._columns['click'] is not None:
             self._names.append(self._columns['click'])
         self._cutoffs = np.array(store.manifest['cutoffs'])
+        self._values = {name: _values(store, name) for name in contexts}
+        self._features = features
         # A row before all cutoffs is of window -1, whose place is the last.
         self._is_asked = np.zeros(len(self._cutoffs) + 1, np.bool_)
         self._is_asked[windows] = True
@@ -251,15 +212,30 @@ class _Log:
         self.num_rows = np.zeros(len(self._groups), np.int64)
         for place in range(len(self._groups)):
             if self._may_be_asked(place):
-                _, is_asked, is_known = self._scan(place)
+                _, is_asked, is_known = self._scan(self._table(place, self._names))
                 self.num_asked[place] = is_asked.sum()
                 self.num_rows[place] = is_known.sum()
 
     def read(self, group: int) -> StoreRows:
         r"""The rows of a row group, in the order of the log."""
-        columns, _, is_known = self._scan(group)
-        user, item, window, label = (torch.from_numpy(of[is_known]) for of in columns)
-        return StoreRows(user.long(), item.long(), window, label.float())
+        more = (self._columns[name] for name in (*self._values, *self._features))
+        table = self._table(group, [*self._names, *more])
+        (user, item, window, label), _, is_known = self._scan(table)
+        known = table.filter(is_known)
+        contexts = [
+            _codes(known.column(self._columns[name]), values)
+            for name, values in self._values.items()
+        ]
+        features = [_numbers(known.column(self._columns[name])) for name in self._features]
+        user, item, window = (of[is_known].astype(np.int64) for of in (user, item, window))
+        return StoreRows(
+            torch.from_numpy(user),
+            torch.from_numpy(item),
+            torch.from_numpy(window),
+            torch.from_numpy(label[is_known]).float(),
+            _stacked(contexts, len(known), np.int64),
+            _stacked(features, len(known), np.float32),
+        )
 
     def _may_be_asked(self, group: int) -> bool:
         r"""Whether the times of a row group, as far as its file tells them, lie in the windows."""
@@ -273,12 +249,15 @@ class _Log:
                 return bool(self._is_asked[np.arange(first, last + 1)].any())
         return True
 
-    def _scan(self, group: int) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-        r"""Users, items, windows and labels of a row group; and which rows are asked for, and have
-        a user and an item with an earlier click."""
+    def _table(self, group: int, names: Sequence[str | None]) -> Any:
+        r"""Some columns of a row group, of which two may be one."""
         file, place = self._groups[group]
         with _parquet().ParquetFile(self._paths[file], metadata=self._metadata[file]) as reader:
-            table = reader.read_row_group(place, columns=self._names)
+            return reader.read_row_group(place, columns=[*dict.fromkeys(names)])
+
+    def _scan(self, table: Any) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+        r"""Users, items, windows and labels of a row group; and which rows are asked for, and have
+        a user and an item with an earlier click."""
         user, item, time, *click = (table.column(name).to_numpy() for name in self._names)
         window = self._cutoffs.searchsorted(time, side='right') - 1
         is_asked = self._is_asked[window]
@@ -347,7 +326,7 @@ class _StreamSampler(BatchIndexSampler):
 
 def _cut(pieces: Iterator[StoreRows], sizes: list[int]) -> Iterator[StoreRows]:
     r"""The same rows in pieces of other sizes."""
-    left = StoreRows(*(torch.empty(0, dtype=torch.long) for _ in range(4)))
+    left = StoreRows(*(torch.empty(0, dtype=torch.long) for _ in StoreRows._fields))
     for size in sizes:
         held = []
         while size > 0:
@@ -361,6 +340,32 @@ def _cut(pieces: Iterator[StoreRows], sizes: list[int]) -> Iterator[StoreRows]:
 
 def _joined(parts: list[StoreRows]) -> StoreRows:
     return StoreRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _values(store: Store, name: str) -> Any:
+    r"""The values of a context in the order of their codes."""
+    path = osp.join(store.path, 'names', f'{name}.parquet')
+    return _parquet().read_table(path, columns=['value']).column('value').combine_chunks()
+
+
+def _codes(column: Any, values: Any) -> np.ndarray:
+    from pyarrow.compute import index_in
+
+    found = index_in(column.cast(values.type), value_set=values)
+    # What is none of them was called unknown, which comes first.
+    return found.fill_null(0).to_numpy().astype(np.int64)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    # As EventLog does: an integer may have more digits than a float32, a double fewer.
+    return column.cast('float64', safe=False).to_numpy().astype(np.float32)
+
+
+def _stacked(columns: Sequence[np.ndarray], num_rows: int, dtype: Any) -> Tensor:
+    found = np.empty((num_rows, len(columns)), dtype)
+    for place, column in enumerate(columns):
+        found[:, place] = column
+    return torch.from_numpy(found)
 
 
 def _windows(store: Store, rows: Any) -> list[int]:

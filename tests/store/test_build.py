@@ -268,7 +268,8 @@ def test_cutoffs_are_those_of_the_split(schema: LogSchema, tmp_path: Path) -> No
     train, val, test = (part[CLICKS].cutoff.tolist() for part in parts)
     manifest = read_manifest(folder)
     assert manifest['parts'] == {'train': train, 'val': val[0], 'test': test[0]}
-    assert manifest['cutoffs'] == [*train, *val, *test]
+    end = int(data[CLICKS].edge_label_time[-1]) + 1
+    assert manifest['cutoffs'] == [*train, *val, *test, end]
 
 
 def test_counts_of_hop_2_in_one_byte_are_those_of_encode_counts(
@@ -371,7 +372,7 @@ def test_what_does_not_fit_is_refused_before_work(
 def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
     text = BuildPlan(schema, tmp_path / 'store', GROUPS, num_windows=3, threads=1).describe()
     assert 'about 3,000, of 9' in text
-    assert 'windows     5, clusters' in text
+    assert 'windows     6, clusters' in text
     assert 'memory      2.0 GiB at most, 1 threads, 1 partitions of users and 1 of items' in text
     assert 'time        about 1 minutes' in text
 

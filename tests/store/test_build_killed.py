@@ -88,6 +88,7 @@ def write_log(folder: Path) -> Path:
                 'at': 1000 + generator.integers(0, 800, 800) * 3,
                 'clicked': generator.random(800) < 0.3,
                 'country': who % 7,
+                'page': generator.integers(0, 5, 800),
                 'brand': sku % 5,
             }
             connection.register('part', part)
@@ -95,7 +96,7 @@ def write_log(folder: Path) -> Path:
             connection.unregister('part')
     columns = {
         'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked',
-        'user_attributes': ['country'], 'item_attributes': ['brand'],
+        'user_attributes': ['country'], 'item_attributes': ['brand'], 'contexts': ['page'],
     }  # fmt: skip
     log = folder / 'log.json'
     log.write_text(json.dumps({'path': '*.parquet', 'columns': columns}))

@@ -178,6 +178,8 @@ def write_store(
             'num_rows': table.num_rows,
             'num_recent': NUM_RECENT,
             'counts': counts,
+            'contexts': {},
+            'features': [],
             'resolutions': [
                 {**of._asdict(), 'name': of.name, 'num_clusters': number[of.name]}
                 for of in resolutions

@@ -14,6 +14,7 @@ from mag.datasets import EventLog, LogSchema
 from mag.fingerprint import describe_loader
 from mag.loader import ExposureLoader, JoinedLoader, PairLoader
 from mag.models import CountNet, MacGNN
+from mag.pipeline.raw_log import RawLog
 from mag.schema import CLICKS
 from mag.store.build import build
 from mag.store.plan import BuildPlan
@@ -25,7 +26,8 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, Temporal
 NUM_ROWS = 3000
 COLUMNS = {
     'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked', 'user_attributes': ['country'],
-    'item_attributes': ['brand', 'kind'],
+    'item_attributes': ['brand', 'kind'], 'contexts': {'place': 'page', 'device': 'device'},
+    'features': ['price', 'rank'],
 }  # fmt: skip
 GROUPS: dict[str, Any] = {'user': 'country', 'item': ['brand', 'kind']}
 NUM_WINDOWS, NUM_RECENT = 4, 5
@@ -62,9 +64,23 @@ def write_log(folder: Path, is_raw: bool) -> LogSchema:
         'kind': sku % 13,
     }
     folder.mkdir()
+    # Unknown is written in three ways, and a file has another type.
+    log['device'] = generator.choice(
+        np.array(['phone', 'unknown', 'web', '', None, 'TV']), NUM_ROWS
+    )
+    log['page'] = generator.integers(-3, 9, NUM_ROWS)
+    log['price'] = generator.random(NUM_ROWS)
+    log['rank'] = generator.integers(0, 2**40, NUM_ROWS)
     table = pa.table(log)
     for place in range(3):
         part = table.slice(place * NUM_ROWS // 3, NUM_ROWS // 3)
+        if place == 1:
+            part = part.set_column(
+                part.column_names.index('page'), 'page', part['page'].cast(pa.int8())
+            )
+            part = part.set_column(
+                part.column_names.index('device'), 'device', part['device'].dictionary_encode()
+            )
         pq.write_table(part, folder / f'{place}.parquet', row_group_size=150)
     return LogSchema(str(folder / '*.parquet'), COLUMNS)
 
@@ -81,11 +97,12 @@ class Both:
         self.store = Store(build(plan, progress=False))
         # What is in the order of time and has dense ids is read where it is.
         assert self.store.manifest['log']['files'][0].startswith('log/') == is_raw
-        data = EventLog(str(folder / 'memory'), schema, log=False)[0]
-        found = TemporalSplit(num_windows=NUM_WINDOWS)(data)
+        dataset = EventLog(str(folder / 'memory'), schema, log=False)
+        found = TemporalSplit(num_windows=NUM_WINDOWS)(dataset[0])
         coarsen, counts = MacroCoarsen(GROUPS).fit(found[0]), None
         self.parts: dict[str, HeteroData] = {}
-        for name, part in zip(('train', 'val', 'test'), found, strict=True):
+        whole = RawLog.of(dataset, ('contexts', 'features')).part()
+        for name, part in zip(('train', 'val', 'test', 'end'), (*found, whole), strict=True):
             part = RecentNeighbors(NUM_RECENT)(coarsen(part))
             counts = counts or TargetCounts().fit(part)
             self.parts[name] = counts(part)
@@ -135,9 +152,35 @@ def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> Non
     # What a lonely row is.
     size = len(loader.dataset) - 1
     assert len(StoreLoader(both.store, part, size)) == len(in_memory(data, batches, size)) == 1
+
+
+def test_a_request_reads_all_of_the_log(both: Both) -> None:
+    ids = torch.tensor([3, 89, -1]), torch.tensor([5, 39, 1])
+    found = StoreLoader(both.store).request(*ids)
+    assert_same(found, PairLoader(both.parts['end']).request(*ids))
+    assert both.store.cutoffs[-1] == both.parts['end'][CLICKS].cutoff
+
+
+def test_a_request_tells_contexts_and_features(both: Both) -> None:
+    loader = StoreLoader(both.store, 'test', batches='features')
+    assert loader.fields[-2:] == ('device', 'place')
+    names = both.store.id_map('device')
+    assert names.decode([0, 1, 2, 3]).tolist() == ['unknown', 'TV', 'phone', 'web']
     ids = torch.tensor([3, -1]), torch.tensor([5, 1])
-    if batches == 'pairs' and part == 'test':
-        assert_same(loader.request(*ids), expected.request(*ids))
+    told: dict[str, Any] = {
+        'x': torch.tensor([[0.5, 2.0]]).expand(2, 2),
+        'device': torch.from_numpy(names.encode(['web', 'TV'])),
+        'place': int(both.store.id_map('place').encode(['-3'])[0]),
+    }
+    expected = ExposureLoader(both.parts['test'])
+    counts = both.store.target_counts(*ids)
+    assert_same(loader.request(*ids, **told), expected.request(*ids, counts=counts, **told))
+    # A value that is new is unknown.
+    assert loader.request(*ids, **{**told, 'device': -1}).sparse[:, -2].tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"must tell \['device', 'place'\], but told none"):
+        loader.request(*ids, x=told['x'])
+    with pytest.raises(ValueError, match='must tell no context'):
+        StoreLoader(both.store, 'test').request(*ids, device=1)
 
 
 def test_windows_are_asked_for_by_number(both: Both) -> None:
@@ -294,7 +337,7 @@ def test_a_resumed_run_compares_stores_and_buffers(both: Both) -> None:
     [
         ({'rows': 'all'}, ValueError, "'rows' must be one of 'train', 'val', 'test'"),
         ({'rows': 3}, TypeError, "'rows' must be a part or a list of windows, but got 3"),
-        ({'rows': [9]}, ValueError, r"'rows\[0\]' must lie below 6, but got 9"),
+        ({'rows': [9]}, ValueError, r"'rows\[0\]' must lie below 7, but got 9"),
         ({'batches': 'graphs'}, ValueError, "'batches' must be one of"),
         ({'buffer_rows': 0}, ValueError, "'buffer_rows' must be at least 1"),
         ({'batch_size': 0}, ValueError, "'batch_size' must be at least 1"),

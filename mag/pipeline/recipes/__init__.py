@@ -7,6 +7,7 @@ from mag.pipeline.recipes.macgnn import MacGNNRecipe
 from mag.pipeline.recipes.recipe import Recipe, Served
 from mag.pipeline.recipes.simcen import SimCENRecipe
 from mag.pipeline.recipes.srjgraph import SRJGraphRecipe
+from mag.pipeline.recipes.store_recipe import StoredCountNetRecipe, StoredMacGNNRecipe
 
 #: By the name of a model.
 RECIPES: dict[str, type[Recipe]] = {
@@ -18,4 +19,10 @@ RECIPES: dict[str, type[Recipe]] = {
     'simcen': SimCENRecipe,
 }
 
-__all__ = ['RECIPES', 'Recipe', 'Served']
+#: Those of a log that is on the disk, by the name of a model.
+STORE_RECIPES: dict[str, type[Recipe]] = {
+    'count_net': StoredCountNetRecipe,
+    'macgnn': StoredMacGNNRecipe,
+}
+
+__all__ = ['RECIPES', 'STORE_RECIPES', 'Recipe', 'Served']

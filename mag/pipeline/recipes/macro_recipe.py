@@ -87,22 +87,38 @@ class MacroRecipe(Recipe):
             sizes = found[found >= 0].bincount().tolist()
             names = log.raw(of.group) if isinstance(of.group, str) else range(len(sizes))
             groupings[of.name] = {str(name): size for name, size in zip(names, sizes)}
-        keys = [list(groupings[node]) for node in ('user', 'item')]
         user, item = cluster['user'][edge_index[0]], cluster['item'][edge_index[1]]
         is_in = (user >= 0) & (item >= 0)
         pairs, clicks = torch.stack([user, item])[:, is_in].unique(dim=1, return_counts=True)
-        heaviest = clicks.argsort(descending=True, stable=True)[:10]
-        edges = clicks.new_zeros(*map(len, keys)).index_put_(tuple(pairs), clicks)
-        return {
-            'clusters': groupings,
-            'macro edges': edges.tolist(),
-            'heaviest macro edges': [
-                {'user': keys[0][u], 'item': keys[1][i], 'clicks': number}
-                for (u, i), number in zip(
-                    pairs[:, heaviest].t().tolist(), clicks[heaviest].tolist()
-                )
-            ],
-        }
+        sizes_of = (len(groupings[node]) for node in ('user', 'item'))
+        edges = clicks.new_zeros(*sizes_of).index_put_(tuple(pairs), clicks)
+        return describe_clusters(groupings, edges)
+
+
+def describe_clusters(groupings: Mapping[str, Mapping[str, int]], edges: Tensor) -> dict[str, Any]:
+    r"""Clusters and the clicks between them, for people, as values of JSON.
+
+    Args:
+        groupings: For each grouping, by the name of the cluster, how many nodes it has.
+        edges: The clicks between the first grouping of users and that of items, int64, shape
+            :obj:`[M_user, M_item]`.
+    """
+    users, items = (list(groupings[node]) for node in ('user', 'item'))
+    flat = edges.flatten()
+    heaviest = flat.argsort(descending=True, stable=True)[:10]
+    heaviest = heaviest[flat[heaviest] > 0]
+    return {
+        'clusters': groupings,
+        'macro edges': edges.tolist(),
+        'heaviest macro edges': [
+            {
+                'user': users[place // len(items)],
+                'item': items[place % len(items)],
+                'clicks': number,
+            }
+            for place, number in zip(heaviest.tolist(), flat[heaviest].tolist())
+        ],
+    }
 
 
 def _default_groups(part: HeteroData) -> dict[str, Any]:

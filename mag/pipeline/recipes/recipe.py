@@ -9,7 +9,6 @@ from torch.nn import Module
 from torch_geometric.data import HeteroData
 
 from mag.loader.row_loader import RowLoader
-from mag.pipeline.raw_log import RawLog
 from mag.pipeline.request import Request
 
 #: Makes the parts of a log.
@@ -21,13 +20,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         source: What the model is built from.
-        parts: Those of training, validation and test.
+        parts: Those of training, validation and test, as :meth:`Recipe.loader` takes them.
         history: The log that loaders read the clicks of, as they were before each row.
     """
 
     source: HeteroData
-    parts: Sequence[HeteroData]
-    history: HeteroData
+    parts: Sequence[Any]
+    history: Any
 
 
 def one_window(train_start: float) -> dict[str, Any]:
@@ -50,7 +49,7 @@ class Served(ABC):
     def batch(self, request: Request) -> Any:
         r"""The batch of a request."""
 
-    def update(self, recipe: 'Recipe', log: RawLog, first: int) -> bool:
+    def update(self, recipe: 'Recipe', log: Any, first: int) -> bool:
         r"""Reads the events of a longer log from some row on, if they add nothing but counts.
 
         Args:
@@ -117,22 +116,22 @@ class Recipe(ABC):
         self.arguments = arguments
 
     @abstractmethod
-    def prepare(self, data: HeteroData, split: Split, progress: bool) -> Prepared:
+    def prepare(self, data: Any, split: Split, progress: bool) -> Prepared:
         r"""Splits a log, and fits the transforms on its training part."""
 
     @abstractmethod
-    def loader(self, part: HeteroData, history: HeteroData, **arguments: Any) -> RowLoader:
+    def loader(self, part: Any, history: Any, **arguments: Any) -> RowLoader:
         r"""Loads the rows of a part."""
 
     @abstractmethod
-    def serve(self, log: RawLog) -> Served:
+    def serve(self, log: Any) -> Served:
         r"""What requests read after the end of a log."""
 
     def build(self, source: HeteroData) -> Module:
         r"""The model, whose weights have still to be learned."""
         return self.model.from_data(source, **self.arguments)  # type: ignore[attr-defined]
 
-    def keep(self, log: RawLog) -> 'Recipe':
+    def keep(self, log: Any) -> 'Recipe':
         r"""One that has decided of all nodes of a log what is decided once."""
         return self
 
@@ -146,7 +145,7 @@ class Recipe(ABC):
     ) -> None:
         r"""Takes what :meth:`fitted_state` gave for a recipe with the same arguments."""
 
-    def summary(self, log: RawLog) -> dict[str, Any]:
+    def summary(self, log: Any) -> dict[str, Any]:
         r"""What was fitted, for people, as values of JSON."""
         return {}
 
