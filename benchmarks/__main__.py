@@ -33,6 +33,7 @@ NAMES = (
     'speed.hyperctr',
     'speed.hypergraph',
     'speed.macgnn',
+    'speed.macro_rows',
     'speed.macro_state',
     'speed.second_hop',
     'speed.srjgraph',
