@@ -208,17 +208,15 @@ def test_bytes_are_those_of_the_rows_that_are_asked_for(num_asked: int) -> None:
     cell = torch.cat([cell, cell])
     asked = dict.fromkeys(('user', 'item'), (cell // 6, cell % 6))
     rows = MacroRows(data, asked=asked)
-    # Two bytes for each of seven counts a hop, and for each of three neighbors, of up to 300.
-    for name, num_nodes, row_bytes in (
-        ('user', 300, 2 * 14 + 2 * 3),
-        ('item', 200, 2 * 14 + 2 * 3),
-    ):
+    # Two bytes for each of seven counts a hop, and for each of three neighbors.
+    row_bytes = 2 * 2 * 7 + 2 * 3
+    for name, num_nodes in rows.num_nodes.items():
         tables = [*rows.hops[name], rows.recent[name]]
         assert [len(table) for table in tables] == [num_nodes + num_asked] * 3
-        assert sum(table.nbytes for table in tables) == (num_nodes + num_asked) * row_bytes[name]
+        assert sum(table.nbytes for table in tables) == (num_nodes + num_asked) * row_bytes
         place = rows.place[name]
         assert place is not None and place.nbytes == 4 * 6 * num_nodes
-    num_bytes = (500 + 2 * num_asked) * 34 + 4 * 6 * 500
+    num_bytes = (500 + 2 * num_asked) * row_bytes + 4 * 6 * 500
     assert held_bytes(rows) == num_bytes
     # No tensor is a view of a larger one, which would be held, too.
     assert all(
