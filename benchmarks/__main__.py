@@ -34,6 +34,7 @@ NAMES = (
     'speed.hyperctr',
     'speed.hypergraph',
     'speed.macgnn',
+    'speed.macro_rows',
     'speed.macro_state',
     'speed.scale',
     'speed.second_hop',

@@ -163,7 +163,7 @@ def require_exposures_after_clicks(data: HeteroData, caller: str) -> None:
                 f"'edge_label_index'."
             )
         return
-    early = clock < (cutoff if window is None else cutoff[window])
+    early = clock < (cutoff if window is None else cutoff.index_select(0, window))
     if bool(early.any()):
         row = int(early.nonzero()[0])
         raise ValueError(

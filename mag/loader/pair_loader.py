@@ -80,8 +80,15 @@ class _PairReader(RowReader):
     r"""Reads macro rows."""
 
     def __init__(self, data: HeteroData, max_bytes: int) -> None:
-        self.macro_rows = MacroRows(data, max_bytes, caller='PairLoader')
-        super().__init__(Exposures(data, 'PairLoader', needs=('edge_label',), outcomes=False))
+        exposures = Exposures(data, 'PairLoader', needs=('edge_label',), outcomes=False)
+        super().__init__(exposures)
+        # Without windows of their own, all read the last.
+        window = exposures.window
+        asked = {
+            name: (node[:0], node[:0]) if window is None else (node, window)
+            for name, node in (('user', exposures.user), ('item', exposures.item))
+        }
+        self.macro_rows = MacroRows(data, max_bytes, asked=asked, caller='PairLoader')
         if len(self) > 0:
             require_exposures_after_clicks(data, 'PairLoader')
 

@@ -269,8 +269,12 @@ def test_counts_are_held_in_the_smallest_type_and_read_as_floats(
 
 def test_tables_that_take_too_much_are_refused(click_log: HeteroData) -> None:
     part = parts(click_log, 5)[0]
-    # Each node has a row over 4 categories and one over 3 groups, a byte a count.
-    num_bytes = 5 * (25 + 15) * (3 + 4)
+    # Each node has a row over 4 categories and one over 3 groups, a byte a count, and a byte for
+    # each recent neighbor; and a number of four bytes tells where it is.
+    macro_rows = PairLoader(part).dataset.macro_rows
+    num_bytes = 4 * 5 * sum(
+        macro_rows.num_nodes[name] for name, place in macro_rows.place.items() if place is not None
+    ) + sum(len(lists) * (3 + 4 + RECENT) for lists in macro_rows.recent.values())
     PairLoader(part, max_bytes=num_bytes)
     with pytest.raises(
         ValueError,
@@ -358,10 +362,13 @@ def test_wrong_data(click_log: HeteroData) -> None:
         PairLoader(broken(edge_label_window=clicks.edge_label_window + 1))
     with pytest.raises(ValueError, match='exposures before the cutoff.*see their own future'):
         PairLoader(broken(edge_label_time=clicks.edge_label_time - 1))
+    with pytest.raises(IndexError, match="'edge_label_window' from 0 to 4, .* from 0 to 3"):
+        PairLoader(broken(cutoff=clicks.cutoff[:4]))
+    data = broken(cutoff=clicks.cutoff[:4], edge_label_window=clicks.edge_label_window.clamp(max=3))
     with pytest.raises(
         ValueError, match=r"PairLoader expects 'edge_weight of hop1 of users' .*, 4\], but"
     ):
-        PairLoader(broken(cutoff=clicks.cutoff[:4]))
+        PairLoader(data)
     data = broken()
     data['item'].recent = data['item'].recent[:, 0]
     with pytest.raises(ValueError, match=r"data\['item'\].recent' of shape \[15, 5, num\]"):
