@@ -206,7 +206,7 @@ class Encoder:
         r"""The id that a node has in the files."""
         if self.units.results['scan']['is_dense'][node_type]:
             return node
-        ids = scan_parquet(self.ids(node_type))
+        ids = scan_parquet(self.names(node_type))
         with self.connect() as connection:
             query = f'SELECT id FROM {ids} WHERE file_row_number = {node}'
             return connection.execute(query).fetchall()[0][0]
