@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed, verbose=False)
     model = shard(ShardedIds(store, args.embedding_dim), args)
     held = {
-        name: [shard.tensor.size(0) for shard in weight.local_shards()]
+        name: [part.tensor.size(0) for part in weight.local_shards()]
         for name, weight in model.state_dict().items()
         if name.startswith('tables.')
     }
@@ -117,8 +117,9 @@ def main(args: argparse.Namespace) -> None:
 
     optimizer = torch.optim.Adam(model.module.counts.parameters(), args.learning_rate)
     train = StoreLoader(store, 'train', args.batch_size, True, args.seed, batches='features')
+    sampler: Any = train.sampler
     for epoch in range(args.epochs):
-        train.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         for batch in train:
             optimizer.zero_grad()
             binary_cross_entropy_with_logits(model(batch), batch.label).backward()
