@@ -40,6 +40,7 @@ if __name__ == '__main__':
     ARGS = parse_args()
 
 import os
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -60,7 +61,7 @@ COLUMNS = {
     'item_attributes': ['category'],
 }  # fmt: skip
 # What each model reads of a row.
-MODELS = {'CountNet': (CountNet, 'features'), 'MacGNN': (MacGNN, 'pairs')}
+MODELS: dict[str, Any] = {'CountNet': (CountNet, 'features'), 'MacGNN': (MacGNN, 'pairs')}
 
 
 def write_log(args: argparse.Namespace, path: Path) -> LogSchema:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -49,7 +49,7 @@ from mag.schema import CLICKS, NEIGHBOR_TYPE
 from mag.store import BuildPlan, Store, StoreLoader, build
 from mag.training import ClickTask, evaluate
 
-GROUPS = {'user': 20, 'item': 'category'}
+GROUPS: dict[str, Any] = {'user': 20, 'item': 'category'}
 COLUMNS = {
     'user': 'user', 'item': 'item', 'time': 'time', 'label': 'click',
     'item_attributes': ['category'],
