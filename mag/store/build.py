@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -160,6 +161,13 @@ class StoreBuild:
         units.run('fits', lambda: plan.check_fits(sizes))
         self.num_partitions = plan.num_partitions(sizes)
         self.partitions = self._map(log)
+        if self.num_clicks == self.num_events > 0:
+            warnings.warn(
+                f'Each of the {self.num_events:,} rows before the last cutoff is a click, and no '
+                f'model learns from these alone: name the column that tells the others as '
+                f"'label'.",
+                stacklevel=5,
+            )
         self.needed = {
             name: units.run(f'memory-{name}', partial(self._needed, name)) for name in NEIGHBOR_TYPE
         }
