@@ -266,13 +266,13 @@ class _SparkBuild(StoreBuild):
         fitted: dict[str, Tensor],
         neighbor: np.ndarray | None,
     ) -> Callable[[str], tuple[dict[str, np.ndarray], np.ndarray]]:
-        behavior = None
-        if neighbor is not None:
-            behavior = self._share(f'clusters/{self._first(NEIGHBOR_TYPE[node_type])}.npy')
+        other = NEIGHBOR_TYPE[node_type]
+        first = next(of.name for of in self.plan.resolutions if of.node_type == other)
+        read_by_all = [] if neighbor is None else [f'clusters/{first}.npy']
         arrays = {name: value.numpy() for name, value in fitted.items()}
         clusters = self.plan.clusters(), self.num_clusters
-        task = _Assign(self.events, *clusters, node_type, arrays, behavior)
-        files = self._run(f'assign-{node_type}', len(names), task)
+        task = _Assign(self.events, *clusters, node_type, arrays, *read_by_all)
+        files = self._run(f'assign-{node_type}', len(names), task, read_by_all)
 
         def read(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
             cluster = self.work.read(files[names[name]])
@@ -283,14 +283,15 @@ class _SparkBuild(StoreBuild):
     def _counted(
         self, node_type: str, names: dict[str, int], levels: list[Level]
     ) -> Callable[[str], Counted]:
-        other = NEIGHBOR_TYPE[node_type]
-        for of in self.plan.resolutions:
-            if of.node_type == other:
-                self._share(f'clusters/{of.name}.npy')
-                if isinstance(of.group, int):
-                    self._share(f'clusters/{of.name}_window.npy')
+        read_by_all = [
+            f'clusters/{of.name}{end}.npy'
+            for of in self.plan.resolutions
+            if of.node_type == NEIGHBOR_TYPE[node_type]
+            for end in ('', '_window')[: 2 if isinstance(of.group, int) else 1]
+        ]
         groups = self.plan.resolutions, self.num_clusters, self.plan.num_recent
-        files = self._run(f'count-{node_type}', len(names), _Count(self.events, node_type, *groups))
+        task = _Count(self.events, node_type, *groups)
+        files = self._run(f'count-{node_type}', len(names), task, read_by_all)
         nothing = np.empty(0, np.int64)
 
         def read(name: str) -> Counted:
@@ -313,24 +314,20 @@ class _SparkBuild(StoreBuild):
         self, node_type: str, names: dict[str, tuple[int, int, int]]
     ) -> Callable[[str], SecondHop]:
         other = NEIGHBOR_TYPE[node_type]
-        rows = [self._share(f'work/rows/{other}_{part}.npy') for part in ('offset', 'data')]
+        rows = [f'work/rows/{other}_{part}.npy' for part in ('offset', 'data')]
         pairs = [pairs for _, pairs in self.units.results[f'spark-count-{node_type}']]
         spans = [(pairs[place], first, last) for place, first, last in names.values()]
         size = self.num_clusters[node_type], self.plan.counts
         task = _Second(self.events, node_type, spans, rows, *size)
-        files = dict(zip(names, self._run(f'second-{node_type}', len(names), task), strict=True))
+        told = self._run(f'second-{node_type}', len(names), task, rows)
+        files = dict(zip(names, told, strict=True))
         return lambda name: SecondHop(**self.work.read(files[name]))
 
-    def _share(self, name: str) -> str:
-        self.work.share(name, self.units.path(name))
-        return name
-
-    def _first(self, node_type: str) -> str:
-        r"""The name of the first resolution of a node type."""
-        return next(of.name for of in self.plan.resolutions if of.node_type == node_type)
-
-    def _run(self, name: str, number: int, task: Callable[[int], Any]) -> list[Any]:
-        r"""Does a task for each of some places, once, and gives what each told, as of JSON."""
+    def _run(
+        self, name: str, number: int, task: Callable[[int], Any], read_by_all: Sequence[str]
+    ) -> list[Any]:
+        r"""Does a task for each of some places, once, and gives what each told, as of JSON. All may
+        map some files of this build."""
 
         def run(batches: Iterable['pyarrow.RecordBatch']) -> Iterator['pyarrow.RecordBatch']:
             import pyarrow
@@ -342,6 +339,8 @@ class _SparkBuild(StoreBuild):
                 )
 
         def run_all() -> list[Any]:
+            for file in read_by_all:
+                self.work.share(file, self.units.path(file))
             places = self.session.range(0, number, 1, number)
             found = places.mapInArrow(run, 'place BIGINT, told STRING').toArrow().to_pylist()
             told = {row['place']: json.loads(row['told']) for row in found}
@@ -411,7 +410,7 @@ class _Assign:
     node_type: str
     fitted: dict[str, np.ndarray]
     # Where the clusters of the neighbors are, if these are counted.
-    neighbor: str | None
+    neighbor: str | None = None
 
     def __call__(self, partition: int) -> str:
         work, node_type = self.events.work, self.node_type
