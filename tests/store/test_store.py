@@ -178,6 +178,7 @@ def write_store(
             'num_rows': table.num_rows,
             'num_recent': NUM_RECENT,
             'counts': counts,
+            'attributes': [],
             'contexts': {},
             'features': [],
             'resolutions': [

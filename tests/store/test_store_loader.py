@@ -25,8 +25,9 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, Temporal
 
 NUM_ROWS = 3000
 COLUMNS = {
-    'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked', 'user_attributes': ['country'],
-    'item_attributes': ['brand', 'kind'], 'contexts': {'place': 'page', 'device': 'device'},
+    'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked',
+    'user_attributes': ['country', 'age'], 'item_attributes': ['brand', 'kind'],
+    'contexts': {'place': 'page', 'device': 'device'},
     'features': ['price', 'rank'],
 }  # fmt: skip
 GROUPS: dict[str, Any] = {'user': 'country', 'item': ['brand', 'kind']}
@@ -35,6 +36,7 @@ NUM_WINDOWS, NUM_RECENT = 4, 5
 pytestmark = [
     pytest.mark.filterwarnings('ignore:TemporalSplit leaves out'),
     pytest.mark.filterwarnings('ignore:.* rows repeat another row'),
+    pytest.mark.filterwarnings('ignore:.* have rows of several values'),
 ]
 
 
@@ -62,6 +64,8 @@ def write_log(folder: Path, is_raw: bool) -> LogSchema:
         'country': who % 7,
         'brand': sku % 5,
         'kind': sku % 13,
+        # No group, and another one in later rows.
+        'age': np.where(who % 11 == 0, None, (who + np.arange(NUM_ROWS) // 2000) % 4),
     }
     folder.mkdir()
     # Unknown is written in three ways, and a file has another type.
