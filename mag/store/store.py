@@ -106,11 +106,19 @@ class Store:
         r"""For :obj:`"user"` and :obj:`"item"`, how many bytes of each table there are a node."""
         found: dict[str, dict[str, float]] = {name: {} for name in self.num_nodes}
         of_folder = {f'nodes/{name}': name for name in self.num_nodes}
-        of_cluster = {of.name: of.node_type for of in self.resolutions}
-        of_cluster |= {name: node for node, names in self.attributes.items() for name in names}
+        of_array = {
+            f'clusters/{of.name}{end}': of.node_type
+            for of in self.resolutions
+            for end in ('', '_window')
+        }
+        of_array |= {
+            self._codes[name]: node_type
+            for node_type, names in self.attributes.items()
+            for name in names
+        }
         for name, array in self._arrays.items():
             folder, table = osp.split(name)
-            node_type = of_folder.get(folder) or of_cluster[table.removesuffix('_window')]
+            node_type = of_folder.get(folder) or of_array[name]
             found[node_type][table] = array.nbytes / self.num_nodes[node_type]
         return found
 

@@ -158,6 +158,18 @@ def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> Non
     assert len(StoreLoader(both.store, part, size)) == len(in_memory(data, batches, size)) == 1
 
 
+def test_attributes_are_kept_whether_they_are_groups_or_not(both: Both) -> None:
+    store, data = both.store, both.parts['train']
+    assert store.attributes == {'user': {'age': 5, 'country': 7}, 'item': {'brand': 5, 'kind': 13}}
+    for node_type, names in store.attributes.items():
+        for name in names:
+            assert np.array_equal(store.attribute(name), data[node_type][name])
+    assert store.bytes_per_node['user']['age'] == 4
+    assert store.id_map('age').decode(np.arange(5)).tolist() == ['unknown', '0', '1', '2', '3']
+    kinds = torch.from_numpy(store.attribute('kind').astype(np.int64))
+    assert torch.equal(store.cluster_sizes('item_kind'), kinds.bincount())
+
+
 def test_a_request_reads_all_of_the_log(both: Both) -> None:
     ids = torch.tensor([3, 89, -1]), torch.tensor([5, 39, 1])
     found = StoreLoader(both.store).request(*ids)
