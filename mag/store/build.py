@@ -150,9 +150,13 @@ class StoreBuild:
         self.num_clusters = {
             of.name: of.group
             if isinstance(of.group, int)
-            else units.run(f'attribute-{of.name}', partial(self._attribute, log, of))['number']
+            else units.run(f'groups-{of.name}', partial(self._attribute, log, of))['number']
             for of in plan.resolutions
         }
+        for node_type, name in plan.attributes:
+            file = f'attributes/{name}.npy'
+            write = partial(self.encoder.write_attribute, log, node_type, name, file)
+            units.run(f'attribute-{name}', write)
         for name in plan.schema.named('contexts'):
             units.run(f'context-{name}', partial(self.encoder.write_context, log, name))
         units.run('facts', lambda: self.encoder.facts(log))
@@ -523,10 +527,11 @@ class StoreBuild:
         units, scanned = self.units, self.units.results['scan']
         named = {name: f'ids-{name}' for name in NEIGHBOR_TYPE}
         named |= {
-            str(of.group): f'attribute-{of.name}'
+            str(of.group): f'groups-{of.name}'
             for of in self.plan.resolutions
             if isinstance(of.group, str)
         }
+        named |= {name: f'attribute-{name}' for _, name in self.plan.attributes}
         contexts = {name: f'context-{name}' for name in sorted(self.plan.schema.named('contexts'))}
         files, arrays = self._checksums(), {}
         for name in files:
@@ -558,6 +563,14 @@ class StoreBuild:
             'lineage': {
                 name: units.results[unit]['lineage'] for name, unit in {**named, **contexts}.items()
             },
+            'attributes': [
+                {
+                    'node_type': node_type,
+                    'name': name,
+                    'number': units.results[f'attribute-{name}']['number'],
+                }
+                for node_type, name in self.plan.attributes
+            ],
             'contexts': {name: units.results[unit]['number'] for name, unit in contexts.items()},
             'features': [*self.plan.schema.named('features')],
             'log': {'files': log.files, 'columns': log.columns, **units.results['facts']},

@@ -153,6 +153,17 @@ class BuildPlan:
             projection_dim=self.projection_dim, seed=self.seed,
         )  # fmt: skip
 
+    @property
+    def attributes(self) -> list[tuple[str, str]]:
+        r"""The node types and names of the attributes that are no groups."""
+        groups = {of.group for of in self.resolutions}
+        return [
+            (node_type, name)
+            for node_type in NEIGHBOR_TYPE
+            for name in self.schema.named(f'{node_type}_attributes')
+            if name not in groups
+        ]
+
     @cached_property
     def memory(self) -> int:
         r"""How many bytes the build may hold."""
@@ -281,6 +292,7 @@ class BuildPlan:
                 table = number * sizes.num_windows
                 kept += table * (second * sizes.num_clusters[of.name] + 4 * self.num_recent)
                 rows += 8 * number
+        kept += sum(4 * sizes.num_nodes[node_type] for node_type, _ in self.attributes)
         log = 12 * sizes.num_rows
         mapped, pairs = 16 * sizes.num_rows, 18 * sizes.num_rows
         return kept + log, kept + log + max(mapped, log) + pairs + rows

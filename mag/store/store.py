@@ -49,11 +49,13 @@ class Store:
         num_recent (int): Length of the lists of last neighbors.
         counts (str): :obj:`"exact"`, or :obj:`"log"` where hop 2 is kept in one byte a count, see
             :func:`~mag.compression.decode_counts`.
+        attributes (dict[str, dict[str, int]]): For :obj:`"user"` and :obj:`"item"`, by the name of
+            each categorical attribute in their order, how many values it has.
         contexts (dict[str, int]): By the name of each categorical context of exposures, how many
             values it has.
         features (list[str]): The names of the numeric features of exposures.
         id_maps (dict[str, str]): The :attr:`~mag.datasets.IdMap.lineage` of users, items,
-            attributes that are groups, and contexts.
+            attributes and contexts.
 
     Raises:
         FileNotFoundError: If the folder is no store.
@@ -71,6 +73,20 @@ class Store:
         self.num_clusters: dict[str, int] = {of['name']: of['num_clusters'] for of in groups}
         self.num_recent: int = manifest['num_recent']
         self.counts: str = manifest['counts']
+        # Where the codes of each attribute are.
+        self._codes = {of.group: f'clusters/{of.name}' for of in self.resolutions}
+        found = [(of.node_type, of.group, self.num_clusters[of.name]) for of in self.resolutions]
+        for of in manifest['attributes']:
+            self._codes[of['name']] = f'attributes/{of["name"]}'
+            found.append((of['node_type'], of['name'], of['number']))
+        self.attributes = {
+            node_type: {
+                name: number
+                for of_type, name, number in sorted(found, key=lambda of: str(of[1]))
+                if of_type == node_type and isinstance(name, str)
+            }
+            for node_type in NEIGHBOR_TYPE
+        }
         self.contexts: dict[str, int] = manifest['contexts']
         self.features: list[str] = manifest['features']
         self.id_maps: dict[str, str] = manifest['lineage']
@@ -116,16 +132,25 @@ class Store:
         r"""For :obj:`"user"` and :obj:`"item"`, how many bytes of each table there are a node."""
         found: dict[str, dict[str, float]] = {name: {} for name in self.num_nodes}
         of_folder = {f'nodes/{name}': name for name in self.num_nodes}
-        of_cluster = {of.name: of.node_type for of in self.resolutions}
+        of_array = {
+            f'clusters/{of.name}{end}': of.node_type
+            for of in self.resolutions
+            for end in ('', '_window')
+        }
+        of_array |= {
+            self._codes[name]: node_type
+            for node_type, names in self.attributes.items()
+            for name in names
+        }
         for name, array in self._arrays.items():
             folder, table = osp.split(name)
-            node_type = of_folder.get(folder) or of_cluster[table.removesuffix('_window')]
+            node_type = of_folder.get(folder) or of_array[name]
             found[node_type][table] = array.nbytes / self.num_nodes[node_type]
         return found
 
     def id_map(self, name: str) -> IdMap:
         r"""The raw ids of users or items, or their numbers where ids were these, or the names of
-        the values of an attribute that is a group, or of a context; they are read.
+        the values of an attribute, or of a context; they are read.
 
         Args:
             name (str): :obj:`"user"`, :obj:`"item"`, or the name of the attribute or context.
@@ -151,6 +176,19 @@ class Store:
         """
         check_choice(self.num_clusters, name=name)
         return self._arrays[f'clusters/{name}']
+
+    def attribute(self, name: str) -> np.ndarray:
+        r"""The code of each user or item, that of its first row in time, mapped, int32, shape
+        :obj:`[N]`.
+
+        Args:
+            name (str): The attribute.
+
+        Raises:
+            ValueError: If there is no such attribute.
+        """
+        check_choice([of for names in self.attributes.values() for of in names], name=name)
+        return self._arrays[self._codes[name]]
 
     def cluster_sizes(self, name: str) -> Tensor:
         r"""How many nodes each cluster has, int64, shape :obj:`[M]`.
@@ -327,19 +365,19 @@ class Store:
 
     def graph(self) -> HeteroData:
         r"""A graph without clicks, which tells models how much of what there is, as in
-        :obj:`MacGNN.from_data(store.graph())`: the numbers of nodes and macro nodes, the attributes
-        that are groups, the macro edges that rows have, the columns of the counts, and the contexts
-        and features of exposures, of which there are none."""
+        :obj:`MacGNN.from_data(store.graph())`: the numbers of nodes and macro nodes, the
+        attributes, the macro edges that rows have, the columns of the counts, and the contexts and
+        features of exposures, of which there are none."""
         data = HeteroData()
         for node_type in NEIGHBOR_TYPE:
             data[node_type].num_nodes = self.num_nodes[node_type]
             data[node_type].recent = torch.empty(0, self.num_recent, dtype=torch.long)
         for of in self.resolutions:
             data[of.macro].num_nodes = self.num_clusters[of.name]
-            if isinstance(of.group, str):
-                code = torch.from_numpy(self.cluster(of.name).astype(np.int64))
-                data[of.node_type][of.group] = code
-                data[of.node_type][f'num_{of.group}'] = self.num_clusters[of.name]
+        for node_type, attributes in self.attributes.items():
+            for name, number in attributes.items():
+                code = torch.from_numpy(self.attribute(name).astype(np.int64))
+                data[node_type][name], data[node_type][f'num_{name}'] = code, number
         edge_types = [hop_type(node_type, hop) for node_type in NEIGHBOR_TYPE for hop in (1, 2)]
         for edge_type in (CLICKS, *edge_types):
             data[edge_type].edge_index = torch.empty(2, 0, dtype=torch.long)
@@ -505,6 +543,8 @@ class Store:
             found.append((f'clusters/{of.name}', np.int32, (number,)))
             if isinstance(of.group, int):
                 found.append((f'clusters/{of.name}_window', np.uint8, (number,)))
+        for of in self.manifest['attributes']:
+            found.append((f'attributes/{of["name"]}', np.int32, (self.num_nodes[of['node_type']],)))
         second = np.uint16 if self.counts == 'exact' else np.uint8
         for name, other in NEIGHBOR_TYPE.items():
             folder, of_node = f'nodes/{name}', (self.num_nodes[name], self.num_windows)

@@ -55,22 +55,13 @@ class StoreBatches:
         is_told = batches != 'pairs'
         self.contexts = [*store.contexts] if is_told else []
         self.features = store.features if is_told else []
-        # By node type, the attributes that are groups, in the order of ExposureFeatures.
-        self._attributes = {
-            name: sorted(
-                (of.group, of.name)
-                for of in store.resolutions
-                if of.node_type == name and isinstance(of.group, str)
-            )
-            for name in store.num_nodes
-        }
 
     @property
     def fields(self) -> tuple[str, ...]:
         r"""The name of each column of :obj:`ExposureBatch.sparse`."""
         found = []
-        for name, attributes in self._attributes.items():
-            found += [name, *(f'{name}_{group}' for group, _ in attributes)]
+        for node_type, attributes in self.store.attributes.items():
+            found += [node_type, *(f'{node_type}_{name}' for name in attributes)]
         return (*found, *self.contexts)
 
     def latest(
@@ -111,11 +102,11 @@ class StoreBatches:
 
     def _sparse(self, nodes: dict[str, Tensor]) -> list[Tensor]:
         found = []
-        for name, node in nodes.items():
+        for node_type, node in nodes.items():
             found.append(node)
             place = node.numpy()
-            for _, grouping in self._attributes[name]:
-                code = self.store.cluster(grouping)[np.maximum(place, 0)].astype(np.int64)
+            for name in self.store.attributes[node_type]:
+                code = self.store.attribute(name)[np.maximum(place, 0)].astype(np.int64)
                 code[place < 0] = -1
                 found.append(torch.from_numpy(code))
         return found

@@ -50,7 +50,7 @@ class StoreLoader(RowLoader):
         seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
         batches (str, optional): :obj:`"pairs"` for :class:`~mag.loader.PairBatch`, the macro rows
             that :class:`~mag.models.MacGNN` reads; :obj:`"features"` for
-            :class:`~mag.loader.ExposureBatch`, ids, attributes that are groups, contexts, features,
+            :class:`~mag.loader.ExposureBatch`, ids, attributes, contexts, features,
             and the counts at the target as of the cutoff, which :class:`~mag.models.CountNet`
             reads; or :obj:`"joined"` for both as :class:`~mag.loader.JoinedBatch`.
             (default: :obj:`"pairs"`)

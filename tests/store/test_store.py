@@ -178,6 +178,7 @@ def write_store(
             'num_rows': table.num_rows,
             'num_recent': NUM_RECENT,
             'counts': counts,
+            'attributes': [],
             'contexts': {},
             'features': [],
             'resolutions': [
@@ -423,6 +424,10 @@ def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
             "'kind' must be one of",
         ),
         (lambda s: s.cluster('shop'), ValueError, "'name' must be one of"),
+        (lambda s: s.cluster_sizes('shop'), ValueError, "'name' must be one of"),
+        (lambda s: s.attribute('shop'), ValueError, "'name' must be one of"),
+        (lambda s: s.id_map('shop'), ValueError, "'name' must be one of 'user', 'item'"),
+        (lambda s: s.macro_edges('item'), ValueError, "'user' must be one of"),
     ],
 )
 def test_bad_input_is_refused(

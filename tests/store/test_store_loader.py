@@ -25,8 +25,9 @@ from mag.transforms import MacroCoarsen, RecentNeighbors, TargetCounts, Temporal
 
 NUM_ROWS = 3000
 COLUMNS = {
-    'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked', 'user_attributes': ['country'],
-    'item_attributes': ['brand', 'kind'], 'contexts': {'place': 'page', 'device': 'device'},
+    'user': 'who', 'item': 'sku', 'time': 'at', 'label': 'clicked',
+    'user_attributes': ['country', 'age'], 'item_attributes': ['brand', 'kind'],
+    'contexts': {'place': 'page', 'device': 'device'},
     'features': ['price', 'rank'],
 }  # fmt: skip
 GROUPS: dict[str, Any] = {'user': 'country', 'item': ['brand', 'kind']}
@@ -35,6 +36,7 @@ NUM_WINDOWS, NUM_RECENT = 4, 5
 pytestmark = [
     pytest.mark.filterwarnings('ignore:TemporalSplit leaves out'),
     pytest.mark.filterwarnings('ignore:.* rows repeat another row'),
+    pytest.mark.filterwarnings('ignore:.* have rows of several values'),
 ]
 
 
@@ -62,6 +64,8 @@ def write_log(folder: Path, is_raw: bool) -> LogSchema:
         'country': who % 7,
         'brand': sku % 5,
         'kind': sku % 13,
+        # No group, and another one in later rows.
+        'age': np.where(who % 11 == 0, None, (who + np.arange(NUM_ROWS) // 2000) % 4),
     }
     folder.mkdir()
     # Unknown is written in three ways, and a file has another type.
@@ -152,6 +156,18 @@ def test_batches_are_those_in_memory(both: Both, part: str, batches: str) -> Non
     # What a lonely row is.
     size = len(loader.dataset) - 1
     assert len(StoreLoader(both.store, part, size)) == len(in_memory(data, batches, size)) == 1
+
+
+def test_attributes_are_kept_whether_they_are_groups_or_not(both: Both) -> None:
+    store, data = both.store, both.parts['train']
+    assert store.attributes == {'user': {'age': 5, 'country': 7}, 'item': {'brand': 5, 'kind': 13}}
+    for node_type, names in store.attributes.items():
+        for name in names:
+            assert np.array_equal(store.attribute(name), data[node_type][name])
+    assert store.bytes_per_node['user']['age'] == 4
+    assert store.id_map('age').decode(np.arange(5)).tolist() == ['unknown', '0', '1', '2', '3']
+    kinds = torch.from_numpy(store.attribute('kind').astype(np.int64))
+    assert torch.equal(store.cluster_sizes('item_kind'), kinds.bincount())
 
 
 def test_a_request_reads_all_of_the_log(both: Both) -> None:
