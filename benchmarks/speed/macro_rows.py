@@ -2,7 +2,8 @@ r"""What a loader of macro rows holds and takes, against one that holds all wind
 
 The latter was the loader before: for each hop a table of counts with a row for every node and
 window, in the smallest type that holds them, and the recent lists of the data as they are. Both
-give the same batches, which is compared. They take turns, in one process, on one thread.
+check what they are given, and give the same rows, which is compared. They take turns, in one
+process, on one thread.
 
     python benchmarks speed.macro_rows --root data/movielens-1m \
         --markdown benchmarks/speed/macro_rows.md
@@ -23,6 +24,7 @@ from timing import median_ratio, processor_seconds_of, take_turns
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from mag.checks import check_ids
 from mag.datasets import MovieLens
 from mag.loader import Exposures
 from mag.macro_graph import MacroRows
@@ -44,10 +46,14 @@ class DenseRows:
         self.hops, self.recent = {}, {}
         for name in NEIGHBOR_TYPE:
             self.hops[name] = [self._table(part, edge_type) for edge_type in hops(part, name)]
-            self.recent[name] = part[name].recent.flatten(0, 1)
+            recent, other = part[name].recent, NEIGHBOR_TYPE[name]
+            check_ids('macro_rows', f'recent {other}s', recent, part[other].num_nodes, first=-1)
+            self.recent[name] = recent.flatten(0, 1)
 
     def _table(self, part: HeteroData, edge_type: tuple[str, str, str]) -> Tensor:
         weight, (macro, node) = part[edge_type].edge_weight, part[edge_type].edge_index
+        check_ids('macro_rows', edge_type[0], macro, part[edge_type[0]].num_nodes)
+        check_ids('macro_rows', edge_type[2], node, part[edge_type[2]].num_nodes)
         low, high = (bound.item() for bound in weight.aminmax())
         if low < 0 or bool(weight.frac().any()):
             raise ValueError(f'Counts of {edge_type} must be whole numbers from 0 on.')

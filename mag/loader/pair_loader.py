@@ -22,7 +22,8 @@ class PairLoader(RowLoader):
             loss = binary_cross_entropy_with_logits(model(batch), batch.label)
 
     The rows are those of :class:`~mag.macro_graph.MacroRows`. If the data rolls over windows, each
-    exposure reads the rows as of its own window.
+    exposure reads the rows as of its own window; held are the rows that an exposure reads, and
+    those as of the last window.
     The same code makes one request's batch at serving time, see :meth:`request`.
 
     Args:
@@ -32,8 +33,8 @@ class PairLoader(RowLoader):
         shuffle (bool, optional): If set to :obj:`True`, pairs are shuffled anew each epoch.
             (default: :obj:`False`)
         seed (int, optional): Seed of the shuffling. (default: :obj:`0`)
-        max_bytes (int, optional): What the macro rows of all nodes and windows may take in memory
-            before they are refused. (default: 8 GiB)
+        max_bytes (int, optional): What the macro rows may take in memory before they are refused.
+            (default: 8 GiB)
         **kwargs (optional): Arguments of :class:`torch.utils.data.DataLoader`, such as
             :obj:`num_workers`.
 

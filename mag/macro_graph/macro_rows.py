@@ -19,8 +19,8 @@ from mag.checks import (
 from mag.schema import NEIGHBOR_TYPE, hops, require, windows
 from mag.unknown import known_places, take_known
 
-# Edges whose counts are copied at once.
-_CHUNK = 2**20
+# Edges whose counts are looked at, or copied, at once: they stay in the cache.
+_CHUNK = 2**14
 # Bytes of a table of which few rows are held that are made at once: they stay in the cache.
 _PIECE = 2**20
 # The largest count that each type holds, smallest type first.

@@ -379,3 +379,30 @@ def test_wrong_data(click_log: HeteroData) -> None:
 def test_arguments_that_the_loader_makes_itself(toy_graph: HeteroData, name: str) -> None:
     with pytest.raises(TypeError, match=name):
         PairLoader(MacroCoarsen(GROUPS)(toy_graph), **{name: None})
+
+
+def test_a_loader_holds_the_rows_that_its_labels_ask_for(click_log: HeteroData) -> None:
+    train = parts(click_log, 12)[0]
+    clicks = train[CLICKS]
+    # A few labels, so that few rows are asked for.
+    for name in ('edge_label_index', 'edge_label', 'edge_label_time', 'edge_label_window'):
+        clicks[name] = clicks[name][..., ::8]
+    loader = PairLoader(train, batch_size=16, num_workers=2)
+    macro_rows, every = loader.dataset.macro_rows, MacroRows(train)
+    for row, node_type in enumerate(('user', 'item')):
+        cells = clicks.edge_label_index[row] * 12 + clicks.edge_label_window
+        num_nodes = train[node_type].num_nodes
+        num_asked = int((cells.unique() % 12 < 11).sum())
+        assert num_asked > 0 and macro_rows.place[node_type] is not None
+        for table in (*macro_rows.hops[node_type], macro_rows.recent[node_type]):
+            assert len(table) == num_nodes + num_asked < 12 * num_nodes
+    start = 0
+    for batch in loader:
+        rows = slice(start, start + batch.user.numel())
+        expected = rows_of(every, batch.user, batch.item, clicks.edge_label_window[rows])
+        assert all(map(torch.equal, flatten(batch), expected))
+        start = rows.stop
+    assert start == clicks.edge_label.numel()
+    request = loader.request(torch.tensor([-1, 3]), torch.tensor([2, -1]))
+    last = torch.tensor([11, 11])
+    assert all(map(torch.equal, flatten(request), rows_of(every, request.user, request.item, last)))

@@ -276,3 +276,15 @@ def test_what_can_be_asked_for() -> None:
     ):
         with pytest.raises(error, match=sentence):
             MacroRows(data, asked={**good, **changes})
+
+
+def test_rows_that_are_asked_for_without_recent_lists() -> None:
+    data = drawn(6, 9)
+    for name in ('user', 'item'):
+        del data[name].recent
+    node, window = torch.tensor([4, 7]), torch.tensor([2, 3])
+    rows = MacroRows(data, asked=dict.fromkeys(('user', 'item'), (node, window)))
+    assert rows.place['user'] is not None and rows.recent['user'].shape == (302, 0)
+    found = rows.rows('user', node, window)
+    torch.testing.assert_close(found, MacroRows(data).rows('user', node, window), rtol=0, atol=0)
+    assert found.recent.shape == (2, 0)
