@@ -99,8 +99,8 @@ def given_in_store(size: int, memory_limit: str) -> Run:
     )  # fmt: skip
 
 
-def given_to(way: str, size: int) -> Run:
-    return lambda log: measure('speed.scale_ways', way, log=log, end=end_of(size))
+def given_to(way: str, size: int, **arguments: Any) -> Run:
+    return lambda log: measure('speed.scale_ways', way, log=log, end=end_of(size), **arguments)
 
 
 def runs_of(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Run]]:
@@ -125,7 +125,8 @@ def runs_of(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Run]]:
             for way in ('memory', 'in_duckdb'):
                 yield {'part': 'engines', 'way': way, 'size': size}, given_to(way, size)
         if 'spark' in args.parts:
-            yield {'part': 'engines', 'way': 'on_spark', 'size': size}, given_to('on_spark', size)
+            name = {'part': 'engines', 'way': 'on_spark', 'size': size}
+            yield name, given_to('on_spark', size, memory_limit=limit)
 
 
 def run_all(args: argparse.Namespace, results: Results) -> None:

@@ -7,14 +7,13 @@ last neighbors.
 
 import json
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import duckdb
@@ -23,8 +22,11 @@ from timing import Stages
 from torch_geometric.data import HeteroData
 
 from mag.datasets import LogSchema
-from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES, Resolution
+from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE, SEES
 from mag.transforms import MacroCoarsen, RecentNeighbors
+
+if TYPE_CHECKING:
+    from mag.store import BuildPlan
 
 COLUMNS = {'user': 'user', 'item': 'item', 'time': 'time'}
 #: The clusters of those ways that are given them, as columns of the log.
@@ -36,15 +38,21 @@ _LOOKS_AT_DISK_EVERY = 20
 #: The stage of each unit of a build, by what its name begins with; the first that fits.
 _STAGE = {
     'fits': 'read',
-    'attribute': 'clusters',
+    'groups': 'clusters',
     'fit': 'clusters',
     'assign': 'clusters',
     'centroids': 'clusters',
     'map': 'map',
+    'memory': 'map',
+    'checksum': 'rest',
     'nodes': 'count',
     'close-second': 'hop 2',
     'close': 'count',
     'second': 'hop 2',
+    'spark-map': 'map',
+    'spark-assign': 'clusters',
+    'spark-count': 'count',
+    'spark-second': 'hop 2',
 }
 
 
@@ -139,19 +147,10 @@ def store(
         windows: The plan's :obj:`cutoffs` or :obj:`num_windows`.
         memory_limit: What the build may hold.
     """
-    from mag.store import BuildPlan, build
+    from mag.store import build
 
-    columns: dict[str, Any] = dict(COLUMNS)
-    columns['user_attributes'] = [name for name in attributes if name == GIVEN['user']]
-    columns['item_attributes'] = [name for name in attributes if name != GIVEN['user']]
-    if label:
-        columns['label'] = 'click'
-    schema = LogSchema(str(log), {role: of for role, of in columns.items() if of})
     with tempfile.TemporaryDirectory(dir=log.parent) as root:
-        plan = BuildPlan(
-            schema, Path(root, 'store'), groups, **windows, num_recent=NUM_RECENT,
-            memory_limit=memory_limit,
-        )  # fmt: skip
+        plan = plan_of(log, Path(root), groups, attributes, label, windows, memory_limit)
         stages.lap('read')
         with Watch(Path(root)) as watch, units_as_laps(stages):
             path = build(plan, progress=False)
@@ -163,6 +162,30 @@ def store(
         'disk': watch.disk,
         'kept': manifest['bytes'],
     }
+
+
+def plan_of(
+    log: Path,
+    root: Path,
+    groups: Mapping[str, Any],
+    attributes: list[str],
+    label: bool,
+    windows: Mapping[str, Any],
+    memory_limit: str,
+) -> 'BuildPlan':
+    r"""The plan of :func:`store`, whose store goes into a folder."""
+    from mag.store import BuildPlan
+
+    columns: dict[str, Any] = dict(COLUMNS)
+    columns['user_attributes'] = [name for name in attributes if name == GIVEN['user']]
+    columns['item_attributes'] = [name for name in attributes if name != GIVEN['user']]
+    if label:
+        columns['label'] = 'click'
+    schema = LogSchema(str(log), {role: of for role, of in columns.items() if of})
+    return BuildPlan(
+        schema, root / 'store', groups, **windows, num_recent=NUM_RECENT,
+        memory_limit=memory_limit,
+    )  # fmt: skip
 
 
 def memory(stages: Stages, log: Path, end: int) -> dict[str, float]:
@@ -235,42 +258,22 @@ def in_duckdb(stages: Stages, log: Path, end: int) -> dict[str, float]:
     return {'anonymous': watch.anonymous}
 
 
-def on_spark(stages: Stages, log: Path, end: int) -> dict[str, float]:
-    r"""Counts a log by Spark on two threads of this machine, whose processes are not this one."""
-    import numpy as np
+def on_spark(stages: Stages, log: Path, end: int, memory_limit: str) -> dict[str, float]:
+    r"""Builds the store by Spark on two threads of this machine, whose processes are not this
+    one."""
+    from mag.store.spark import build_on_spark, spark_session
 
-    from mag.store.spark import count_on_spark, spark_session
-
-    num_nodes = {}
     with tempfile.TemporaryDirectory(dir=log.parent) as root:
-        os.mkdir(os.path.join(root, 'clusters'))
-        for node_type, name in GIVEN.items():
-            of_node = (
-                duckdb.connect()
-                .execute(f"""
-                SELECT DISTINCT {node_type} AS node, {name}::INTEGER AS cluster
-                FROM read_parquet('{log}') ORDER BY node
-            """)
-                .fetchnumpy()
-            )
-            num_nodes[node_type] = len(of_node['node'])
-            np.save(os.path.join(root, 'clusters', f'{node_type}.npy'), of_node['cluster'])
+        plan = plan_of(
+            log, Path(root), GIVEN, [*GIVEN.values()], True, {'cutoffs': [end]}, memory_limit
+        )
         session = spark_session('local[2]')
-        session.sql(f"""
-            SELECT user, item, time, click > 0 AS click, time AS log_row FROM parquet.`{log}`
-        """).createOrReplaceTempView('log')
-        stages.lap('read')
-        count_on_spark(
-            session, 'log', root, num_nodes,
-            [Resolution(node_type, name, '') for node_type, name in GIVEN.items()],
-            {node_type: NUM_GIVEN[name] for node_type, name in GIVEN.items()},
-            [end], dict.fromkeys(NEIGHBOR_TYPE, 16), NUM_RECENT,
-        )  # fmt: skip
-        stages.lap('all counts')
-        kept = bytes_on_disk(Path(root, 'nodes'))
+        stages.lap('start')
+        with units_as_laps(stages):
+            build_on_spark(plan, session, progress=False)
+        stages.lap('rest')
         session.stop()
-        shutil.rmtree(os.path.join(root, 'nodes'))
-    return {'kept': kept}
+    return {}
 
 
 def give_clusters(log: Path, path: Path) -> Path:
