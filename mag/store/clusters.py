@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,8 +17,10 @@ from mag.macro_graph.macro_clusters import MacroClusters
 from mag.schema import NEIGHBOR_TYPE
 from mag.store.kernels import FirstClicks, first_clicks, first_windows, sum_signs
 
-# How many nodes are embedded and assigned at once.
-_PIECE = 2**16
+# FAISS is asked for so many nodes at once, and so many are embedded at least.
+_FEWEST = 2**12
+# How many floats the embeddings are that are made at once, if they may be as few.
+_FLOATS = 2**22
 # More than any window.
 _NOT_ASKED = 255
 
@@ -54,8 +56,8 @@ class StoreClusters:
 
     Centroids are found from a sample of the nodes with a click in the first window, see
     :class:`~mag.macro_graph.Grouping`. Each node is assigned by its clicks up to the first window
-    that knows it. Memory is that of the clicks of a partition, of the sample, and of the embeddings
-    of 65,536 nodes. A log has distinct pairs, as with :obj:`binary=True`.
+    that knows it. Memory is that of the clicks of a partition, and what :func:`cluster_bytes` says.
+    A log has distinct pairs, as with :obj:`binary=True`.
 
     Args:
         events (Events): The events by partition.
@@ -134,13 +136,9 @@ class StoreClusters:
         place = np.flatnonzero(window < self._events.num_windows)
         clicks = _of_places(first_clicks(records, window), place)
         cluster = {name: np.full(len(window), -1, np.int32) for name in groupings}
-        for start in range(0, len(place), _PIECE):
-            piece = place[start : start + _PIECE]
-            indptr = clicks.indptr[start : start + len(piece) + 1]
-            neighbor = clicks.neighbor[indptr[0] : indptr[-1]]
-            rows = self._embed(behavior, FirstClicks(indptr - indptr[0], neighbor))
+        for piece, rows in self._embed_all(behavior, clicks):
             for name, grouping in groupings.items():
-                cluster[name][piece] = grouping.assign(rows).numpy()
+                cluster[name][place[piece]] = grouping.assign(rows).numpy()
         return cluster, window
 
     def _first_windows(self, node_type: str, partition: int) -> np.ndarray:
@@ -175,18 +173,34 @@ class StoreClusters:
         node_type = behavior.node_type
         number = self._events.num_partitions[node_type]
         node = np.empty(0, np.int64)
-        rows: list[Tensor] = []
         for partition in range(number):
             place = np.flatnonzero(self._first_windows(node_type, partition) == 0)
-            both = np.concatenate([node, place * number + partition])
-            kept = sample_nodes(both, most, self._clusters.seed)
-            is_old = kept < len(node)
-            old, new = kept[is_old], place[kept[~is_old] - len(node)]
-            found = self._embed(behavior, self._first_clicks(node_type, partition, new))
-            rows = [torch.cat([*(before[old] for before in rows), found])]
-            node = both[kept]
-        order = np.argsort(node)
-        return torch.from_numpy(node[order]), rows[0][order]
+            node = np.concatenate([node, place * number + partition])
+            node = node[sample_nodes(node, most, self._clusters.seed)]
+        node.sort()
+        rows = torch.empty(len(node), self._width(node_type))
+        partitions = node % number
+        order = np.argsort(partitions, kind='stable')
+        ends = np.bincount(partitions, minlength=number).cumsum()[:-1]
+        for partition, place in enumerate(np.split(order, ends)):
+            clicks = self._first_clicks(node_type, partition, node[place] // number)
+            for piece, found in self._embed_all(behavior, clicks):
+                rows[torch.from_numpy(place[piece])] = found
+        return torch.from_numpy(node), rows
+
+    def _width(self, node_type: str) -> int:
+        return _width(self._clusters, node_type, self._num_clusters)
+
+    def _embed_all(
+        self, behavior: _Behavior, clicks: FirstClicks
+    ) -> Iterator[tuple[slice, Tensor]]:
+        r"""The embeddings of some nodes after the others, and which these are."""
+        step = _piece(self._width(behavior.node_type))
+        for start in range(0, len(clicks.indptr) - 1, step):
+            piece = slice(start, start + step)
+            indptr = clicks.indptr[start : start + step + 1]
+            neighbor = clicks.neighbor[indptr[0] : indptr[-1]]
+            yield piece, self._embed(behavior, FirstClicks(indptr - indptr[0], neighbor))
 
     def _embed(self, behavior: _Behavior, clicks: FirstClicks) -> Tensor:
         node_type, neighbor_cluster, columns = behavior
@@ -203,6 +217,44 @@ class StoreClusters:
         if neighbor_cluster is None:
             return raw_behavior(rows, dim, seed, columns)
         return macro_behavior(cluster_counts(rows, neighbor_cluster, self._num_clusters[other]))
+
+
+def cluster_bytes(
+    clusters: MacroClusters,
+    node_type: str,
+    num_nodes: int,
+    num_clusters: Mapping[str, int],
+    threads: int,
+) -> int:
+    r"""How many bytes the embeddings take that the clusters of a node type are learned from, and
+    those that are assigned at once.
+
+    Args:
+        clusters (MacroClusters): What is to be learned.
+        node_type (str): One whose clusters are learned.
+        num_nodes (int): How many nodes there are.
+        num_clusters (dict[str, int]): By the name of the resolution.
+        threads (int): How many partitions are assigned at once.
+    """
+    groupings, width = clusters.unfitted(node_type), _width(clusters, node_type, num_clusters)
+    rows = min(num_nodes, max(grouping.max_points for grouping in groupings.values()))
+    # A copy of squares, by which values are checked; and what others than the largest sample of it.
+    copies = 2 if len(groupings) == 1 else 3
+    # Counts, as long as they are normalized, and what FAISS is asked for.
+    of_thread = 3 * min(num_nodes, _piece(width))
+    return 4 * width * max(copies * rows, threads * of_thread)
+
+
+def _width(clusters: MacroClusters, node_type: str, num_clusters: Mapping[str, int]) -> int:
+    r"""The width of the embeddings of a node type."""
+    if clusters.behaviors[node_type] == 'raw':
+        return clusters.projection_dim
+    return num_clusters[NEIGHBOR_TYPE[node_type]]
+
+
+def _piece(width: int) -> int:
+    r"""How many nodes are embedded at once."""
+    return max(_FEWEST, _FLOATS // width)
 
 
 def _of_places(clicks: FirstClicks, place: np.ndarray) -> FirstClicks:

@@ -19,6 +19,7 @@ from mag.datasets._table_source import is_path
 from mag.files import BYTE_UNITS, format_bytes
 from mag.macro_graph.macro_clusters import Group, MacroClusters, resolutions
 from mag.schema import NEIGHBOR_TYPE, Resolution
+from mag.store.clusters import cluster_bytes
 from mag.store.encode import ROLES
 from mag.store.kernels.partition_events import MAX_WINDOWS, PLACE_BITS
 
@@ -309,6 +310,7 @@ class BuildPlan:
                 f'{format_bytes(free)} free: free some, take fewer windows or clusters, '
                 f"counts='log', or another folder."
             )
+        self._check_clusters(sizes)
         widest = max(sizes.num_clusters[of.name] for of in self.resolutions)
         needed = self.threads * 64 * sizes.num_windows * widest
         if needed > self.spare or max(self.num_partitions(sizes).values()) == _MOST_PARTITIONS:
@@ -317,6 +319,19 @@ class BuildPlan:
                 f"{format_bytes(self.memory)}: take a larger 'memory_limit', or fewer threads, "
                 f'windows or clusters.'
             )
+
+    def _check_clusters(self, sizes: Sizes) -> None:
+        clusters = self.clusters()
+        for name in clusters.behaviors:
+            number = sizes.num_nodes[name]
+            needed = cluster_bytes(clusters, name, number, sizes.num_clusters, self.threads)
+            if needed > self.spare:
+                raise ValueError(
+                    f'Clusters of {number:,} {name}s are learned from behavior that takes '
+                    f'{format_bytes(needed)}, but of a memory of {format_bytes(self.memory)} '
+                    f"{format_bytes(self.spare)} are left: take a larger 'memory_limit', or fewer "
+                    f"clusters, threads, or dimensions of 'projection_dim'."
+                )
 
     def _check_cutoffs(self) -> None:
         if self.cutoffs is None:

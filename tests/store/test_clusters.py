@@ -167,7 +167,7 @@ def test_pieces_of_a_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     log = random_log(1)
     groups: dict[str, Group] = {'user': 7, 'item': 5}
     whole = by_store(log, NUM, MacroClusters(groups), {})
-    monkeypatch.setattr('mag.store.clusters._PIECE', 10)
+    monkeypatch.setattr('mag.store.clusters._piece', lambda width: 10)
     for name, (cluster, _) in by_store(log, NUM, MacroClusters(groups), {}).items():
         assert cluster.tolist() == whole[name][0].tolist()
 
