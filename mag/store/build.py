@@ -5,7 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
-from mag.files import flush, locked, replacing
+from mag.files import flush, format_bytes, locked, replacing
 from mag.schema import NEIGHBOR_TYPE, Resolution
-from mag.store.clusters import StoreClusters
+from mag.store.clusters import StoreClusters, assign_bytes
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
     NeighborRows,
@@ -26,6 +26,7 @@ from mag.store.kernels import (
     Records,
     SecondHop,
     code_type,
+    count_bytes,
     count_partition,
     neighbor_rows,
     partition_events,
@@ -102,7 +103,7 @@ class _Build:
             plan.check_same(read_manifest(folder)['plan'], folder)
             return
         self._begin(progress)
-        self.units = Units(folder, plan.threads, progress)
+        self.units = Units(folder, plan.threads, progress, plan.spare)
         self.encoder = Encoder(plan.schema, self.units, plan.spare * 2 // 3, plan.rows)
 
     def run(self) -> None:
@@ -145,6 +146,9 @@ class _Build:
             len(log.runs(plan.rows)),
         )  # fmt: skip
         self._map(log)
+        self.needed = {
+            name: units.run(f'memory-{name}', partial(self._needed, name)) for name in NEIGHBOR_TYPE
+        }
         if any(isinstance(of.group, int) for of in plan.resolutions):
             self._learn()
         for name in NEIGHBOR_TYPE:
@@ -211,6 +215,58 @@ class _Build:
         counted = np.array([self.units.results[name] for name in names])
         self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
 
+    def _needed(self, node_type: str) -> list[int]:
+        r"""How many bytes of memory each partition needs at most.
+
+        Raises:
+            ValueError: If there are less for one.
+        """
+        plan, partitions = self.plan, self.partitions
+        found = []
+        for place, number in enumerate(partitions.num_events(node_type).tolist()):
+            needed = self._bytes_of(node_type, place, number, number, number)
+            # Hardly ever are all clicks, and of one node.
+            if needed > plan.spare // plan.threads:
+                events, clicks = partitions.events_of_nodes(node_type, place)
+                of_clicks = int(clicks.sum()), int(clicks.max())
+                needed = self._bytes_of(node_type, place, number, *of_clicks)
+                if needed > plan.spare:
+                    busiest = int(events.argmax())
+                    node = busiest * partitions.num_partitions[node_type] + place
+                    raise ValueError(
+                        f'Of {self.num_events:,} events, {int(events[busiest]):,} are of the '
+                        f'{node_type} {self.encoder.raw_id(node_type, node)!r}, and must be '
+                        f'counted at once, which needs {format_bytes(needed)}, but of a memory of '
+                        f'{format_bytes(plan.memory)} {format_bytes(plan.spare)} are left: build '
+                        f'anew with memory_limit={plan.memory_for(needed)!r}, or without the '
+                        f'events of this {node_type}.'
+                    )
+            found.append(needed)
+        return found
+
+    def _needed_of(self, node_type: str, names: Mapping[str, int]) -> dict[str, int]:
+        return {name: self.needed[node_type][place] for name, place in names.items()}
+
+    def _bytes_of(
+        self, node_type: str, partition: int, num_events: int, num_clicks: int, most_clicks: int
+    ) -> int:
+        r"""How many bytes of memory a partition needs at most."""
+        plan, of_other = self.plan, NEIGHBOR_TYPE[node_type]
+        num_clusters = [
+            self.num_clusters[of.name] for of in plan.resolutions if of.node_type == of_other
+        ]
+        size = self.partitions.size(node_type, partition)
+        counted = count_bytes(
+            size, num_events, num_clicks, most_clicks, self.num_windows, [*num_clusters, 1],
+            plan.num_recent,
+        )  # fmt: skip
+        clusters = plan.clusters()
+        if node_type not in clusters.behaviors:
+            return counted
+        sizes = size, self.num_nodes[node_type]
+        assigned = assign_bytes(clusters, node_type, sizes, num_clicks, self.num_clusters)
+        return max(counted, assigned)
+
     def _save(self, name: str, array: np.ndarray) -> None:
         r"""Writes a whole file."""
         self.units.allocate(name, array.dtype, array.shape)
@@ -268,6 +324,7 @@ class _Build:
             {name: self.partitions.size(node_type, place) for name, place in names.items()},
             lambda name: learner.assign(node_type, names[name], fitted, neighbor),
             write,
+            self._needed_of(node_type, names),
         )
 
     def _keep_centroids(self, node_types: list[str]) -> None:
@@ -347,7 +404,8 @@ class _Build:
 
         # Records that nobody reads again are gone, and so are their sizes.
         sizes = {name: partitions.size(node_type, place) for name, place in names.items()}
-        units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write)
+        needed = self._needed_of(node_type, names)
+        units.run_all(f'count {node_type}s', ' nodes', sizes, compute, write, needed)
 
         def close() -> None:
             for level, entries in zip(levels, end[:-1], strict=True):

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -56,7 +56,7 @@ class StoreClusters:
 
     Centroids are found from a sample of the nodes with a click in the first window, see
     :class:`~mag.macro_graph.Grouping`. Each node is assigned by its clicks up to the first window
-    that knows it. Memory is that of the clicks of a partition, and what :func:`cluster_bytes` says.
+    that knows it. Memory is that of :func:`cluster_bytes` and :func:`assign_bytes`.
     A log has distinct pairs, as with :obj:`binary=True`.
 
     Args:
@@ -220,29 +220,54 @@ class StoreClusters:
 
 
 def cluster_bytes(
-    clusters: MacroClusters,
-    node_type: str,
-    num_nodes: int,
-    num_clusters: Mapping[str, int],
-    threads: int,
+    clusters: MacroClusters, node_type: str, num_nodes: int, num_clusters: Mapping[str, int]
 ) -> int:
-    r"""How many bytes the embeddings take that the clusters of a node type are learned from, and
-    those that are assigned at once.
+    r"""How many bytes :meth:`StoreClusters.fit` holds at most, without the clicks of a partition.
 
     Args:
         clusters (MacroClusters): What is to be learned.
         node_type (str): One whose clusters are learned.
         num_nodes (int): How many nodes there are.
         num_clusters (dict[str, int]): By the name of the resolution.
-        threads (int): How many partitions are assigned at once.
     """
-    groupings, width = clusters.unfitted(node_type), _width(clusters, node_type, num_clusters)
-    rows = min(num_nodes, max(grouping.max_points for grouping in groupings.values()))
-    # A copy of squares, by which values are checked; and what others than the largest sample of it.
-    copies = 2 if len(groupings) == 1 else 3
-    # Counts, as long as they are normalized, and what FAISS is asked for.
-    of_thread = 3 * min(num_nodes, _piece(width))
-    return 4 * width * max(copies * rows, threads * of_thread)
+    sample = _sample_bytes(clusters, node_type, num_nodes, num_clusters)
+    # Squares, by which values are checked; and of several samples, one more.
+    return sample * min(3, 1 + len(clusters.unfitted(node_type)))
+
+
+def assign_bytes(
+    clusters: MacroClusters,
+    node_type: str,
+    num_nodes: Sequence[int],
+    num_clicks: int,
+    num_clusters: Mapping[str, int],
+) -> int:
+    r"""How many bytes :meth:`StoreClusters.assign` holds at most, and :meth:`StoreClusters.fit`
+    while it reads a partition.
+
+    Args:
+        clusters (MacroClusters): What is to be learned.
+        node_type (str): One whose clusters are learned.
+        num_nodes (list[int]): How many nodes the partition has, and how many there are.
+        num_clicks (int): How many clicks the partition has.
+        num_clusters (dict[str, int]): By the name of the resolution.
+    """
+    width, (own, number) = _width(clusters, node_type, num_clusters), num_nodes
+    # Counts as long as they are normalized, and what FAISS is asked for.
+    of_piece = 12 * width * min(own, _piece(width))
+    # Neighbors, and the matrices of which few columns are taken.
+    return (
+        _sample_bytes(clusters, node_type, number, num_clusters)
+        + of_piece + 40 * own + 48 * num_clicks
+    )  # fmt: skip
+
+
+def _sample_bytes(
+    clusters: MacroClusters, node_type: str, num_nodes: int, num_clusters: Mapping[str, int]
+) -> int:
+    groupings = clusters.unfitted(node_type).values()
+    rows = min(num_nodes, max(grouping.max_points for grouping in groupings))
+    return 4 * rows * _width(clusters, node_type, num_clusters)
 
 
 def _width(clusters: MacroClusters, node_type: str, num_clusters: Mapping[str, int]) -> int:

@@ -184,6 +184,15 @@ class Encoder:
         _remove(path)
         return number
 
+    def raw_id(self, node_type: str, node: int) -> Any:
+        r"""The id that a node has in the files."""
+        if self.units.results['scan']['is_dense'][node_type]:
+            return node
+        ids = scan_parquet(self.ids(node_type))
+        with self.connect() as connection:
+            query = f'SELECT id FROM {ids} WHERE file_row_number = {node}'
+            return connection.execute(query).fetchall()[0][0]
+
     def times(self, log: Log, position: np.ndarray) -> np.ndarray:
         r"""The times at some places of the log."""
         places = ', '.join(map(str, position.tolist()))

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mag.store.kernels.partition_events import PLACE
 from mag.store.layout import partition_size, partition_starts
 from mag.store.units import Units
 
@@ -35,16 +36,37 @@ class Partitions:
     def records(self, node_type: str, partition: int) -> list[np.ndarray]:
         r"""The events of the nodes of a partition, in the order of time one array after the other,
         mapped; see :func:`~mag.store.kernels.partition_events`."""
+        ends = (
+            (record, *offset[partition : partition + 2])
+            for record, offset in self._segments(node_type)
+        )
+        return [record[start:end] for record, start, end in ends if end > start]
+
+    def _segments(self, node_type: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        r"""The events of each run of the log, mapped, and where its partitions begin."""
         if node_type not in self._files:
             self._files[node_type] = [
                 (self._units.read(f'{path}.npy'), np.array(self._units.read(f'{path}_offset.npy')))
                 for path in (self.segment(node_type, place) for place in range(self.num_segments))
             ]
-        ends = (
-            (record, *offset[partition : partition + 2])
-            for record, offset in self._files[node_type]
-        )
-        return [record[start:end] for record, start, end in ends if end > start]
+        return self._files[node_type]
+
+    def num_events(self, node_type: str) -> np.ndarray:
+        r"""How many events each partition has, int64, shape :obj:`[P]`."""
+        offsets = [offset for _, offset in self._segments(node_type)]
+        return np.diff(np.sum(offsets, axis=0))
+
+    def events_of_nodes(self, node_type: str, partition: int) -> tuple[np.ndarray, np.ndarray]:
+        r"""How many events and how many clicks each node of a partition has, int64, shape
+        :obj:`[n]` each."""
+        size = self.size(node_type, partition)
+        events, clicks = np.zeros((2, size), np.int64)
+        for record in self.records(node_type, partition):
+            place = (record >> np.uint64(PLACE)).astype(np.int64)
+            events += np.bincount(place, minlength=size)
+            is_click = (record & np.uint64(1)).astype(np.bool_)
+            clicks += np.bincount(place[is_click], minlength=size)
+        return events, clicks
 
     def size(self, node_type: str, partition: int) -> int:
         r"""The number of nodes of a partition."""

@@ -158,6 +158,10 @@ class BuildPlan:
         r"""How many bytes the build may hold."""
         return parse_bytes(self.memory_limit, 'memory_limit')
 
+    def memory_for(self, work: int) -> str:
+        r"""The limit that leaves so many bytes for work, as it may be given."""
+        return f'{-(-(work + _BASE) // 2**20)}MiB'
+
     @property
     def spare(self) -> int:
         r"""What is left of it for work."""
@@ -324,13 +328,13 @@ class BuildPlan:
         clusters = self.clusters()
         for name in clusters.behaviors:
             number = sizes.num_nodes[name]
-            needed = cluster_bytes(clusters, name, number, sizes.num_clusters, self.threads)
+            needed = cluster_bytes(clusters, name, number, sizes.num_clusters)
             if needed > self.spare:
                 raise ValueError(
-                    f'Clusters of {number:,} {name}s are learned from behavior that takes '
+                    f'Clusters of {number:,} {name}s are learned from a sample that takes '
                     f'{format_bytes(needed)}, but of a memory of {format_bytes(self.memory)} '
-                    f"{format_bytes(self.spare)} are left: take a larger 'memory_limit', or fewer "
-                    f"clusters, threads, or dimensions of 'projection_dim'."
+                    f"{format_bytes(self.spare)} are left: take a larger 'memory_limit', fewer "
+                    f"clusters, or a smaller 'projection_dim'."
                 )
 
     def _check_cutoffs(self) -> None:

@@ -3,8 +3,9 @@ r"""Work that goes on after a kill: units, each of which is done whole or anew."
 import json
 import os
 import os.path as osp
+import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -31,14 +32,19 @@ class Units:
         folder (str): Where the files of the build are, and the markers in :obj:`work/done`.
         threads (int): How many units may compute at once. They are written in their order.
         progress (bool): Whether to show bars, with rate and remaining time.
+        memory (int, optional): How many bytes units that compute at once may hold together, where
+            they tell how many they need. (default: no limit)
 
     Attributes:
         results (dict): By the name of each unit that is done, what it told.
     """
 
-    def __init__(self, folder: str, threads: int, progress: bool) -> None:
+    def __init__(
+        self, folder: str, threads: int, progress: bool, memory: int = sys.maxsize
+    ) -> None:
         self.folder = folder
         self.threads = threads
+        self.memory = memory
         self.progress = progress
         self._markers = self.path('work/done')
         os.makedirs(self._markers, exist_ok=True)
@@ -76,6 +82,7 @@ class Units:
         sizes: dict[str, int],
         compute: Callable[[str], _T],
         write: Callable[[str, _T], Any],
+        needed: Mapping[str, int] | None = None,
     ) -> None:
         r"""Does several units: computes some at once, and writes them in order.
 
@@ -85,7 +92,10 @@ class Units:
             sizes (dict[str, int]): By the name of each unit, how much work it is.
             compute (callable): From the name of a unit to what is written; it writes nothing.
             write (callable): Writes that, and returns values of JSON.
+            needed (dict[str, int], optional): By the name of each unit, how many bytes it needs.
+                One that finds no place waits for those before it. (default: :obj:`None`)
         """
+        needed = dict.fromkeys(sizes, 0) if needed is None else needed
         todo = deque(name for name in sizes if name not in self.results)
         done = sum(size for name, size in sizes.items() if name in self.results)
         running: deque[tuple[str, Future[_T]]] = deque()
@@ -98,6 +108,9 @@ class Units:
         ):  # fmt: skip
             while todo or running:
                 while todo and len(running) < self.threads:
+                    held = sum(needed[name] for name, _ in running)
+                    if running and held + needed[todo[0]] > self.memory:
+                        break
                     name = todo.popleft()
                     running.append((name, pool.submit(compute, name)))
                 name, future = running.popleft()

@@ -2,7 +2,12 @@ r"""What the store counts with: pure functions of arrays, compiled by numba."""
 
 from mag.store.kernels.add_cells import add_cells
 from mag.store.kernels.click_windows import click_windows
-from mag.store.kernels.count_partition import NodeCounts, code_type, count_partition
+from mag.store.kernels.count_partition import (
+    NodeCounts,
+    code_type,
+    count_bytes,
+    count_partition,
+)
 from mag.store.kernels.first_clicks import FirstClicks, first_clicks, first_windows
 from mag.store.kernels.gather_cells import gather_cells
 from mag.store.kernels.gather_rows import gather_rows, gather_second
@@ -20,6 +25,7 @@ __all__ = [
     'add_cells',
     'click_windows',
     'code_type',
+    'count_bytes',
     'count_partition',
     'first_clicks',
     'first_windows',

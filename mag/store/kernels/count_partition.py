@@ -71,7 +71,7 @@ def count_partition(
     distinct pairs, and the last neighbors. An event counts from the first window on that knows both
     it and the cluster of its neighbor.
 
-    Memory is 8 bytes an event and the result. Increments are at most one an event and resolution.
+    Memory is that of :func:`count_bytes`. Increments are at most one an event and resolution.
 
     Args:
         records (list[numpy.ndarray]): Records of
@@ -137,6 +137,38 @@ def count_partition(
         found.code.append(code[: indptr[-1]])
         found.count.append(count[: indptr[-1]])
     return found
+
+
+def count_bytes(
+    num_nodes: int,
+    num_events: int,
+    num_clicks: int,
+    most_clicks: int,
+    num_windows: int,
+    num_clusters: Sequence[int],
+    num_recent: int,
+) -> int:
+    r"""How many bytes :func:`count_partition` holds at most, and
+    :func:`~mag.store.kernels.neighbor_rows` after it.
+
+    Args:
+        num_nodes (int): The number of nodes in the partition.
+        num_events (int): The number of its events.
+        num_clicks (int): How many of them are clicks.
+        most_clicks (int): How many are of the node with the most.
+        num_windows (int): The number of windows.
+        num_clusters (list[int]): The number of clusters of each resolution.
+        num_recent (int): Length of the lists of last neighbors.
+    """
+    # Starts, ends, and pairs; the lists; events; and each click as a pair.
+    held = num_nodes * (32 + 4 * num_windows * num_recent) + 8 * num_events + 5 * num_clicks
+    # The table of distinct pairs of one node, and the smaller one before it.
+    table = 6 << max(1, (2 * most_clicks - 1).bit_length())
+    increments = 5 * num_clicks
+    for number in num_clusters:
+        width = np.dtype(code_type(num_windows, number)).itemsize
+        increments += 16 * num_nodes + (width + 1) * num_events
+    return held + max(table, increments)
 
 
 @kernel
