@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
-from mag.files import flush, format_bytes, locked, replacing
+from mag.files import checksum, flush, format_bytes, locked, replacing
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store.clusters import StoreClusters, assign_bytes
 from mag.store.encode import Encoder, Log
@@ -477,20 +477,32 @@ class _Build:
             end += self.units.results.get(name, 0)
         return end
 
-    def _facts(self, log: Log) -> dict[str, Any]:
-        units, scanned = self.units, self.units.results['scan']
-        arrays = {}
+    def _checksums(self) -> dict[str, str]:
+        r"""The files that are kept, and the checksum of each."""
+        kept = []
         for folder, _, files in sorted(os.walk(self.folder)):
             relative = osp.relpath(folder, self.folder)
-            if relative.startswith('work'):
-                continue
-            for file in sorted(files):
-                name = osp.normpath(osp.join(relative, file))
-                if name.endswith('.npy'):
-                    array = units.read(name)
-                    arrays[name.removesuffix('.npy')] = {
-                        'dtype': array.dtype.str, 'shape': [*array.shape],
-                    }  # fmt: skip
+            if not relative.startswith('work'):
+                kept += [osp.normpath(osp.join(relative, file)) for file in sorted(files)]
+        names = {f'checksum-{place:06}': file for place, file in enumerate(kept)}
+        self.units.run_all(
+            'checksums',
+            'B',
+            {name: osp.getsize(self.units.path(file)) for name, file in names.items()},
+            lambda name: checksum(self.units.path(names[name])),
+            lambda name, found: found,
+        )
+        return {file: self.units.results[name] for name, file in names.items()}
+
+    def _facts(self, log: Log) -> dict[str, Any]:
+        units, scanned = self.units, self.units.results['scan']
+        files, arrays = self._checksums(), {}
+        for name in files:
+            if name.endswith('.npy'):
+                array = units.read(name)
+                arrays[name.removesuffix('.npy')] = {
+                    'dtype': array.dtype.str, 'shape': [*array.shape],
+                }  # fmt: skip
         num_bytes = sum(
             np.dtype(of['dtype']).itemsize * int(np.prod(of['shape'], dtype=object))
             for of in arrays.values()
@@ -514,6 +526,7 @@ class _Build:
             'lineage': {name: units.results[f'ids-{name}']['lineage'] for name in NEIGHBOR_TYPE},
             'log': {'files': log.files, 'columns': log.columns},
             'arrays': arrays,
+            'files': files,
             'bytes': num_bytes,
         }
         if self.plan.counts == 'log':

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from tqdm import tqdm
 
 from mag.checks import check_choice, check_ids, check_tensor
 from mag.compression import decode_counts
+from mag.files import checksum
 from mag.id_map import IdMap
 from mag.macro_graph import TargetView, prior_places, target_views
 from mag.macro_graph.macro_rows import MacroRow
@@ -77,6 +79,30 @@ class Store:
     def fingerprint(self) -> str:
         r"""That of the plan and the files it was built from."""
         return self.manifest['fingerprint']
+
+    def verify(self, progress: bool = True) -> None:
+        r"""Reads all files, and compares their checksums with those of the build. A store that is
+        opened looks at types and shapes alone.
+
+        Args:
+            progress (bool, optional): Whether to show a bar. (default: :obj:`True`)
+
+        Raises:
+            ValueError: If a file is missing or is not what was written.
+        """
+        files: dict[str, str] = self.manifest['files']
+        paths = {name: osp.join(self.path, name) for name in files}
+        for name, path in paths.items():
+            if not osp.exists(path):
+                raise self._damaged(name, 'is missing')
+        total = sum(map(osp.getsize, paths.values()))
+        with tqdm(
+            desc='verify', total=total, unit='B', unit_scale=True, disable=not progress
+        ) as bar:
+            for name, path in paths.items():
+                if checksum(path) != files[name]:
+                    raise self._damaged(name, 'is not what was written')
+                bar.update(osp.getsize(path))
 
     @property
     def bytes_per_node(self) -> dict[str, dict[str, float]]:
@@ -417,7 +443,7 @@ class Store:
         try:
             return np.load(osp.join(self.path, f'{name}.npy'), mmap_mode='r').view(np.ndarray)
         except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(name, f'cannot be read ({error})') from error
+            raise self._damaged(f'{name}.npy', f'cannot be read ({error})') from error
 
     def _expected(self) -> list[tuple[str, Any, tuple[int | None, ...]]]:
         r"""The name, type and shape of each array that is read, None for a length that only the
@@ -448,20 +474,20 @@ class Store:
 
     def _check(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> None:
         if name not in self._arrays:
-            raise self._damaged(name, 'is missing in the manifest')
+            raise self._damaged(f'{name}.npy', 'is missing in the manifest')
         array = self._arrays[name]
         sizes = zip(array.shape, shape, strict=False)
         is_shape = array.ndim == len(shape) and all(b is None or a == b for a, b in sizes)
         if array.dtype != dtype or not is_shape:
             raise self._damaged(
-                name,
+                f'{name}.npy',
                 f'is of {array.dtype} and shape {list(array.shape)}, where {np.dtype(dtype)} and '
                 f'shape {["n" if size is None else size for size in shape]} were written',
             )
 
     def _damaged(self, name: str, what: str) -> ValueError:
         return ValueError(
-            f'The store in {self.path!r} is damaged, its {name}.npy {what}: build it again.'
+            f'The store in {self.path!r} is damaged, its {name} {what}: build it again.'
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from mag.store.build import build
 from mag.store.kernels import gather_rows, gather_second
 from mag.store.manifest import read_manifest
 from mag.store.plan import BuildPlan, Sizes
+from mag.store.store import Store
 from mag.transforms import TemporalSplit
 
 NUM_ROWS = 3000
@@ -288,6 +289,26 @@ def test_counts_of_hop_2_in_one_byte_are_those_of_encode_counts(
     assert read_manifest(str(tmp_path / 'log'))['log_counts'] == {'largest': 2**24, 'error': 0.029}
 
 
+def test_a_file_that_is_damaged_is_found(schema: LogSchema, tmp_path: Path) -> None:
+    groups = {'user': 'country', 'item': ['brand', 3]}
+    folder = Path(build(SmallPlan(schema, tmp_path / 'store', groups, CUTOFFS), progress=False))
+    store = Store(folder)
+    store.verify(progress=False)
+    kept = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+    assert store.manifest['files'].keys() == kept - {'manifest.json'}
+    assert {'ids/user.parquet', 'nodes/item/second.npy', 'clusters/centroids.safetensors'} <= kept
+    for name in sorted(store.manifest['files']):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        # One bit of a value is nothing that opening sees.
+        with pytest.raises(ValueError, match=f'is damaged, its {name} is not what was written'):
+            store.verify(progress=False)
+        (folder / name).write_bytes(content)
+    (folder / 'ids/user.parquet').unlink()
+    with pytest.raises(ValueError, match='is damaged, its ids/user.parquet is missing: build it'):
+        store.verify(progress=False)
+
+
 def test_another_plan_or_another_log_is_refused(tmp_path: Path) -> None:
     schema, out = write_log(tmp_path / 'log', 'nodes', True), tmp_path / 'store'
     plan = SmallPlan(schema, out, GROUPS, CUTOFFS)
@@ -329,12 +350,21 @@ def test_what_does_not_fit_is_refused_before_work(
     monkeypatch.setattr('mag.store.plan.shutil.disk_usage', lambda folder: usage)
     with pytest.raises(ValueError, match=r'needs up to .* of disk, but .* has 9\.8 KiB free'):
         build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False)
-    monkeypatch.undo()
+    monkeypatch.setattr(usage, 'free', 2**60)
     number = {'user': 10**6, 'item': 10**6, 'item_kind': 9}
     sizes = Sizes(100, {'user': 10, 'item': 10}, number, 14)
     plan = BuildPlan(schema, tmp_path / 'store', GROUPS, memory_limit='640MiB')
     with pytest.raises(ValueError, match=r'does not fit a memory of 640\.0 MiB: take a larger'):
         plan.check_fits(sizes)
+    # A sample of 2,560,000 users and its squares.
+    many = BuildPlan(schema, tmp_path / 'store', {'user': 10_000, 'item': 5})
+    number = {'user': 10_000, 'item': 5}
+    sizes = Sizes(10**8, {'user': 10**7, 'item': 10**5}, number, 14)
+    message = r'Clusters of 10,000,000 users are learned from a sample that takes 4\.9 GiB, but'
+    with pytest.raises(ValueError, match=message):
+        many.check_fits(sizes)
+    few = BuildPlan(schema, tmp_path / 'store', {'user': 10_000, 'item': 5}, projection_dim=16)
+    few.check_fits(sizes)
     assert not [*tmp_path.iterdir()]
 
 
@@ -416,6 +446,48 @@ def test_a_command_builds_a_store(tmp_path: Path) -> None:
         "differs in 'cutoffs', 'num_windows', 'spherical', 'projection_dim': choose another folder"
         in done.output
     )
+
+
+class NarrowPlan(BuildPlan):
+    r"""A plan that leaves little memory to count in."""
+
+    spare = 30 * 2**20
+    rows = 2**16
+
+    def num_partitions(self, sizes: Sizes) -> dict[str, int]:
+        return {'user': 4, 'item': 4}
+
+
+@pytest.mark.parametrize('share', [0.2, 0.9])
+def test_a_node_of_most_events_is_counted_within_memory_or_refused(
+    tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, number = tmp_path / 'log.parquet', 1_000_000
+    with duckdb.connect() as connection:
+        connection.execute(f"""
+            COPY (
+                SELECT CASE WHEN i % 100 < {100 * share} THEN 'bot' ELSE 'user' || i % 50 END
+                       AS who, i % 20 AS sku, i AS "at", true AS clicked
+                FROM range({number}) AS t(i)
+            ) TO '{path}' (FORMAT parquet)
+        """)
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    schema = LogSchema(str(path), columns)
+    monkeypatch.setattr('mag.store.encode.Encoder.connect', lambda self, database=':memory:': (
+        duckdb.connect(database)
+    ))  # fmt: skip
+    plan = NarrowPlan(schema, tmp_path / 'store', {'user': 3, 'item': 4}, [900_000], num_recent=4)
+    if share < 0.5:
+        build(plan, progress=False)
+        return
+    expected = (
+        r"Of 900,000 events, 810,000 are of the user 'bot', and must be counted at once, which "
+        r'needs .* MiB, but of a memory of 2\.0 GiB 30\.0 MiB are left: build anew with '
+        r"memory_limit='4\d\dMiB', or without the events of this user\."
+    )
+    with pytest.raises(ValueError, match=expected):
+        build(plan, progress=False)
+    assert not list((tmp_path / 'store.building').glob('nodes*'))
 
 
 WITHIN_MEMORY = """

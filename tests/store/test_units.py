@@ -48,6 +48,25 @@ def test_units_are_written_in_their_order(tmp_path: Path, threads: int) -> None:
         assert written == [1, 2, 3]
 
 
+def test_units_that_need_too_much_together_wait(tmp_path: Path) -> None:
+    units, held, most = Units(str(tmp_path), 3, False, memory=10), [0], [0]
+    lock, needed = threading.Lock(), {'a': 6, 'b': 4, 'c': 9, 'd': 5, 'e': 20}
+
+    def compute(name: str) -> str:
+        with lock:
+            held[0] += needed[name]
+            if name != 'e':
+                most[0] = max(most[0], held[0])
+        return name
+
+    def write(name: str, value: str) -> None:
+        with lock:
+            held[0] -= needed[name]
+
+    units.run_all('units', ' rows', dict.fromkeys(needed, 1), compute, write, needed)
+    assert [*units.results] == [*needed] and held == [0] and most[0] <= 10
+
+
 def test_what_fails_has_no_marker(tmp_path: Path) -> None:
     units = Units(str(tmp_path), 2, False)
 
