@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -214,6 +215,13 @@ class _Build:
             self.units.run_all('map', ' rows', sizes, compute, write)
         counted = np.array([self.units.results[name] for name in names])
         self.num_events, self.num_clicks = counted.sum(axis=0).tolist()
+        if self.num_clicks == self.num_events > 0:
+            warnings.warn(
+                f'Each of the {self.num_events:,} rows before the last cutoff is a click, and no '
+                f'model learns from these alone: name the column that tells the others as '
+                f"'label'.",
+                stacklevel=5,
+            )
 
     def _needed(self, node_type: str) -> list[int]:
         r"""How many bytes of memory each partition needs at most.

@@ -116,6 +116,7 @@ class StoreLoader(RowLoader):
             )
         # What decides about the order is compared when a run is resumed.
         reader = _StoreReader(store, batches, self._log.num_rows, np.array(buffer_rows))
+        reader.num_clicks = int(self._log.num_clicks.sum())
         super().__init__(reader, batch_size, shuffle, seed, **kwargs)
 
     def _sampler(self, rows: Any, batch_size: int, shuffle: bool, seed: int) -> BatchIndexSampler:
@@ -145,6 +146,9 @@ class StoreLoader(RowLoader):
 
 class _StoreReader(RowReader):
     r"""Reads what the store tells of rows."""
+
+    #: How many of the rows are clicks.
+    num_clicks: int
 
     def __init__(
         self, store: Store, batches: str, rows_of_group: np.ndarray, buffer_rows: np.ndarray
@@ -216,6 +220,7 @@ class _Log:
     Attributes:
         num_asked (numpy.ndarray): How many rows of each row group are of the windows.
         num_rows (numpy.ndarray): How many of them have a user and an item with an earlier click.
+        num_clicks (numpy.ndarray): How many of these are clicks.
     """
 
     def __init__(self, store: Store, windows: list[int]) -> None:
@@ -249,11 +254,13 @@ class _Log:
             )
         self.num_asked = np.zeros(len(self._groups), np.int64)
         self.num_rows = np.zeros(len(self._groups), np.int64)
+        self.num_clicks = np.zeros(len(self._groups), np.int64)
         for place in range(len(self._groups)):
             if self._may_be_asked(place):
-                _, is_asked, is_known = self._scan(place)
+                (*_, label), is_asked, is_known = self._scan(place)
                 self.num_asked[place] = is_asked.sum()
                 self.num_rows[place] = is_known.sum()
+                self.num_clicks[place] = label[is_known].sum()
 
     def read(self, group: int) -> StoreRows:
         r"""The rows of a row group, in the order of the log."""

@@ -119,19 +119,23 @@ class ClickTask(Task):
 
     def check_rows(self, dataset: Any) -> None:
         r"""Raises a :class:`ValueError` if all rows of a dataset with :obj:`exposures`, such as
-        those of the loaders of mag, are clicks or none is; where the model has a loss of its own,
-        unless their conversions differ."""
+        those of the loaders of mag, or with :obj:`num_clicks`, such as that of a store, are clicks
+        or none is; where the model has a loss of its own, unless their conversions differ."""
         exposures: Any = getattr(dataset, 'exposures', None)
         label = getattr(exposures, 'label', None)
-        if label is None or bool((label != label[:1]).any()):
+        if label is None and not hasattr(dataset, 'num_clicks'):
+            return
+        number = len(dataset) if label is None else label.numel()
+        num_clicks = dataset.num_clicks if label is None else int(label.count_nonzero())
+        is_mixed = 0 < num_clicks < number if label is None else (label != label[:1]).any()
+        if is_mixed:
             return
         conversion = exposures.conversion if self._has_loss else None
         if conversion is not None and bool((conversion != conversion[:1]).any()):
             return
-        number = label.numel()
         found = (
             f'none of {number} of train_loader is a click: take a part of the log that has some'
-            if not label.any()
+            if num_clicks == 0
             else f'all {number} of train_loader are clicks: apply mag.transforms.SampleNegatives '
             f'to the log, before it is split'
         )

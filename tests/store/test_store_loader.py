@@ -309,3 +309,30 @@ def test_a_log_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:
     store.manifest = {**both.store.manifest, 'parts': None}
     with pytest.raises(ValueError, match="with cutoffs of its own, which tell no 'train'"):
         StoreLoader(store)
+
+
+@pytest.mark.parametrize(
+    ('label', 'match'),
+    [
+        (0, r'but none of \d+ of train_loader is a click'),
+        (1, r'but all \d+ of train_loader are clicks'),
+    ],
+)
+def test_rows_of_one_class_are_refused(tmp_path: Path, label: int, match: str) -> None:
+    r"""All is clicked before the first cutoff, and then all or nothing."""
+    step = np.arange(200)
+    log = {'who': step % 5, 'sku': step % 7, 'at': step, 'clicked': np.where(step < 50, 1, label)}
+    pq.write_table(pa.table(log), tmp_path / 'log.parquet')
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
+    plan = BuildPlan(schema, tmp_path / 'store', {'user': 2, 'item': 2}, [50, 199], num_recent=2)
+    if label:
+        with pytest.warns(UserWarning, match='Each of the 199 rows before the last cutoff is a'):
+            store = Store(build(plan, progress=False))
+    else:
+        store = Store(build(plan, progress=False))
+    loader = StoreLoader(store, rows=[0])
+    task = ClickTask(MacGNN.from_data(store.graph()))
+    with pytest.raises(ValueError, match=match):
+        fit(task, loader, directory=str(tmp_path), progress=False)
+    assert loader.dataset.num_clicks == label * len(loader.dataset)
