@@ -19,6 +19,7 @@ from mag.datasets import (
     IdMap,
     KuaiRand,
     KuaiSAR,
+    LogSchema,
     LogTable,
     MicroVideo,
     MovieLens,
@@ -76,6 +77,7 @@ from mag.nn import (
     TensorFusion,
     TextEncoder,
 )
+from mag.store import BuildPlan, Store, StoreLoader, build
 from mag.training import ClickTask, DistillationTask, LightningTask, evaluate, fit, predict
 from mag.transforms import (
     BehaviorGraph,
@@ -365,6 +367,22 @@ class Shop(ClickDataset):
 
 def rows(preds: list, target: list, group: list) -> tuple[torch.Tensor, ...]:
     return torch.tensor(preds), torch.tensor(target), torch.tensor(group)
+
+
+def plan(folder: Path, **arguments: Any) -> BuildPlan:
+    r"""A plan of a log of one row."""
+    return BuildPlan(**{
+        'log': LogSchema(str(wrote(folder)), {'user': 'u', 'item': 'i', 'time': 't'}),
+        'out': folder / 'store', 'groups': {'user': 2, 'item': 2}, **arguments,
+    })  # fmt: skip
+
+
+def store(folder: Path) -> Store:
+    r"""A store of a log of 40 rows, every other one clicked."""
+    rows = '\n'.join(f'{step % 5},{step * 7 % 6},{step},{step % 2}' for step in range(40))
+    (folder / 'shop.csv').write_text(f'u,i,t,l\n{rows}\n')
+    schema = LogSchema(str(folder / 'shop.csv'), {**ROLES, 'label': 'l'})
+    return Store(build(plan(folder, log=schema, cutoffs=[20, 30]), progress=False))
 
 
 Case = tuple[Callable[[Path], object], type[Exception], str]
@@ -2261,6 +2279,99 @@ CASES: dict[str, Case] = {
         lambda p: relative_improvement(0.7, 0.5), ValueError, r"'base'.* in \(0.5, 1\], but got 0.5"
     ),
     'improvement type': (lambda p: relative_improvement('0.7', 0.6), TypeError, "'auc'.*'0.7'"),  # type: ignore[arg-type]
+    # Stores
+    'plan log': (
+        lambda p: plan(p, log=3), TypeError, "'log' must be a LogSchema or the path of one"
+    ),
+    'plan table': (
+        lambda p: plan(p, log=LogSchema(duckdb.sql('SELECT 1 AS u, 2 AS i, 3 AS t').df(), ROLES)),
+        TypeError,
+        "'log' must name files",
+    ),
+    'plan file': (lambda p: plan(p, log=str(p / 'none.yaml')), FileNotFoundError, 'none.yaml'),
+    'plan roles': (
+        lambda p: plan(p, log=LogSchema(str(wrote(p)), {**ROLES, 'weight': 'w'})),
+        ValueError,
+        'A store keeps user, .* of a log, but got weight',
+    ),
+    'plan groups': (lambda p: plan(p, groups={'user': 2}), ValueError, "'groups'"),
+    'plan attribute': (
+        lambda p: plan(p, groups={'user': 2, 'item': 'brand'}),
+        ValueError,
+        "names the attribute 'brand' of items, but the log has none",
+    ),
+    'plan cutoffs': (lambda p: plan(p, cutoffs=[2, 2]), ValueError, r'got \[2, 2\]'),
+    'plan no cutoffs': (lambda p: plan(p, cutoffs=[]), ValueError, r'got \[\]'),
+    'plan text cutoffs': (lambda p: plan(p, cutoffs=['1']), TypeError, r"'cutoffs\[0\]'"),
+    'plan windows': (lambda p: plan(p, num_windows=0), ValueError, "'num_windows'.* got 0"),
+    'plan recent': (lambda p: plan(p, num_recent=0), ValueError, "'num_recent'.* got 0"),
+    'plan counts': (lambda p: plan(p, counts='float'), ValueError, "'counts' must be"),
+    'plan memory': (lambda p: plan(p, memory_limit='1GiBs'), ValueError, "got '1GiBs'"),
+    'plan little memory': (
+        lambda p: plan(p, memory_limit='1MiB'), ValueError, "at least 640MiB, but got '1MiB'"
+    ),
+    'plan seed': (lambda p: plan(p, seed=-1), ValueError, "'seed'.* got -1"),
+    'plan threads': (lambda p: plan(p, threads=1.5), TypeError, "'threads'.* got 1.5"),
+    'plan behavior': (
+        lambda p: plan(p, behavior={'shop': 'raw'}), ValueError, "'behavior' is {'shop': 'raw'}"
+    ),
+    'plan both macro': (
+        lambda p: plan(p, behavior='macro'), ValueError, "cannot be 'macro' for both"
+    ),
+    'plan spherical': (lambda p: plan(p, spherical=1), TypeError, "'spherical'"),
+    'plan projection': (
+        lambda p: plan(p, projection_dim=0), ValueError, "'projection_dim' must be at least 1"
+    ),
+    'build elsewhere': (
+        lambda p: build(plan(p, out=p), progress=False), ValueError, 'must be a new folder or a'
+    ),
+    'build few nodes': (
+        lambda p: build(plan(p, cutoffs=[9]), progress=False),
+        ValueError,
+        'Grouping into 2 clusters needs at least as many nodes with behavior, but got 1',
+    ),
+    'store path': (lambda p: Store(p), FileNotFoundError, 'is no store: it has no manifest.json'),
+    'store type': (
+        lambda p: store(p).rows('shop', torch.tensor([0])), ValueError, "'node_type'.*'shop'"
+    ),
+    'store node': (
+        lambda p: store(p).rows('user', torch.tensor([5])), IndexError, r'user ids.* 5'
+    ),
+    'store float': (lambda p: store(p).rows('user', torch.rand(2)), TypeError, "'node'"),
+    'store window': (
+        lambda p: store(p).rows('user', torch.tensor([0]), torch.tensor([2])),
+        IndexError,
+        'windows.* 2',
+    ),
+    'store windows': (
+        lambda p: store(p).rows('user', torch.tensor([0]), torch.tensor([0, 1])),
+        ValueError,
+        "'window'",
+    ),
+    'store group': (lambda p: store(p).cluster('user_9'), ValueError, "'name'.*'user_9'"),
+    'store kind': (
+        lambda p: store(p).neighbor_counts('user', 'item', 'views', torch.tensor([0])),
+        ValueError,
+        "'kind'.*'views'",
+    ),
+    'store items': (
+        lambda p: store(p).target_counts(torch.tensor([0]), torch.tensor([0, 1])),
+        ValueError,
+        "'item'",
+    ),
+    'store rows': (lambda p: StoreLoader(store(p), 'all'), ValueError, "'rows' must be one of"),
+    'store parts': (
+        lambda p: StoreLoader(store(p), 'val'), ValueError, "with cutoffs of its own, .*'val'"
+    ),
+    'store rows of windows': (lambda p: StoreLoader(store(p), 3), TypeError, 'but got 3'),
+    'store no rows': (lambda p: StoreLoader(store(p), []), ValueError, r'finds no row of \[\]'),
+    'store loader': (lambda p: StoreLoader(log()), TypeError, 'must be a Store, but got HeteroD'),
+    'store batches': (
+        lambda p: StoreLoader(store(p), [0], batches='graphs'), ValueError, "'batches' must be one"
+    ),
+    'store buffer': (
+        lambda p: StoreLoader(store(p), [0], buffer_rows=0), ValueError, "'buffer_rows'.* got 0"
+    ),
     # Training
     'module model': (lambda p: ClickTask('MacGNN'), TypeError, 'got str'),  # type: ignore[arg-type]
     'module rate': (lambda p: ClickTask(MacGNN(5, 6, 2, 3), 0.0), ValueError, '0.0'),
