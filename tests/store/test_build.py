@@ -238,7 +238,7 @@ def test_clusters_can_be_chosen_as_in_memory(tmp_path: Path, name: str, value: A
     schema = write_log(tmp_path / 'log', 'texts', False)
     data = EventLog(str(tmp_path / 'memory'), schema, log=False)[0]
     # By default the behavior of users is raw with the one groups, and macro with the other.
-    groups = {'user': 6, 'item': 'brand' if value == 'raw' else 5}
+    groups: dict[str, Any] = {'user': 6, 'item': 'brand' if value == 'raw' else 5}
     of_default, of_choice = (
         in_memory(data, groups, [1080, 1200, 2900], 4, **arguments)
         for arguments in ({}, {name: value})
@@ -290,7 +290,7 @@ def test_counts_of_hop_2_in_one_byte_are_those_of_encode_counts(
 
 
 def test_a_file_that_is_damaged_is_found(schema: LogSchema, tmp_path: Path) -> None:
-    groups = {'user': 'country', 'item': ['brand', 3]}
+    groups: dict[str, Any] = {'user': 'country', 'item': ['brand', 3]}
     folder = Path(build(SmallPlan(schema, tmp_path / 'store', groups, CUTOFFS), progress=False))
     store = Store(folder)
     store.verify(progress=False)
