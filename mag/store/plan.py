@@ -1,11 +1,13 @@
 import hashlib
 import json
+import math
 import os
 import os.path as osp
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -29,8 +31,9 @@ TOTAL = '_total'
 # What Python and its libraries take before there is any work.
 _BASE = 448 * 2**20
 _LEAST = 640 * 2**20
-# CPU time an exposure in one window, on a machine of 2020: an estimate only.
-_MICROSECONDS = 1.0
+# What an exposure takes on two threads, and each window adds, rounded up from
+# benchmarks/speed/scale.md.
+_MICROSECONDS = 0.5, 0.05
 _SAMPLE = 2**20
 _MOST_PARTITIONS = 2**12
 
@@ -301,7 +304,8 @@ class BuildPlan:
         r"""What will be done: rows, bytes of disk and memory, and about how long it takes."""
         sizes = self.estimate() if sizes is None else sizes
         kept, most = self.disk(sizes)
-        minutes = sizes.num_rows * _MICROSECONDS / 1e6 / self.threads / 60
+        once, of_window = _MICROSECONDS
+        seconds = sizes.num_rows * (once + of_window * sizes.num_windows) / 1e6
         nodes = ' and '.join(f'{number:,} {name}s' for name, number in sizes.num_nodes.items())
         clusters = ', '.join(f'{number:,} of {name}' for name, number in sizes.num_clusters.items())
         per_node = kept // max(1, sum(sizes.num_nodes.values()))
@@ -313,7 +317,7 @@ class BuildPlan:
             f'{partitions["user"]} partitions of users and {partitions["item"]} of items\n'
             f'disk        at most {format_bytes(kept)} kept, {per_node:,} B a node, and '
             f'{format_bytes(most)} meanwhile\n'
-            f'time        about {max(1, round(minutes)):,} minutes'
+            f'time        about {timedelta(seconds=math.ceil(seconds))} on two threads'
         )
 
     def check_fits(self, sizes: Sizes) -> None:

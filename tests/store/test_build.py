@@ -370,11 +370,15 @@ def test_what_does_not_fit_is_refused_before_work(
 
 
 def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
-    text = BuildPlan(schema, tmp_path / 'store', GROUPS, num_windows=3, threads=1).describe()
+    plan = BuildPlan(schema, tmp_path / 'store', GROUPS, num_windows=3, threads=1)
+    text = plan.describe()
     assert 'about 3,000, of 9' in text
     assert 'windows     6, clusters' in text
     assert 'memory      2.0 GiB at most, 1 threads, 1 partitions of users and 1 of items' in text
-    assert 'time        about 1 minutes' in text
+    assert 'time        about 0:00:01' in text
+    # Half a microsecond a row, and a twentieth for each window.
+    sizes = plan.estimate()._replace(num_rows=10**9, num_windows=2)
+    assert 'time        about 0:10:00' in plan.describe(sizes)
 
 
 @pytest.mark.parametrize(
