@@ -13,8 +13,10 @@ from mag.negatives import hash_rows
 SIGNS, _SAMPLE = 2, 3
 # FAISS samples 256 points a cluster by default. Up to here all nodes of a log are taken.
 _POINTS_PER_CLUSTER, _FEW_POINTS = 256, 2**16
-# The queries that FAISS multiplies at once.
+# The rows that are multiplied at once.
 _BLOCK = 4096
+# How far two distances may be apart that are one but for rounding, as a share of squared lengths.
+_TIE = 1e-9
 
 
 class Grouping:
@@ -124,19 +126,7 @@ class Grouping:
         rows = _as_rows(x, centroids.size(1))
         if len(rows) == 0:
             return torch.empty(0, dtype=torch.long)
-        import faiss
-
-        # Blocks of one size: the last bits of a distance depend on how many rows are multiplied,
-        # and a row between two centroids must get the same one in any company.
-        cluster = np.empty((len(rows), 1), dtype=np.int64)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            size = len(block)
-            if size < _BLOCK:
-                block = np.pad(block, ((0, _BLOCK - size), (0, 0)))
-            _, nearest = faiss.knn(block, centroids.numpy(), 1)
-            cluster[start : start + size] = nearest[:size]
-        return torch.from_numpy(cluster[:, 0])
+        return torch.from_numpy(_nearest(rows, centroids.numpy()))
 
     def save(self, path: str | os.PathLike) -> None:
         r"""Writes arguments and centroids to :obj:`path`, under a temporary name first.
@@ -199,6 +189,38 @@ class Grouping:
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value}' for name, value in self._arguments().items())
         return f'{self.__class__.__name__}({arguments})'
+
+
+def _nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    r"""The nearest centroid of each row, of those that are as near the first, in any company.
+
+    The last bits of a product depend on where a row is in it, on some processors. So rows whose two
+    nearest ones are apart by no more than rounding are compared again, in double precision.
+    """
+    import faiss
+
+    # Of a sum of as many products, at most, and two distances of three sums each.
+    rounding = 4 * centroids.shape[1] * np.finfo(np.float32).eps
+    longest = np.square(centroids).sum(1).max()
+    cluster = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        distance, nearest = faiss.knn(block, centroids, min(2, len(centroids)))
+        found = nearest[:, 0]
+        gap = distance[:, -1] - distance[:, 0]
+        is_close = gap <= rounding * (np.square(block).sum(1) + longest)
+        found[is_close] = _first_nearest(block[is_close].astype(np.float64), centroids)
+        cluster[start : start + _BLOCK] = found
+    return cluster
+
+
+def _first_nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    centers = centroids.astype(np.float64)
+    lengths = np.square(centers).sum(1)
+    # But for the squared length of the row.
+    distance = lengths - 2 * (rows @ centers.T)
+    tie = _TIE * (np.square(rows).sum(1) + lengths.max())
+    return (distance <= distance.min(1, keepdims=True) + tie[:, None]).argmax(1)
 
 
 def _as_rows(x: Tensor, width: int | str = 'D') -> np.ndarray:

@@ -121,6 +121,14 @@ def test_a_row_gets_the_same_cluster_in_any_company(width):
         assert torch.equal(grouping.assign(x[:size]), cluster[:size])
 
 
+def test_of_centroids_as_near_the_first_is_taken():
+    grouping = Grouping(3)
+    grouping.fit(torch.eye(3))
+    grouping.centroids = torch.tensor([[3.0, 0.0], [1.0, 1.0], [1.0, -1.0]])
+    x = torch.tensor([[1.0, 0.0], [2.0, 0.5], [2.0, -0.5], [1.0, 1e-3], [1.0, -1e-3]])
+    assert grouping.assign(x).tolist() == [1, 0, 0, 1, 2]
+
+
 def test_converged_centroids_are_means():
     x = blobs(1)
     grouping = Grouping(8, num_iterations=100)
