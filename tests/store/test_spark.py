@@ -31,7 +31,7 @@ class SmallPlan(BuildPlan):
     rows = 400
 
     def num_partitions(self, sizes: Sizes) -> dict[str, int]:
-        return {'user': 4, 'item': 32}
+        return {'user': 2, 'item': 16}
 
 
 def write_log(case: Any, folder: Path, are_nodes: bool) -> LogSchema:
