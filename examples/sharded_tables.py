@@ -3,11 +3,11 @@ as where no machine holds them whole. TorchRec cuts them; all else is copied to 
 
     torchrun --nproc_per_node 2 examples/sharded_tables.py --store STORE
 
-The store is one of `mag build` or of examples/store.py. TorchRec and FBGEMM are of one release of
-torch each: with torch 2.13 these load, on a processor,
+The store is one of `mag build` or of examples/store.py. TorchRec and its kernels are of one release
+of torch each: with torch 2.13 these load, on a processor,
 
-    pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
-    pip install tensordict pyre-extensions
+    pip install 'pyg-mag[torchrec]'
+    pip install --no-deps torchrec==1.8.0
 """
 
 import argparse
