@@ -10,6 +10,7 @@ from mag.checks import check_choice, check_integers
 from mag.loader import BatchIndexSampler, ExposureBatch, JoinedBatch, PairBatch
 from mag.loader.exposures import Exposures
 from mag.loader.row_loader import RowLoader, RowReader
+from mag.store.plan import state_of
 from mag.store.store import Store
 from mag.store.store_batches import StoreBatches, StoreRows
 
@@ -212,6 +213,13 @@ class _Log:
             raise ValueError(
                 f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
                 f'but its log has {found:,} now: build it again.'
+            )
+        told = store.manifest['plan']['files']
+        changed = [path for path in self._paths if told.get(path, state_of(path)) != state_of(path)]
+        if changed:
+            raise ValueError(
+                f'The store in {store.path!r} was built from {changed[0]!r}, which has another '
+                f'size or time of change now: build it again.'
             )
         self.num_asked = np.zeros(len(self._groups), np.int64)
         self.num_rows = np.zeros(len(self._groups), np.int64)

@@ -379,6 +379,15 @@ def test_a_log_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(tmp_path / 'kept.parquet').slice(1), path)
     with pytest.raises(ValueError, match='was built from 3,000 rows, but its log has 2,999 now'):
         StoreLoader(both.store)
+    # As many rows, others.
+    log = pq.read_table(tmp_path / 'kept.parquet')
+    at = log.column_names.index('clicked')
+    pq.write_table(log.set_column(at, 'clicked', pa.nulls(len(log), 'int64').fill_null(1)), path)
+    with pytest.raises(ValueError, match=r'from .*1.parquet., which has another size or time of'):
+        StoreLoader(both.store)
+    # Its time of change comes with it.
+    os.replace(tmp_path / 'kept.parquet', path)
+    assert len(StoreLoader(both.store)) > 0
     store = copy.copy(both.store)
     store.manifest = {**both.store.manifest, 'parts': None}
     with pytest.raises(ValueError, match="with cutoffs of its own, which tell no 'train'"):
