@@ -1,3 +1,4 @@
+import math
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -394,10 +395,10 @@ def _windows(store: Store, rows: Any) -> list[int]:
                 f'{rows!r}: name the windows, such as rows=[0, 1].'
             )
         cutoffs: list[int] = store.cutoffs.tolist()
-        if rows != 'train':
-            return [cutoffs.index(parts[rows])]
-        # A log of few moments may have one that begins as validation does.
-        return [cutoffs.index(moment) for moment in parts['train'] if moment < parts['val']]
+        # A log of few moments may have parts that begin when the next one does.
+        end = {'train': parts['val'], 'val': parts['test']}.get(rows, math.inf)
+        moments = parts['train'] if rows == 'train' else [parts[rows]]
+        return [cutoffs.index(moment) for moment in moments if moment < end]
     if not isinstance(rows, Sequence):
         raise TypeError(f"'rows' must be a part or a list of windows, but got {rows!r}.")
     for place, window in enumerate(rows):

@@ -419,3 +419,19 @@ def test_rows_of_one_class_are_refused(tmp_path: Path, label: int, match: str) -
     with pytest.raises(ValueError, match=match):
         fit(task, loader, directory=str(tmp_path), progress=False)
     assert loader.dataset.num_clicks == label * len(loader.dataset)
+
+
+def test_validation_has_no_row_of_the_test_part(tmp_path: Path) -> None:
+    r"""Of few moments, both parts begin at one."""
+    step = np.arange(20)
+    log = {'who': step % 2, 'sku': step // 2 % 2, 'at': step // 2, 'clicked': step % 3 % 2}
+    pq.write_table(pa.table(log), tmp_path / 'log.parquet')
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
+    plan = BuildPlan(schema, tmp_path / 'store', {'user': 1, 'item': 1}, num_windows=3)
+    store = Store(build(plan, progress=False))
+    parts = store.manifest['parts']
+    assert parts['val'] == parts['test'] == 9
+    assert len(StoreLoader(store, 'test').dataset) == 2
+    with pytest.raises(ValueError, match="finds no row of 'val' in .*: of 0 in these windows"):
+        StoreLoader(store, 'val')
