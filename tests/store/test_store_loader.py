@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, LogSchema
@@ -435,3 +437,38 @@ def test_validation_has_no_row_of_the_test_part(tmp_path: Path) -> None:
     assert len(StoreLoader(store, 'test').dataset) == 2
     with pytest.raises(ValueError, match="finds no row of 'val' in .*: of 0 in these windows"):
         StoreLoader(store, 'val')
+
+
+@pytest.mark.parametrize('is_raw', [False, True])
+def test_no_row_reads_what_comes_after_its_cutoff(tmp_path: Path, is_raw: bool) -> None:
+    schema = write_log(tmp_path / 'log', is_raw)
+    groups = {'user': ['country', 6], 'item': 8}
+
+    def open_store(name: str) -> Store:
+        plan = BuildPlan(schema, tmp_path / name, groups, num_windows=2, memory_limit='1GiB')
+        return Store(build(plan, progress=False))
+
+    def read(store: Store, window: int) -> tuple[list[Tensor], Tensor]:
+        r"""What rows of a window read, and their labels."""
+        size = len(StoreLoader(store, [window]).dataset)
+        (batch,) = StoreLoader(store, [window], size, batches='joined')
+        pairs, features = (of._replace(label=None) for of in (batch.pairs, batch.features))
+        leaves = tree_leaves(batch._replace(label=None, pairs=pairs, features=features))
+        return [leaf for leaf in leaves if leaf is not None], batch.label
+
+    store = open_store('store')
+    expected = [read(store, window) for window in range(4)]
+    for window, cutoff in reversed([*enumerate(store.cutoffs[:4].tolist())]):
+        for path in (tmp_path / 'log').iterdir():
+            log = pq.read_table(path)
+            clicked = log['clicked'].to_numpy()
+            # From the end on, so that each is turned once.
+            last = store.cutoffs[window + 1].item()
+            is_later = (log['at'].to_numpy() >= cutoff) & (log['at'].to_numpy() < last)
+            clicked = pa.array(np.where(is_later, 1 - clicked, clicked))
+            place = log.column_names.index('clicked')
+            pq.write_table(log.set_column(place, 'clicked', clicked), path, row_group_size=150)
+        found, label = read(open_store(f'from {window}'), window)
+        assert len(found) == len(expected[window][0]) > 10
+        assert all(map(torch.equal, found, expected[window][0]))
+        assert torch.equal(label, 1 - expected[window][1])
