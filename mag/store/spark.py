@@ -6,6 +6,7 @@ them. What hop 2 reads of other nodes is in files that all workers map, so that 
 is shuffled.
 """
 
+import atexit
 import json
 import os
 import os.path as osp
@@ -126,6 +127,7 @@ def _without_vector(java: str) -> str:
     if 'jdk.incubator.vector' in listed.stdout:
         return osp.dirname(osp.dirname(java))
     home = tempfile.mkdtemp(prefix='mag-java-')
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     wrapper = osp.join(home, 'bin', 'java')
     os.mkdir(osp.dirname(wrapper))
     with open(wrapper, 'w', encoding='utf-8') as file:
