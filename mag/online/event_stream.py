@@ -12,6 +12,8 @@ from mag.online.events import EVENT, check_events
 _T = TypeVar('_T', bound='EventStream')
 # What is compared at once, where a producer repeats itself.
 _NUM_COMPARED = 8192
+# What all streams can count to.
+_BEYOND = 2**62
 
 
 class EventStream(ABC):
@@ -61,7 +63,7 @@ class EventStream(ABC):
             ValueError: If events before :obj:`position` are missing, or others are there.
         """
         check_events(events)
-        check_integers(0, position=position)
+        check_integers(0, _BEYOND, position=position)
         at, stop = position, position + len(events)
         while True:
             some = events[at - position :][: self._num_at_once]
@@ -71,10 +73,7 @@ class EventStream(ABC):
                     f'{self!r} ends at position {end}, but got events from position {at}: append '
                     f'those from position {end} first.'
                 )
-            if end > at:
-                some = some[: end - at]
-                self._check_repeated(some, at)
-            at += len(some)
+            at += len(some) if end == at else self._num_repeated(some[: end - at], at)
             if at == stop:
                 return max(end, stop)
 
@@ -90,7 +89,7 @@ class EventStream(ABC):
             ValueError: If events from :obj:`position` on are no longer held, or :obj:`position` is
                 beyond the end.
         """
-        check_integers(0, position=position)
+        check_integers(0, _BEYOND, position=position)
         check_integers(1, limit=limit)
         while True:
             start, events = self._held(position, limit)
@@ -124,7 +123,7 @@ class EventStream(ABC):
         Raises:
             ValueError: If it is beyond the end.
         """
-        check_integers(0, position=position)
+        check_integers(0, _BEYOND, position=position)
         if position > (end := self.end):
             raise ValueError(
                 f"'position' must be at most the end of {self!r}, which is {end}, but got "
@@ -173,22 +172,18 @@ class EventStream(ABC):
         events = np.frombuffer(packed, EVENT)
         return max(start, position), events[max(position - start, 0) :][:limit]
 
-    def _check_repeated(self, events: np.ndarray, position: int) -> None:
-        stop, at = position + len(events), position
-        while at < stop:
-            start, held = self._held(at, min(stop - at, _NUM_COMPARED))
-            # The last batch is always held, but the stream may lose events when its machine does.
-            if start >= stop or len(held) == 0:
-                return
-            held = held[: stop - start]
-            given = events[start - position :][: len(held)]
-            if held.tobytes() != given.tobytes():
-                row = int((held != given).argmax())
-                raise ValueError(
-                    f'{self!r} has the event {held[row]} at position {start + row}, but was given '
-                    f'{given[row]} for it: two producers append, or one does not repeat itself.'
-                )
-            at = start + len(held)
+    def _num_repeated(self, events: np.ndarray, position: int) -> int:
+        r"""How many of the first events are those that are there, or are no longer held."""
+        start, held = self._held(position, min(len(events), _NUM_COMPARED))
+        given = events[start - position :][: len(held)]
+        held = held[: len(given)]
+        if held.tobytes() != given.tobytes():
+            row = int((held != given).argmax())
+            raise ValueError(
+                f'{self!r} has the event {held[row]} at position {start + row}, but was given '
+                f'{given[row]} for it: two producers append, or one does not repeat itself.'
+            )
+        return min(start - position + len(given), len(events))
 
     def __enter__(self: _T) -> _T:
         return self

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 _NUM_TOGETHER = 64
+# The most entries that are read at once: a megabyte if they are full.
+_NUM_READ = 1024
 _FIELD = b'events'
 # The server does nothing else meanwhile: no lock is needed, and none is left by a kill.
 _EXTEND = """
@@ -83,13 +85,13 @@ class RedisStream(EventStream):
     def _batches(self, position: int, limit: int) -> list[tuple[int, bytes]]:
         # As many entries as hold the events if they are full, and more each time if they are not.
         batches: list[tuple[int, bytes]] = []
-        after, count = position, limit // _NUM_TOGETHER + 2
+        after, count = position, min(limit // _NUM_TOGETHER + 2, _NUM_READ)
         while after < position + limit:
             found = self._unpack(self.client.xrange(self._key, f'{after + 1}-0', count=count))
             batches += found
             if len(found) < count:
                 break
-            after, count = found[-1][0], min(2 * count, 1024)
+            after, count = found[-1][0], min(2 * count, _NUM_READ)
         return batches
 
     def _unpack(self, entries: Any) -> list[tuple[int, bytes]]:

@@ -44,7 +44,9 @@ class SqliteStream(EventStream):
         check_choice(('always', 'second'), durability=durability)
         self.path = os.path.abspath(path)
         self.durability = durability
-        self._flushing: threading.Timer | None = None
+        self._flushing = threading.Lock()
+        # Runs where something is not flushed.
+        self._timer: threading.Timer | None = None
         self._failure: OSError | None = None
         # Two that make the file at once would get in each other's way.
         with locked(f'{self.path}.mag-lock'):
@@ -78,10 +80,9 @@ class SqliteStream(EventStream):
 
     def close(self) -> None:
         r"""Waits until all is on the disk, and closes the file."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing.join()
-            self._flush()
+        if (timer := self._timer) is not None:
+            timer.cancel()
+        self._flush()
         self._database.close()
         self._raise_failure()
 
@@ -97,11 +98,10 @@ class SqliteStream(EventStream):
 
     def _extend(self, events: np.ndarray, position: int) -> int:
         self._raise_failure()
-        packed, size = events.tobytes(), EVENT.itemsize
         batches = (
             (
                 position + min(row + _NUM_TOGETHER, len(events)),
-                packed[row * size : (row + _NUM_TOGETHER) * size],
+                events[row : row + _NUM_TOGETHER].tobytes(),
             )
             for row in range(0, len(events), _NUM_TOGETHER)
         )
@@ -116,20 +116,22 @@ class SqliteStream(EventStream):
             if self._database.in_transaction:
                 self._database.execute('ROLLBACK')
             raise
-        if self.durability == 'second' and (
-            self._flushing is None or self._flushing.finished.is_set()
-        ):
-            self._flushing = threading.Timer(1.0, self._flush)
-            self._flushing.daemon = True
-            self._flushing.start()
+        if self.durability == 'second' and self._timer is None:
+            self._timer = threading.Timer(1.0, self._flush)
+            self._timer.start()
         return end
 
     def _flush(self) -> None:
-        try:
-            # SQLite holds no lock on this file, which closing it here would give back.
-            flush(f'{self.path}-wal')
-        except OSError as error:
-            self._failure = error
+        with self._flushing:
+            if self._timer is None:
+                return
+            # First: what is appended from now on may miss this flush, and starts another.
+            self._timer = None
+            try:
+                # SQLite holds no lock on this file, which closing it here would give back.
+                flush(f'{self.path}-wal')
+            except OSError as error:
+                self._failure = error
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
