@@ -51,7 +51,9 @@ class RedisServer:
         deadline = time.monotonic() + 30
         while True:
             try:
-                connect(self.url).close()
+                with connect(self.url) as client:
+                    # It says that it is there while it still reads its files, and refuses the rest.
+                    client.dbsize()
                 return
             except Exception:
                 if self.process.poll() is not None or time.monotonic() > deadline:
