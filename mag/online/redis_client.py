@@ -71,6 +71,9 @@ def connect(
         raise ValueError(
             f"'url' must not say what arguments say, but both have {' and '.join(twice)}."
         )
+    if url.startswith('rediss://'):
+        # Before 6.0 redis-py took the certificate of any name.
+        given = {'ssl_check_hostname': True, **given}
     client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, **given)
     policy = client.info('memory').get('maxmemory_policy')
     if policy != 'noeviction':
