@@ -35,9 +35,9 @@ class RedisStream(EventStream):
     sent twice. A large array is appended in parts of 8,192 events: after a kill the first of them
     may be there, and their producer goes on from :attr:`end`.
 
-    What survives when the server is killed or loses power is for its settings to say: with
-    :obj:`appendonly yes` and :obj:`appendfsync always` all, with :obj:`appendfsync everysec` all but
-    the last two seconds, and then :meth:`append` refuses what would leave a gap.
+    What survives when the server is killed or loses power is for its settings to say: all with
+    :obj:`appendonly yes` and :obj:`appendfsync always`, all but the last two seconds with
+    :obj:`appendfsync everysec`, and then :meth:`append` refuses what would leave a gap.
 
     Args:
         client (redis.Redis): The client, see :func:`~mag.online.connect`. It stays open when the
