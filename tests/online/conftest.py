@@ -98,7 +98,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
     r"""A client of the server, which holds nothing."""
-    with connect(redis_server.url) as client:
+    with connect(redis_server.url, timeout=30) as client:
         client.flushall()
         yield client
 

@@ -24,17 +24,54 @@ def test_it_returns_bytes(client: Any) -> None:
     assert client.get('a') == b'\xff\x00'
 
 
-# By its defaults redis-py would send it again and again.
-def test_what_gets_no_answer_is_sent_once_and_not_waited_for(
-    redis_server: Any, client: Any
-) -> None:
+class Deserter:
+    r"""A server that goes away when it is told to count, each time."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(('127.0.0.1', 0))
+        self.url = f'redis://127.0.0.1:{self.listener.getsockname()[1]}'
+        self.num_counts = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile('rb') as commands:
+                # Each begins with how many words it has, and each of these with its length.
+                while head := commands.readline():
+                    words = []
+                    for _ in range(int(head[1:])):
+                        length = int(commands.readline()[1:])
+                        words.append(commands.read(length + 2)[:-2])
+                    if words[0].startswith(b'INCR'):
+                        self.num_counts += 1
+                        break
+                    told = b'maxmemory_policy:noeviction'
+                    answer = b'$%d\r\n%b\r\n' % (len(told), told)
+                    connection.sendall(answer if words[0] == b'INFO' else b'+OK\r\n')
+
+
+# redis.Redis(...) would send it again and again.
+def test_what_gets_no_answer_is_sent_once() -> None:
+    server = Deserter()
+    with connect(server.url) as client, pytest.raises(redis.ConnectionError):
+        client.incr('count')
+    time.sleep(0.2)
+    assert server.num_counts == 1
+    server.listener.close()
+
+
+def test_an_answer_of_a_hung_server_is_not_waited_for(redis_server: Any, client: Any) -> None:
     with connect(redis_server.url, timeout=0.2) as other:
         redis_server.send(signal.SIGSTOP)
         try:
             started = time.monotonic()
             with pytest.raises(redis.TimeoutError):
                 other.incr('count')
-            assert 0.1 < time.monotonic() - started < 2
+            assert 0.1 < time.monotonic() - started < 5
         finally:
             redis_server.send(signal.SIGCONT)
         # It was done, though nobody heard of it.
@@ -52,7 +89,7 @@ def test_who_connects_to_a_hung_server_does_not_wait(redis_server: Any, client: 
         started = time.monotonic()
         with pytest.raises(redis.TimeoutError):
             connect(redis_server.url, timeout=0.2)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
     finally:
         redis_server.send(signal.SIGCONT)
 
@@ -61,7 +98,7 @@ def test_a_server_that_is_not_there_is_told_of_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(redis.ConnectionError, match='nobody'):
         connect(f'unix://{tmp_path}/nobody')
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize('policy', ['allkeys-lru', 'volatile-ttl'])

@@ -74,21 +74,24 @@ def test_what_is_appended_is_on_the_disk_a_second_later(
 ) -> None:
     flushed = []
     monkeypatch.setattr(sqlite_stream, 'flush', flushed.append)
-    log = str(tmp_path / 'log')
+    log, started = str(tmp_path / 'log'), time.monotonic()
     with SqliteStream(log, 'second') as stream:
         for position in range(3):
             stream.append(events_between(position, position + 1), position)
-        assert flushed == []
-        deadline = time.monotonic() + 20
-        while not flushed and time.monotonic() < deadline:
+        if time.monotonic() - started < 0.9:
+            assert flushed == []
+        while not flushed and time.monotonic() < started + 30:
             time.sleep(0.01)
-        assert flushed == [f'{log}-wal']
+        assert flushed
         # Another time after that, and when it is closed at once.
+        before = len(flushed)
         stream.append(events_between(3, 4), 3)
-    assert flushed == 2 * [f'{log}-wal']
+    assert len(flushed) > before
+    assert set(flushed) == {f'{log}-wal'}
+    flushed.clear()
     with SqliteStream(log, 'second') as stream:
         assert stream.end == 4
-    assert len(flushed) == 2
+    assert flushed == []
 
 
 def test_a_disk_that_does_not_keep_it_is_told_of(
