@@ -51,6 +51,11 @@ class RedisStream(EventStream):
     def __init__(self, client: 'Redis', name: str = 'mag') -> None:
         if not isinstance(name, str):
             raise TypeError(f"'name' must be a text, but got {name!r}.")
+        if not hasattr(client, 'connection_pool'):
+            raise TypeError(
+                f"'client' must be a redis.Redis, such as mag.online.connect makes, but got "
+                f'{type(client)}.'
+            )
         if client.connection_pool.connection_kwargs.get('decode_responses'):
             raise ValueError(
                 "'client' must return bytes, but makes texts of them: mag.online.connect makes one "

@@ -169,6 +169,8 @@ def test_a_hole_is_refused(client: Any, events_between: Events) -> None:
 def test_bad_arguments_are_refused(redis_server: Any, client: Any) -> None:
     with pytest.raises(TypeError, match="'name' must be a text, but got 3"):
         RedisStream(client, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'client' must be a redis.Redis, such as mag.online.conne"):
+        RedisStream('redis://host')  # type: ignore[arg-type]
     with (
         connect(redis_server.url, decode_responses=True) as other,
         pytest.raises(ValueError, match="'client' must return bytes"),
