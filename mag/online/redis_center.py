@@ -50,7 +50,8 @@ class RedisCenter(FeatureCenter):
     def positions(self) -> dict[int, int]:
         shards: Any = self.client.smembers(f'{self.name}:shards')
         numbers = sorted(map(int, shards))
-        with self.client.pipeline() as pipeline:
+        # A server whose memory is full takes no transaction.
+        with self.client.pipeline(transaction=False) as pipeline:
             for shard in numbers:
                 pipeline.hget(self._of_claim(shard), 'position')
             return dict(zip(numbers, map(int, pipeline.execute())))
