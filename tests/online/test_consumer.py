@@ -1,7 +1,6 @@
 r"""Rows equal a count of the log up to their position, to the last byte, whatever is killed."""
 
 import json
-import os
 import random
 import re
 import time
@@ -16,17 +15,10 @@ import pytest
 import torch
 
 from mag.online import (
-    EVENT,
     Consumer,
-    EventStream,
     FeatureCenter,
     Fenced,
-    RedisCenter,
-    RedisStream,
     RowLayout,
-    SqliteCenter,
-    SqliteStream,
-    connect,
 )
 
 # What all processes know: the log, few pairs of which come again and again, and the clusters, which
@@ -49,7 +41,7 @@ CLUSTERS = {
     name: [torch.from_numpy(draw.integers(-1, num, NUM_NODES[name] - 7)) for num in numbers]
     for name, numbers in LAYOUT.num_clusters.items()
 }
-LOG = np.empty(100_000, EVENT)
+LOG = np.empty(300_000, EVENT)
 for name, num in NUM_NODES.items():
     LOG[name] = num * draw.random(len(LOG)) ** 2
 LOG['time'] = np.arange(len(LOG)) // 3
@@ -159,7 +151,8 @@ def finish(place: Place, num_shards: int, end: int) -> None:
     stream.append(LOG[position:end], position)
     for shard in range(num_shards):
         consumer = place.consumer(shard, num_shards)
-        assert consumer.run() == end - center.positions().get(shard, 0) or consumer.position == end
+        before = consumer.position
+        assert consumer.run() == end - before
     assert check_rows(center, num_shards) == dict.fromkeys(range(num_shards), end)
 
 
@@ -186,8 +179,9 @@ def test_rows_are_those_of_the_log_whatever_the_steps(place: Place, num_shards: 
         if draw.random() < 0.2:
             consumers[shard] = place.consumer(shard, num_shards)
             assert consumers[shard].position == consumer.position
+    before = center.positions()
     for consumer in consumers:
-        assert consumer.run() == told - before[consumer.shard] or consumer.position == told
+        assert consumer.run() == told - before[consumer.shard]
         assert consumer.step() == 0
     check_rows(center, num_shards)
     assert f'num_shards={num_shards}, position={told})' in repr(consumers[0])
@@ -337,6 +331,7 @@ KILL_CONSUMERS = f"""{SETUP}
 place, num_shards = json.loads(sys.argv[1])
 chance = random.Random(num_shards)
 num_killed = num_fenced = 0
+signal.alarm(120)
 while num_killed < 20:
     # Now and then two have one shard.
     shards = list(range(num_shards)) + chance.choice(([], [], [0], [num_shards - 1]))
@@ -350,13 +345,17 @@ while num_killed < 20:
                 consumer = Consumer(*open_both(*place), LAYOUT, CLUSTERS, shard, num_shards)
                 os.write(sender, b'.')
                 while True:
-                    consumer.step(chance.choice((1, 10, 100)))
+                    consumer.step(chance.choice((1, 10, 50)))
+                    # Of two that write to a file without a pause, one may wait for long.
+                    time.sleep(0.001)
             except Fenced:
+                os.write(sender, b'f')
                 os._exit(7)
             finally:
                 os._exit(1)
-    if chance.random() < 0.8:
-        os.read(receiver, 1)
+    seen, awaited = b'', b'f' if len(shards) > num_shards else chance.choice((b'', b'.', b'.'))
+    while awaited not in seen:
+        seen += os.read(receiver, 1)
     time.sleep(chance.uniform(0, 0.1))
     for process in processes:
         os.kill(process, signal.SIGKILL)
@@ -382,7 +381,7 @@ def test_killed_consumers_count_each_event_once(
     place: Place, num_shards: int, fork: Callable[..., Any]
 ) -> None:
     stream, center = place.open()
-    stream.append(LOG, 0)
+    stream.append(LOG[:60_000], 0)
     done = fork(KILL_CONSUMERS, json.dumps([place.arguments, num_shards])).finish()
     assert done.returncode == 0, done.stderr
     *kills, num_fenced = done.stdout.splitlines()
@@ -395,10 +394,9 @@ def test_killed_consumers_count_each_event_once(
         of_shard = [positions[shard] for positions in reached]
         assert of_shard == sorted(of_shard)
         assert len(set(of_shard)) > 3
-        assert 0 < of_shard[-1] < len(LOG)
+        assert 0 < of_shard[-1] < 60_000
     assert int(num_fenced) > 0
-    check_rows(center, num_shards)
-    finish(place, num_shards, of_shard[-1] + 500 if num_shards == 1 else len(LOG))
+    finish(place, num_shards, 60_000)
 
 
 # They end where the server does.
@@ -414,11 +412,12 @@ try:
     while True:
         consumer.step(chance.choice((1, 10, 100)))
 except (Fenced, RedisError):
-    pass
+    print(consumer.position)
 except ValueError as error:
-    # The server went away and came back without the last events.
-    if 'ends at position' not in str(error):
+    # The server came back without the last events, maybe in the middle of a read.
+    if 'ends at position' not in str(error) and 'is damaged' not in str(error):
         raise
+    print(consumer.position)
 """
 TELL = f"""{SETUP}
 from redis import RedisError
@@ -430,9 +429,22 @@ try:
     print('ready', flush=True)
     while (position := stream.end) < len(LOG):
         stream.append(LOG[position : position + chance.choice((1, 30, 150))], position)
+        time.sleep(0.001)
 except RedisError:
     pass
 """
+
+
+def start(server: Any, length: int | None = None) -> None:
+    r"""Starts a killed server on what is left of its file, as after :obj:`redis-check-aof --fix`:
+    where that ends within a transaction, the server itself would leave its beginning there, and
+    take what follows for the rest of it when it is started once more."""
+    path = server.append_only_file
+    content = path.read_bytes()[:length]
+    begun = content.rfind(b'*1\r\n$5\r\nMULTI\r\n')
+    is_whole = begun < 0 or b'*1\r\n$4\r\nEXEC\r\n' in content[begun:]
+    path.write_bytes(content if is_whole else content[:begun])
+    server.start()
 
 
 @pytest.mark.parametrize('num_shards', [1, 2])
@@ -442,7 +454,7 @@ def test_a_redis_that_is_killed_or_loses_power_counts_each_event_once(
     r"""Kills, power cuts while nobody is there, and power cuts that others live through."""
     chance = random.Random(num_shards)
     place = Place('redis', redis_server.url, f'centre-{next(_number)}')
-    reached, num_back = {}, 0
+    num_back = 0
     for kill in range(9):
         processes = [fork(TELL, json.dumps([place.arguments, kill]))] + [
             fork(FOLLOW, json.dumps([place.arguments, num_shards, kill, shard]))
@@ -452,20 +464,21 @@ def test_a_redis_that_is_killed_or_loses_power_counts_each_event_once(
             assert process.stdout.readline() == 'ready\n', process.finish().stderr
         time.sleep(chance.uniform(0.05, 0.3))
         size = redis_server.append_only_file.stat().st_size
-        length = max(size - chance.randrange(50_000), 0)
+        length = max(size - chance.randrange(20_000, 70_000), 0)
         if kill % 3 == 2:
-            redis_server.lose_power(length)
+            redis_server.kill()
+            start(redis_server, length)
             time.sleep(0.2)
         redis_server.kill()
-        for process in processes:
-            done = process.finish()
+        ended = [process.finish() for process in processes]
+        start(redis_server, length if kill % 3 == 1 else None)
+        for done in ended:
             assert done.returncode == 0, done.stderr
-        if kill % 3 == 1:
-            os.truncate(redis_server.append_only_file, length)
-        redis_server.start()
         _, center = place.open()
-        before, reached = reached, check_rows(center, num_shards)
-        num_back += any(reached.get(shard, 0) < before[shard] for shard in before)
+        reached = check_rows(center, num_shards)
+        told = {shard: int(done.stdout) for shard, done in enumerate(ended[1:])}
+        num_back += any(reached.get(shard, 0) < position for shard, position in told.items())
+    assert num_back >= 3
     assert min(reached.values()) > 100
     stream, _ = place.open()
-    finish(place, num_shards, min(max(stream.end, *reached.values(), 0) + 1000, len(LOG)))
+    finish(place, num_shards, max(stream.end, *reached.values()) + 1000)
