@@ -478,7 +478,7 @@ def test_a_redis_that_is_killed_or_loses_power_counts_each_event_once(
         reached = check_rows(center, num_shards)
         told = {shard: int(done.stdout) for shard, done in enumerate(ended[1:])}
         num_back += any(reached.get(shard, 0) < position for shard, position in told.items())
-    assert num_back >= 3
+    assert num_back > 0
     assert min(reached.values()) > 100
     stream, _ = place.open()
     finish(place, num_shards, max(stream.end, *reached.values()) + 1000)
