@@ -205,7 +205,7 @@ class BuildPlan:
             'counts': self.counts,
             'memory_limit': self.memory,
             'seed': self.seed,
-            'files': {path: _state(path) for path in files},
+            'files': {path: state_of(path) for path in files},
         }
         # As they are read again.
         plain: dict[str, Any] = json.loads(json.dumps(facts, default=_plain))
@@ -391,7 +391,7 @@ def parse_bytes(given: Any, name: str) -> int:
     return int(float(match[1]) * BYTE_UNITS[match[2]])
 
 
-def _state(path: str) -> list[int]:
+def state_of(path: str) -> list[int]:
     r"""By what a changed file is told, without reading it."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]

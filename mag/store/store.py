@@ -156,14 +156,21 @@ class Store:
             name (str): :obj:`"user"`, :obj:`"item"`, or the name of the attribute or context.
 
         Raises:
-            FileNotFoundError: If the file is missing.
-            ValueError: If it is damaged, or there is nothing of the name.
+            ValueError: If the file is missing, damaged or that of another store, or there is
+                nothing of the name.
         """
         check_choice(self.id_maps, name=name)
         if self.manifest['dense'].get(name):
             return IdMap.in_order(np.arange(self.num_nodes[name]))
-        folder = 'ids' if name in self.num_nodes else 'names'
-        return IdMap.load(osp.join(self.path, folder, f'{name}.parquet'))
+        file = f'{"ids" if name in self.num_nodes else "names"}/{name}.parquet'
+        try:
+            found = IdMap.load(osp.join(self.path, file))
+        except FileNotFoundError as error:
+            raise self._damaged(file, 'is missing') from error
+        # Arrays are mapped from the start, but this is read when somebody asks.
+        if found.lineage != self.id_maps[name]:
+            raise self._damaged(file, 'is that of another store')
+        return found
 
     def cluster(self, name: str) -> np.ndarray:
         r"""The cluster of each node, :obj:`-1` for none, mapped, int32, shape :obj:`[N]`.
@@ -581,10 +588,21 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Mapped arrays would be copied.
-        return Store, (self.path,)
+        return _open_again, (self.path, self.fingerprint)
 
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.path!r}, {self.num_nodes["user"]:,} users, '
             f'{self.num_nodes["item"]:,} items, {self.num_windows} windows)'
         )
+
+
+def _open_again(path: str, fingerprint: str) -> Store:
+    r"""A store in another process."""
+    found = Store(path)
+    if found.fingerprint != fingerprint:
+        raise ValueError(
+            f'The store in {path!r} has been replaced while it was in use, {fingerprint[:16]} by '
+            f'{found.fingerprint[:16]}: open it anew.'
+        )
+    return found

@@ -1,3 +1,4 @@
+import math
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from mag.checks import check_choice, check_integers
 from mag.loader import BatchIndexSampler, ExposureBatch, JoinedBatch, PairBatch
 from mag.loader.exposures import Exposures
 from mag.loader.row_loader import RowLoader, RowReader
+from mag.store.plan import state_of
 from mag.store.store import Store
 from mag.store.store_batches import StoreBatches, StoreRows
 
@@ -213,6 +215,13 @@ class _Log:
                 f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
                 f'but its log has {found:,} now: build it again.'
             )
+        told = store.manifest['plan']['files']
+        changed = [path for path in self._paths if told.get(path, state_of(path)) != state_of(path)]
+        if changed:
+            raise ValueError(
+                f'The store in {store.path!r} was built from {changed[0]!r}, which has another '
+                f'size or time of change now: build it again.'
+            )
         self.num_asked = np.zeros(len(self._groups), np.int64)
         self.num_rows = np.zeros(len(self._groups), np.int64)
         self.num_clicks = np.zeros(len(self._groups), np.int64)
@@ -386,10 +395,10 @@ def _windows(store: Store, rows: Any) -> list[int]:
                 f'{rows!r}: name the windows, such as rows=[0, 1].'
             )
         cutoffs: list[int] = store.cutoffs.tolist()
-        if rows != 'train':
-            return [cutoffs.index(parts[rows])]
-        # A log of few moments may have one that begins as validation does.
-        return [cutoffs.index(moment) for moment in parts['train'] if moment < parts['val']]
+        # A log of few moments may have parts that begin when the next one does.
+        end = {'train': parts['val'], 'val': parts['test']}.get(rows, math.inf)
+        moments = parts['train'] if rows == 'train' else [parts[rows]]
+        return [cutoffs.index(moment) for moment in moments if moment < end]
     if not isinstance(rows, Sequence):
         raise TypeError(f"'rows' must be a part or a list of windows, but got {rows!r}.")
     for place, window in enumerate(rows):

@@ -1,4 +1,5 @@
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from mag.datasets import LogSchema
 from mag.pipeline import Pipeline
 from mag.pipeline.recipes.macgnn import MacGNNRecipe
 from mag.pipeline.recipes.store_recipe import StoreRecipe
-from mag.store import BuildPlan, build
+from mag.store import BuildPlan, Store, build
 from mag.store.store_batches import StoreBatches
 from mag.transforms import TemporalSplit
 
@@ -182,6 +183,23 @@ def test_what_is_saved_says_where_the_store_is(
     shutil.copytree(files.build('other', num_windows=2), moved / 'store', dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r'was fitted on the store \w{16}, but that in'):
         Pipeline.load(tmp_path)
+
+
+def test_a_store_that_is_replaced_while_it_is_open_is_told(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / 'store'
+    shutil.copytree(files.store, path)
+    pipeline, store = fit('macgnn', path), Store(path)
+    pickled = pickle.dumps(store)
+    shutil.rmtree(path)
+    with pytest.raises(ValueError, match='its ids/user.parquet is missing: build it again'):
+        pipeline.score('u7', [3])
+    # Of more users than there were.
+    schema = LogSchema(str(files.folder / 'l*.parquet'), COLUMNS)
+    build(BuildPlan(schema, path, GROUPS, memory_limit='1GiB', num_windows=3), progress=False)
+    with pytest.raises(ValueError, match='its ids/user.parquet is that of another store'):
+        pipeline.score('u7', [3])
+    with pytest.raises(ValueError, match='has been replaced while it was in use'):
+        pickle.loads(pickled)
 
 
 def test_a_program_tells_the_same(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch_geometric.data import HeteroData
 
 from mag.datasets import EventLog, LogSchema
@@ -379,6 +381,15 @@ def test_a_log_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(tmp_path / 'kept.parquet').slice(1), path)
     with pytest.raises(ValueError, match='was built from 3,000 rows, but its log has 2,999 now'):
         StoreLoader(both.store)
+    # As many rows, others.
+    log = pq.read_table(tmp_path / 'kept.parquet')
+    at = log.column_names.index('clicked')
+    pq.write_table(log.set_column(at, 'clicked', pa.nulls(len(log), 'int64').fill_null(1)), path)
+    with pytest.raises(ValueError, match=r'from .*1.parquet., which has another size or time of'):
+        StoreLoader(both.store)
+    # Its time of change comes with it.
+    os.replace(tmp_path / 'kept.parquet', path)
+    assert len(StoreLoader(both.store)) > 0
     store = copy.copy(both.store)
     store.manifest = {**both.store.manifest, 'parts': None}
     with pytest.raises(ValueError, match="with cutoffs of its own, which tell no 'train'"):
@@ -410,3 +421,54 @@ def test_rows_of_one_class_are_refused(tmp_path: Path, label: int, match: str) -
     with pytest.raises(ValueError, match=match):
         fit(task, loader, directory=str(tmp_path), progress=False)
     assert loader.dataset.num_clicks == label * len(loader.dataset)
+
+
+def test_validation_has_no_row_of_the_test_part(tmp_path: Path) -> None:
+    r"""Of few moments, both parts begin at one."""
+    step = np.arange(20)
+    log = {'who': step % 2, 'sku': step // 2 % 2, 'at': step // 2, 'clicked': step % 3 % 2}
+    pq.write_table(pa.table(log), tmp_path / 'log.parquet')
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    schema = LogSchema(str(tmp_path / 'log.parquet'), columns)
+    plan = BuildPlan(schema, tmp_path / 'store', {'user': 1, 'item': 1}, num_windows=3)
+    store = Store(build(plan, progress=False))
+    parts = store.manifest['parts']
+    assert parts['val'] == parts['test'] == 9
+    assert len(StoreLoader(store, 'test').dataset) == 2
+    with pytest.raises(ValueError, match="finds no row of 'val' in .*: of 0 in these windows"):
+        StoreLoader(store, 'val')
+
+
+@pytest.mark.parametrize('is_raw', [False, True])
+def test_no_row_reads_what_comes_after_its_cutoff(tmp_path: Path, is_raw: bool) -> None:
+    schema = write_log(tmp_path / 'log', is_raw)
+    groups = {'user': ['country', 6], 'item': 8}
+
+    def open_store(name: str) -> Store:
+        plan = BuildPlan(schema, tmp_path / name, groups, num_windows=2, memory_limit='1GiB')
+        return Store(build(plan, progress=False))
+
+    def read(store: Store, window: int) -> tuple[list[Tensor], Tensor]:
+        r"""What rows of a window read, and their labels."""
+        size = len(StoreLoader(store, [window]).dataset)
+        (batch,) = StoreLoader(store, [window], size, batches='joined')
+        pairs, features = (of._replace(label=None) for of in (batch.pairs, batch.features))
+        leaves = tree_leaves(batch._replace(label=None, pairs=pairs, features=features))
+        return [leaf for leaf in leaves if leaf is not None], batch.label
+
+    store = open_store('store')
+    expected = [read(store, window) for window in range(4)]
+    for window, cutoff in reversed([*enumerate(store.cutoffs[:4].tolist())]):
+        for path in (tmp_path / 'log').iterdir():
+            log = pq.read_table(path)
+            clicked = log['clicked'].to_numpy()
+            # From the end on, so that each is turned once.
+            last = store.cutoffs[window + 1].item()
+            is_later = (log['at'].to_numpy() >= cutoff) & (log['at'].to_numpy() < last)
+            clicked = pa.array(np.where(is_later, 1 - clicked, clicked))
+            place = log.column_names.index('clicked')
+            pq.write_table(log.set_column(place, 'clicked', clicked), path, row_group_size=150)
+        found, label = read(open_store(f'from {window}'), window)
+        assert len(found) == len(expected[window][0]) > 10
+        assert all(map(torch.equal, found, expected[window][0]))
+        assert torch.equal(label, 1 - expected[window][1])
