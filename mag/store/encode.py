@@ -30,6 +30,8 @@ ROLES = (
 # Above it, a node does not fit the log.
 _MOST_NODES = 2**31 - 1
 _CHUNK = 2**20
+# Else DuckDB writes beside a file that a killed process began, and a kill leaves that one, too.
+_IN_PLACE = 'USE_TMP_FILE false'
 _EVENT = ('user', 'item', 'time', 'click')
 
 
@@ -378,7 +380,7 @@ class Encoder:
         # What tells a file of ids from any other.
         connection.execute(
             f'COPY (SELECT * FROM {scan_parquet(unmarked)}) '
-            f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, '
+            f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE}, '
             f'KV_METADATA {{{LINEAGE}: {quote(lineage)}}})'
         )
         _remove(unmarked)
@@ -444,7 +446,7 @@ class Encoder:
         with self.connect() as connection:
             connection.execute(
                 f'COPY (SELECT * EXCLUDE (_run, row) FROM ({rows}) ORDER BY time, _run, row) '
-                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)'
+                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE})'
             )
         self.units.wrote(path)
         return ['log/000000.parquet']

@@ -363,6 +363,20 @@ def test_more_values_than_are_counted_are_refused(
         build(plan, progress=False)
 
 
+def test_files_that_were_begun_are_written_in_their_place(
+    schema: LogSchema, tmp_path: Path
+) -> None:
+    for file in ('ids/user', 'names/device', 'log/000000'):
+        path = tmp_path / 'store.building' / f'{file}.parquet'
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'begun')
+        # Where DuckDB would write beside it.
+        path.with_name(f'tmp_{path.name}').mkdir()
+    store = Store(build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False))
+    store.verify(progress=False)
+    assert not [name for name in store.manifest['files'] if 'tmp_' in name]
+
+
 def test_a_folder_of_something_else_is_refused(schema: LogSchema, tmp_path: Path) -> None:
     (tmp_path / 'file').write_text('mine')
     with pytest.raises(ValueError, match='must be a new folder or a store'):
