@@ -107,9 +107,11 @@ class StoreBuild:
         os.makedirs(osp.dirname(out), exist_ok=True)
         try:
             with locked(f'{out}.lock', wait=False):
-                self._make()
-                os.replace(self.folder, out)
-                flush(osp.dirname(out))
+                # Another process may have ended between.
+                if not has_manifest(out):
+                    self._make()
+                    os.replace(self.folder, out)
+                    flush(osp.dirname(out))
         except BlockingIOError as error:
             raise OSError(f'Another process builds {out!r}: wait for it, or stop it.') from error
         return out
@@ -153,6 +155,7 @@ class StoreBuild:
             else units.run(f'groups-{of.name}', partial(self._attribute, log, of))['number']
             for of in plan.resolutions
         }
+        plan.check_numbers(self.num_clusters)
         for node_type, name in plan.attributes:
             file = f'attributes/{name}.npy'
             write = partial(self.encoder.write_attribute, log, node_type, name, file)
