@@ -31,8 +31,9 @@ from torch import Tensor
 from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store import sql
-from mag.store.build import PAIRS, Counted, Level, StoreBuild, add_hops, count_nodes, read_levels
+from mag.store.build import StoreBuild
 from mag.store.clusters import StoreClusters
+from mag.store.counting import PAIRS, Counted, Level, add_hops, count_nodes, read_levels
 from mag.store.encode import Log
 from mag.store.kernels import NeighborRows, NodeCounts, SecondHop
 from mag.store.partitions import Partitions
