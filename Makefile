@@ -14,6 +14,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?= examples/count_net.py --dataset movielens-100k
 PYTEST_ARGS ?=
+# Tests of a file stay together, since they share what is slow to make.
+PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 ATTACK ?= 100
 # Each compiler of torch-sparse takes a gigabyte of memory: lower this where there is little.
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -62,9 +64,9 @@ demo: $(MAG_STAMP)
 test: $(TEST_STAMP)
 	@if [ $(SPARSE_STAMP) -nt setup.cfg ] || $(INSTALL_WHEELS) 2> /dev/null; then \
 		touch $(SPARSE_STAMP); \
-		$(BIN)/pytest $(PYTEST_ARGS); \
+		$(BIN)/pytest $(PYTEST_WORKERS) $(PYTEST_ARGS); \
 	elif $(BIN)/pytest $(PYTEST_ARGS) -m sparse --collect-only > /dev/null; [ $$? = 5 ]; then \
-		$(BIN)/pytest $(PYTEST_ARGS); \
+		$(BIN)/pytest $(PYTEST_WORKERS) $(PYTEST_ARGS); \
 	else \
 		$(MAKE) --no-print-directory test-while-compiling; \
 	fi
@@ -80,7 +82,7 @@ test-while-compiling: compiler
 	@mkdir -p '$(CACHE)'; \
 	setsid nice $(COMPILE_WHEELS) > $(COMPILE_LOG) 2>&1 & compilation=$$!; \
 	trap 'kill -TERM -$$compilation 2> /dev/null' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/pytest $(PYTEST_ARGS) -m 'not sparse'; others=$$?; \
+	$(BIN)/pytest $(PYTEST_WORKERS) $(PYTEST_ARGS) -m 'not sparse'; others=$$?; \
 	case $$others in 0 | 1 | 5) ;; *) exit $$others ;; esac; \
 	echo 'Waiting for torch-scatter and torch-sparse, which the last tests need.'; \
 	wait $$compilation || { tail -n 40 $(COMPILE_LOG) >&2; \
@@ -134,7 +136,7 @@ $(MAG_STAMP): setup.cfg $(TORCH_STAMP)
 $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	@echo 'Installing what the tests need into .venv: about a minute.'
 	$(BIN)/pip install setuptools wheel ninja
-	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale]'
+	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale,online]'
 	$(BIN)/pip install --no-deps '$(FUXICTR)'
 	touch $@
 

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='there is no make')
 
+WORKERS = '--numprocesses auto --maxprocesses 4 --dist loadfile'
 # Each writes down how it was called. pip finds wheels if the file `wheels` is there.
 PIP = """#!/bin/sh
 echo "pip $*" >> calls
@@ -99,13 +100,16 @@ def test_wheels_that_are_there_are_installed_and_all_tests_run_in_one_go(folder:
     # The second time they are installed.
     assert run(folder, '-k dice') == (0, 'a summary\n', '')
     assert len(calls(folder, 'pip')) == 1
-    assert calls(folder, 'pytest') == ['-k dice', '-k dice']
+    assert calls(folder, 'pytest') == [f'{WORKERS} -k dice'] * 2
 
 
 def test_nothing_is_compiled_for_tests_that_do_not_need_it(folder: Path) -> None:
     assert run(folder, '-k dice', CODE_COLLECT=5) == (0, 'a summary\n', '')
     assert not (folder / 'compiling').exists()
-    assert calls(folder, 'pytest') == ['-k dice -m sparse --collect-only', '-k dice']
+    assert calls(folder, 'pytest') == [
+        '-k dice -m sparse --collect-only',
+        f'{WORKERS} -k dice',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,10 @@ def test_other_tests_run_while_it_compiles(
         'a summary',
     ]
     assert ('Of the tests before these, some failed' in errors) == (others == 1)
-    assert calls(folder, 'pytest')[1:] == ['tests/nn -m not sparse', 'tests/nn -m sparse']
+    assert calls(folder, 'pytest')[1:] == [
+        f'{WORKERS} tests/nn -m not sparse',
+        'tests/nn -m sparse',
+    ]
     installs = [call.split()[0] for call in calls(folder, 'pip')]
     assert installs == ['install', 'wheel', 'install']
 

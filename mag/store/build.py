@@ -6,42 +6,35 @@ import os.path as osp
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mag.compression import encode_counts
 from mag.compression.count_codes import MAX_COUNT, RELATIVE_ERROR
 from mag.files import checksum, flush, format_bytes, locked, replacing
 from mag.schema import NEIGHBOR_TYPE, Resolution
-from mag.store.clusters import Events, StoreClusters, assign_bytes
+from mag.store.clusters import StoreClusters, assign_bytes
+from mag.store.counting import PAIRS, Counted, Level, add_hops, count_nodes, read_levels
 from mag.store.encode import Encoder, Log
 from mag.store.kernels import (
-    NeighborRows,
     NodeCounts,
     Records,
     SecondHop,
     code_type,
     count_bytes,
-    count_partition,
-    neighbor_rows,
     partition_events,
-    second_hop,
 )
 from mag.store.kernels.neighbor_rows import FORM_BITS
 from mag.store.manifest import has_manifest, read_manifest, write_manifest
 from mag.store.partitions import Partitions
-from mag.store.plan import TOTAL, BuildPlan, Sizes
+from mag.store.plan import BuildPlan, Sizes
 from mag.store.units import Units
 from mag.transforms import TemporalSplit
 
-#: The arrays of the distinct pairs of a partition.
-PAIRS = ('indptr', 'neighbor', 'window')
 _PLAN = 'work/plan.json'
 
 
@@ -64,22 +57,6 @@ def build(plan: BuildPlan, progress: bool = True) -> str:
             the plan says.
     """
     return StoreBuild(plan, progress).run()
-
-
-class Counted(NamedTuple):
-    r"""What is counted of a partition."""
-
-    counts: NodeCounts
-    rows: NeighborRows
-
-
-class Level(NamedTuple):
-    r"""A grouping of the neighbors that are counted."""
-
-    suffix: str
-    num_clusters: int
-    cluster: np.ndarray
-    window: np.ndarray | None
 
 
 class StoreBuild:
@@ -107,9 +84,11 @@ class StoreBuild:
         os.makedirs(osp.dirname(out), exist_ok=True)
         try:
             with locked(f'{out}.lock', wait=False):
-                self._make()
-                os.replace(self.folder, out)
-                flush(osp.dirname(out))
+                # Another process may have ended between.
+                if not has_manifest(out):
+                    self._make()
+                    os.replace(self.folder, out)
+                    flush(osp.dirname(out))
         except BlockingIOError as error:
             raise OSError(f'Another process builds {out!r}: wait for it, or stop it.') from error
         return out
@@ -153,6 +132,7 @@ class StoreBuild:
             else units.run(f'groups-{of.name}', partial(self._attribute, log, of))['number']
             for of in plan.resolutions
         }
+        plan.check_numbers(self.num_clusters)
         for node_type, name in plan.attributes:
             file = f'attributes/{name}.npy'
             write = partial(self.encoder.write_attribute, log, node_type, name, file)
@@ -583,93 +563,5 @@ class StoreBuild:
         return facts
 
 
-def read_levels(
-    resolutions: Sequence[Resolution],
-    node_type: str,
-    num_nodes: Mapping[str, int],
-    num_clusters: Mapping[str, int],
-    read: Callable[[str], np.ndarray],
-) -> list[Level]:
-    r"""All groupings of the nodes of a type, and last the one of all alike: a node that never gets
-    a cluster is seen, too.
-
-    Args:
-        resolutions (list[Resolution]): The groupings of both types.
-        node_type (str): The type.
-        num_nodes (dict[str, int]): The number of users and items.
-        num_clusters (dict[str, int]): By the name of the grouping.
-        read (callable): Maps an array of the store.
-    """
-    found = [
-        Level(
-            of.suffix,
-            num_clusters[of.name],
-            read(f'clusters/{of.name}.npy'),
-            # All windows know what an attribute tells.
-            None if isinstance(of.group, str) else read(f'clusters/{of.name}_window.npy'),
-        )
-        for of in resolutions
-        if of.node_type == node_type
-    ]
-    return [*found, Level(TOTAL, 1, np.zeros(num_nodes[node_type], np.int32), None)]
-
-
-def count_nodes(
-    events: Events,
-    node_type: str,
-    partition: int,
-    levels: Sequence[Level],
-    num_windows: int,
-    num_recent: int,
-) -> Counted:
-    r"""Counts the events of the nodes of a partition.
-
-    Args:
-        events (Events): Where they are.
-        node_type (str): The type of the nodes.
-        partition (int): The partition.
-        levels (list[Level]): The groupings of their neighbors.
-        num_windows (int): The number of windows.
-        num_recent (int): Length of the lists of last neighbors.
-    """
-    counts = count_partition(
-        events.records(node_type, partition),
-        events.size(node_type, partition),
-        [level.cluster for level in levels],
-        [level.window for level in levels],
-        num_windows,
-        [level.num_clusters for level in levels],
-        num_recent,
-    )
-    increments = counts.indptr[0], counts.code[0], counts.count[0]
-    return Counted(counts, neighbor_rows(*increments, num_windows, levels[0].num_clusters))
-
-
-def add_hops(
-    pairs: tuple[np.ndarray, ...], span: Sequence[int], rows: tuple[Any, ...], counts: str
-) -> SecondHop:
-    r"""Counts two hops of the nodes of a partition from one place to another.
-
-    Args:
-        pairs (tuple): The :data:`PAIRS` of the partition.
-        span (list[int]): The first of the nodes, and the one after the last.
-        rows (tuple): What :func:`~mag.store.kernels.second_hop` reads of the neighbors, and the
-            numbers of windows and clusters.
-        counts (str): :obj:`"exact"`, or :obj:`"log"` for codes of one byte.
-    """
-    indptr, neighbor, window = pairs
-    first, last = span
-    found = second_hop(indptr[first : last + 1], neighbor, window, *rows)
-    return found if counts == 'exact' else _in_bytes(found)
-
-
 def _pairs(node_type: str, partition: int, part: str) -> str:
     return f'work/pairs/{node_type}/{partition:06}_{part}.npy'
-
-
-def _in_bytes(found: SecondHop) -> SecondHop:
-    r"""The counts as codes of one byte, the largest of which stands for all above."""
-    counts = found.table.astype(np.float32)
-    counts.reshape(-1)[found.over_index] = np.minimum(found.over_count, MAX_COUNT)
-    nothing = np.empty(0, np.int64)
-    return SecondHop(encode_counts(torch.from_numpy(counts)).numpy(), nothing, nothing)

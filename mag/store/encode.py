@@ -30,6 +30,8 @@ ROLES = (
 # Above it, a node does not fit the log.
 _MOST_NODES = 2**31 - 1
 _CHUNK = 2**20
+# Else DuckDB writes beside a file that a killed process began, and a kill leaves that one, too.
+_IN_PLACE = 'USE_TMP_FILE false'
 _EVENT = ('user', 'item', 'time', 'click')
 
 
@@ -74,11 +76,12 @@ class Log(NamedTuple):
         return [run for of in zip(self.selects, self.num_rows) for run in _cut(*of, most)]
 
     def table(self, *columns: str) -> str:
-        r"""The SQL of a table of some columns, and of the place of each row as :obj:`position`."""
+        r"""The SQL of a table of some columns, and of the place of each row as
+        :obj:`log_position`, which is no name of an attribute."""
         starts = np.cumsum([0, *self.num_rows]).tolist()
         names = ', '.join(columns)
         parts = (
-            f'SELECT {names}, row + {start} AS position FROM ({select})'
+            f'SELECT {names}, row + {start} AS log_position FROM ({select})'
             for select, start in zip(self.selects, starts)
         )
         return f'({" UNION ALL ".join(parts)})'
@@ -160,7 +163,8 @@ class Encoder:
         with self.connect() as connection:
             connection.execute(f"""
                 CREATE TABLE first AS
-                SELECT {node_type}::INTEGER AS node, arg_min_null({_known(name)}, position) AS value
+                SELECT {node_type}::INTEGER AS node,
+                       arg_min_null({_known(name)}, log_position) AS value
                 FROM {log.table(node_type, quote_name(name))} GROUP BY node
             """)
             connection.execute("""
@@ -216,7 +220,8 @@ class Encoder:
         places = ', '.join(map(str, position.tolist()))
         with self.connect() as connection:
             found = connection.execute(
-                f'SELECT position, time FROM {log.table("time")} WHERE position IN ({places})'
+                f'SELECT log_position, time FROM {log.table("time")} '
+                f'WHERE log_position IN ({places})'
             ).fetchall()
         by_position = dict(found)
         return np.array([by_position[place] for place in position.tolist()])
@@ -375,7 +380,7 @@ class Encoder:
         # What tells a file of ids from any other.
         connection.execute(
             f'COPY (SELECT * FROM {scan_parquet(unmarked)}) '
-            f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, '
+            f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE}, '
             f'KV_METADATA {{{LINEAGE}: {quote(lineage)}}})'
         )
         _remove(unmarked)
@@ -433,15 +438,15 @@ class Encoder:
             return files
         # Each run is in order, and so the rows of one time are in that of the log.
         rows = ' UNION ALL '.join(
-            f'SELECT *, {place} AS run, file_row_number AS row '
+            f'SELECT *, {place} AS _run, file_row_number AS row '
             f'FROM {scan_parquet(self._encoded(name))}'
             for place, name in enumerate(names)
         )
         path = self.units.path('log/000000.parquet')
         with self.connect() as connection:
             connection.execute(
-                f'COPY (SELECT * EXCLUDE (run, row) FROM ({rows}) ORDER BY time, run, row) '
-                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)'
+                f'COPY (SELECT * EXCLUDE (_run, row) FROM ({rows}) ORDER BY time, _run, row) '
+                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE})'
             )
         self.units.wrote(path)
         return ['log/000000.parquet']

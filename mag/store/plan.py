@@ -23,6 +23,8 @@ from mag.macro_graph.macro_clusters import Group, MacroClusters, resolutions
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store.clusters import cluster_bytes
 from mag.store.encode import ROLES
+from mag.store.kernels.count_partition import MOST_CLUSTERS
+from mag.store.kernels.neighbor_rows import MAX_CLUSTERS
 from mag.store.kernels.partition_events import MAX_WINDOWS, PLACE_BITS
 
 COUNTS = ('exact', 'log')
@@ -36,6 +38,8 @@ _LEAST = 640 * 2**20
 _MICROSECONDS = 0.5, 0.05
 _SAMPLE = 2**20
 _MOST_PARTITIONS = 2**12
+# Columns that the log of a store has beside those of the schema.
+_RESERVED = ('click', 'file_row_number')
 
 
 class Sizes(NamedTuple):
@@ -132,6 +136,9 @@ class BuildPlan:
                 )
         # It checks the other arguments.
         self.clusters()
+        self.check_numbers(
+            {of.name: of.group for of in self.resolutions if isinstance(of.group, int)}
+        )
 
     @cached_property
     def schema(self) -> LogSchema:
@@ -205,7 +212,7 @@ class BuildPlan:
             'counts': self.counts,
             'memory_limit': self.memory,
             'seed': self.seed,
-            'files': {path: state_of(path) for path in files},
+            'files': {osp.abspath(path): file_state(path) for path in files},
         }
         # As they are read again.
         plain: dict[str, Any] = json.loads(json.dumps(facts, default=_plain))
@@ -340,6 +347,18 @@ class BuildPlan:
                 f'windows or clusters.'
             )
 
+    def check_numbers(self, num_clusters: Mapping[str, int]) -> None:
+        r"""Raises a :class:`ValueError` if groups have more clusters than kernels count."""
+        for of in self.resolutions:
+            # Hop 2 is counted of the first of each.
+            most = MOST_CLUSTERS if of.suffix else MAX_CLUSTERS
+            number = num_clusters.get(of.name, 0)
+            if number > most:
+                raise ValueError(
+                    f"'groups' has {number:,} clusters of {of.node_type}s by {of.group!r}, but a "
+                    f'store counts {most:,} at most: take fewer.'
+                )
+
     def _check_clusters(self, sizes: Sizes) -> None:
         clusters = self.clusters()
         for name in clusters.behaviors:
@@ -357,7 +376,8 @@ class BuildPlan:
         if self.cutoffs is None:
             return
         cutoffs = [*self.cutoffs]
-        check_integers(**{f'cutoffs[{place}]': value for place, value in enumerate(cutoffs)})
+        named = {f'cutoffs[{place}]': value for place, value in enumerate(cutoffs)}
+        check_integers(-(2**63), below=2**63, **named)
         if not cutoffs or cutoffs != sorted(set(cutoffs)) or len(cutoffs) > MAX_WINDOWS:
             raise ValueError(
                 f"'cutoffs' must be 1 to {MAX_WINDOWS} moments that ascend, but got {cutoffs}."
@@ -370,6 +390,12 @@ class BuildPlan:
             raise ValueError(
                 f'A store keeps {", ".join(ROLES)} of a log, but got {", ".join(unknown)}: leave '
                 f'these out, or read the log with EventLog.'
+            )
+        names = [name for name in schema.log_fields if name.lower() in _RESERVED]
+        if names:
+            raise ValueError(
+                f'A store has a column of its own that is called {names[0]!r}: write '
+                f'{{name: column}} to give the column of the log another name.'
             )
         if not is_path(schema.path):
             raise TypeError("'log' must name files, as a store is built of a log that is not held.")
@@ -391,7 +417,7 @@ def parse_bytes(given: Any, name: str) -> int:
     return int(float(match[1]) * BYTE_UNITS[match[2]])
 
 
-def state_of(path: str) -> list[int]:
+def file_state(path: str) -> list[int]:
     r"""By what a changed file is told, without reading it."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]

@@ -6,6 +6,7 @@ them. What hop 2 reads of other nodes is in files that all workers map, so that 
 is shuffled.
 """
 
+import atexit
 import json
 import os
 import os.path as osp
@@ -30,8 +31,9 @@ from torch import Tensor
 from mag.macro_graph import MacroClusters
 from mag.schema import NEIGHBOR_TYPE, Resolution
 from mag.store import sql
-from mag.store.build import PAIRS, Counted, Level, StoreBuild, add_hops, count_nodes, read_levels
+from mag.store.build import StoreBuild
 from mag.store.clusters import StoreClusters
+from mag.store.counting import PAIRS, Counted, Level, add_hops, count_nodes, read_levels
 from mag.store.encode import Log
 from mag.store.kernels import NeighborRows, NodeCounts, SecondHop
 from mag.store.partitions import Partitions
@@ -126,6 +128,7 @@ def _without_vector(java: str) -> str:
     if 'jdk.incubator.vector' in listed.stdout:
         return osp.dirname(osp.dirname(java))
     home = tempfile.mkdtemp(prefix='mag-java-')
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     wrapper = osp.join(home, 'bin', 'java')
     os.mkdir(osp.dirname(wrapper))
     with open(wrapper, 'w', encoding='utf-8') as file:

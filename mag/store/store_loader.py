@@ -11,7 +11,7 @@ from mag.checks import check_choice, check_integers
 from mag.loader import BatchIndexSampler, ExposureBatch, JoinedBatch, PairBatch
 from mag.loader.exposures import Exposures
 from mag.loader.row_loader import RowLoader, RowReader
-from mag.store.plan import state_of
+from mag.store.plan import file_state
 from mag.store.store import Store
 from mag.store.store_batches import StoreBatches, StoreRows
 
@@ -215,13 +215,14 @@ class _Log:
                 f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
                 f'but its log has {found:,} now: build it again.'
             )
-        told = store.manifest['plan']['files']
-        changed = [path for path in self._paths if told.get(path, state_of(path)) != state_of(path)]
-        if changed:
-            raise ValueError(
-                f'The store in {store.path!r} was built from {changed[0]!r}, which has another '
-                f'size or time of change now: build it again.'
-            )
+        built = store.manifest['plan']['files']
+        for path in self._paths:
+            # A file of the store itself is none of these.
+            if path in built and file_state(path) != built[path]:
+                raise ValueError(
+                    f'{path!r} was changed since the store in {store.path!r} was built from it: '
+                    f'put it back as it was, or build the store again.'
+                )
         self.num_asked = np.zeros(len(self._groups), np.int64)
         self.num_rows = np.zeros(len(self._groups), np.int64)
         self.num_clicks = np.zeros(len(self._groups), np.int64)

@@ -18,7 +18,7 @@ from mag.datasets import EventLog, IdMap, LogSchema
 from mag.macro_graph import MacroClusters, MacroNodes, SparseCounts
 from mag.macro_graph.last_neighbors import last_neighbors
 from mag.schema import CLICKS, NEIGHBOR_TYPE
-from mag.store.build import build
+from mag.store.build import StoreBuild, build
 from mag.store.kernels import gather_rows, gather_second
 from mag.store.manifest import read_manifest
 from mag.store.plan import BuildPlan, Sizes
@@ -337,6 +337,46 @@ def test_another_plan_or_another_log_is_refused(tmp_path: Path) -> None:
         build(SmallPlan(schema, out, GROUPS, CUTOFFS), progress=False)
 
 
+def test_a_store_that_another_process_has_just_built_is_taken(
+    schema: LogSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS)
+    module = sys.modules[StoreBuild.__module__]
+    locked = module.locked  # type: ignore[attr-defined]
+
+    def slow(path: str, wait: bool) -> Any:
+        monkeypatch.undo()
+        build(plan, progress=False)
+        return locked(path, wait)
+
+    monkeypatch.setattr(module, 'locked', slow)
+    assert build(plan, progress=False) == str(tmp_path / 'store')
+    assert [*tmp_path.iterdir()] == [tmp_path / 'store']
+
+
+def test_more_values_than_are_counted_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mag.store.plan.MAX_CLUSTERS', 6)
+    plan = SmallPlan(write_log(tmp_path / 'log', 'nodes', True), tmp_path / 'store', GROUPS)
+    with pytest.raises(ValueError, match="has 7 clusters of users by 'country', but a store count"):
+        build(plan, progress=False)
+
+
+def test_files_that_were_begun_are_written_in_their_place(
+    schema: LogSchema, tmp_path: Path
+) -> None:
+    for file in ('ids/user', 'names/device', 'log/000000'):
+        path = tmp_path / 'store.building' / f'{file}.parquet'
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'begun')
+        # Where DuckDB would write beside it.
+        path.with_name(f'tmp_{path.name}').mkdir()
+    store = Store(build(SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS), progress=False))
+    store.verify(progress=False)
+    assert not [name for name in store.manifest['files'] if 'tmp_' in name]
+
+
 def test_a_folder_of_something_else_is_refused(schema: LogSchema, tmp_path: Path) -> None:
     (tmp_path / 'file').write_text('mine')
     with pytest.raises(ValueError, match='must be a new folder or a store'):
@@ -388,6 +428,9 @@ def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
         ({'memory_limit': 1000}, "'memory_limit' must be at least 640MiB, but got 1000"),
         ({'cutoffs': [3, 2]}, r"'cutoffs' must be 1 to 127 moments that ascend, but got \[3, 2\]"),
         ({'groups': {'user': 'brand', 'item': 'brand'}}, "names the attribute 'brand' of users"),
+        ({'cutoffs': [3, 2**63]}, r"'cutoffs\[1\]' must lie below 9223372036854775808"),
+        ({'groups': {'user': 2**17 + 1, 'item': 2}}, 'has 131,073 clusters of users by'),
+        ({'groups': {'user': 2, 'item': [2, 2**22 + 1]}}, 'but a store counts 4,194,304 at most'),
         ({'counts': 'float'}, "'counts' must be"),
         ({'num_windows': 126}, "'num_windows'"),
         ({'threads': 0}, "'threads'"),
@@ -411,6 +454,38 @@ def test_what_a_store_does_not_keep_is_refused(tmp_path: Path) -> None:
     schema = LogSchema(table, {'user': 'who', 'item': 'sku', 'time': 'at'})
     with pytest.raises(TypeError, match='must name files'):
         BuildPlan(schema, tmp_path / 'store', {'user': 2, 'item': 2})
+
+
+@pytest.mark.parametrize('name', ['position', 'Run'])
+def test_an_attribute_may_be_called_as_the_order_of_the_log_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / 'log.parquet'
+    with duckdb.connect() as connection:
+        # The first row of each user in time has the value 10 - who, which is not its least.
+        connection.execute(f"""
+            COPY (
+                SELECT i % 7 AS who, i % 5 AS sku, (i * 37) % 1009 AS "at", i % 2 AS clicked,
+                       CASE WHEN "at" = min("at") OVER (PARTITION BY who) THEN 10 - who
+                            ELSE i % 3 END AS value
+                FROM range(1009) AS t(i)
+            ) TO '{path}' (FORMAT parquet)
+        """)
+    columns = {role: COLUMNS[role] for role in ('user', 'item', 'time', 'label')}
+    schema = LogSchema(str(path), {**columns, 'user_attributes': {name: 'value'}})
+    plan = SmallPlan(schema, tmp_path / 'store', {'user': name, 'item': 2}, [800])
+    store = Store(build(plan, progress=False))
+    assert store.attribute(name).tolist() == [6, 5, 4, 3, 2, 1, 0]
+    with duckdb.connect() as connection:
+        rows = connection.execute(f"""
+            SELECT "time", "{name}" FROM read_parquet('{tmp_path}/store/log/*.parquet')
+        """).fetchnumpy()
+    assert (np.diff(rows['time']) >= 0).all() and {*rows[name].tolist()} == {*range(11)} - {3}
+
+
+def test_names_of_columns_of_its_own_are_refused(tmp_path: Path) -> None:
+    path = write_log(tmp_path / 'log', 'texts', True).path
+    schema = LogSchema(path, {**COLUMNS, 'contexts': {'Click': 'device'}})
+    with pytest.raises(ValueError, match="has a column of its own that is called 'Click': write"):
+        BuildPlan(schema, tmp_path / 'store', GROUPS)
 
 
 def test_a_row_that_is_wrong_is_named(tmp_path: Path) -> None:
@@ -501,7 +576,7 @@ import resource, sys
 import numpy as np
 
 from mag.datasets import LogSchema
-from mag.store.build import build
+from mag.store.build import StoreBuild, build
 from mag.store.plan import BuildPlan
 
 LIMIT = 640 * 2**20

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -9,11 +10,13 @@ from mag.store.work_folder import WorkFolder, absolute_url
 
 
 @pytest.fixture(params=['path', 'file', 'memory'])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> WorkFolder:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkFolder]:
     path = tmp_path / 'work'
-    return WorkFolder({'path': f'{path}', 'file': f'file://{path}'}.get(
-        request.param, f'memory://{tmp_path.name}/work'
-    ))  # fmt: skip
+    urls = {'path': f'{path}', 'file': f'file://{path}', 'memory': f'memory://{tmp_path.name}/work'}
+    work = WorkFolder(urls[request.param])
+    yield work
+    # What was fetched lies elsewhere.
+    work.remove()
 
 
 def test_arrays_are_read_as_they_were_written(folder: WorkFolder) -> None:

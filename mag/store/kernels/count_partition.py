@@ -9,6 +9,8 @@ from mag.store.kernels.partition_events import MAX_WINDOWS, NEIGHBOR, PLACE, WIN
 
 # What an increment is of: an exposure, a click of a pair that had one, a first click of a pair.
 NUM_KINDS = 3
+#: How many clusters of a resolution codes tell apart at most.
+MOST_CLUSTERS = 2**22
 # The kind of an event stands where the node's place stood.
 _KIND = PLACE
 _NO_NEIGHBOR = np.uint32(2**32 - 1)
@@ -54,7 +56,7 @@ def code_type(num_windows: int, num_clusters: int) -> type[np.unsignedinteger]:
         ValueError: If there are more.
     """
     check_integers(1, below=MAX_WINDOWS + 1, num_windows=num_windows)
-    check_integers(1, below=2**22 + 1, num_clusters=num_clusters)
+    check_integers(1, below=MOST_CLUSTERS + 1, num_clusters=num_clusters)
     return np.uint16 if num_clusters * num_windows * NUM_KINDS <= 2**16 else np.uint32
 
 
