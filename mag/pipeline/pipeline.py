@@ -528,6 +528,8 @@ class Pipeline:
         log: KnownLog
         if 'store' in manifest:
             log = StoredLog.load(folder, manifest, pipeline._recipe.reads)
+            # It was that of the store, and another one may have another.
+            pipeline._given_split = None
         else:
             log = RawLog.load(folder, manifest)
         pipeline._log = log

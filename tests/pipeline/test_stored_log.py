@@ -169,6 +169,8 @@ def test_what_is_saved_says_where_the_store_is(
     again = Pipeline.load(tmp_path / 'saved' / 'shop')
     assert torch.equal(probe(again), expected)
     assert again.metrics == here.metrics and again.summary() == here.summary()
+    # What is fitted again has the split of the other store.
+    assert again.fit(files.build('two', num_windows=2), progress=False).split.num_windows == 2
     # Moved together.
     os.rename(tmp_path, f'{tmp_path}-moved')
     moved = Path(f'{tmp_path}-moved')
