@@ -18,6 +18,7 @@ from mag.datasets._log_roles import rules_of
 from mag.datasets._parquet import scan_parquet
 from mag.datasets._sql import INTEGERS, column_kinds, count_rows, in_seconds, quote, quote_name
 from mag.datasets._values import check_table
+from mag.files import format_bytes
 from mag.id_map import LINEAGE, lineage_of
 from mag.schema import NEIGHBOR_TYPE
 from mag.store.units import Units
@@ -32,6 +33,8 @@ _MOST_NODES = 2**31 - 1
 _CHUNK = 2**20
 # Else DuckDB writes beside a file that a killed process began, and a kill leaves that one, too.
 _IN_PLACE = 'USE_TMP_FILE false'
+# How many rows DuckDB writes at once, and reads at least.
+_ROW_GROUP, _VECTOR = 122_880, 2048
 _EVENT = ('user', 'item', 'time', 'click')
 
 
@@ -109,7 +112,14 @@ class Encoder:
             connection.execute(f'SET threads = {self.units.threads}')
             connection.execute(f'SET temp_directory = {quote(self.units.path("work/spill"))}')
             connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+            try:
+                yield connection
+            except duckdb.OutOfMemoryException as error:
+                raise ValueError(
+                    f'The log of {len(self.fields)} columns needs more than the '
+                    f'{format_bytes(self.memory)} of memory that there are to encode it: take a '
+                    f"larger 'memory_limit', fewer threads or fewer columns."
+                ) from error
 
     def encode(self) -> Log:
         r"""Makes the ids and the log, as far as the files are not that already.
@@ -446,7 +456,8 @@ class Encoder:
         with self.connect() as connection:
             connection.execute(
                 f'COPY (SELECT * EXCLUDE (_run, row) FROM ({rows}) ORDER BY time, _run, row) '
-                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE})'
+                f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE}, '
+                f'ROW_GROUP_SIZE {min(_ROW_GROUP, max(self.rows, _VECTOR))})'
             )
         self.units.wrote(path)
         return ['log/000000.parquet']

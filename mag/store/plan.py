@@ -191,7 +191,9 @@ class BuildPlan:
     @property
     def rows(self) -> int:
         r"""How many rows of the log are held at once."""
-        return min(2**22, self.spare // (self.threads * 256))
+        # What DuckDB writes of them is held outside of what it counts.
+        num_others = len(self.schema.log_fields) - len(NEIGHBOR_TYPE)
+        return min(2**22, self.spare // (self.threads * (128 + 64 * num_others)))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

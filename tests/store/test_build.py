@@ -363,6 +363,21 @@ def test_more_values_than_are_counted_are_refused(
         build(plan, progress=False)
 
 
+def test_a_log_of_many_columns_is_read_in_shorter_runs_or_refused(
+    schema: LogSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {name: COLUMNS[name] for name in ('user', 'item', 'time', 'label')}
+    narrow = LogSchema(schema.path, columns)
+    groups: dict[str, Any] = {'user': 2, 'item': 2}
+    plans = [BuildPlan(of, tmp_path / 'store', groups) for of in (narrow, schema)]
+    # 256 bytes a row, and 64 for each of four more columns.
+    assert plans[1].rows == plans[0].spare // (2 * 512) < plans[0].rows
+    monkeypatch.setattr(BuildPlan, 'spare', 2**20)
+    monkeypatch.setattr(BuildPlan, 'check_fits', lambda *_: None)
+    with pytest.raises(ValueError, match="log of 8 columns needs more than .*larger 'memory_limit'"):
+        build(plans[1], progress=False)
+
+
 def test_files_that_were_begun_are_written_in_their_place(
     schema: LogSchema, tmp_path: Path
 ) -> None:

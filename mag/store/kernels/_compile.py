@@ -5,6 +5,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+# Numba loads it at the first call, when others may hold the memory, and OpenBLAS waits without end
+# for what it does not get.
+import scipy.linalg  # noqa: F401
+
 try:
     from llvmlite import ir
     from numba import njit, types
