@@ -432,6 +432,10 @@ def test_a_plan_says_what_it_will_do(schema: LogSchema, tmp_path: Path) -> None:
     assert 'memory      2.0 GiB at most, 1 threads, 1 partitions of users and 1 of items' in text
     assert 'time        about 0:00:01' in text
     # Half a microsecond a row, and a twentieth for each window.
+    # Places of nodes fit records of SQL, which have a sign.
+    large = BuildPlan(schema, tmp_path / 'store', GROUPS, memory_limit='1TiB')
+    sizes = Sizes(10, {'user': 2**23, 'item': 2**23 + 1}, {}, 1)
+    assert large.num_partitions(sizes) == {'user': 1, 'item': 2}
     sizes = plan.estimate()._replace(num_rows=10**9, num_windows=2)
     assert 'time        about 0:10:00' in plan.describe(sizes)
 
