@@ -285,7 +285,8 @@ class BuildPlan:
             # Some partitions are larger than others.
             while number < _MOST_PARTITIONS and (
                 2 * self.threads * num_bytes > number * self.spare
-                or sizes.num_nodes[name] > number * 2**PLACE_BITS
+                # A record of SQL has a sign.
+                or sizes.num_nodes[name] > number * 2 ** (PLACE_BITS - 1)
             ):
                 number *= 2
             found[name] = number

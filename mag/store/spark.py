@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,8 +194,9 @@ class _SparkBuild(StoreBuild):
         self.session = session
         self.work, self.is_shared = WorkFolder(self.folder), work is not None
         if work is not None:
-            # Of one build, so that all of it can be removed.
-            self.work = WorkFolder(f'{absolute_url(work)}/{plan.fingerprint}')
+            # Of one build, so that all of it can be removed: two stores may be of one plan.
+            name = uuid.uuid5(uuid.NAMESPACE_URL, f'{plan.fingerprint} {self.folder}')
+            self.work = WorkFolder(f'{absolute_url(work)}/{name.hex}')
 
     def run(self) -> str:
         out = super().run()

@@ -30,7 +30,7 @@ class SmallPlan(BuildPlan):
 
 def plan(name):
     return SmallPlan(
-        LogSchema.load(log), os.path.join(out, name), {'user': 'country', 'item': 'brand'},
+        LogSchema.load(log), os.path.join(out, name), {'user': ['country', 3], 'item': 'brand'},
         [1200, 2000, 2900], num_recent=4,
     )
 

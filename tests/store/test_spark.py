@@ -137,6 +137,14 @@ def test_a_folder_that_is_none_is_refused(two_windows: Any, tmp_path: Path) -> N
     assert not (tmp_path / 'store.building').exists()
 
 
+def test_two_stores_of_a_plan_have_folders_of_their_own(two_windows: Any, tmp_path: Path) -> None:
+    schema = write_log(two_windows, tmp_path, True)
+    plans = [SmallPlan(schema, tmp_path / name, GROUPS[0]) for name in ('one', 'two')]
+    assert plans[0].fingerprint == plans[1].fingerprint
+    urls = {_SparkBuild(of, None, 'memory://work', False).work.url for of in (*plans, plans[0])}
+    assert len(urls) == 2
+
+
 def test_java_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / 'jdk' / 'bin' / 'java'
     java.parent.mkdir(parents=True)
