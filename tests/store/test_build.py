@@ -342,7 +342,7 @@ def test_a_store_that_another_process_has_just_built_is_taken(
 ) -> None:
     plan = SmallPlan(schema, tmp_path / 'store', GROUPS, CUTOFFS)
     module = sys.modules[StoreBuild.__module__]
-    locked = module.locked  # type: ignore[attr-defined]
+    locked = module.locked
 
     def slow(path: str, wait: bool) -> Any:
         monkeypatch.undo()
