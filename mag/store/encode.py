@@ -141,7 +141,10 @@ class Encoder:
             for of in zip(self._selects(opened), opened['num_rows'], strict=True)
             for run in _cut(*of, self.rows)
         ]
-        names = {f'encode-{place:06}': run for place, run in enumerate(runs)}
+        names, order = (
+            {f'encode-{place:06}': run for place, run in enumerate(runs)},
+            self._order(opened),
+        )
         for folder in ('work/encoded', 'log'):
             os.makedirs(self.units.path(folder), exist_ok=True)
         with self.connect() as connection:
@@ -149,12 +152,11 @@ class Encoder:
                 'encode',
                 ' rows',
                 {name: run.num_rows for name, run in names.items()},
-                lambda name: self._encode(connection.cursor(), names[name], name, scanned),
-                lambda name, times: self._written(name, times),
+                lambda name: self._encode(connection.cursor(), names[name], name, scanned, order),
+                lambda name, path: self.units.wrote(path),
             )
-        times = np.array([self.units.results[name] for name in names])
-        is_sorted = bool((times[1:, 0] >= times[:-1, 1]).all())
-        files = self.units.run('sort', lambda: self._sort([*names], is_sorted))
+        is_sorted = self.units.run('sorted', lambda: self._are_sorted([*names], order))
+        files = self.units.run('sort', lambda: self._sort([*names], is_sorted, order))
         shutil.rmtree(self.units.path('work/encoded'), ignore_errors=True)
         _remove(self.units.path('work/read.parquet'))
         selects = [
@@ -289,14 +291,21 @@ class Encoder:
             if name not in (*_EVENT, 'label')
         }
 
+    def _order(self, opened: Mapping[str, Any]) -> str:
+        r"""The column by which rows are in order: times may be finer than the seconds that are
+        kept."""
+        is_plain = opened['kinds']['time'] in INTEGERS and self.schema.time_unit == 's'
+        return 'time' if is_plain else '_moment'
+
     def _selects(self, opened: Mapping[str, Any]) -> list[str]:
         r"""For each file, the SQL that gives its rows in one form."""
         seconds = in_seconds('time', opened['kinds']['time'], self.schema.time_unit)
         click = 'label > 0' if 'label' in self.fields else 'true'
         others = ''.join(f', {of} AS {quote_name(name)}' for name, of in self._others().items())
+        moment = ', time AS _moment' if self._order(opened) == '_moment' else ''
         # The numbers of rows go by their own name, so that a condition reaches the file.
         return [
-            f'SELECT user, item, {seconds} AS time, {click} AS click{others}, '
+            f'SELECT user, item, {seconds} AS time{moment}, {click} AS click{others}, '
             f'file_row_number AS row FROM ({query})'
             for query in opened['queries']
         ]
@@ -350,7 +359,7 @@ class Encoder:
         seen.clear()
         for name in NEIGHBOR_TYPE:
             _remove(self.units.path(f'work/seen_{name}.npy'))
-        is_plain = kinds['time'] in INTEGERS and self.schema.time_unit == 's'
+        is_plain = self._order(opened) == 'time'
         is_log = opened['is_parquet'] and all(is_dense.values()) and is_sorted and is_plain
         return {'is_dense': is_dense, 'num_nodes': num_nodes, 'is_log': is_log}
 
@@ -407,8 +416,9 @@ class Encoder:
         run: Run,
         name: str,
         scanned: Mapping[str, Any],
-    ) -> list[int]:
-        r"""Writes a run as integers, in the order of time, and gives its first and last time."""
+        order: str,
+    ) -> str:
+        r"""Writes a run as integers, in order, and gives the file."""
         nodes, joins = {}, ''
         for node in NEIGHBOR_TYPE:
             nodes[node] = f'rows.{node}::INTEGER'
@@ -417,50 +427,72 @@ class Encoder:
                 joins += f' JOIN {scan_parquet(self.names(node))} AS {node}_node'
                 joins += f' ON rows.{node} = {node}_node.id'
         others = ''.join(f', rows.{quote_name(other)}' for other in self._others())
+        times = ', '.join(f'rows.{column}' for column in dict.fromkeys(['time', order]))
         path = self._encoded(name)
         connection.execute(f"""
             COPY (
-                SELECT {nodes['user']} AS user, {nodes['item']} AS item, rows.time, rows.click
+                SELECT {nodes['user']} AS user, {nodes['item']} AS item, {times}, rows.click
                        {others}
                 FROM ({run.query}) AS rows {joins}
-                ORDER BY rows.time, rows.row
+                ORDER BY rows.{order}, rows.row
             ) TO {quote(path)} (FORMAT parquet, COMPRESSION zstd)
         """)
-        times = connection.execute(f'SELECT min(time), max(time) FROM {scan_parquet(path)}')
-        return list(times.fetchall()[0])
+        return path
 
     def _encoded(self, name: str) -> str:
         return self.units.path(f'work/encoded/{name}.parquet')
 
-    def _written(self, name: str, times: list[int]) -> list[int]:
-        self.units.wrote(self._encoded(name))
-        return times
+    def _are_sorted(self, names: Sequence[str], order: str) -> bool:
+        r"""Whether no run begins before the former one ends."""
+        runs = ' UNION ALL '.join(
+            f'SELECT {place} AS place, min({order}) AS low, max({order}) AS high '
+            f'FROM {scan_parquet(self._encoded(name))}'
+            for place, name in enumerate(names)
+        )
+        with self.connect() as connection:
+            found = connection.execute(f"""
+                SELECT count_if(low < former) FROM (
+                    SELECT low, lag(high) OVER (ORDER BY place) AS former FROM ({runs})
+                )
+            """).fetchall()
+        return bool(found[0][0] == 0)
 
-    def _sort(self, names: Sequence[str], is_sorted: bool) -> list[str]:
+    def _sort(self, names: Sequence[str], is_sorted: bool, order: str) -> list[str]:
         r"""Makes one log of the runs."""
         if is_sorted:
             files = [f'log/{place:06}.parquet' for place in range(len(names))]
             for name, file in zip(names, files, strict=True):
-                # A killed process may have moved it.
-                if osp.exists(self._encoded(name)):
-                    os.replace(self._encoded(name), self.units.path(file))
-                self.units.wrote(self.units.path(file))
+                self._keep(name, self.units.path(file), order)
             return files
-        # Each run is in order, and so the rows of one time are in that of the log.
+        # Each run is in order, and so the rows of one moment are in that of the log.
         rows = ' UNION ALL '.join(
             f'SELECT *, {place} AS _run, file_row_number AS row '
             f'FROM {scan_parquet(self._encoded(name))}'
             for place, name in enumerate(names)
         )
         path = self.units.path('log/000000.parquet')
+        # Of times, seconds are kept.
+        left_out = ', '.join(sorted({'_run', 'row', order} - {'time'}))
         with self.connect() as connection:
             connection.execute(
-                f'COPY (SELECT * EXCLUDE (_run, row) FROM ({rows}) ORDER BY time, _run, row) '
+                f'COPY (SELECT * EXCLUDE ({left_out}) FROM ({rows}) ORDER BY {order}, _run, row) '
                 f'TO {quote(path)} (FORMAT parquet, COMPRESSION zstd, {_IN_PLACE}, '
                 f'ROW_GROUP_SIZE {min(_ROW_GROUP, max(self.rows, _VECTOR))})'
             )
         self.units.wrote(path)
         return ['log/000000.parquet']
+
+    def _keep(self, name: str, path: str, order: str) -> None:
+        r"""Makes a file of the log of a run."""
+        if order != 'time':
+            rows = f'SELECT * EXCLUDE ({order}) FROM {scan_parquet(self._encoded(name))}'
+            form = f'FORMAT parquet, COMPRESSION zstd, {_IN_PLACE}'
+            with self.connect() as connection:
+                connection.execute(f'COPY ({rows}) TO {quote(path)} ({form})')
+        # A killed process may have moved it.
+        elif osp.exists(self._encoded(name)):
+            os.replace(self._encoded(name), path)
+        self.units.wrote(path)
 
 
 def _known(name: str) -> str:

@@ -39,7 +39,7 @@ _MICROSECONDS = 0.5, 0.05
 _SAMPLE = 2**20
 _MOST_PARTITIONS = 2**12
 # Columns that the log of a store has beside those of the schema.
-_RESERVED = ('click', 'file_row_number')
+_RESERVED = ('click', 'file_row_number', '_moment', '_run')
 
 
 class Sizes(NamedTuple):

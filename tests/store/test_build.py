@@ -7,6 +7,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from click.testing import CliRunner
@@ -500,6 +502,30 @@ def test_an_attribute_may_be_called_as_the_order_of_the_log_is(tmp_path: Path, n
     assert (np.diff(rows['time']) >= 0).all() and {*rows[name].tolist()} == {*range(11)} - {3}
 
 
+@pytest.mark.parametrize('is_sorted', [True, False])
+def test_rows_of_one_second_are_in_the_order_of_their_own_times(
+    tmp_path: Path, is_sorted: bool
+) -> None:
+    millisecond = np.array([1_700, 1_100, 1_900, 1_100, 2_500, 2_400])
+    if is_sorted:
+        millisecond.sort()
+    for place, rows in enumerate(np.split(np.arange(6), 2)):
+        table = {'who': ['ann'] * 3, 'what': rows, 'at': millisecond[rows]}
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / f'{place}.parquet')
+    schema = LogSchema(
+        str(tmp_path / '*.parquet'), {'user': 'who', 'item': 'what', 'time': 'at'}, time_unit='ms'
+    )
+    plan = BuildPlan(schema, tmp_path / 'store', {'user': 1, 'item': 1}, cutoffs=[9], num_recent=6)
+    with pytest.warns(UserWarning, match='Each of the 6 rows'):
+        store = Store(build(plan, progress=False))
+    expected = millisecond.argsort(kind='stable')
+    assert store.rows('user', torch.tensor([0])).recent[0].tolist() == expected.tolist()
+    files = [f'{store.path}/{name}' for name in store.manifest['log']['files']]
+    log = duckdb.connect().execute(f'SELECT * FROM read_parquet({files})').fetchnumpy()
+    assert [*log] == ['user', 'item', 'time', 'click']
+    assert log['time'].tolist() == (millisecond[expected] // 1000).tolist()
+
+
 def test_names_of_columns_of_its_own_are_refused(tmp_path: Path) -> None:
     path = write_log(tmp_path / 'log', 'texts', True).path
     schema = LogSchema(path, {**COLUMNS, 'contexts': {'Click': 'device'}})
@@ -593,6 +619,8 @@ WITHIN_MEMORY = """
 import resource, sys
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from mag.datasets import LogSchema
 from mag.store.build import StoreBuild, build

@@ -18,11 +18,26 @@ from mag.store import BuildPlan, Store, build, sql
 from mag.store.spark import build_on_spark
 from mag.transforms import MacroCoarsen, RecentNeighbors, TemporalSplit
 
-GROUPS: dict[str, Any] = {'user': [20, 'occupation'], 'item': ['genre', 15]}
 NUM_RECENT = 20
-# A rating is an exposure, and a click from four stars on. A fifth of the users takes seconds.
-LOG = """
-    COPY (
+
+
+class Source(NamedTuple):
+    r"""A log as it is released: the query that reads it, the unit of its times, and attributes of
+    users and items by which they are grouped."""
+
+    query: str
+    time_unit: str
+    user: str
+    item: str
+
+    @property
+    def groups(self) -> dict[str, Any]:
+        return {'user': [20, self.user], 'item': [self.item, 15]}
+
+
+# A rating is an exposure, and a click from four stars on. Of both logs a part of the users, which
+# takes seconds.
+MOVIELENS = """
         SELECT rating.user, rating.item, time, (stars >= 4)::INTEGER AS label, occupation, genre
         FROM read_csv('{folder}/ratings.dat', delim = '::', header = false,
                       names = ['user', 'item', 'stars', 'time']) AS rating
@@ -37,8 +52,22 @@ LOG = """
         ) AS film ON rating.item = film.item
         WHERE rating.user % 5 = 0
         ORDER BY rating.user, rating.item
-    ) TO '{path}' (FORMAT parquet)
 """
+KUAIRAND = """
+        SELECT shown.user_id AS "user", shown.video_id AS item, time_ms AS time,
+               is_click AS label, user_active_degree, video_type
+        FROM read_csv('{folder}/data/log_standard_4_22_to_5_08_pure.csv') AS shown
+        JOIN read_csv('{folder}/data/user_features_pure.csv') AS who
+        ON shown.user_id = who.user_id
+        JOIN read_csv('{folder}/data/video_features_basic_pure.csv') AS video
+        ON shown.video_id = video.video_id
+        WHERE shown.user_id % 2 = 0
+        ORDER BY shown.user_id, shown.video_id, time_ms, is_click
+"""
+SOURCES = {
+    'ml-1m': Source(MOVIELENS, 's', 'occupation', 'genre'),
+    'KuaiRand-Pure': Source(KUAIRAND, 'ms', 'user_active_degree', 'video_type'),
+}
 
 
 class Real(NamedTuple):
@@ -72,24 +101,27 @@ class Real(NamedTuple):
         return tables
 
 
-@pytest.fixture(scope='module')
-def real(mag_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
-    folder = tmp_path_factory.mktemp('real')
+@pytest.fixture(scope='module', params=SOURCES)
+def real(
+    request: pytest.FixtureRequest, mag_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Real:
+    source, folder = SOURCES[request.param], tmp_path_factory.mktemp('real')
     with duckdb.connect() as connection:
-        connection.execute(LOG.format(folder=mag_data / 'ml-1m', path=folder / 'log.parquet'))
+        query = source.query.format(folder=mag_data / request.param)
+        connection.execute(f"COPY ({query}) TO '{folder}/log.parquet' (FORMAT parquet)")
     columns = {
         'user': 'user', 'item': 'item', 'time': 'time', 'label': 'label',
-        'user_attributes': ['occupation'], 'item_attributes': ['genre'],
+        'user_attributes': [source.user], 'item_attributes': [source.item],
     }  # fmt: skip
-    schema = LogSchema(str(folder / 'log.parquet'), columns)
+    schema = LogSchema(str(folder / 'log.parquet'), columns, time_unit=source.time_unit)
     data = EventLog(str(folder / 'memory'), schema, log=False)[0]
     part = TemporalSplit(num_windows=3, keep_cold=True)(data)[0]
     cutoffs = part[CLICKS].cutoff.tolist()
 
     def plan(name: str) -> BuildPlan:
-        return BuildPlan(schema, folder / name, GROUPS, cutoffs, num_recent=NUM_RECENT)
+        return BuildPlan(schema, folder / name, source.groups, cutoffs, num_recent=NUM_RECENT)
 
-    coarse = RecentNeighbors(NUM_RECENT)(MacroCoarsen(GROUPS).fit(part)(part))
+    coarse = RecentNeighbors(NUM_RECENT)(MacroCoarsen(source.groups).fit(part)(part))
     store, memory = Store(build(plan('store'), progress=False)), MacroRows(coarse)
     found = Real(plan, cutoffs, store, {})
     for name in NEIGHBOR_TYPE:
