@@ -248,6 +248,10 @@ ROOMS: dict[str, set[str]] = {
         'checks', 'compression', 'datasets', 'files', 'folder', 'id_map', 'loader', 'macro_graph',
         'negatives', 'schema', 'transforms',
     },
+    'online': {
+        'checks', 'click_index', 'files', 'folder', 'id_map', 'loader', 'logits', 'macro_graph',
+        'schema',
+    },
     'losses': {'checks'},
     'metrics': {'checks'},
     'loader': {

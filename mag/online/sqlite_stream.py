@@ -1,0 +1,161 @@
+r"""The log of events in a file."""
+
+import os
+import sqlite3
+import threading
+from contextlib import closing
+
+import numpy as np
+
+from mag.checks import check_choice
+from mag.files import flush, locked
+from mag.online.event_stream import EventStream
+from mag.online.events import EVENT
+
+# 'mags': what tells the file from others of SQLite.
+_APPLICATION = 0x6D616773
+# A reader of some events loads whole batches.
+_NUM_TOGETHER = 8192
+# Seconds that another process may take to append.
+_PATIENCE = 5.0
+
+
+class SqliteStream(EventStream):
+    r"""An :class:`~mag.online.EventStream` in a file of SQLite, for one machine: no server runs.
+
+    One process appends at a time, while others read. What is appended is there whole or not at all,
+    and survives the end of the process.
+
+    Args:
+        path (str or os.PathLike): The file, on a disk of this machine, which is made if there is
+            none. Two more are beside it while it is open, with :obj:`-wal` and :obj:`-shm` at the
+            end of their names.
+        durability (str, optional): What survives when the machine loses power: all that is appended
+            (:obj:`"always"`), or all but what is of the last second (:obj:`"second"`), which takes
+            a fraction of the time where batches are small. (default: :obj:`"always"`)
+
+    Raises:
+        ValueError: If the file is another one.
+        sqlite3.OperationalError: If it cannot be opened, or another process holds it for more than
+            five seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durability: str = 'always') -> None:
+        check_choice(('always', 'second'), durability=durability)
+        self.path = os.path.abspath(path)
+        self.durability = durability
+        self._flushing = threading.Lock()
+        # Runs where something is not flushed.
+        self._timer: threading.Timer | None = None
+        self._failure: OSError | None = None
+        # Two that make the file at once would get in each other's way.
+        with locked(f'{self.path}.mag-lock'):
+            self._database = sqlite3.connect(self.path, _PATIENCE, isolation_level=None)
+            try:
+                self._prepare()
+            except sqlite3.OperationalError:
+                self._database.close()
+                raise
+            except (sqlite3.DatabaseError, ValueError) as error:
+                self._database.close()
+                raise ValueError(
+                    f"'path' must be a file that SqliteStream made, or none, but {self.path!r} is "
+                    f'another one.'
+                ) from error
+
+    def _prepare(self) -> None:
+        ((application,),) = self._database.execute('PRAGMA application_id')
+        if application != _APPLICATION:
+            ((num_others,),) = self._database.execute('SELECT count(*) FROM sqlite_master')
+            if application or num_others:
+                raise ValueError('it has tables of others')
+            # Readers and the one who appends do not wait for each other.
+            self._database.execute('PRAGMA journal_mode = WAL')
+            self._database.executescript(
+                'BEGIN; CREATE TABLE batch ("end" INTEGER PRIMARY KEY, events BLOB NOT NULL);'
+                f'PRAGMA application_id = {_APPLICATION}; COMMIT;'
+            )
+        synchronous = 'FULL' if self.durability == 'always' else 'NORMAL'
+        self._database.execute(f'PRAGMA synchronous = {synchronous}')
+
+    def close(self) -> None:
+        r"""Waits until all is on the disk, and closes the file."""
+        if (timer := self._timer) is not None:
+            timer.cancel()
+        self._flush()
+        self._database.close()
+        self._raise_failure()
+
+    def _bounds(self) -> tuple[int, int]:
+        with closing(
+            self._database.execute(
+                'SELECT "end" - length(events) / ?, (SELECT max("end") FROM batch) FROM batch '
+                'ORDER BY "end" LIMIT 1',
+                (EVENT.itemsize,),
+            )
+        ) as rows:
+            return rows.fetchone() or (0, 0)
+
+    def _extend(self, events: np.ndarray, position: int) -> int:
+        self._raise_failure()
+        batches = (
+            (
+                position + min(row + _NUM_TOGETHER, len(events)),
+                events[row : row + _NUM_TOGETHER].tobytes(),
+            )
+            for row in range(0, len(events), _NUM_TOGETHER)
+        )
+        # The end that is read stays the end until what follows is there.
+        self._database.execute('BEGIN IMMEDIATE')
+        try:
+            ((end,),) = self._database.execute('SELECT coalesce(max("end"), 0) FROM batch')
+            if end == position:
+                self._database.executemany('INSERT INTO batch VALUES (?, ?)', batches)
+            self._database.execute('COMMIT')
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute('ROLLBACK')
+            raise
+        if self.durability == 'second' and self._timer is None:
+            self._timer = threading.Timer(1.0, self._flush)
+            self._timer.start()
+        return end
+
+    def _flush(self) -> None:
+        with self._flushing:
+            if self._timer is None:
+                return
+            # First: what is appended from now on may miss this flush, and starts another.
+            self._timer = None
+            try:
+                # SQLite holds no lock on this file, which closing it here would give back.
+                flush(f'{self.path}-wal')
+            except OSError as error:
+                self._failure = error
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _batches(self, position: int, limit: int) -> list[tuple[int, bytes]]:
+        batches = []
+        with closing(
+            self._database.execute(
+                'SELECT "end", events FROM batch WHERE "end" > ? ORDER BY "end"', (position,)
+            )
+        ) as rows:
+            for end, events in rows:
+                batches.append((end, events))
+                if end >= position + limit:
+                    break
+        return batches
+
+    def _trim(self, position: int) -> None:
+        self._database.execute(
+            'DELETE FROM batch WHERE "end" <= ? AND "end" < (SELECT max("end") FROM batch)',
+            (position,),
+        )
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.path!r})'
