@@ -8,6 +8,8 @@ from mag.online.node_rows import RowLayout, count_events
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
+from mag.online.replica import Replica
+from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
@@ -20,10 +22,13 @@ __all__ = [
     'Fenced',
     'RedisCenter',
     'RedisStream',
+    'Replica',
     'RowLayout',
+    'Snapshot',
     'SqliteCenter',
     'SqliteStream',
     'check_events',
     'connect',
     'count_events',
+    'write_snapshot',
 ]
