@@ -9,12 +9,14 @@ from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
 from mag.online.replica import Replica
+from mag.online.scorer import Answer, Scorer
 from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
 __all__ = [
     'EVENT',
+    'Answer',
     'Claim',
     'Consumer',
     'EventStream',
@@ -24,6 +26,7 @@ __all__ = [
     'RedisStream',
     'Replica',
     'RowLayout',
+    'Scorer',
     'Snapshot',
     'SqliteCenter',
     'SqliteStream',

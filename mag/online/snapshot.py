@@ -201,7 +201,7 @@ class Snapshot:
         from safetensors.torch import load_file
 
         with _Folder(self.path).opening(self.manifest, 'model.safetensors') as path:
-            return cast(dict[str, Tensor], load_file(path))
+            return load_file(path)
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -366,8 +366,9 @@ def _mapped(folder: _Folder, name: str, dtype: Any, shape: tuple[int, ...]) -> n
     file = f'{name}.npy'
     try:
         # What has no entries cannot be mapped.
-        mode = None if 0 in shape else 'r'
-        array = np.load(folder.file(file), mmap_mode=mode, allow_pickle=False)
+        array = np.load(
+            folder.file(file), mmap_mode=None if 0 in shape else 'r', allow_pickle=False
+        )
     except (OSError, ValueError) as error:
         raise folder.damaged(file, 'it is no array') from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:

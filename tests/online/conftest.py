@@ -207,13 +207,13 @@ def count_by_loop() -> Callable[..., Any]:
             20, {n: [part[of.macro].num_nodes for of in found] for n, found in groups.items()}
         )
 
-        def cluster(node: str, resolution: int, at: int, time: int | None) -> int:
+        def cluster(node: str, resolution: int, at: int, then: int | None) -> int:
             r"""That of now, or as of some time; the last for none."""
             of, number = groups[node][resolution], layout.num_clusters[node][resolution]
             if at >= part[node].num_nodes or int(part[node][of.cluster][at]) < 0:
                 return number
             since = part[node].get(f'{of.cluster}_since')
-            if since is not None and time is not None and int(since[at]) > time:
+            if since is not None and then is not None and int(since[at]) > then:
                 return number
             return int(part[node][of.cluster][at])
 
@@ -229,7 +229,7 @@ def count_by_loop() -> Callable[..., Any]:
             for t, of_item in enumerate(layout.num_clusters['item'])
         }
         pairs: list[Any] = []
-        for place, (user, item, time, clicked) in enumerate(events.tolist()):
+        for place, (user, item, then, clicked) in enumerate(events.tolist()):
             of_event = {'user': user, 'item': item}
             is_new = bool(clicked) and (user, item) not in pairs
             for node, neighbor in NEIGHBOR_TYPE.items():
@@ -237,13 +237,13 @@ def count_by_loop() -> Callable[..., Any]:
                 row['seen'] += 1
                 for s in range(len(groups[neighbor])):
                     start = layout.columns(node, s).start
-                    row['exposures'][start + cluster(neighbor, s, other, time)] += 1
-                    row['clicks'][start + cluster(neighbor, s, other, time)] += clicked
+                    row['exposures'][start + cluster(neighbor, s, other, then)] += 1
+                    row['clicks'][start + cluster(neighbor, s, other, then)] += clicked
                     row['pairs'][start + cluster(neighbor, s, other, None)] += is_new
                 if clicked:
                     row['recent'][:] = [*row['recent'][1:], other]
             for (s, t), table in cells.items():
-                cell = cluster('user', s, user, time), cluster('item', t, item, time)
+                cell = cluster('user', s, user, then), cluster('item', t, item, then)
                 table[cell] += 1, clicked
             if is_new:
                 pairs.append((user, item))
