@@ -97,7 +97,7 @@ class Replica:
             TypeError: If they are no integers of 64 bits.
             ValueError: If there is no such node type.
         """
-        return self._read(node_type, nodes)[0]
+        return self._of(node_type, nodes).rows(nodes)
 
     def hop_2(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
         r"""The counts of hop 2 of some nodes at the first resolution, int64, shape :obj:`[B, C]`.
@@ -109,14 +109,14 @@ class Replica:
         """
         if not self.snapshot.hop_2:
             raise ValueError(f'{self.snapshot!r} holds no hop 2, as its model reads none.')
-        return self._read(node_type, nodes)[1]
+        return self._of(node_type, nodes).hop_2(nodes)
 
-    def _read(self, node_type: str, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
         if not isinstance(nodes, np.ndarray) or nodes.dtype != np.int64 or nodes.ndim != 1:
             raise TypeError(f"'nodes' must be an array of int64 of shape [B], but got {nodes!r}.")
         check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), _BEYOND, first=-1)
-        return self._moved[node_type].read(nodes)
+        return self._moved[node_type]
 
     def _count(self, events: np.ndarray) -> None:
         nodes = {node: events[node].astype(np.int64) for node in NEIGHBOR_TYPE}
@@ -129,7 +129,8 @@ class Replica:
         found = {}
         for node, neighbor in NEIGHBOR_TYPE.items():
             touched, place = np.unique(nodes[node], return_inverse=True)
-            rows, hop_2 = self._moved[node].read(touched)
+            moved = self._moved[node]
+            rows, hop_2 = moved.rows(touched), moved.hop_2(touched)
             before = rows['pairs'].copy()
             count_events(rows, place, nodes[neighbor], column[neighbor], clicked, is_new_pair)
             found[node] = touched, place, rows, hop_2, before
@@ -191,23 +192,33 @@ class _Moved:
         self._stock = _words(snapshot.rows[node_type])
         self._stock_2 = snapshot.hop_2.get(node_type, np.empty((len(self._stock), 0), np.int64))
         self._empty = _words(snapshot.layout.empty(node_type, 1))
+        self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
 
-    def read(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        r"""Copies of the rows of nodes, and of their hop 2; those of :obj:`-1` are empty."""
-        is_stock = (nodes >= 0) & (nodes < len(self._stock))
-        at = nodes if is_stock.all() else nodes[is_stock]
-        rows, hop_2 = self._stock.take(at, axis=0), self._stock_2.take(at, axis=0)
-        if len(at) < len(nodes):
-            found, rows = rows, self._empty.repeat(len(nodes), axis=0)
-            found_2, hop_2 = hop_2, np.zeros((len(nodes), hop_2.shape[1]), np.int64)
-            rows[is_stock], hop_2[is_stock] = found, found_2
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        r"""Copies of the rows of nodes; that of :obj:`-1` is empty."""
+        words = self._gather(nodes, self._stock, self._rows, self._empty)
+        return words.view(self._dtype).reshape(-1)
+
+    def hop_2(self, nodes: np.ndarray) -> np.ndarray:
+        r"""Copies of their counts of hop 2."""
+        return self._gather(nodes, self._stock_2, self._hop_2, self._empty_2)
+
+    def _gather(
+        self, nodes: np.ndarray, stock: np.ndarray, moved: np.ndarray, empty: np.ndarray
+    ) -> np.ndarray:
+        is_stock = (nodes >= 0) & (nodes < len(stock))
+        if is_stock.all():
+            found = stock.take(nodes, axis=0)
+        else:
+            found = empty.repeat(len(nodes), axis=0)
+            found[is_stock] = stock.take(nodes[is_stock], axis=0)
         if self._table.num_rows > 0:
             place = self._table.find(torch.from_numpy(nodes)).numpy()
+            # A table of keys knows nothing of -1.
             is_moved = (place >= 0) & (nodes >= 0)
-            rows[is_moved] = self._rows.take(place[is_moved], axis=0)
-            hop_2[is_moved] = self._hop_2.take(place[is_moved], axis=0)
-        return rows.view(self._dtype).reshape(-1), hop_2
+            found[is_moved] = moved.take(place[is_moved], axis=0)
+        return found
 
     def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
         r"""Keeps what nodes have from now on, each given once."""

@@ -1,6 +1,6 @@
 r"""From a request to probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,12 +69,16 @@ class Scorer:
             )
         if not isinstance(model, Module):
             raise TypeError(f"'model' must be a torch.nn.Module, but got {type(model).__name__}.")
-        if model.training:
+        # A program has no mode, and says that it is in training.
+        if model.training and not isinstance(model, torch.fx.GraphModule):
             raise ValueError(
                 f"'model' must be in evaluation mode, but {type(model).__name__} is in training "
                 f'mode: call model.eval().'
             )
-        makers = {'count_net': self._exposures, 'macgnn': self._pairs}
+        makers: dict[str, Callable[..., Any]] = {
+            'count_net': self._exposures,
+            'macgnn': self._pairs,
+        }
         if snapshot.model not in makers:
             raise ValueError(
                 f'Scorer makes batches for {" and ".join(makers)}, but {snapshot!r} is of '
@@ -120,8 +124,9 @@ class Scorer:
 
     def batch(
         self, user: Any, items: Sequence[Any], context: Mapping[str, Any] | None = None
-    ) -> ExposureBatch | PairBatch:
-        r"""What the model reads of a request.
+    ) -> Any:
+        r"""What the model reads of a request, an :class:`~mag.loader.ExposureBatch` or a
+        :class:`~mag.loader.PairBatch`.
 
         Args and errors are those of :meth:`score`.
         """

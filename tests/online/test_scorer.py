@@ -1,7 +1,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -154,6 +154,22 @@ def test_events_of_new_users_and_items_are_served(
         assert bool(((found > 0) & (found < 1)).all())
 
 
+@pytest.mark.parametrize('model', MODELS)
+def test_an_exported_program_is_served(
+    model: str, shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop(model)
+    scorer, _ = serve(pipeline, tmp_path)
+    pipeline.export(tmp_path / 'model.pt2')
+    program = torch.export.load(tmp_path / 'model.pt2').module(check_guards=False)
+    exported = Scorer(scorer.snapshot, scorer.replica, program)
+    items = [*ids(pipeline, 'item'), 'nothing']
+    torch.testing.assert_close(
+        exported.score('m7', items, CONTEXT[model]).probabilities,
+        scorer.score('m7', items, CONTEXT[model]).probabilities,
+    )
+
+
 class Gone(SqliteStream):
     r"""A log whose file is on a disk that has failed."""
 
@@ -216,7 +232,7 @@ def test_a_log_that_was_trimmed_or_lost_events_degrades_a_replica(
             ValueError,
             'Linear is in training mode: call model.eval()',
         ),
-        (lambda s: Scorer(s.snapshot, s.replica, 3), TypeError, 'but got int'),
+        (lambda s: Scorer(s.snapshot, s.replica, cast(Any, 3)), TypeError, 'but got int'),
         (lambda s: s.replica.rows('shop', np.array([1])), ValueError, "got 'shop'"),
         (lambda s: s.replica.rows('user', np.array([-2])), IndexError, 'user ids'),
         (lambda s: s.replica.rows('user', [1]), TypeError, 'must be an array of int64'),
