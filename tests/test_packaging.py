@@ -162,8 +162,8 @@ def test_folder_imports_only_what_it_may(package: str) -> None:
 
 # What takes time to import, and some of mag needs. SciPy loads its parts when they are asked for.
 HEAVY = (
-    'duckdb', 'faiss', 'lightning', 'matplotlib', 'pytorch_lightning', 'scipy.sparse',
-    'scipy.special', 'sklearn', 'tensorboard', 'torchmetrics', 'wordllama',
+    'duckdb', 'faiss', 'lightning', 'matplotlib', 'pytorch_lightning', 'redis',
+    'scipy.sparse', 'scipy.special', 'sklearn', 'tensorboard', 'torchmetrics', 'wordllama',
 )  # fmt: skip
 IMPORT_ONE = """
 import importlib, json, sys
@@ -195,6 +195,7 @@ def heavy_imports(package: str) -> set[str]:
         ('mag.models', set()),
         ('mag.negatives', set()),
         ('mag.nn', set()),
+        ('mag.online', set()),
         ('mag.store', {'duckdb'}),
         ('mag.transforms', set()),
         ('mag.logits', set()),

@@ -51,7 +51,9 @@ class RedisServer:
         deadline = time.monotonic() + 30
         while True:
             try:
-                connect(self.url).close()
+                with connect(self.url) as client:
+                    # It says that it is there while it still reads its files, and refuses the rest.
+                    client.dbsize()
                 return
             except Exception:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -96,7 +98,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
     r"""A client of the server, which holds nothing."""
-    with connect(redis_server.url) as client:
+    with connect(redis_server.url, timeout=30) as client:
         client.flushall()
         yield client
 
