@@ -54,9 +54,10 @@ def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_b
         assert answer.position == len(pipeline.events()) and answer.degraded is None
     # A context for each item.
     if model == 'count_net':
-        each = {'device': ['phone', 'tablet', 'watch', None] * 10}
-        found = scorer.score('m7', items[:40], each).probabilities['click']
-        assert torch.equal(found, pipeline.score('m7', items[:40], context=each))
+        for each in (['phone', 'tablet', 'watch', None] * 10, np.array(['phone', 'tablet'] * 20)):
+            found = scorer.score('m7', items[:40], {'device': each}).probabilities['click']
+            scores = pipeline.score('m7', items[:40], context={'device': each})
+            assert torch.equal(found, scores)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
