@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +193,43 @@ def test_an_exported_program_is_served(
         exported.score('m7', items, CONTEXT[model]).probabilities,
         scorer.score('m7', items, CONTEXT[model]).probabilities,
     )
+
+
+SERVE = """
+import sys
+import torch
+from mag.online import Replica, Scorer, Snapshot, SqliteStream
+
+folder, stream, program, out = sys.argv[1:]
+snapshot = Snapshot.open(folder).verify()
+model = torch.export.load(program).module(check_guards=False)
+scorer = Scorer(snapshot, Replica(snapshot, SqliteStream(stream)), model)
+while scorer.replica.follow() > 0:
+    pass
+answer = scorer.score('m7', snapshot.id_maps['item'].decode(range(20)), {'device': 'phone'})
+torch.save(answer._asdict(), out)
+print(*sorted({'mag.models', 'mag.pipeline', 'mag.training', 'lightning'} & set(sys.modules)))
+"""
+
+
+def test_another_process_serves_without_the_models_of_mag(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop('count_net')
+    scorer, stream = serve(pipeline, tmp_path)
+    pipeline.export(tmp_path / 'model.pt2')
+    stream.append(events_of_known(pipeline, 50), stream.end)
+    names = scorer.snapshot.path, stream.path, tmp_path / 'model.pt2', tmp_path / 'answer.pt'
+    # A new interpreter, which has imported nothing.
+    command = [sys.executable, '-c', SERVE, *map(str, names)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '\n'
+    follow(scorer)
+    answer = torch.load(tmp_path / 'answer.pt', weights_only=True)
+    expected = scorer.score('m7', ids(pipeline, 'item')[:20], CONTEXT['count_net'])
+    assert answer['position'] == expected.position == stream.end
+    torch.testing.assert_close(answer['probabilities'], expected.probabilities)
 
 
 class Gone(SqliteStream):
