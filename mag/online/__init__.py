@@ -8,11 +8,15 @@ from mag.online.node_rows import RowLayout, count_events
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
+from mag.online.replica import Replica
+from mag.online.scorer import Answer, Scorer
+from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
 __all__ = [
     'EVENT',
+    'Answer',
     'Claim',
     'Consumer',
     'EventStream',
@@ -20,10 +24,14 @@ __all__ = [
     'Fenced',
     'RedisCenter',
     'RedisStream',
+    'Replica',
     'RowLayout',
+    'Scorer',
+    'Snapshot',
     'SqliteCenter',
     'SqliteStream',
     'check_events',
     'connect',
     'count_events',
+    'write_snapshot',
 ]
