@@ -11,7 +11,7 @@ from mag.checks import check_ids, check_integers, check_keys, check_tensor
 from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import EventStream
 from mag.online.feature_center import FeatureCenter
-from mag.online.node_rows import RowLayout, count_events
+from mag.online.node_rows import RowLayout, columns_of, count_events
 from mag.schema import NEIGHBOR_TYPE
 
 
@@ -213,14 +213,10 @@ def _columns(layout: RowLayout, clusters: Mapping[str, Sequence[Tensor]]) -> dic
                 f"'clusters' must have one of {node_type}s for each of the {len(numbers)} "
                 f'resolutions of the layout, but has {len(of_type)}.'
             )
-        parts = []
         for resolution, (cluster, number) in enumerate(zip(of_type, numbers)):
             name = f"clusters['{node_type}'][{resolution}]"
             check_tensor('Consumer', name, cluster, (f'num_{node_type}s',), torch.long)
             check_tensor('Consumer', name, cluster, (len(of_type[0]),), torch.long)
             check_ids('Consumer', f'clusters in {name}', cluster, number, first=-1)
-            start = layout.columns(NEIGHBOR_TYPE[node_type], resolution).start
-            column = cluster.numpy().astype(np.int32)
-            parts.append(start + np.append(np.where(column < 0, number, column), number))
-        columns[node_type] = np.stack(parts, axis=1)
+        columns[node_type] = columns_of(layout, node_type, [of.numpy() for of in of_type])
     return columns

@@ -111,6 +111,26 @@ class RowLayout:
         )
 
 
+def columns_of(
+    layout: RowLayout, node_type: str, clusters: Sequence[np.ndarray] | np.ndarray
+) -> np.ndarray:
+    r"""The column at which each node counts in the row of a neighbor, at each resolution, shape
+    :obj:`[N + 1, S]`, int32; the last row is that of who is in no cluster.
+
+    Args:
+        layout (RowLayout): How rows are packed.
+        node_type (str): The type of the nodes.
+        clusters (Sequence[numpy.ndarray]): For each resolution, the cluster of each node,
+            :obj:`-1` for none, shape :obj:`[N]`.
+    """
+    parts = []
+    for resolution, number in enumerate(layout.num_clusters[node_type]):
+        start = layout.columns(NEIGHBOR_TYPE[node_type], resolution).start
+        cluster = np.append(clusters[resolution], -1).astype(np.int32)
+        parts.append(start + np.where(cluster < 0, number, cluster))
+    return np.stack(parts, axis=1)
+
+
 def count_events(
     rows: np.ndarray,
     place: np.ndarray,

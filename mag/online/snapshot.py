@@ -16,7 +16,7 @@ import mag
 from mag.checks import check_integers, check_keys
 from mag.folder import Folder
 from mag.id_map import IdMap
-from mag.online.node_rows import RowLayout
+from mag.online.node_rows import RowLayout, columns_of
 from mag.schema import NEIGHBOR_TYPE
 
 _FORMAT = 'mag.snapshot'
@@ -246,26 +246,6 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r}, position={self.position})'
-
-
-def columns_of(
-    layout: RowLayout, node_type: str, clusters: Sequence[np.ndarray] | np.ndarray
-) -> np.ndarray:
-    r"""The column at which each node counts in the row of a neighbor, at each resolution, shape
-    :obj:`[N + 1, S]`; the last row is that of who is in no cluster.
-
-    Args:
-        layout (RowLayout): How rows are packed.
-        node_type (str): The type of the nodes.
-        clusters (Sequence[numpy.ndarray]): For each resolution, the cluster of each node,
-            :obj:`-1` for none, shape :obj:`[N]`.
-    """
-    parts = []
-    for resolution, number in enumerate(layout.num_clusters[node_type]):
-        start = layout.columns(NEIGHBOR_TYPE[node_type], resolution).start
-        cluster = np.append(clusters[resolution], -1).astype(np.int64)
-        parts.append(start + np.where(cluster < 0, number, cluster))
-    return np.stack(parts, axis=1)
 
 
 def write_snapshot(

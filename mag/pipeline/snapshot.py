@@ -9,7 +9,8 @@ from torch.nn import Module
 
 from mag.macro_graph import target_views
 from mag.online import EVENT, RowLayout, count_events
-from mag.online.snapshot import columns_of, write_snapshot
+from mag.online.node_rows import columns_of
+from mag.online.snapshot import write_snapshot
 from mag.pipeline.raw_log import RawLog
 from mag.schema import NEIGHBOR_TYPE
 
