@@ -1,0 +1,78 @@
+r"""What a server tells Prometheus."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from mag.online.answer import Answer
+
+# From what parsing takes to what nobody waits for.
+_SECONDS = (
+    .0001, .00025, .0005, .001, .0025, .005, .0075, .01, .015, .02, .03, .05, .1, .25, .5, 1.0, 2.5,
+)  # fmt: skip
+
+
+class Metrics:
+    r"""What happens in one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        of_server = {'registry': self.registry}
+        self._stage = Histogram(
+            'mag_stage_seconds',
+            'What a stage of a request takes: parse, wait, score (with reading), serialise.',
+            ['stage'],
+            buckets=_SECONDS,
+            **of_server,
+        )
+        self.requests = Counter(
+            'mag_requests', 'Requests that were answered.', ['method', 'status'], **of_server
+        )
+        self.in_flight = Gauge('mag_in_flight', 'Rankings that wait or are scored.', **of_server)
+        self.shed = Counter('mag_shed', 'Requests beyond what is taken at once.', **of_server)
+        self.recorded = Counter('mag_recorded_events', 'Events that were appended.', **of_server)
+        self._position = Gauge(
+            'mag_log_position', 'The position in the log of the last answer.', **of_server
+        )
+        self._lag = Gauge('mag_lag_events', 'Events after that position.', **of_server)
+        self._lag_seconds = Gauge(
+            'mag_lag_seconds', 'How long the first of them has been there.', **of_server
+        )
+        self._degraded = Counter(
+            'mag_degraded', 'Answers that could be better, by reason.', ['reason'], **of_server
+        )
+        self.unknown_ids = Counter(
+            'mag_unknown_ids', 'Ids of requests that nothing is known of.', **of_server
+        )
+        # Unlike 0, nothing is known of them yet.
+        self._lag.set(float('nan'))
+        self._lag_seconds.set(float('nan'))
+        self._snapshot_time = float('nan')
+        age = Gauge('mag_snapshot_age_seconds', 'How old the snapshot is.', **of_server)
+        age.set_function(lambda: time.time() - self._snapshot_time)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        r"""Measures a stage."""
+        begun = time.perf_counter()
+        yield
+        self.took(name, time.perf_counter() - begun)
+
+    def took(self, name: str, seconds: float) -> None:
+        r"""Counts the seconds of a stage."""
+        self._stage.labels(name).observe(seconds)
+
+    def answered(self, answer: Answer) -> None:
+        r"""Counts what an answer tells."""
+        self._position.set(answer.position)
+        self.unknown_ids.inc(answer.num_unknown)
+        for reason in answer.degraded:
+            self._degraded.labels(reason).inc()
+        if answer.lag is not None:
+            self._lag.set(answer.lag)
+        if answer.lag_seconds is not None:
+            self._lag_seconds.set(answer.lag_seconds)
+        if answer.snapshot_time is not None:
+            self._snapshot_time = answer.snapshot_time
