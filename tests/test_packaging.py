@@ -164,7 +164,8 @@ def test_folder_imports_only_what_it_may(package: str) -> None:
 # What takes time to import, and some of mag needs. SciPy loads its parts when they are asked for.
 HEAVY = (
     'duckdb', 'faiss', 'google.protobuf', 'grpc', 'lightning', 'matplotlib', 'prometheus_client',
-    'pytorch_lightning', 'redis', 'scipy.sparse', 'scipy.special', 'sklearn', 'tensorboard', 'torchmetrics', 'wordllama',
+    'pytorch_lightning', 'redis', 'scipy.sparse', 'scipy.special', 'sklearn', 'tensorboard',
+    'torchmetrics', 'wordllama',
 )  # fmt: skip
 IMPORT_ONE = """
 import importlib, json, sys

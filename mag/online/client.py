@@ -23,7 +23,7 @@ from mag.online.ranking_pb2 import (
 
 _T = TypeVar('_T', bound='Client')
 _S = TypeVar('_S', bound='AsyncClient')
-_RESPONSES = {'Rank': RankResponse, 'Record': RecordResponse, 'Swap': SwapResponse}
+_RESPONSES: dict[str, Any] = {'Rank': RankResponse, 'Record': RecordResponse, 'Swap': SwapResponse}
 _INTEGERS = range(-(2**63), 2**63)
 # Events in a message.
 _NUM_TOGETHER = 8192

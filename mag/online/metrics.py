@@ -3,6 +3,7 @@ r"""What a server tells Prometheus."""
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,38 +20,33 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of_server = {'registry': self.registry}
+        gauge = partial(Gauge, registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
         self._stage = Histogram(
             'mag_stage_seconds',
             'What a stage of a request takes: parse, wait, score (with reading), serialise.',
             ['stage'],
             buckets=_SECONDS,
-            **of_server,
+            registry=self.registry,
         )
-        self.requests = Counter(
-            'mag_requests', 'Requests that were answered.', ['method', 'status'], **of_server
+        self.requests = counter(
+            'mag_requests', 'Requests that were answered.', ['method', 'status']
         )
-        self.in_flight = Gauge('mag_in_flight', 'Rankings that wait or are scored.', **of_server)
-        self.shed = Counter('mag_shed', 'Requests beyond what is taken at once.', **of_server)
-        self.recorded = Counter('mag_recorded_events', 'Events that were appended.', **of_server)
-        self._position = Gauge(
-            'mag_log_position', 'The position in the log of the last answer.', **of_server
+        self.in_flight = gauge('mag_in_flight', 'Rankings that wait or are scored.')
+        self.shed = counter('mag_shed', 'Requests beyond what is taken at once.')
+        self.recorded = counter('mag_recorded_events', 'Events that were appended.')
+        self._position = gauge('mag_log_position', 'The position in the log of the last answer.')
+        self._lag = gauge('mag_lag_events', 'Events after that position.')
+        self._lag_seconds = gauge('mag_lag_seconds', 'How long the first of them has been there.')
+        self._degraded = counter(
+            'mag_degraded', 'Answers that could be better, by reason.', ['reason']
         )
-        self._lag = Gauge('mag_lag_events', 'Events after that position.', **of_server)
-        self._lag_seconds = Gauge(
-            'mag_lag_seconds', 'How long the first of them has been there.', **of_server
-        )
-        self._degraded = Counter(
-            'mag_degraded', 'Answers that could be better, by reason.', ['reason'], **of_server
-        )
-        self.unknown_ids = Counter(
-            'mag_unknown_ids', 'Ids of requests that nothing is known of.', **of_server
-        )
+        self.unknown_ids = counter('mag_unknown_ids', 'Ids of requests that nothing is known of.')
         # Unlike 0, nothing is known of them yet.
         self._lag.set(float('nan'))
         self._lag_seconds.set(float('nan'))
         self._snapshot_time = float('nan')
-        age = Gauge('mag_snapshot_age_seconds', 'How old the snapshot is.', **of_server)
+        age = gauge('mag_snapshot_age_seconds', 'How old the snapshot is.')
         age.set_function(lambda: time.time() - self._snapshot_time)
 
     @contextmanager
