@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
 from mag.checks import check_booleans, check_integers, check_numbers
@@ -72,6 +72,31 @@ class _Serving:
         self.scorer = scorer
         self.num_pinned = 0
         self.is_retired = False
+
+
+class _Health(health_pb2_grpc.HealthServicer):
+    r"""Answers health checks. That of grpcio-health-checking keeps who watches until they leave,
+    and a server that drains would wait for them."""
+
+    def __init__(self, draining: 'asyncio.Future[None]') -> None:
+        self._draining = draining
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        if request.service not in ('', _RANKING):
+            sentence = f'There is no service {request.service[:100]!r} here.'
+            await context.abort(grpc.StatusCode.NOT_FOUND, sentence)
+        return self._status('NOT_SERVING' if self._draining.done() else 'SERVING')
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        is_known = request.service in ('', _RANKING)
+        if not self._draining.done():
+            await context.write(self._status('SERVING' if is_known else 'SERVICE_UNKNOWN'))
+            # One who leaves does not end it for the others.
+            await asyncio.shield(self._draining)
+        await context.write(self._status('NOT_SERVING'))
+
+    def _status(self, name: str) -> Any:
+        return health_pb2.HealthCheckResponse(status=name)
 
 
 class Server:
@@ -187,7 +212,6 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._swapping = asyncio.Lock()
         self._draining = self._loop.create_future()
-        self._health = health.aio.HealthServicer()
         try:
             if self._open_stream is not None:
                 self._stream = await self._loop.run_in_executor(self._recorder, self._open_stream)
@@ -198,7 +222,7 @@ class Server:
                     'Record': grpc.stream_unary_rpc_method_handler(partial(self._answer, 'Record')),
                 },
             )
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            health_pb2_grpc.add_HealthServicer_to_server(_Health(self._draining), server)
             if self.reflection:
                 self._reflect(server)
             self.port = _bound(server, self.host, self.port, self._credentials)
@@ -220,7 +244,6 @@ class Server:
                 self.metrics_port = self._exporter.server_port
             for started in self._servers:
                 await started.start()
-            await self._health.set(_RANKING, health_pb2.HealthCheckResponse.SERVING)
         except BaseException:
             await self.stop(0)
             raise
@@ -233,7 +256,6 @@ class Server:
                 (default: :obj:`10.0`)
         """
         check_numbers('[0, inf)', grace=grace)
-        await self._health.enter_graceful_shutdown()
         if not self._draining.done():
             self._draining.set_result(None)
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
@@ -284,7 +306,8 @@ class Server:
     def _reflect(self, server: grpc.aio.Server) -> None:
         from grpc_reflection.v1alpha import reflection
 
-        names = (_RANKING, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        checks = health_pb2.DESCRIPTOR.services_by_name['Health'].full_name
+        names = (_RANKING, checks, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
 
     async def _answer(self, method: str, request: Any, context: Any) -> bytes:

@@ -637,11 +637,11 @@ def test_what_was_sent_before_a_bad_message_is_there(tmp_path: Path) -> None:
     with (
         serving(Scorer(), **arguments) as server,
         grpc.insecure_channel(f'127.0.0.1:{server.port}') as channel,
+        pytest.raises(grpc.RpcError) as caught,
     ):
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.stream_unary(RECORD)(
-                iter([message(1, 0), message(2), lacking, message(3)]), timeout=20
-            )
+        channel.stream_unary(RECORD)(
+            iter([message(1, 0), message(2), lacking, message(3)]), timeout=20
+        )
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "'items' must be 1 to 65536 ids, but got 0" in caught.value.details()
     with SqliteStream(path) as stream:
@@ -743,7 +743,14 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
             producer = channel.stream_unary(RECORD).future(endless())
             in_flight = threads.submit(client.rank, 7, [1, 2], context={'seconds': 1.5}, timeout=20)
             assert process.stdout.readline() == 'asked\n'
+            with pytest.raises(grpc.RpcError) as caught:
+                health.Check(health_pb2.HealthCheckRequest(service='other'))
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+            left = health.Watch(health_pb2.HealthCheckRequest(service='other'))
+            assert next(left).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            left.cancel()
             process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             # It ends, and so takes nothing new.
             with pytest.raises(ConnectionError), Client(address) as late:
@@ -752,9 +759,12 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
             np.testing.assert_array_equal(in_flight.result().probability, [0.5, 0.5])
             # A producer that never ends its stream does not hold it up.
             assert producer.exception().code() == grpc.StatusCode.UNAVAILABLE
+            assert list(watch) == []
             idle.set()
         out, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (0, '')
+        # Not what it may take.
+        assert time.monotonic() - begun < 9
         *_, drains, closed, ended = [line for line in out.splitlines() if line != 'asked']
         assert [json.loads(line)['message'] for line in (drains, ended)] == ['drains', 'ended']
         assert closed == 'closed'
