@@ -280,8 +280,8 @@ ROOMS: dict[str, set[str]] = {
     },
     'command_line': {'datasets', 'files', 'pipeline', 'store'},
     'pipeline': {
-        'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'metrics', 'models', 'schema',
-        'store', 'training', 'transforms',
+        'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'macro_graph', 'metrics',
+        'models', 'online', 'schema', 'store', 'training', 'transforms',
     },
 }  # fmt: skip
 

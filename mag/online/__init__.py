@@ -3,16 +3,19 @@ r"""What a model reads while it serves, as fresh as the last event."""
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mag.online.answer import Answer
 from mag.online.consumer import Consumer
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT, check_events
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
+from mag.online.ranker import Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
+from mag.online.replica import Replica
+from mag.online.scorer import Answer, Scorer
+from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
@@ -32,17 +35,23 @@ __all__ = [
     'Fenced',
     'JsonFormatter',
     'Overloaded',
+    'Ranked',
+    'Ranker',
     'Ranking',
     'RedisCenter',
     'RedisStream',
+    'Replica',
     'RowLayout',
+    'Scorer',
     'Server',
+    'Snapshot',
     'SqliteCenter',
     'SqliteStream',
     'check_events',
     'connect',
     'count_events',
     'swap',
+    'write_snapshot',
 ]
 
 _FILES = {

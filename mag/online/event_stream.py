@@ -158,10 +158,10 @@ class EventStream(ABC):
         r"""At most :obj:`limit` events from a position on, or from the first one that is held, and
         its position."""
         batches = self._batches(position, limit)
+        if not batches:
+            return position, np.empty(0, EVENT)
         # Of a bytearray the array can be written to.
         packed = bytearray().join(events for _, events in batches)
-        if not packed:
-            return position, np.empty(0, EVENT)
         (first, last), size = (batches[0], batches[-1]), EVENT.itemsize
         start = first[0] - len(first[1]) // size
         if len(packed) != (last[0] - start) * size:

@@ -7,7 +7,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from mag.online.answer import Answer
+from mag.online.ranker import Ranked
 
 # From what parsing takes to what nobody waits for.
 _SECONDS = (
@@ -60,7 +60,7 @@ class Metrics:
         r"""Counts the seconds of a stage."""
         self._stage.labels(name).observe(seconds)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Ranked) -> None:
         r"""Counts what an answer tells."""
         self._position.set(answer.position)
         self.unknown_ids.inc(answer.num_unknown)

@@ -19,9 +19,14 @@ class RedisCenter(FeatureCenter):
     r"""A :class:`~mag.online.FeatureCenter` in Redis 6.2 or newer, for several machines.
 
     A row is a string at :obj:`"{name}:user:{node}"` or :obj:`"{name}:item:{node}"`, so that a
-    request reads a thousand rows with one command. A commit is one transaction, of which a server
-    that loses power keeps all or nothing. It may lose some of the last ones, see
-    :class:`~mag.online.RedisStream`, which are then counted again.
+    request reads a thousand rows with one command. A commit is one transaction. A server that loses
+    power may lose some of the last ones, see :class:`~mag.online.RedisStream`, which are then
+    counted again.
+
+    After it was killed or lost power, run :obj:`redis-check-aof --fix` before it is started, which
+    cuts off a transaction of which only the beginning was written. The server passes over that
+    beginning, but leaves it in its file, and takes what is written next for the rest of it when it
+    is started once more.
 
     Args:
         client (redis.Redis): The client, see :func:`~mag.online.connect`. It stays open when the

@@ -59,14 +59,22 @@ def connect(
         raise TypeError(f"'url' must be a text such as 'redis://host:6379/0', but got {type(url)}.")
     check_numbers('(0, inf)', timeout=timeout)
     # What the URL says would win, without a word.
-    given = {'username': username, 'password': password, **options}
+    given = {
+        'username': username,
+        'password': password,
+        'socket_timeout': timeout,
+        'socket_connect_timeout': timeout,
+        **options,
+    }
     twice = sorted(name for name in parse_url(url) if given.get(name) is not None)
     if twice:
         raise ValueError(
             f"'url' must not say what arguments say, but both have {' and '.join(twice)}."
         )
-    settings = {'socket_timeout': timeout, 'socket_connect_timeout': timeout, **given}
-    client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, **settings)
+    if url.startswith('rediss://'):
+        # Before 6.0 redis-py took the certificate of any name.
+        given = {'ssl_check_hostname': True, **given}
+    client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, **given)
     policy = client.info('memory').get('maxmemory_policy')
     if policy != 'noeviction':
         client.close()

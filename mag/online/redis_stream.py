@@ -35,9 +35,9 @@ class RedisStream(EventStream):
     sent twice. A large array is appended in parts of 8,192 events: after a kill the first of them
     may be there, and their producer goes on from :attr:`end`.
 
-    What survives when the server loses power is for its settings to say: all with :obj:`appendonly
-    yes` and :obj:`appendfsync always`, all but about a second with :obj:`appendfsync everysec`, and
-    then :meth:`append` refuses what would leave a gap.
+    What survives when the server is killed or loses power is for its settings to say: all with
+    :obj:`appendonly yes` and :obj:`appendfsync always`, all but the last two seconds with
+    :obj:`appendfsync everysec`, and then :meth:`append` refuses what would leave a gap.
 
     Args:
         client (redis.Redis): The client, see :func:`~mag.online.connect`. It stays open when the
@@ -51,6 +51,11 @@ class RedisStream(EventStream):
     def __init__(self, client: 'Redis', name: str = 'mag') -> None:
         if not isinstance(name, str):
             raise TypeError(f"'name' must be a text, but got {name!r}.")
+        if not hasattr(client, 'connection_pool'):
+            raise TypeError(
+                f"'client' must be a redis.Redis, such as mag.online.connect makes, but got "
+                f'{type(client)}.'
+            )
         if client.connection_pool.connection_kwargs.get('decode_responses'):
             raise ValueError(
                 "'client' must return bytes, but makes texts of them: mag.online.connect makes one "

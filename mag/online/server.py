@@ -20,11 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
 from mag.checks import check_booleans, check_integers, check_numbers
-from mag.online.answer import Scorer
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
 from mag.online.messages import MAX_MESSAGE, decoded, read_context, read_id, read_ids
 from mag.online.metrics import Metrics
+from mag.online.ranker import Ranker
 from mag.online.ranking_pb2 import (
     DESCRIPTOR,
     RankRequest,
@@ -41,7 +41,7 @@ _RANKING, _ADMIN = (DESCRIPTOR.services_by_name[name].full_name for name in ('Ra
 _MAX_RECORDING = 64
 # Events that one message appends.
 _MAX_EVENTS = 65_536
-# Requests that a scorer answers before it serves.
+# Requests that a ranker answers before it serves.
 _NUM_WARM = 8
 # Headers, in which a status travels with three bytes for one, end at 8 KiB.
 _MAX_SENTENCE = 1500
@@ -66,10 +66,10 @@ class _Refused(Exception):
 
 
 class _Serving:
-    r"""A scorer, and how many requests still ask it."""
+    r"""A ranker, and how many requests still ask it."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
+    def __init__(self, ranker: Ranker) -> None:
+        self.ranker = ranker
         self.num_pinned = 0
         self.is_retired = False
 
@@ -106,7 +106,7 @@ class Server:
     .. code-block:: python
 
         server = Server(
-            scorer,
+            ranker,
             load=load,
             admin_port=50052,
             open_stream=lambda: SqliteStream('events.db'),
@@ -114,7 +114,7 @@ class Server:
         )
         server.run()  # until SIGTERM
 
-    A request is scored in a thread, as many at a time as there are cores, by the scorer that served
+    A request is scored in a thread, as many at a time as there are cores, by the ranker that served
     when it came. What comes beyond :obj:`max_in_flight` is told so at once, with the status
     :obj:`RESOURCE_EXHAUSTED`: more would only wait. What is late before it is scored is not scored.
 
@@ -122,14 +122,14 @@ class Server:
     or refused.
 
     Args:
-        scorer (Scorer): What scores, from several threads at once. It is closed with the server, or
+        ranker (Ranker): What scores, from several threads at once. It is closed with the server, or
             after it was swapped.
         host (str, optional): The address that it listens at. (default: :obj:`"127.0.0.1"`)
         port (int, optional): The port, or :obj:`0` for one that is free. (default: :obj:`50051`)
         certificate (str or os.PathLike, optional): A file of PEM with the certificate of the host
             and those that it stands on. (default: :obj:`None`)
         key (str or os.PathLike, optional): The file of its private key. (default: :obj:`None`)
-        load (Callable[[str], Scorer], optional): Loads the scorer of a snapshot that
+        load (Callable[[str], Ranker], optional): Loads the ranker of a snapshot that
             :obj:`Admin.Swap` names. (default: :obj:`None`)
         admin_port (int, optional): The port of :obj:`Admin`, on loopback. (default: :obj:`None`)
         open_stream (Callable[[], EventStream], optional): Opens the log that :obj:`Record` appends
@@ -153,13 +153,13 @@ class Server:
 
     def __init__(
         self,
-        scorer: Scorer,
+        ranker: Ranker,
         *,
         host: str = '127.0.0.1',
         port: int = 50051,
         certificate: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
-        load: Callable[[str], Scorer] | None = None,
+        load: Callable[[str], Ranker] | None = None,
         admin_port: int | None = None,
         open_stream: Callable[[], EventStream] | None = None,
         nodes: Callable[[str, Sequence[Any]], np.ndarray] | None = None,
@@ -192,7 +192,7 @@ class Server:
         self._files = None if certificate is None or key is None else (certificate, key)
         self._credentials = None if self._files is None else _credentials(*self._files)
         self._load, self._open_stream, self._nodes = load, open_stream, nodes
-        self._serving = _Serving(scorer)
+        self._serving = _Serving(ranker)
         self._num_in_flight = self._num_recording = 0
         self._warm: deque[_Question] = deque(maxlen=_NUM_WARM)
         self._scorers = ThreadPoolExecutor(num_cores, 'mag-score')
@@ -287,7 +287,7 @@ class Server:
         _LOGGER.info('ended', extra=where)
 
     def _close(self) -> None:
-        self._loader.submit(_close_scorer, self._serving.scorer)
+        self._loader.submit(_close_ranker, self._serving.ranker)
         self._loader.shutdown()
         if (stream := self._stream) is not None:
             self._recorder.submit(stream.close).result()
@@ -358,7 +358,7 @@ class Server:
         self._num_in_flight += 1
         self.metrics.in_flight.set(self._num_in_flight)
         job = self._scorers.submit(
-            self._score, serving.scorer, question, deadline, time.perf_counter()
+            self._score, serving.ranker, question, deadline, time.perf_counter()
         )
         # When its thread has ended, which who asked may not wait for.
         job.add_done_callback(partial(self._in_loop, self._release, serving))
@@ -376,7 +376,7 @@ class Server:
         )
 
     def _score(
-        self, scorer: Scorer, question: _Question, deadline: float | None, submitted: float
+        self, ranker: Ranker, question: _Question, deadline: float | None, submitted: float
     ) -> bytes:
         self.metrics.took('wait', time.perf_counter() - submitted)
         if deadline is not None and time.monotonic() >= deadline:
@@ -385,12 +385,12 @@ class Server:
             )
         # What may be switched off is so for each thread.
         with self.metrics.stage('score'), torch.inference_mode():
-            answer = scorer.score(*question)
+            answer = ranker.rank(*question)
         with self.metrics.stage('serialise'):
             probability = np.asarray(answer.probability, np.float32)
             if probability.shape != (len(question.items),) or not np.isfinite(probability).all():
                 raise RuntimeError(
-                    f'{scorer!r} must answer with {len(question.items)} finite numbers, but '
+                    f'{ranker!r} must answer with {len(question.items)} finite numbers, but '
                     f'answered with {probability}.'
                 )
             response = RankResponse(
@@ -415,7 +415,7 @@ class Server:
 
     def _close_unused(self, serving: _Serving) -> None:
         if serving.is_retired and serving.num_pinned == 0:
-            self._loader.submit(_close_scorer, serving.scorer)
+            self._loader.submit(_close_ranker, serving.ranker)
 
     async def _swap(self, request: bytes, context: Any) -> bytes:
         name = decoded(SwapRequest, request).snapshot
@@ -430,7 +430,7 @@ class Server:
             if self._draining.done():
                 raise _Refused(grpc.StatusCode.UNAVAILABLE, 'The server ends.')
             try:
-                scorer = await self._loop.run_in_executor(
+                ranker = await self._loop.run_in_executor(
                     self._loader, self._loaded, name, tuple(self._warm)
                 )
             except Exception as error:
@@ -439,22 +439,22 @@ class Server:
                     grpc.StatusCode.FAILED_PRECONDITION,
                     f'{name!r} does not serve, and what served goes on: {error}',
                 ) from error
-            retired, self._serving = self._serving, _Serving(scorer)
+            retired, self._serving = self._serving, _Serving(ranker)
             retired.is_retired = True
             self._close_unused(retired)
             _LOGGER.info('swapped', extra={'snapshot': name})
 
-    def _loaded(self, name: str, warm: tuple[_Question, ...]) -> Scorer:
-        r"""A scorer that has answered what was asked last."""
-        scorer = self._load(name)  # type: ignore[misc]
+    def _loaded(self, name: str, warm: tuple[_Question, ...]) -> Ranker:
+        r"""A ranker that has answered what was asked last."""
+        ranker = self._load(name)  # type: ignore[misc]
         try:
             with torch.inference_mode():
                 for question in warm:
-                    scorer.score(*question)
+                    ranker.rank(*question)
         except BaseException:
-            scorer.close()
+            ranker.close()
             raise
-        return scorer
+        return ranker
 
     async def _record(self, requests: Any, context: Any) -> bytes:
         if (stream := self._stream) is None:
@@ -539,11 +539,11 @@ class Server:
         return events
 
 
-def _close_scorer(scorer: Scorer) -> None:
+def _close_ranker(ranker: Ranker) -> None:
     try:
-        scorer.close()
+        ranker.close()
     except Exception:
-        _LOGGER.exception('failed to close a scorer')
+        _LOGGER.exception('failed to close a ranker')
 
 
 def _check_together(**values: Any) -> None:

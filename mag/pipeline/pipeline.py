@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -30,6 +31,8 @@ from mag.pipeline.saved import (
     write_safetensors,
     writing,
 )
+from mag.pipeline.snapshot import events_of
+from mag.pipeline.snapshot import write as write_snapshot_of
 from mag.pipeline.stored_log import StoredLog
 from mag.transforms import TemporalSplit
 
@@ -463,6 +466,45 @@ class Pipeline:
                 },
             }
             write_manifest(partial, manifest)
+
+    @property
+    def model(self) -> Module:
+        r"""The model that was fitted, in evaluation mode."""
+        self._known()
+        return self._model
+
+    def snapshot(self, folder: str | os.PathLike[str]) -> str:
+        r"""Writes all that :mod:`mag.online` scores by, as of the end of the log, to a folder in
+        :obj:`folder` that is named by its content, and returns its path, see
+        :class:`~mag.online.Snapshot`.
+
+        The position of the snapshot is the number of exposures that the pipeline knows: they are
+        the first events of the :class:`~mag.online.EventStream` that goes on from there, see
+        :meth:`events`.
+
+        Args:
+            folder (str): The folder, which is made if there is none.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log is
+                in a store, or it tells queries, domains or features.
+        """
+        log = self._known()
+        return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model)
+
+    def events(self) -> np.ndarray:
+        r"""The exposures that the pipeline knows as the events that :mod:`mag.online` reads, by the
+        numbers of users and items, in their order, shape :obj:`[L]`.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            ValueError: If the log is in a store.
+        """
+        log = self._known()
+        if not isinstance(log, RawLog):
+            raise ValueError('A pipeline that was fitted on a store holds no events: read its log.')
+        return events_of(log)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         r"""Writes the model as a program of :func:`torch.export.export`, which takes what

@@ -51,7 +51,9 @@ class RedisServer:
         deadline = time.monotonic() + 30
         while True:
             try:
-                connect(self.url).close()
+                with connect(self.url) as client:
+                    # It says that it is there while it still reads its files, and refuses the rest.
+                    client.dbsize()
                 return
             except Exception:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -96,7 +98,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Any]:
     r"""A client of the server, which holds nothing."""
-    with connect(redis_server.url) as client:
+    with connect(redis_server.url, timeout=30) as client:
         client.flushall()
         yield client
 
@@ -115,3 +117,159 @@ def events_between() -> Callable[[int, int], np.ndarray]:
         return events
 
     return between
+
+
+@pytest.fixture(scope='session')
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    r"""Fits a pipeline of a model, once, on a log where some users and items have no click."""
+    from mag.datasets import LogSchema
+    from mag.pipeline import Pipeline
+    from mag.transforms import TemporalSplit
+
+    folder = tmp_path_factory.mktemp('shop')
+    random = np.random.default_rng(0)
+    number = 1500
+    user, item = random.integers(0, 60, number), random.integers(0, 40, number)
+    chance = np.where((user + item) % 3 == 0, 0.7, 0.2)
+    # Some are shown and never clicked, and some come late.
+    chance[(user < 3) | (item < 2)] = 0
+    time = np.arange(number) // 2
+    late = time < 500
+    user[late] %= 50
+    clicked = (random.random(number) < chance).astype(int)
+    device = np.where(random.random(number) < 0.5, 'phone', 'tablet')
+    lines = [
+        f'm{u},m{i},{t},{c},k{i % 4},{d}'
+        for u, i, t, c, d in zip(user, item, time, clicked, device)
+    ]
+    path = folder / 'log.csv'
+    path.write_text('\n'.join(['uid,sku,ts,clicked,kind,device', *lines]))
+    columns = {
+        'user': 'uid', 'item': 'sku', 'time': 'ts', 'label': 'clicked', 'category': 'kind',
+        'contexts': ['device'],
+    }  # fmt: skip
+    groups: dict[str, dict[str, Any]] = {
+        'count_net': {'user': [4, 3], 'item': ['category', 5]},
+        'macgnn': {'user': 4, 'item': 5},
+    }
+    fitted: dict[str, Any] = {}
+
+    def fit(model: str) -> Any:
+        if model not in fitted:
+            split = TemporalSplit(0.3, 0.7, 0.85, num_windows=3, keep_cold=False)
+            options = {'batch_size': 128, 'max_epochs': 2, 'embedding_dim': 4}
+            pipeline = Pipeline(model, split, groups=groups[model], **options)
+            fitted[model] = pipeline.fit(LogSchema([str(path)], columns), progress=False)
+            pipeline.save(folder / model)
+        # What a test changes is its own.
+        return Pipeline.load(folder / model)
+
+    return fit
+
+
+@pytest.fixture(scope='session')
+def later_events() -> Callable[..., np.ndarray]:
+    r"""Draws events that come after a log: repeats, new users and items, clicked and not."""
+
+    def draw(pipeline: Any, num: int, seed: int = 0) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        last = int(pipeline.events()['time'][-1])
+        events = np.empty(num, EVENT)
+        for node, number in pipeline.summary().items():
+            if node in ('users', 'items'):
+                of_node = random.integers(0, number + 4, num)
+                of_node[random.random(num) < 0.02] = 2**31 - 1
+                events[node[:-1]] = of_node
+        events['time'] = last + np.arange(num) // 3
+        events['clicked'] = random.random(num) < 0.5
+        repeats = random.integers(0, num, num // 4)
+        events['user'][repeats[1:]], events['item'][repeats[1:]] = (
+            events[name][repeats[:-1]] for name in ('user', 'item')
+        )
+        return events
+
+    return draw
+
+
+@pytest.fixture(scope='session')
+def count_by_loop() -> Callable[..., Any]:
+    r"""Rows of the nodes that are asked for, hop 2 by own increments, and counts between clusters,
+    by a loop over all events of a log."""
+    from mag.online import RowLayout
+    from mag.schema import NEIGHBOR_TYPE
+
+    def count(pipeline: Any, events: np.ndarray, position: int, nodes: dict[str, Any]) -> Any:
+        recipe = pipeline._recipe
+        part = recipe.coarsen(pipeline._known().part())
+        groups = {
+            node: [of for of in recipe.coarsen.resolutions if of.node_type == node]
+            for node in ('user', 'item')
+        }
+        layout = RowLayout(
+            20, {n: [part[of.macro].num_nodes for of in found] for n, found in groups.items()}
+        )
+
+        def cluster(node: str, resolution: int, at: int, then: int | None) -> int:
+            r"""That of now, or as of some time; the last for none."""
+            of, number = groups[node][resolution], layout.num_clusters[node][resolution]
+            if at >= part[node].num_nodes or int(part[node][of.cluster][at]) < 0:
+                return number
+            since = part[node].get(f'{of.cluster}_since')
+            if since is not None and then is not None and int(since[at]) > then:
+                return number
+            return int(part[node][of.cluster][at])
+
+        rows: dict[Any, Any] = {}
+        hop_2: dict[Any, Any] = {}
+        for node in ('user', 'item'):
+            for at in {*nodes[node].tolist(), *events[node].tolist()}:
+                rows[node, at] = layout.empty(node, 1)
+                hop_2[node, at] = np.zeros(layout.num_clusters[node][0], np.int64)
+        cells = {
+            (s, t): np.zeros((of_user + 1, of_item + 1, 2), np.int64)
+            for s, of_user in enumerate(layout.num_clusters['user'])
+            for t, of_item in enumerate(layout.num_clusters['item'])
+        }
+        pairs: list[Any] = []
+        for place, (user, item, then, clicked) in enumerate(events.tolist()):
+            of_event = {'user': user, 'item': item}
+            is_new = bool(clicked) and (user, item) not in pairs
+            for node, neighbor in NEIGHBOR_TYPE.items():
+                row, other = rows[node, of_event[node]][0], of_event[neighbor]
+                row['seen'] += 1
+                for s in range(len(groups[neighbor])):
+                    start = layout.columns(node, s).start
+                    row['exposures'][start + cluster(neighbor, s, other, then)] += 1
+                    row['clicks'][start + cluster(neighbor, s, other, then)] += clicked
+                    row['pairs'][start + cluster(neighbor, s, other, None)] += is_new
+                if clicked:
+                    row['recent'][:] = [*row['recent'][1:], other]
+            for (s, t), table in cells.items():
+                cell = cluster('user', s, user, then), cluster('item', t, item, then)
+                table[cell] += 1, clicked
+            if is_new:
+                pairs.append((user, item))
+            if place >= position and is_new:
+                for node, neighbor in NEIGHBOR_TYPE.items():
+                    of_neighbor = rows[neighbor, of_event[neighbor]][0]['pairs']
+                    total = hop_2[node, of_event[node]]
+                    total += of_neighbor[: len(total)]
+            if place == position - 1:
+                # The stock: each neighbor's hop 1 as of then.
+                for u, i in pairs:
+                    for node, at, other in (('user', u, ('item', i)), ('item', i, ('user', u))):
+                        total = hop_2[node, at]
+                        total += rows[other][0]['pairs'][: len(total)]
+        return {
+            **{
+                node: np.concatenate([rows[node, at] for at in nodes[node].tolist()])
+                for node in ('user', 'item')
+            },
+            **{
+                f'hop_2_{node}': np.stack([hop_2[node, at] for at in nodes[node].tolist()])
+                for node in ('user', 'item')
+            },
+            'cells': cells,
+        }
+
+    return count

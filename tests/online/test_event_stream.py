@@ -264,7 +264,7 @@ operations = st.lists(
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -370,10 +370,10 @@ for kill in range(10):
     if process == 0:
         stream = open_stream()
         position = stream.end
-        os.write(sender, b'.')
         while True:
             events = between(position, position + chance.choice((1, 30, 500)))
             position = stream.append(events, position)
+            os.write(sender, b'.')
     os.read(receiver, 1)
     time.sleep(chance.uniform(0, 0.1))
     os.kill(process, signal.SIGKILL)
@@ -390,8 +390,7 @@ def test_a_killed_producer_loses_and_repeats_nothing(
     done = fork(KILL, place.arguments).finish()
     assert done.returncode == 0, done.stderr
     ends = json.loads(done.stdout)
-    assert ends == sorted(ends)
-    assert len(set(ends)) > 5
+    assert ends == sorted(set(ends))
     with place.open() as stream:
         # What was on its way when the last one was killed may have come since.
         assert stream.end >= ends[-1]

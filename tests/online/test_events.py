@@ -23,7 +23,7 @@ def test_events_pass() -> None:
         ([(1, 2, 3, 1)], TypeError, "must be an array of mag.online.EVENT, but got <class 'list'>"),
         (np.zeros(3), TypeError, 'must be an array of mag.online.EVENT, but got one of float64'),
         (np.zeros(3, EVENT.newbyteorder('>')), TypeError, "got one of [('user', '>i4'), "),
-        (np.zeros(3, np.dtype(EVENT, align=True)), TypeError, "got one of {'names'"),
+        (np.zeros(3, np.dtype(EVENT.descr, align=True)), TypeError, "got one of {'names'"),
         (np.zeros((2, 1), EVENT), ValueError, 'must be of shape [N], but got shape [2, 1]'),
         (
             np.array([(1, 2, 3, 0), (-4, 2, 3, 0), (-5, 2, 3, 0)], EVENT),

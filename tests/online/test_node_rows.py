@@ -212,7 +212,7 @@ def test_a_count_never_wraps() -> None:
         (lambda: RowLayout(0, NUM_CLUSTERS), ValueError, "'num_recent' must be at least 1"),
         (lambda: RowLayout(2, {'user': [1]}), ValueError, "dictionary of 'user' and 'item'"),
         (
-            lambda: RowLayout(2, {'user': 3, 'item': [1]}),
+            lambda: RowLayout(2, {'user': '3', 'item': [1]}),
             TypeError,
             "'num_clusters['user']' must be a sequence of numbers of clusters, one a resolution",
         ),

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 grpc = pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
 from mag.online import (  # noqa: E402
-    Answer,
     AsyncClient,
     Client,
     JsonFormatter,
     Overloaded,
+    Ranked,
     Server,
     SqliteStream,
     swap,
@@ -52,12 +52,12 @@ RANK, RECORD, SWAP = (
 
 
 def expected(version: int, user: int | str, items: Sequence[int | str]) -> np.ndarray:
-    r"""What the scorer below answers: another number for each version, user and item."""
+    r"""What the ranker below answers: another number for each version, user and item."""
     number = np.array([int(item) % 1000 for item in items], np.float64)
     return ((number * 7 + int(user) * 13 + version * 31) % 997 / 997).astype(np.float32)
 
 
-class Scorer:
+class FakeRanker:
     r"""Scores at once, or when it is told to."""
 
     def __init__(self, version: int = 0, error: Exception | None = None) -> None:
@@ -68,13 +68,13 @@ class Scorer:
         self.may_answer.set()
         self.is_closed = False
 
-    def score(
+    def rank(
         self,
         user: int | str,
         items: Sequence[int] | Sequence[str],
         time: int,
         context: Mapping[str, str | int | float],
-    ) -> Answer:
+    ) -> Ranked:
         if self.is_closed:
             raise RuntimeError('closed before the last answer')
         self.asked.append((user, items, time, context))
@@ -84,7 +84,7 @@ class Scorer:
             raise self.error
         if self.is_closed:
             raise RuntimeError('closed before it answered')
-        return Answer(
+        return Ranked(
             expected(self.version, user, items),
             position=1000 * self.version,
             snapshot=f'v{self.version}',
@@ -101,9 +101,9 @@ class Scorer:
 
 
 @contextmanager
-def serving(scorer: Scorer, **arguments: Any) -> Iterator[Server]:
+def serving(ranker: FakeRanker, **arguments: Any) -> Iterator[Server]:
     r"""A server in a thread."""
-    server = Server(scorer, port=0, **arguments)
+    server = Server(ranker, port=0, **arguments)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -120,9 +120,9 @@ def serving(scorer: Scorer, **arguments: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def asking(scorer: Scorer, **arguments: Any) -> Iterator[Client]:
+def asking(ranker: FakeRanker, **arguments: Any) -> Iterator[Client]:
     r"""A client of a server in a thread."""
-    with serving(scorer, **arguments) as server, Client(f'127.0.0.1:{server.port}') as client:
+    with serving(ranker, **arguments) as server, Client(f'127.0.0.1:{server.port}') as client:
         yield client
 
 
@@ -169,29 +169,29 @@ def status_of(address: str, method: str, packed: bytes, is_stream: bool = False)
 def test_scores_are_those_of_the_items_as_they_were_asked(
     user: Any, items: Any, asked_user: Any, asked_items: Any
 ) -> None:
-    scorer = Scorer(version=3)
-    with asking(scorer) as client:
+    ranker = FakeRanker(version=3)
+    with asking(ranker) as client:
         ranking = client.rank(user, items, time=99, context={'device': 'é', 'n': 2, 'x': 0.5})
-    ((*asked, context),) = scorer.asked
+    ((*asked, context),) = ranker.asked
     assert asked == [asked_user, asked_items, 99]
     assert context == {'device': 'é', 'n': 2, 'x': 0.5}
-    assert scorer.modes == {True}
+    assert ranker.modes == {True}
     want = expected(3, asked_user, asked_items)
     assert ranking.probability.dtype == np.float32
     np.testing.assert_array_equal(ranking.probability, want)
     np.testing.assert_array_equal(ranking.order, np.argsort(-want, kind='stable'))
     assert (ranking.position, ranking.snapshot, ranking.degraded) == (3000, 'v3', ())
     assert ranking.items is items
-    assert scorer.is_closed
+    assert ranker.is_closed
 
 
 def test_a_request_without_a_time_is_of_now_and_says_when_it_is_degraded() -> None:
-    scorer = Scorer()
-    with asking(scorer) as client:
+    ranker = FakeRanker()
+    with asking(ranker) as client:
         begun = int(time.time())
         assert client.rank(404, [1]).degraded == ('log unreachable',)
-    assert begun <= scorer.asked[0][2] <= int(time.time())
-    assert scorer.asked[0][3] == {}
+    assert begun <= ranker.asked[0][2] <= int(time.time())
+    assert ranker.asked[0][3] == {}
 
 
 @pytest.mark.parametrize(
@@ -217,16 +217,16 @@ def test_a_request_without_a_time_is_of_now_and_says_when_it_is_degraded() -> No
     ],
 )
 def test_a_bad_request_is_told_what_must_be(packed: bytes, sentence: str) -> None:
-    scorer = Scorer()
-    with serving(scorer, max_items=5) as server:
+    ranker = FakeRanker()
+    with serving(ranker, max_items=5) as server:
         status, said = status_of(f'127.0.0.1:{server.port}', RANK, packed)
-    assert (status, scorer.asked) == (grpc.StatusCode.INVALID_ARGUMENT, [])
+    assert (status, ranker.asked) == (grpc.StatusCode.INVALID_ARGUMENT, [])
     assert sentence in said
 
 
 def test_a_sentence_of_the_scorer_arrives_however_long_it_is() -> None:
     with (
-        asking(Scorer(error=ValueError("'time' must be later." + '\x00\n𝔐é' * 9000))) as client,
+        asking(FakeRanker(error=ValueError("'time' must be later." + '\x00\n𝔐é' * 9000))) as client,
         pytest.raises(ValueError, match="'time' must be later") as caught,
     ):
         client.rank(7, [1])
@@ -239,9 +239,9 @@ def test_a_sentence_of_the_scorer_arrives_however_long_it_is() -> None:
 def test_a_scorer_that_answers_wrongly_has_failed(
     probability: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Wrong(Scorer):
-        def score(self, *arguments: Any) -> Answer:
-            return Answer(probability, 0, 'v0')
+    class Wrong(FakeRanker):
+        def rank(self, *arguments: Any) -> Ranked:
+            return Ranked(probability, 0, 'v0')
 
     with asking(Wrong()) as client, pytest.raises(RuntimeError, match='failed with INTERNAL'):
         client.rank(7, [1, 2, 3])
@@ -253,7 +253,7 @@ def test_what_failed_is_in_the_log_and_not_in_the_answer(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        asking(Scorer(error=error)) as client,
+        asking(FakeRanker(error=error)) as client,
         pytest.raises(RuntimeError, match='failed to answer; its log says why') as caught,
     ):
         client.rank(7, [1])
@@ -322,9 +322,9 @@ CUTS = st.lists(
 )
 
 
-class Wordless(Scorer):
-    def score(self, user: Any, items: Any, time: int, context: Any) -> Answer:
-        return Answer(np.zeros(len(items)), 0, 'v0')
+class Wordless(FakeRanker):
+    def rank(self, user: Any, items: Any, time: int, context: Any) -> Ranked:
+        return Ranked(np.zeros(len(items)), 0, 'v0')
 
 
 @pytest.fixture(scope='module')
@@ -374,8 +374,8 @@ def test_whatever_is_sent_to_record_is_appended_or_refused(
 
 
 def test_a_message_that_is_too_large_is_refused_before_it_is_read() -> None:
-    scorer = Scorer()
-    with serving(scorer) as server:
+    ranker = FakeRanker()
+    with serving(ranker) as server:
         address = f'127.0.0.1:{server.port}'
         status, _ = status_of(address, RANK, b'x' * (4 * 2**20 + 1))
         assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -383,17 +383,17 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_read() -> None:
             with pytest.raises(ValueError, match='takes messages of up to 4 MiB'):
                 client.rank(7, ['x' * 2**20] * 5)
             assert len(client.rank(7, [1]).probability) == 1
-    assert len(scorer.asked) == 1
+    assert len(ranker.asked) == 1
 
 
 # ---- too much, too late
 
 
 def test_what_is_beyond_the_limit_is_told_so_at_once() -> None:
-    scorer = Scorer()
-    scorer.may_answer.clear()
+    ranker = FakeRanker()
+    ranker.may_answer.clear()
     with (
-        serving(scorer, max_in_flight=3) as server,
+        serving(ranker, max_in_flight=3) as server,
         Client(f'127.0.0.1:{server.port}') as client,
         ThreadPoolExecutor(3) as threads,
     ):
@@ -404,53 +404,53 @@ def test_what_is_beyond_the_limit_is_told_so_at_once() -> None:
             with pytest.raises(Overloaded, match='3 requests are in flight, as many as this'):
                 client.rank(7, [4], timeout=20)
         assert time.monotonic() - begun < 5
-        scorer.may_answer.set()
+        ranker.may_answer.set()
         for n, answer in enumerate(taken):
             np.testing.assert_array_equal(answer.result().probability, expected(0, 7, [n]))
         wait_until(lambda: server._num_in_flight == 0)
         client.rank(7, [4])
         assert server.metrics.registry.get_sample_value('mag_shed_total') == 5
-    assert len(scorer.asked) == 4
+    assert len(ranker.asked) == 4
 
 
 def test_what_is_late_before_it_is_scored_is_not_scored() -> None:
-    scorer = Scorer()
-    scorer.may_answer.clear()
+    ranker = FakeRanker()
+    ranker.may_answer.clear()
     num_asked = NUM_CORES + 3
     with (
-        serving(scorer, max_in_flight=num_asked) as server,
+        serving(ranker, max_in_flight=num_asked) as server,
         Client(f'127.0.0.1:{server.port}') as client,
         ThreadPoolExecutor(num_asked) as threads,
     ):
         first = [threads.submit(client.rank, 1, [1], timeout=20) for _ in range(NUM_CORES)]
-        wait_until(lambda: len(scorer.asked) == NUM_CORES)
+        wait_until(lambda: len(ranker.asked) == NUM_CORES)
         late = [threads.submit(client.rank, 2, [2], timeout=0.2) for _ in range(3)]
         for answer in late:
             with pytest.raises(TimeoutError, match='gave no answer within 0.2 seconds'):
                 answer.result()
         # Nobody waits for them, and their places are free.
         wait_until(lambda: server._num_in_flight == NUM_CORES)
-        scorer.may_answer.set()
+        ranker.may_answer.set()
         for answer in first:
             answer.result()
         wait_until(lambda: server._num_in_flight == 0)
         statuses = server.metrics.registry.get_sample_value
         assert statuses('mag_requests_total', {'method': 'Rank', 'status': 'OK'}) == NUM_CORES
-    assert [user for user, *_ in scorer.asked] == [1] * NUM_CORES
+    assert [user for user, *_ in ranker.asked] == [1] * NUM_CORES
 
 
 def test_a_request_that_nobody_waits_for_keeps_its_place_while_it_is_scored() -> None:
-    scorer = Scorer()
-    scorer.may_answer.clear()
+    ranker = FakeRanker()
+    ranker.may_answer.clear()
     with (
-        serving(scorer, max_in_flight=1) as server,
+        serving(ranker, max_in_flight=1) as server,
         Client(f'127.0.0.1:{server.port}') as client,
     ):
         with pytest.raises(TimeoutError):
             client.rank(7, [1], timeout=0.2)
         with pytest.raises(Overloaded):
             client.rank(7, [1], timeout=20)
-        scorer.may_answer.set()
+        ranker.may_answer.set()
         wait_until(lambda: server._num_in_flight == 0)
         client.rank(7, [1])
 
@@ -460,7 +460,7 @@ def test_a_request_that_nobody_waits_for_keeps_its_place_while_it_is_scored() ->
 
 def test_swaps_under_load_fail_no_request() -> None:
     r"""Of thirty swaps under load each answer is that of the snapshot it names."""
-    versions = [Scorer(version) for version in range(31)]
+    versions = [FakeRanker(version) for version in range(31)]
     seen: list[tuple[str, int]] = []
 
     async def ask(client: AsyncClient, done: asyncio.Event, user: int) -> None:
@@ -500,22 +500,22 @@ def test_swaps_under_load_fail_no_request() -> None:
         # Those that were swapped are closed while the last one serves.
         for _ in range(1000):
             await asyncio.sleep(0.001)
-            if all(scorer.is_closed for scorer in versions[:-1]):
+            if all(ranker.is_closed for ranker in versions[:-1]):
                 break
-        assert [scorer.is_closed for scorer in versions] == [True] * 30 + [False]
+        assert [ranker.is_closed for ranker in versions] == [True] * 30 + [False]
         await server.stop()
         assert versions[-1].is_closed
 
     asyncio.run(main())
     assert {snapshot for snapshot, _ in seen} == {f'v{version}' for version in range(31)}
-    assert all(scorer.modes == {True} for scorer in versions)
+    assert all(ranker.modes == {True} for ranker in versions)
     for user in range(6):
         named = [int(snapshot[1:]) for snapshot, other in seen if other == user]
         assert named == sorted(named)
 
 
 def test_a_request_is_scored_by_the_snapshot_that_served_when_it_came() -> None:
-    old, new = Scorer(1), Scorer(2)
+    old, new = FakeRanker(1), FakeRanker(2)
     with serving(old, admin_port=0, load=lambda name: new) as server:
         with Client(f'127.0.0.1:{server.port}') as client, ThreadPoolExecutor(1) as threads:
             client.rank(7, [1])
@@ -534,9 +534,9 @@ def test_a_request_is_scored_by_the_snapshot_that_served_when_it_came() -> None:
 
 
 def test_a_snapshot_that_cannot_serve_does_not() -> None:
-    old, bad = Scorer(1), Scorer(2, error=ValueError("'context' must have 'device'"))
+    old, bad = FakeRanker(1), FakeRanker(2, error=ValueError("'context' must have 'device'"))
 
-    def load(name: str) -> Scorer:
+    def load(name: str) -> FakeRanker:
         if name == 'bad':
             return bad
         raise FileNotFoundError(f'There is no snapshot {name!r}.')
@@ -578,7 +578,9 @@ def nodes(node_type: str, raw: Sequence[Any]) -> np.ndarray:
 
 @contextmanager
 def recording(path: Path) -> Iterator[Client]:
-    with asking(Scorer(), open_stream=lambda: SqliteStream(path, 'second'), nodes=nodes) as client:
+    with asking(
+        FakeRanker(), open_stream=lambda: SqliteStream(path, 'second'), nodes=nodes
+    ) as client:
         yield client
 
 
@@ -635,7 +637,7 @@ def test_what_was_sent_before_a_bad_message_is_there(tmp_path: Path) -> None:
     path = tmp_path / 'events.db'
     arguments = {'open_stream': lambda: SqliteStream(path), 'nodes': nodes}
     with (
-        serving(Scorer(), **arguments) as server,
+        serving(FakeRanker(), **arguments) as server,
         grpc.insecure_channel(f'127.0.0.1:{server.port}') as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
@@ -659,7 +661,7 @@ def test_a_log_that_takes_nothing_is_no_fault_of_who_sent() -> None:
             pass
 
     with (
-        asking(Scorer(), open_stream=Full, nodes=nodes) as client,
+        asking(FakeRanker(), open_stream=Full, nodes=nodes) as client,
         pytest.raises(ConnectionError, match='takes no events now.*no space left on device'),
     ):
         client.record([1], [1], [1], [1])
@@ -678,7 +680,7 @@ def test_a_client_refuses_events_that_do_not_match() -> None:
 
 
 def test_a_server_without_a_log_records_nothing() -> None:
-    with asking(Scorer()) as client, pytest.raises(RuntimeError, match='records no events'):
+    with asking(FakeRanker()) as client, pytest.raises(RuntimeError, match='records no events'):
         client.record([1], [1], [1], [1])
 
 
@@ -687,13 +689,13 @@ def test_a_server_without_a_log_records_nothing() -> None:
 PROCESS = """
 import json, logging, sys, time
 import numpy as np
-from mag.online import Answer, JsonFormatter, Server, SqliteStream
+from mag.online import Ranked, JsonFormatter, Server, SqliteStream
 
 class Slow:
-    def score(self, user, items, time_, context):
+    def rank(self, user, items, time_, context):
         print('asked', flush=True)
         time.sleep(context.get('seconds', 0))
-        return Answer(np.full(len(items), 0.5), 0, 'v0')
+        return Ranked(np.full(len(items), 0.5), 0, 'v0')
 
     def close(self):
         print('closed', flush=True)
@@ -776,8 +778,8 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_named_and_nothing_stays_open() -> None:
-    scorer, other = Scorer(), Scorer()
-    with serving(scorer) as server:
+    ranker, other = FakeRanker(), FakeRanker()
+    with serving(ranker) as server:
         second = Server(other, port=server.port)
         with pytest.raises(OSError, match=f'cannot listen at 127.0.0.1:{server.port}'):
             asyncio.run(second.start())
@@ -791,7 +793,7 @@ def test_services_are_told_to_who_asks_where_that_is_wanted() -> None:
 
     for is_told in (False, True):
         with (
-            serving(Scorer(), reflection=is_told) as server,
+            serving(FakeRanker(), reflection=is_told) as server,
             grpc.insecure_channel(f'127.0.0.1:{server.port}') as channel,
         ):
             database = ProtoReflectionDescriptorDatabase(channel)
@@ -810,12 +812,12 @@ def test_services_are_told_to_who_asks_where_that_is_wanted() -> None:
 @pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.0.2.7', 'scores.example', ''])
 def test_others_can_connect_by_tls_only(host: str) -> None:
     with pytest.raises(ValueError, match="'host' must be of this machine alone.*'certificate'"):
-        Server(Scorer(), host=host)
+        Server(FakeRanker(), host=host)
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1', 'localhost', '127.8.9.1'])
 def test_this_machine_connects_without_tls(host: str) -> None:
-    Server(Scorer(), host=host)
+    Server(FakeRanker(), host=host)
 
 
 @pytest.mark.parametrize(
@@ -823,7 +825,7 @@ def test_this_machine_connects_without_tls(host: str) -> None:
     [
         ({'certificate': 'a.pem'}, "'certificate' must come with 'key'"),
         ({'key': 'a.pem'}, "'key' must come with 'certificate'"),
-        ({'load': Scorer}, "'load' must come with 'admin_port'"),
+        ({'load': FakeRanker}, "'load' must come with 'admin_port'"),
         ({'nodes': nodes}, "'nodes' must come with 'open_stream'"),
         ({'port': 2**16}, "'port' must lie below 65536"),
         ({'max_items': 0}, "'max_items' must be at least 1"),
@@ -834,7 +836,7 @@ def test_arguments_that_make_no_server_are_refused(
     arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Server(Scorer(), **arguments)
+        Server(FakeRanker(), **arguments)
 
 
 @pytest.fixture(scope='module')
@@ -859,7 +861,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, st
 def test_tls_lets_in_who_knows_the_certificate(certificates: list[tuple[str, str]]) -> None:
     (certificate, key), (other, other_key) = certificates
     arguments = {'certificate': certificate, 'key': key, 'metrics_port': 0}
-    with serving(Scorer(), host='0.0.0.0', **arguments) as server:
+    with serving(FakeRanker(), host='0.0.0.0', **arguments) as server:
         address = f'localhost:{server.port}'
         with Client(address, certificate) as client:
             np.testing.assert_array_equal(client.rank(7, [1]).probability, expected(0, 7, [1]))
@@ -875,9 +877,9 @@ def test_tls_lets_in_who_knows_the_certificate(certificates: list[tuple[str, str
         with pytest.raises(OSError, match='CERTIFICATE_VERIFY_FAILED'):
             urllib.request.urlopen(f'https://localhost:{server.metrics_port}/metrics', timeout=20)
     with pytest.raises(ValueError, match='must be files of PEM that belong together'):
-        Server(Scorer(), certificate=certificate, key=other_key)
+        Server(FakeRanker(), certificate=certificate, key=other_key)
     with pytest.raises(FileNotFoundError):
-        Server(Scorer(), certificate='none.pem', key=key)
+        Server(FakeRanker(), certificate='none.pem', key=key)
 
 
 # ---- both clients, metrics, logs
@@ -886,7 +888,7 @@ def test_tls_lets_in_who_knows_the_certificate(certificates: list[tuple[str, str
 def test_both_clients_say_the_same(tmp_path: Path) -> None:
     async def main() -> None:
         server = Server(
-            Scorer(), port=0, open_stream=lambda: SqliteStream(tmp_path / 'a.db'), nodes=nodes
+            FakeRanker(), port=0, open_stream=lambda: SqliteStream(tmp_path / 'a.db'), nodes=nodes
         )
         await server.start()
         address = f'127.0.0.1:{server.port}'
@@ -916,9 +918,9 @@ def test_both_clients_say_the_same(tmp_path: Path) -> None:
 
 def test_metrics_say_what_happened(tmp_path: Path) -> None:
     arguments = {'open_stream': lambda: SqliteStream(tmp_path / 'a.db'), 'nodes': nodes}
-    scorer = Scorer(version=2)
+    ranker = FakeRanker(version=2)
     with (
-        serving(scorer, metrics_port=0, **arguments) as server,
+        serving(ranker, metrics_port=0, **arguments) as server,
         Client(f'127.0.0.1:{server.port}') as client,
     ):
 
@@ -963,7 +965,7 @@ def test_metrics_say_what_happened(tmp_path: Path) -> None:
 def test_a_request_is_a_line_of_json_where_all_are_asked_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with asking(Scorer()) as client:
+    with asking(FakeRanker()) as client:
         client.rank(7, [1])
         assert [record for record in caplog.records if record.message == 'answered'] == []
         with caplog.at_level(logging.DEBUG, 'mag.online.server'):

@@ -1,4 +1,4 @@
-r"""What a scorer is asked and answers."""
+r"""What a server asks of what scores, and what it is answered."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Answer:
+class Ranked:
     r"""The scores of one request, and what they stand on.
 
     Args:
@@ -37,16 +37,16 @@ class Answer:
     snapshot_time: float | None = None
 
 
-class Scorer(Protocol):
+class Ranker(Protocol):
     r"""What :class:`~mag.online.Server` asks, from several threads at once."""
 
-    def score(
+    def rank(
         self,
         user: int | str,
         items: Sequence[int] | Sequence[str],
         time: int,
         context: Mapping[str, str | int | float],
-    ) -> Answer:
+    ) -> Ranked:
         r"""Scores items for a user.
 
         Args:

@@ -1,0 +1,256 @@
+r"""What nodes have as of the last event, in the memory of who scores."""
+
+from typing import cast
+
+import numpy as np
+import torch
+
+from mag.checks import check_choice, check_ids, check_integers
+from mag.macro_graph.key_table import KeyTable
+from mag.online.event_stream import EventStream
+from mag.online.node_rows import count_events
+from mag.online.snapshot import Snapshot
+from mag.schema import NEIGHBOR_TYPE
+
+# Of ids, as events hold them.
+_BEYOND = 2**31
+
+
+class Replica:
+    r"""Rows as of the last event that was read, in the memory of who scores: those of a snapshot,
+    which stay mapped, and copies of those that have moved since.
+
+    .. code-block:: python
+
+        replica = Replica(Snapshot.open(path), SqliteStream('events.db'))
+        while replica.follow() > 0:
+            pass
+        rows = replica.rows('user', nodes)
+
+    Rows, and the counts between clusters, are those of a count of the whole log up to
+    :attr:`position`, with the clusters of the snapshot. A node that the snapshot does not have has
+    a row, and is in no cluster.
+
+    Hop 2 is not: each event moves that of many nodes. Here it is the stock of the snapshot and what
+    a node's *own* new clicks add: the first click of user :math:`u` on item :math:`i` adds to hop 2
+    of :math:`u` the hop 1 of :math:`i` as of after this click, and to hop 2 of :math:`i` that of
+    :math:`u`. What others do later to what a node has clicked is left to the next snapshot.
+
+    Where the log cannot be read, reads go on from what is held, and :attr:`degraded` says why.
+    One thread follows and reads.
+
+    Args:
+        snapshot (Snapshot): Where it starts.
+        stream (EventStream): The log, whose events before the position of the snapshot are those
+            that it was made of. They may have been trimmed.
+
+    Attributes:
+        position (int): The position in the log that all is as of.
+        time (int): The time of the last event before it.
+        degraded (str or None): Why the log could not be read; :obj:`None` if it could.
+        cells (dict[tuple[int, int], numpy.ndarray]): As :attr:`Snapshot.cells`.
+    """
+
+    def __init__(self, snapshot: Snapshot, stream: EventStream) -> None:
+        self.snapshot = snapshot
+        self.stream = stream
+        self.position, self.time = snapshot.position, snapshot.time
+        self.degraded: str | None = None
+        self.cells = {place: table.copy() for place, table in snapshot.cells.items()}
+        self._columns = snapshot.columns
+        self._moved = {node: _Moved(snapshot, node) for node in NEIGHBOR_TYPE}
+        # Pairs that have clicked since.
+        self._pairs = KeyTable()
+
+    def follow(self, limit: int = 8192) -> int:
+        r"""Counts the next events, and returns how many: 0 at the end of the log, and where it
+        cannot be read.
+
+        Args:
+            limit (int, optional): How many at most. (default: :obj:`8192`)
+
+        Raises:
+            OverflowError: If a row would have had more events than 32 bits count.
+        """
+        check_integers(1, limit=limit)
+        try:
+            events = self.stream.read(self.position, limit)
+        # Each stream has errors of its own.
+        except Exception as error:
+            self.degraded = f'{type(error).__name__} at position {self.position}: {error}'
+            return 0
+        self.degraded = None
+        if len(events) > 0:
+            self._count(events)
+        return len(events)
+
+    def rows(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
+        r"""The rows of some nodes, copies, shape :obj:`[B]`.
+
+        Args:
+            node_type (str): :obj:`"user"` or :obj:`"item"`.
+            nodes (numpy.ndarray): The nodes, int64, of any number; one that nothing has happened
+                to, such as :obj:`-1`, has an empty row. Shape :obj:`[B]`.
+
+        Raises:
+            IndexError: If a node is below :obj:`-1`, or more than 32 bits hold.
+            TypeError: If they are no integers of 64 bits.
+            ValueError: If there is no such node type.
+        """
+        return self._of(node_type, nodes).rows(nodes)
+
+    def hop_2(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
+        r"""The counts of hop 2 of some nodes at the first resolution, int64, shape :obj:`[B, C]`.
+
+        Args and errors are those of :meth:`rows`.
+
+        Raises:
+            ValueError: If the snapshot holds no hop 2, as its model reads none.
+        """
+        if not self.snapshot.hop_2:
+            raise ValueError(f'{self.snapshot!r} holds no hop 2, as its model reads none.')
+        return self._of(node_type, nodes).hop_2(nodes)
+
+    def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
+        check_choice(NEIGHBOR_TYPE, node_type=node_type)
+        if not isinstance(nodes, np.ndarray) or nodes.dtype != np.int64 or nodes.ndim != 1:
+            raise TypeError(f"'nodes' must be an array of int64 of shape [B], but got {nodes!r}.")
+        check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), _BEYOND, first=-1)
+        return self._moved[node_type]
+
+    def _count(self, events: np.ndarray) -> None:
+        nodes = {node: events[node].astype(np.int64) for node in NEIGHBOR_TYPE}
+        clicked = events['clicked'] == 1
+        is_new_pair, new_pairs = self._new_pairs(nodes['user'], nodes['item'], clicked)
+        column = {
+            node: columns[np.minimum(nodes[node], len(columns) - 1)]
+            for node, columns in self._columns.items()
+        }
+        found = {}
+        for node, neighbor in NEIGHBOR_TYPE.items():
+            touched, place = np.unique(nodes[node], return_inverse=True)
+            moved = self._moved[node]
+            rows, hop_2 = moved.rows(touched), moved.hop_2(touched)
+            before = rows['pairs'].copy()
+            count_events(rows, place, nodes[neighbor], column[neighbor], clicked, is_new_pair)
+            found[node] = touched, place, rows, hop_2, before
+        # From here on nothing is refused.
+        if self.snapshot.hop_2:
+            for node, neighbor in NEIGHBOR_TYPE.items():
+                _, place, _, hop_2, _ = found[node]
+                _, place_of, _, _, before = found[neighbor]
+                # The neighbor's hop 1 is over clusters of this node's type.
+                np.add.at(
+                    hop_2,
+                    place[is_new_pair],
+                    _hop_1(
+                        before[:, : hop_2.shape[1]],
+                        place_of[is_new_pair],
+                        column[node][is_new_pair, 0],
+                    ),
+                )
+        for (s, t), table in self.cells.items():
+            of_user = column['user'][:, s] - self._start('user', s)
+            of_item = column['item'][:, t] - self._start('item', t)
+            np.add.at(table[..., 0], (of_user, of_item), 1)
+            np.add.at(table[..., 1], (of_user, of_item), clicked)
+        for node, (touched, _, rows, hop_2, _) in found.items():
+            self._moved[node].put(touched, rows, hop_2)
+        self._pairs.add(torch.from_numpy(new_pairs))
+        self.position += len(events)
+        self.time = max(self.time, int(events['time'].max()))
+
+    def _new_pairs(
+        self, user: np.ndarray, item: np.ndarray, clicked: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Which events are the first click of their pair, and the numbers of these pairs."""
+        clicks = np.flatnonzero(clicked)
+        pair, first = np.unique(user[clicks] << 32 | item[clicks], return_index=True)
+        is_new = (self._pairs.find(torch.from_numpy(pair)) < 0).numpy()
+        is_new &= ~self.snapshot.has_pairs(pair >> 32, pair & 0xFFFFFFFF)
+        is_new_pair = np.zeros(len(user), bool)
+        is_new_pair[clicks[first[is_new]]] = True
+        return is_new_pair, pair[is_new]
+
+    def _start(self, node_type: str, resolution: int) -> int:
+        layout = self.snapshot.layout
+        return cast(int, layout.columns(NEIGHBOR_TYPE[node_type], resolution).start)
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}({self.snapshot!r}, {self.stream!r}, position={self.position})'
+        )
+
+
+class _Moved:
+    r"""The rows of one node type: those that have moved in memory, others in the snapshot."""
+
+    def __init__(self, snapshot: Snapshot, node_type: str) -> None:
+        self._table = KeyTable()
+        self._dtype = snapshot.layout.dtypes[node_type]
+        # Of plain words, as rows of structures are gathered several times slower.
+        self._stock = _words(snapshot.rows[node_type])
+        self._stock_2 = snapshot.hop_2.get(node_type, np.empty((len(self._stock), 0), np.int64))
+        self._empty = _words(snapshot.layout.empty(node_type, 1))
+        self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
+        self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
+
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        r"""Copies of the rows of nodes; that of :obj:`-1` is empty."""
+        words = self._gather(nodes, self._stock, self._rows, self._empty)
+        return words.view(self._dtype).reshape(-1)
+
+    def hop_2(self, nodes: np.ndarray) -> np.ndarray:
+        r"""Copies of their counts of hop 2."""
+        return self._gather(nodes, self._stock_2, self._hop_2, self._empty_2)
+
+    def _gather(
+        self, nodes: np.ndarray, stock: np.ndarray, moved: np.ndarray, empty: np.ndarray
+    ) -> np.ndarray:
+        is_stock = (nodes >= 0) & (nodes < len(stock))
+        if is_stock.all():
+            found = stock.take(nodes, axis=0)
+        else:
+            found = empty.repeat(len(nodes), axis=0)
+            found[is_stock] = stock.take(nodes[is_stock], axis=0)
+        if self._table.num_rows > 0:
+            place = self._table.find(torch.from_numpy(nodes)).numpy()
+            # A table of keys knows nothing of -1.
+            is_moved = (place >= 0) & (nodes >= 0)
+            found[is_moved] = moved.take(place[is_moved], axis=0)
+        return found
+
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
+        r"""Keeps what nodes have from now on, each given once."""
+        place = self._table.add(torch.from_numpy(nodes)).numpy()
+        if (more := self._table.num_rows - len(self._rows)) > 0:
+            more = max(more, len(self._rows) // 2)
+            self._rows = np.pad(self._rows, ((0, more), (0, 0)))
+            self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
+        self._rows[place], self._hop_2[place] = _words(rows), hop_2
+
+
+def _words(rows: np.ndarray) -> np.ndarray:
+    return rows.view('<u4').reshape(len(rows), rows.dtype.itemsize // 4)
+
+
+def _hop_1(before: np.ndarray, place: np.ndarray, column: np.ndarray) -> np.ndarray:
+    r"""The hop 1 that a node has after each of its new pairs, without who is in no cluster, shape
+    :obj:`[E, C]`.
+
+    Args:
+        before: That of all nodes before all pairs, shape :obj:`[N, C]`.
+        place: The node of each pair, in the order of the log, shape :obj:`[E]`.
+        column: The column at which each counts, shape :obj:`[E]`.
+    """
+    added = (column[:, None] == np.arange(before.shape[1])).astype(np.int64)
+    order = place.argsort(kind='stable')
+    total = added[order].cumsum(axis=0)
+    node = place[order]
+    is_first = np.append(True, node[1:] != node[:-1])[: len(node)]
+    # What was added before the first pair of the same node.
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(node)), 0))
+    earlier = np.concatenate([np.zeros_like(total[:1]), total])[first]
+    out = np.empty_like(added)
+    out[order] = before[node] + total - earlier
+    return out

@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mag.online import Replica, Snapshot, SqliteStream
+
+
+def start(pipeline: Any, folder: Path) -> tuple[Replica, SqliteStream]:
+    r"""A replica of a new snapshot, and the log that it follows, which holds the history."""
+    stream = SqliteStream(folder / 'events.db')
+    stream.append(pipeline.events(), 0)
+    return Replica(Snapshot.open(pipeline.snapshot(folder / 'snapshots')).verify(), stream), stream
+
+
+def all_nodes(pipeline: Any) -> dict[str, np.ndarray]:
+    r"""All that are known, some that are new, and one to which nothing happens."""
+    summary = pipeline.summary()
+    return {
+        node: np.append(np.arange(summary[f'{node}s'] + 5), 2**31 - 1) for node in ('user', 'item')
+    }
+
+
+def check(replica: Replica, expected: dict[str, Any], nodes: dict[str, np.ndarray]) -> None:
+    for node in ('user', 'item'):
+        assert replica.rows(node, nodes[node]).tobytes() == expected[node].tobytes()
+        if replica.snapshot.hop_2:
+            found = replica.hop_2(node, nodes[node])
+            np.testing.assert_array_equal(found, expected[f'hop_2_{node}'])
+    for place, table in replica.cells.items():
+        np.testing.assert_array_equal(table, expected['cells'][place])
+
+
+@pytest.mark.parametrize('model', ['count_net', 'macgnn'])
+@pytest.mark.parametrize('limit', [1, 37, 8192])
+def test_a_replica_has_what_a_loop_over_the_whole_log_counts(
+    model: str,
+    limit: int,
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    count_by_loop: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    pipeline = shop(model)
+    replica, stream = start(pipeline, tmp_path)
+    history, later = pipeline.events(), later_events(pipeline, 300)
+    position, nodes = len(history), all_nodes(pipeline)
+    check(replica, count_by_loop(pipeline, history, position, nodes), nodes)
+    stream.append(later[:200], position)
+    for end in (200, 300):
+        if end == 300:
+            stream.append(later[200:], position + 200)
+        while replica.follow(limit) > 0:
+            pass
+        log = np.concatenate([history, later[:end]])
+        assert replica.position == len(log)
+        check(replica, count_by_loop(pipeline, log, position, nodes), nodes)
+    assert replica.degraded is None
+    for node, rows in replica.snapshot.rows.items():
+        # What is mapped stays what it was.
+        assert not rows.flags.writeable and rows['seen'].sum() == position, node
