@@ -16,6 +16,7 @@ from mag.online.redis_stream import RedisStream
 from mag.online.replica import Replica
 from mag.online.scorer import Answer, Scorer
 from mag.online.snapshot import Snapshot, write_snapshot
+from mag.online.snapshot_ranker import SnapshotRanker
 from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
@@ -45,6 +46,7 @@ __all__ = [
     'Scorer',
     'Server',
     'Snapshot',
+    'SnapshotRanker',
     'SqliteCenter',
     'SqliteStream',
     'check_events',

@@ -44,10 +44,12 @@ def ids_message(name: str, raw: Iterable[Any]) -> ranking_pb2.Ids:
     values = raw.tolist() if hasattr(raw, 'tolist') else list(raw)
     if not isinstance(values, list):
         raise ValueError(f"'{name}' must be a sequence of ids, but got a single one.")
-    if set(map(type, values)) != {str}:
+    kinds = set(map(type, values))
+    if kinds not in ({int}, {str}):
         values = [_plain(name, value) for value in values]
-        if all(isinstance(value, int) and value in _INTEGERS for value in values):
-            return ranking_pb2.Ids(numbers=ranking_pb2.Numbers(values=values))
+        kinds = set(map(type, values))
+    if not values or (kinds == {int} and min(values) in _INTEGERS and max(values) in _INTEGERS):
+        return ranking_pb2.Ids(numbers=ranking_pb2.Numbers(values=values))
     return _unicode(name, lambda: ranking_pb2.Ids(texts=ranking_pb2.Texts(values=map(str, values))))
 
 

@@ -66,9 +66,8 @@ class Metrics:
         self.unknown_ids.inc(answer.num_unknown)
         for reason in answer.degraded:
             self._degraded.labels(reason).inc()
-        if answer.lag is not None:
-            self._lag.set(answer.lag)
-        if answer.lag_seconds is not None:
-            self._lag_seconds.set(answer.lag_seconds)
+        # What is not known any more is not what it was.
+        self._lag.set(float('nan') if answer.lag is None else answer.lag)
+        self._lag_seconds.set(float('nan') if answer.lag_seconds is None else answer.lag_seconds)
         if answer.snapshot_time is not None:
             self._snapshot_time = answer.snapshot_time
