@@ -81,11 +81,20 @@ class Client:
         authority (str or os.PathLike, optional): A file of PEM with the certificates that the
             server's stands on, or its own. Without one the connection is not encrypted.
             (default: :obj:`None`)
+        certificate (str or os.PathLike, optional): A file of PEM with the client's own certificate,
+            where the server asks for it. (default: :obj:`None`)
+        key (str or os.PathLike, optional): The file of its private key. (default: :obj:`None`)
     """
 
-    def __init__(self, address: str, authority: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        authority: str | os.PathLike[str] | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.address = address
-        if (credentials := _credentials(authority)) is None:
+        if (credentials := _credentials(authority, certificate, key)) is None:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
         else:
             self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
@@ -190,11 +199,19 @@ class AsyncClient:
     Args:
         address (str): As in :class:`Client`.
         authority (str or os.PathLike, optional): As in :class:`Client`. (default: :obj:`None`)
+        certificate (str or os.PathLike, optional): As in :class:`Client`. (default: :obj:`None`)
+        key (str or os.PathLike, optional): As in :class:`Client`. (default: :obj:`None`)
     """
 
-    def __init__(self, address: str, authority: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        authority: str | os.PathLike[str] | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.address = address
-        if (credentials := _credentials(authority)) is None:
+        if (credentials := _credentials(authority, certificate, key)) is None:
             self._channel = grpc.aio.insecure_channel(address, _OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, _OPTIONS)
@@ -284,11 +301,24 @@ def _method(channel: Any, name: str) -> Any:
     return make(path, lambda message: message.SerializeToString(), _RESPONSES[name].FromString)
 
 
-def _credentials(authority: str | os.PathLike[str] | None) -> grpc.ChannelCredentials | None:
+def _credentials(*files: str | os.PathLike[str] | None) -> grpc.ChannelCredentials | None:
+    r"""Those of an authority, a certificate and its key; without an authority there are none."""
+    authority, certificate, key = map(_read, files)
+    if (certificate is None) != (key is None) or (authority is None and key is not None):
+        raise ValueError(
+            "'certificate' must come with 'key', and both with 'authority', but got "
+            f'{", ".join(repr(file) for file in files)} for authority, certificate and key.'
+        )
     if authority is None:
         return None
-    with open(authority, 'rb') as file:
-        return grpc.ssl_channel_credentials(file.read())
+    return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def _read(path: str | os.PathLike[str] | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(path, 'rb') as file:
+        return file.read()
 
 
 def _rank_request(

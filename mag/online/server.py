@@ -129,6 +129,9 @@ class Server:
         certificate (str or os.PathLike, optional): A file of PEM with the certificate of the host
             and those that it stands on. (default: :obj:`None`)
         key (str or os.PathLike, optional): The file of its private key. (default: :obj:`None`)
+        client_authority (str or os.PathLike, optional): A file of PEM with certificates: only
+            clients, and a Prometheus, whose own stand on them are let in. Without it whoever
+            reaches the port is. (default: :obj:`None`)
         load (Callable[[str], Ranker], optional): Loads the ranker of a snapshot that
             :obj:`Admin.Swap` names. (default: :obj:`None`)
         admin_port (int, optional): The port of :obj:`Admin`, on loopback. (default: :obj:`None`)
@@ -159,6 +162,7 @@ class Server:
         port: int = 50051,
         certificate: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
+        client_authority: str | os.PathLike[str] | None = None,
         load: Callable[[str], Ranker] | None = None,
         admin_port: int | None = None,
         open_stream: Callable[[], EventStream] | None = None,
@@ -190,7 +194,12 @@ class Server:
         )  # fmt: skip
         self.max_items, self.max_in_flight, self.reflection = max_items, max_in_flight, reflection
         self._files = None if certificate is None or key is None else (certificate, key)
-        self._credentials = None if self._files is None else _credentials(*self._files)
+        self._client_authority = client_authority
+        if self._files is None and client_authority is not None:
+            raise ValueError("'client_authority' must come with 'certificate' and 'key'.")
+        self._credentials = (
+            None if self._files is None else _credentials(*self._files, client_authority)
+        )
         self._load, self._open_stream, self._nodes = load, open_stream, nodes
         self._serving = _Serving(ranker)
         self._num_in_flight = self._num_recording = 0
@@ -233,13 +242,15 @@ class Server:
                 )
                 self.admin_port = _bound(admin, '127.0.0.1', self.admin_port, None)
             if self.metrics_port is not None:
-                certificate, key = self._files or (None, None)
+                certificate, key = map(_path, self._files or (None, None))
                 self._exporter, _ = start_http_server(
                     self.metrics_port,
                     self.host,
                     self.metrics.registry,
-                    certfile=None if certificate is None else os.fspath(certificate),
-                    keyfile=None if key is None else os.fspath(key),
+                    certfile=certificate,
+                    keyfile=key,
+                    client_cafile=_path(self._client_authority),
+                    client_auth_required=self._client_authority is not None,
                 )
                 self.metrics_port = self._exporter.server_port
             for started in self._servers:
@@ -560,19 +571,38 @@ def _is_loopback(host: str) -> bool:
         return host == 'localhost'
 
 
+def _path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
 def _credentials(
-    certificate: str | os.PathLike[str], key: str | os.PathLike[str]
+    certificate: str | os.PathLike[str],
+    key: str | os.PathLike[str],
+    client_authority: str | os.PathLike[str] | None,
 ) -> grpc.ServerCredentials:
     # gRPC takes any files, and fails when somebody connects.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
         raise ValueError(
             f"'certificate' and 'key' must be files of PEM that belong together, but "
             f'{os.fspath(certificate)!r} and {os.fspath(key)!r} are not: {error}.'
         ) from error
+    authority = None
+    if client_authority is not None:
+        try:
+            context.load_verify_locations(client_authority)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"'client_authority' must be a file of PEM with certificates, but "
+                f'{os.fspath(client_authority)!r} is not: {error}.'
+            ) from error
+        with open(client_authority, 'rb') as file:
+            authority = file.read()
     with open(key, 'rb') as key_file, open(certificate, 'rb') as certificate_file:
-        return grpc.ssl_server_credentials([(key_file.read(), certificate_file.read())])
+        pair = (key_file.read(), certificate_file.read())
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)
 
 
 def _bound(

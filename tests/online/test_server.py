@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -453,6 +454,9 @@ def test_a_request_that_nobody_waits_for_keeps_its_place_while_it_is_scored() ->
         ranker.may_answer.set()
         wait_until(lambda: server._num_in_flight == 0)
         client.rank(7, [1])
+        for status in ('OK', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED'):
+            labels = {'method': 'Rank', 'status': status}
+            assert server.metrics.registry.get_sample_value('mag_requests_total', labels) == 1
 
 
 # ---- swaps
@@ -880,6 +884,32 @@ def test_tls_lets_in_who_knows_the_certificate(certificates: list[tuple[str, str
         Server(FakeRanker(), certificate=certificate, key=other_key)
     with pytest.raises(FileNotFoundError):
         Server(FakeRanker(), certificate='none.pem', key=key)
+
+
+def test_a_server_may_let_in_only_whom_it_knows(certificates: list[tuple[str, str]]) -> None:
+    known, other = certificates
+    arguments: dict[str, Any] = {'certificate': known[0], 'key': known[1]}
+    arguments |= {'metrics_port': 0, 'host': '0.0.0.0'}
+    with serving(FakeRanker(), client_authority=known[0], **arguments) as server:
+        address = f'localhost:{server.port}'
+        with Client(address, known[0], *known) as client:
+            assert len(client.rank(7, [1]).probability) == 1
+        for own in ((), other):
+            with Client(address, known[0], *own) as client, pytest.raises(ConnectionError):
+                client.rank(7, [1])
+        url = f'https://localhost:{server.metrics_port}/metrics'
+        context = ssl.create_default_context(cafile=known[0])
+        with pytest.raises(OSError):
+            urllib.request.urlopen(url, timeout=20, context=context)
+        context.load_cert_chain(*known)
+        assert b'mag_shed' in urllib.request.urlopen(url, timeout=20, context=context).read()
+    with pytest.raises(ValueError, match="'client_authority' must come with 'certificate'"):
+        Server(FakeRanker(), client_authority=known[0])
+    with pytest.raises(ValueError, match="'client_authority' must be a file of PEM"):
+        Server(FakeRanker(), client_authority=__file__, **arguments)
+    for wrong in ((None, *known), (known[0], known[0], None)):
+        with pytest.raises(ValueError, match="'certificate' must come with 'key'"):
+            Client(address, *wrong)
 
 
 # ---- both clients, metrics, logs
