@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 grpc = pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
 from mag.online import (  # noqa: E402
+    EVENT,
     AsyncClient,
     Client,
     JsonFormatter,
@@ -714,11 +715,11 @@ Server(
 """
 
 
-def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+@contextmanager
+def process_of(path: Path) -> Iterator[tuple[Any, str]]:
+    r"""A process that serves, and its address."""
     process = subprocess.Popen(
-        [sys.executable, '-c', PROCESS, str(tmp_path / 'events.db')],
+        [sys.executable, '-c', PROCESS, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -727,7 +728,49 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
         assert process.stdout is not None
         serves = json.loads(process.stdout.readline())
         assert (serves['message'], serves['level']) == ('serves', 'INFO')
-        address = f'127.0.0.1:{serves["port"]}'
+        yield process, f'127.0.0.1:{serves["port"]}'
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_events_are_there_once_though_the_server_is_killed(
+    tmp_path: Path, events_between: Callable[[int, int], np.ndarray]
+) -> None:
+    path, num_events, num_kills = tmp_path / 'events.db', 120_000, 2
+    random = np.random.default_rng(8)
+    for kill in range(num_kills + 1):
+        with process_of(path) as (process, address), Client(address) as client:
+            # What was acknowledged, or was there and nobody was told.
+            end = client.record([], [], [], [], timeout=20)
+            killing = threading.Timer(0.05 + random.random() * 0.2, process.kill)
+            if kill < num_kills:
+                killing.start()
+            acknowledged = end
+            try:
+                while acknowledged < num_events or kill < num_kills:
+                    events = events_between(acknowledged, acknowledged + 1000)
+                    events['user'] %= 100
+                    users, items, times, clicked = (events[name] for name in EVENT.names)
+                    acknowledged = client.record(
+                        users, items, times, clicked == 1, position=acknowledged, timeout=20
+                    )
+            except ConnectionError:
+                assert kill < num_kills
+            killing.cancel()
+        with SqliteStream(path) as stream:
+            assert stream.end >= acknowledged
+            held = stream.read(0, 10**6)
+        want = events_between(0, len(held))
+        want['user'] %= 100
+        np.testing.assert_array_equal(held, want)
+    assert len(held) >= num_events
+
+
+def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with process_of(tmp_path / 'events.db') as (process, address):
         idle = threading.Event()
 
         def endless() -> Iterator[bytes]:
@@ -774,9 +817,6 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
         *_, drains, closed, ended = [line for line in out.splitlines() if line != 'asked']
         assert [json.loads(line)['message'] for line in (drains, ended)] == ['drains', 'ended']
         assert closed == 'closed'
-    finally:
-        process.kill()
-        process.wait()
     with SqliteStream(tmp_path / 'events.db') as stream:
         assert stream.end == 1
 
