@@ -236,6 +236,7 @@ ROOMS: dict[str, set[str]] = {
     'checks': set(),
     'click_index': set(),
     'compression': {'checks'},
+    'context_values': {'id_map'},
     'cutoff': {'checks', 'lineage', 'schema'},
     'files': set(),
     'folder': {'files'},
@@ -255,8 +256,8 @@ ROOMS: dict[str, set[str]] = {
         'negatives', 'schema', 'transforms',
     },
     'online': {
-        'checks', 'click_index', 'files', 'folder', 'id_map', 'loader', 'logits', 'macro_graph',
-        'schema',
+        'checks', 'click_index', 'context_values', 'files', 'folder', 'id_map', 'loader', 'logits',
+        'macro_graph', 'schema',
     },
     'losses': {'checks'},
     'metrics': {'checks'},
@@ -280,8 +281,8 @@ ROOMS: dict[str, set[str]] = {
     },
     'command_line': {'datasets', 'files', 'pipeline', 'store'},
     'pipeline': {
-        'checks', 'datasets', 'files', 'folder', 'loader', 'logits', 'macro_graph', 'metrics',
-        'models', 'online', 'schema', 'store', 'training', 'transforms',
+        'checks', 'context_values', 'datasets', 'files', 'folder', 'loader', 'logits',
+        'macro_graph', 'metrics', 'models', 'online', 'schema', 'store', 'training', 'transforms',
     },
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import HeteroData
 
+from mag.context_values import encode_context, for_each
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch
 from mag.logits import as_logits, probabilities
 from mag.online.replica import Replica
@@ -16,8 +17,6 @@ from mag.online.snapshot import Snapshot
 from mag.schema import CLICKS, NEIGHBOR_TYPE
 
 _MOST_ITEMS = 2000
-# What a log has where nothing is told.
-_UNKNOWN = 'unknown'
 
 
 class Answer(NamedTuple):
@@ -151,20 +150,12 @@ class Scorer:
                 f"'context' must tell {self._contexts or 'nothing'}, but told "
                 f'{sorted(given) or "nothing"}.'
             )
-        found = {}
-        for name in self._contexts:
-            value = given[name]
-            several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-            values = list(value) if several else [value]
-            if len(values) not in (1, number):
-                raise ValueError(
-                    f"A request of {number} items takes one '{name}', or one for each item, but "
-                    f'got {len(values)}.'
-                )
-            names = [_UNKNOWN if one in (None, '') else str(one) for one in values]
-            code = torch.from_numpy(self.snapshot.id_maps[name].encode(names))
-            found[name] = code.expand(number).contiguous()
-        return found
+        return {
+            name: for_each(
+                name, encode_context(self.snapshot.id_maps[name], given[name]), number
+            ).contiguous()
+            for name in self._contexts
+        }
 
     def _pairs(self, user: int, item: np.ndarray, contexts: dict[str, Tensor]) -> PairBatch:
         nodes = {'user': np.array([user]), 'item': item}

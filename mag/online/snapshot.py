@@ -3,6 +3,7 @@ r"""All that scoring needs, as of a position in the log."""
 import hashlib
 import os
 import os.path as osp
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -40,6 +41,14 @@ class _Folder(Folder):
     def _replace(self) -> None:
         if self._root is not None:
             self.path = osp.join(self._root, _name_of(self._partial))
+        if osp.exists(self.path):
+            try:
+                Snapshot.open(self.path).verify()
+            except (OSError, ValueError):
+                # What is damaged is of no use to those who read it.
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                return
         super()._replace()
 
     def read_manifest(self, *facts: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mag.checks import check_integers
+from mag.context_values import UNKNOWN, as_values, encode_context, for_each, is_nothing
 from mag.datasets._log_roles import RECOMMENDATION, SEARCH
 from mag.pipeline.known_log import KnownLog
 
-_UNKNOWN = 'unknown'
 _DOMAINS = dict.fromkeys(RECOMMENDATION, 0) | dict.fromkeys(SEARCH, 1)
 
 
@@ -86,19 +86,19 @@ def read_request(
         elif name == 'domain' and name in given:
             contexts[name] = _domains(given[name])
         elif name in given:
-            contexts[name] = _context(log, name, given[name])
+            contexts[name] = encode_context(log.maps[name], given[name])
     if 'query' in log.contexts:
         _complete(log, contexts)
     x = None
     if set(log.features) <= set(given) and log.features:
         x = torch.stack(
-            [_for_each(name, _numbers(name, given[name]), number) for name in log.features], dim=1
+            [for_each(name, _numbers(name, given[name]), number) for name in log.features], dim=1
         )
     return Request(
-        _for_each('user', log.look_up('user', _as_list(user)), number),
+        for_each('user', log.look_up('user', _as_list(user)), number),
         item,
         torch.full((number,), time),
-        {name: _for_each(name, value, number) for name, value in contexts.items()},
+        {name: for_each(name, value, number) for name, value in contexts.items()},
         x,
     )
 
@@ -138,7 +138,7 @@ def _complete(log: KnownLog, contexts: dict[str, Tensor]) -> None:
     if 'query' in contexts and 'domain' not in contexts:
         contexts['domain'] = (contexts['query'][:, 0] != 0).long()
     elif 'domain' in contexts and 'query' not in contexts:
-        words = [_UNKNOWN if is_search else None for is_search in contexts['domain'].tolist()]
+        words = [UNKNOWN if is_search else None for is_search in contexts['domain'].tolist()]
         contexts['query'] = _queries(log, words, ' ')
 
 
@@ -146,7 +146,7 @@ def _queries(log: KnownLog, given: Any, separator: str) -> Tensor:
     r"""The terms of queries, padded as in the log, :obj:`-1` for one that it does not have. That of
     a recommendation is 0, the empty one."""
     width = log.query_width
-    terms = [_terms(query, separator)[:width] for query in _as_values(given)]
+    terms = [_terms(query, separator)[:width] for query in as_values(given)]
     sizes = np.array([len(of_query) for of_query in terms])
     row = np.repeat(np.arange(len(terms)), sizes)
     found = np.full((len(terms), width), -1)
@@ -160,17 +160,17 @@ def _terms(query: Any, separator: str) -> list[Any]:
     if isinstance(query, str):
         # A text of separators alone is no search.
         query = [part for part in query.split(separator) if part.strip()] or None
-    if _is_nothing(query):
+    if is_nothing(query):
         return ['']
     if not isinstance(query, Iterable) or isinstance(query, (bytes, Mapping)):
         # The terms may be ids.
         query = [query]
     names: list[Any] = [part if isinstance(part, bytes) else str(part).strip() for part in query]
-    return [name for name in names if name not in ('', _UNKNOWN)] or [_UNKNOWN]
+    return [name for name in names if name not in ('', UNKNOWN)] or [UNKNOWN]
 
 
 def _domains(given: Any) -> Tensor:
-    words = [str(word).lower() for word in _as_values(given)]
+    words = [str(word).lower() for word in as_values(given)]
     wrong = [word for word in words if word not in _DOMAINS]
     if wrong:
         raise ValueError(f"'domain' must be search or recommendation, but got {wrong[0]!r}.")
@@ -181,71 +181,19 @@ def _numbers(name: str, given: Any) -> Tensor:
     try:
         # What is too large for a float32 becomes infinite.
         with np.errstate(over='ignore'):
-            numbers = np.asarray(_as_values(given), dtype=np.float64).astype(np.float32)
+            numbers = np.asarray(as_values(given), dtype=np.float64).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(f"'{name}' must be a number, or one for each item: {error}.") from error
     if numbers.ndim != 1:
         raise ValueError(f"'{name}' must be a number, or one for each item, but got {given!r}.")
     is_wrong = ~np.isfinite(numbers)
     if is_wrong.any():
-        wrong = _as_values(given)[int(is_wrong.argmax())]
+        wrong = as_values(given)[int(is_wrong.argmax())]
         raise ValueError(f"'{name}' must be a number that fits a float32, but got {wrong}.")
     return torch.from_numpy(numbers)
-
-
-def _context(log: KnownLog, name: str, given: Any) -> Tensor:
-    r"""The numbers of the values of a context, :obj:`-1` for one that the log does not have."""
-    spellings = [_spellings(value) for value in _as_values(given)]
-    found = torch.full((len(spellings),), -1)
-    for place in range(max(map(len, spellings), default=0)):
-        names = [of[min(place, len(of) - 1)] for of in spellings]
-        found = found.where(found >= 0, log.look_up(name, names))
-    return found
-
-
-def _spellings(value: Any) -> tuple[Any, ...]:
-    r"""The names that a log may have for a value of a context, the likeliest first. A file has
-    words, and a table makes fractions of whole numbers where one is missing."""
-    if _is_nothing(value):
-        return (_UNKNOWN,)
-    if isinstance(value, (bool, np.bool_)):
-        return str(value).lower(), str(value), str(int(value))
-    if isinstance(value, (int, np.integer)):
-        return str(value), f'{value}.0'
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(value), str(int(value))
-    # Bytes are refused by the map.
-    return (value if isinstance(value, bytes) else str(value),)
-
-
-def _is_nothing(value: Any) -> bool:
-    r"""Whether a log has nothing there: of floats, NaN is what tables hold then."""
-    is_none = value is None or type(value).__name__ in ('NAType', 'NaTType')
-    return is_none or (isinstance(value, (str, float)) and (value == '' or value != value))
-
-
-def _as_values(value: Any) -> list[Any]:
-    r"""One value as a list of one, and others as a list."""
-    if hasattr(value, 'tolist') and np.ndim(value) > 0:
-        # A tensor or a column; of a masked array what is missing becomes None.
-        return value.tolist()
-    if hasattr(value, 'to_numpy'):
-        return value.to_numpy().tolist()
-    is_several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    return list(value) if is_several else [value]
 
 
 def _as_list(value: Any) -> Any:
     r"""One id as a list of one."""
     is_one = isinstance(value, (str, bytes)) or np.ndim(value) == 0
     return [value] if is_one else value
-
-
-def _for_each(name: str, value: Tensor, number: int) -> Tensor:
-    r"""What is told once, or for each item, for each item."""
-    if value.size(0) not in (1, number):
-        raise ValueError(
-            f"A request of {number} items takes one '{name}', or one for each item, but got "
-            f'{value.size(0)}.'
-        )
-    return value.expand(number, *value.shape[1:])

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mag.online import Replica, Snapshot, SqliteStream
+from mag.online import Consumer, Replica, Snapshot, SqliteCenter, SqliteStream
 
 
 def start(pipeline: Any, folder: Path) -> tuple[Replica, SqliteStream]:
@@ -61,3 +62,59 @@ def test_a_replica_has_what_a_loop_over_the_whole_log_counts(
     for node, rows in replica.snapshot.rows.items():
         # What is mapped stays what it was.
         assert not rows.flags.writeable and rows['seen'].sum() == position, node
+
+
+def test_a_replica_and_a_centre_that_counted_the_whole_log_agree(
+    shop: Callable[[str], Any], later_events: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    r"""In all but exposures and clicks from before a cluster was known: a consumer knows the
+    clusters of now alone."""
+    pipeline = shop('count_net')
+    replica, stream = start(pipeline, tmp_path)
+    snapshot, nodes = replica.snapshot, all_nodes(pipeline)
+    stream.append(later_events(pipeline, 300), replica.position)
+    while replica.follow(70) > 0:
+        pass
+    clusters = {
+        node: [torch.from_numpy(of.astype(np.int64)) for of in found]
+        for node, found in snapshot.clusters.items()
+    }
+    with SqliteCenter(tmp_path / 'rows.db', snapshot.layout) as center:
+        consumer = Consumer(stream, center, snapshot.layout, clusters)
+        consumer.run()
+        assert consumer.position == replica.position
+        for node, of_node in nodes.items():
+            rows, others = replica.rows(node, of_node), center.read(node, of_node)
+            for name in ('seen', 'recent', 'pairs'):
+                np.testing.assert_array_equal(rows[name], others[name])
+            # Who was seen once was seen in some cluster.
+            for name in ('exposures', 'clicks'):
+                np.testing.assert_array_equal(rows[name].sum(axis=1), others[name].sum(axis=1))
+
+
+def test_what_is_refused_leaves_no_trace(
+    shop: Callable[[str], Any], later_events: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    pipeline = shop('macgnn')
+    replica, stream = start(pipeline, tmp_path)
+    later, nodes = later_events(pipeline, 50), all_nodes(pipeline)
+    later['user'][-1] = 0
+    stream.append(later, replica.position)
+    replica.follow(10)
+    row = replica.rows('user', np.array([0]))
+    row['seen'] = 2**32 - 1
+    replica._moved['user'].put(np.array([0]), row, replica.hop_2('user', np.array([0])))
+    before = [
+        *(replica.rows(node, of).tobytes() for node, of in nodes.items()),
+        *(replica.hop_2(node, of).tobytes() for node, of in nodes.items()),
+        replica.cells[0, 0].tobytes(),
+        replica.position,
+    ]
+    with pytest.raises(OverflowError, match='up to 4294967295 events of a node'):
+        replica.follow()
+    assert before == [
+        *(replica.rows(node, of).tobytes() for node, of in nodes.items()),
+        *(replica.hop_2(node, of).tobytes() for node, of in nodes.items()),
+        replica.cells[0, 0].tobytes(),
+        replica.position,
+    ]

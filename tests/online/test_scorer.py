@@ -1,4 +1,7 @@
 import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -53,9 +56,10 @@ def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_b
         assert answer.position == len(pipeline.events()) and answer.degraded is None
     # A context for each item.
     if model == 'count_net':
-        each = {'device': ['phone', 'tablet', 'watch', None] * 10}
-        found = scorer.score('m7', items[:40], each).probabilities['click']
-        assert torch.equal(found, pipeline.score('m7', items[:40], context=each))
+        for each in (['phone', 'tablet', 'watch', None] * 10, np.array(['phone', 'tablet'] * 20)):
+            found = scorer.score('m7', items[:40], {'device': each}).probabilities['click']
+            scores = pipeline.score('m7', items[:40], context={'device': each})
+            assert torch.equal(found, scores)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -87,7 +91,9 @@ def update(pipeline: Pipeline, events: np.ndarray, folder: Path) -> Pipeline:
         kind = int(sku[1:]) % 4
         lines.append(f'{names["user"][user]},{sku},{time},{clicked},k{kind},phone')
     (folder / 'new.csv').write_text('\n'.join(lines))
-    return pipeline.update(str(folder / 'new.csv'))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', ".* repeat another row's user")
+        return pipeline.update(str(folder / 'new.csv'))
 
 
 def test_after_further_events_scores_are_those_of_an_updated_pipeline(
@@ -138,6 +144,25 @@ def test_after_further_events_a_pair_batch_has_the_rows_of_an_updated_pipeline(
 
 
 @pytest.mark.parametrize('model', MODELS)
+def test_the_next_snapshot_has_the_rows_that_the_replica_of_the_former_has(
+    model: str, shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop(model)
+    scorer, stream = serve(pipeline, tmp_path)
+    events = events_of_known(pipeline, 400)
+    end = stream.append(events, stream.end)
+    follow(scorer)
+    update(pipeline, events, tmp_path)
+    following = Snapshot.open(pipeline.snapshot(tmp_path / 'snapshots'))
+    assert following.position == end and following.path != scorer.snapshot.path
+    assert following.time == scorer.replica.time == events['time'][-1]
+    for node, rows in following.rows.items():
+        assert scorer.replica.rows(node, np.arange(len(rows))).tobytes() == rows.tobytes()
+    for place, table in following.cells.items():
+        np.testing.assert_array_equal(scorer.replica.cells[place], table)
+
+
+@pytest.mark.parametrize('model', MODELS)
 def test_events_of_new_users_and_items_are_served(
     model: str,
     shop: Callable[[str], Any],
@@ -168,6 +193,43 @@ def test_an_exported_program_is_served(
         exported.score('m7', items, CONTEXT[model]).probabilities,
         scorer.score('m7', items, CONTEXT[model]).probabilities,
     )
+
+
+SERVE = """
+import sys
+import torch
+from mag.online import Replica, Scorer, Snapshot, SqliteStream
+
+folder, stream, program, out = sys.argv[1:]
+snapshot = Snapshot.open(folder).verify()
+model = torch.export.load(program).module(check_guards=False)
+scorer = Scorer(snapshot, Replica(snapshot, SqliteStream(stream)), model)
+while scorer.replica.follow() > 0:
+    pass
+answer = scorer.score('m7', snapshot.id_maps['item'].decode(range(20)), {'device': 'phone'})
+torch.save(answer._asdict(), out)
+print(*sorted({'mag.models', 'mag.pipeline', 'mag.training', 'lightning'} & set(sys.modules)))
+"""
+
+
+def test_another_process_serves_without_the_models_of_mag(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop('count_net')
+    scorer, stream = serve(pipeline, tmp_path)
+    pipeline.export(tmp_path / 'model.pt2')
+    stream.append(events_of_known(pipeline, 50), stream.end)
+    names = scorer.snapshot.path, stream.path, tmp_path / 'model.pt2', tmp_path / 'answer.pt'
+    # A new interpreter, which has imported nothing.
+    command = [sys.executable, '-c', SERVE, *map(str, names)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '\n'
+    follow(scorer)
+    answer = torch.load(tmp_path / 'answer.pt', weights_only=True)
+    expected = scorer.score('m7', ids(pipeline, 'item')[:20], CONTEXT['count_net'])
+    assert answer['position'] == expected.position == stream.end
+    torch.testing.assert_close(answer['probabilities'], expected.probabilities)
 
 
 class Gone(SqliteStream):

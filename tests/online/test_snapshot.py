@@ -90,6 +90,21 @@ def test_a_written_snapshot_is_there_whole_or_not_at_all(
     assert os.listdir(tmp_path / 'snapshots') == []
 
 
+def test_a_damaged_snapshot_is_made_whole_by_one_of_the_same_content(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop('macgnn')
+    path = Path(pipeline.snapshot(tmp_path))
+    inode = path.stat().st_ino
+    assert pipeline.snapshot(tmp_path) == str(path) and path.stat().st_ino == inode
+    flip(path / 'rows_user.npy')
+    # What a killed process has left is deleted.
+    (tmp_path / 'snapshot.mag-partial').mkdir()
+    assert pipeline.snapshot(tmp_path) == str(path)
+    assert os.listdir(tmp_path) == [path.name]
+    Snapshot.open(path).verify()
+
+
 def change(path: Path, **facts: Any) -> Path:
     r"""Another snapshot, whole, whose manifest says something else."""
     manifest = json.loads((path / 'manifest.json').read_text())
