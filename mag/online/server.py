@@ -267,8 +267,9 @@ class Server:
                 (default: :obj:`10.0`)
         """
         check_numbers('[0, inf)', grace=grace)
-        if not self._draining.done():
-            self._draining.set_result(None)
+        if self._draining.done():
+            return
+        self._draining.set_result(None)
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
         self._servers = []
         await asyncio.to_thread(self._scorers.shutdown, cancel_futures=True)

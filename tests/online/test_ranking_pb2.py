@@ -10,9 +10,7 @@ pytest.importorskip('google.protobuf', reason='protobuf is not installed: make t
 ROOT = Path(__file__).parents[2]
 
 
-# In the words that make them:
-#
-#     python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. mag/online/ranking.proto
+# By the command that the contract names.
 def test_messages_are_those_of_the_contract(tmp_path: Path) -> None:
     pytest.importorskip('grpc_tools', reason='grpcio-tools is not installed: make test does so')
     command = [

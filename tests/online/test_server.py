@@ -509,6 +509,8 @@ def test_swaps_under_load_fail_no_request() -> None:
                 break
         assert [ranker.is_closed for ranker in versions] == [True] * 30 + [False]
         await server.stop()
+        # Once is enough.
+        await server.stop()
         assert versions[-1].is_closed
 
     asyncio.run(main())
