@@ -36,8 +36,9 @@ class Replica:
     of :math:`u` the hop 1 of :math:`i` as of after this click, and to hop 2 of :math:`i` that of
     :math:`u`. What others do later to what a node has clicked is left to the next snapshot.
 
-    Memory grows by a row for each node that has moved, and sixteen bytes or more for each new pair,
-    until a replica of the next snapshot takes over. Where the log cannot be read, reads go on from what is held, and :attr:`degraded` says why.
+    Memory grows by a row for each node that has moved, and by 32 to 128 bytes for each new pair,
+    until a replica of the next snapshot takes over. Where the log cannot be read, reads go on from
+    what is held, and :attr:`degraded` says why.
     One thread follows and reads.
 
     Args:
