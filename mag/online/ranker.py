@@ -1,0 +1,63 @@
+r"""What a server asks of what scores, and what it is answered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranked:
+    r"""The scores of one request, and what they stand on.
+
+    Args:
+        probability (numpy.ndarray): How likely each item is clicked, shape :obj:`[N]`.
+        position (int): The position in the log that the features are as of.
+        snapshot (str): The name of the snapshot that answered.
+        degraded (tuple[str, ...], optional): Why the answer is not as fresh or as good as it could
+            be, in names of which there are few. (default: :obj:`()`)
+        num_unknown (int, optional): How many ids of the request nothing is known of.
+            (default: :obj:`0`)
+        lag (int, optional): How many events of the log come after :obj:`position`, where that is
+            known. (default: :obj:`None`)
+        lag_seconds (float, optional): For how long the first of them has been there, in seconds.
+            (default: :obj:`None`)
+        snapshot_time (float, optional): When the snapshot was made, in seconds since 1970.
+            (default: :obj:`None`)
+    """
+
+    probability: np.ndarray
+    position: int
+    snapshot: str
+    degraded: tuple[str, ...] = ()
+    num_unknown: int = 0
+    lag: int | None = None
+    lag_seconds: float | None = None
+    snapshot_time: float | None = None
+
+
+class Ranker(Protocol):
+    r"""What :class:`~mag.online.Server` asks, from several threads at once."""
+
+    def rank(
+        self,
+        user: int | str,
+        items: Sequence[int] | Sequence[str],
+        time: int,
+        context: Mapping[str, str | int | float],
+    ) -> Ranked:
+        r"""Scores items for a user.
+
+        Args:
+            user (int or str): The raw id of the user.
+            items (Sequence[int] or Sequence[str]): Those of the items, at least one.
+            time (int): When they are shown, in seconds.
+            context (Mapping[str, str | int | float]): What else is known of the request.
+
+        Raises:
+            ValueError: If the request is a bad one, in a sentence for who asked.
+        """
+
+    def close(self) -> None:
+        r"""Called once, after the last answer."""
