@@ -80,6 +80,7 @@ class Watch:
     def __exit__(self, *arguments: object) -> None:
         self._has_ended.set()
         self._thread.join()
+        self.disk = max(self.disk, bytes_on_disk(self._folder))
 
     def _look(self) -> None:
         looks = 0
