@@ -269,8 +269,9 @@ def record(
             end = client.record([], [], [], [])
             at = end if position is None else position
             for events in read_events(file, names | given):
-                end = client.record(*events.values(), position=at, timeout=60.0)
-                at += len(events['time'])
+                user, item, time, clicked = (events[name] for name in names)
+                end = client.record(user, item, time, clicked, position=at, timeout=60.0)  # type: ignore[arg-type]
+                at += len(time)
         click.echo(end)
 
 
@@ -326,5 +327,5 @@ def _explained(*others: type[Exception]) -> Iterator[None]:
     r"""Tells what is wrong in a sentence, without a traceback."""
     try:
         yield
-    except (*_ERRORS, *others) as error:
+    except _ERRORS + others as error:
         raise click.ClickException(str(error)) from error

@@ -77,7 +77,7 @@ def _create(connection: duckdb.DuckDBPyConnection, path: str, columns: Mapping[s
         create_table(connection, 'events', f'SELECT {selected} FROM {scan}', scan)
     for name in _TYPES:
         (number,) = connection.execute(
-            f'SELECT count(*) FROM events WHERE {name} IS NULL'
+            f"SELECT count(*) FROM events WHERE coalesce({name}::VARCHAR, '') = ''"
         ).fetchall()[0]
         if number > 0:
             raise ValueError(
