@@ -128,7 +128,13 @@ class SnapshotLoader:
                     raise ValueError(
                         f'The log ends at position {end}, but {snapshot!r} is as of a later one.'
                     )
-                stream.append(events, 0)
+                try:
+                    stream.append(events, 0)
+                except ValueError as error:
+                    raise ValueError(
+                        f'The log must begin with the events before {snapshot!r}, but does not: '
+                        f'{error}'
+                    ) from error
                 return Scorer(snapshot, Replica(snapshot, stream), model)
             except BaseException:
                 stream.close()

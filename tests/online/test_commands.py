@@ -71,7 +71,9 @@ def served(written: tuple[Pipeline, Path]) -> Iterator[tuple[subprocess.Popen[st
 def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     written: tuple[Pipeline, Path], served: tuple[subprocess.Popen[str], str, Path], tmp_path: Path
 ) -> None:
-    (pipeline, path), (process, address, log) = written, served
+    (_, path), (process, address, log) = written, served
+    # It learns of what is recorded.
+    pipeline = Pipeline.load(f'{path}.pipeline')
     items = [*map(str, pipeline._known().raw('item')[:12]), 'nothing']
 
     def check(end: int) -> None:
@@ -86,8 +88,9 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     with SqliteStream(log) as stream:
         np.testing.assert_array_equal(stream.read(0, end + 1), pipeline.events())
     check(end)
+    # Of items that have clusters: others get theirs when a pipeline is updated.
     time = int(pipeline.events()['time'][-1]) + 1
-    lines = [f'm7,{item},{time + n},{n % 2},k0,phone' for n, item in enumerate(items[:5])]
+    lines = [f'm7,{item},{time + n},{n % 2},k0,phone' for n, item in enumerate(items[5:10])]
     later = tmp_path / 'later.csv'
     later.write_text('\n'.join(['uid,sku,ts,clicked,kind,device', *lines]) + '\n')
     command = 'record', later, '--server', address, '--columns', COLUMNS
@@ -97,7 +100,7 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     pipeline.update(later)
     check(end + 5)
     shown = run(*command, '--position', end - 5, exit_code=1)
-    assert shown.stderr.startswith('Error: ') and 'other' in shown.stderr
+    assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
     later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
     assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
@@ -133,9 +136,10 @@ def test_what_cannot_be_served_is_told_in_a_sentence(
     events['item'][0] += 1
     with SqliteStream(tmp_path / 'others.db') as stream:
         stream.append(events, 0)
-    assert 'other' in refused(path, '--log', tmp_path / 'others.db')
+    shown = refused(path, '--log', tmp_path / 'others.db')
+    assert 'must begin with the events before' in shown and 'at position 0' in shown
     load = SnapshotLoader(str(path.parent), str(tmp_path / 'short.db'))
-    with pytest.raises(ValueError, match=f'ends at position 0, but .* {len(events)}'):
+    with pytest.raises(ValueError, match=f'ends at position 0, but .*position={len(events)}'):
         load(path.name)
     with pytest.raises(ValueError, match='is named as its folder in'):
         load(f'../{path.parent.name}/{path.name}')
