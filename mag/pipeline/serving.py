@@ -54,6 +54,8 @@ def open_log(where: str) -> EventStream:
     if '://' not in where:
         import sqlite3
 
+        if not osp.isdir(folder := osp.dirname(osp.abspath(where))):
+            raise FileNotFoundError(f'There is no folder {folder!r} for the log.')
         try:
             return SqliteStream(where)
         except sqlite3.Error as error:

@@ -127,7 +127,8 @@ def test_what_cannot_be_served_is_told_in_a_sentence(
     shutil.copytree(path, alone)
     assert f"'{alone}.pipeline' with the pipeline" in refused(alone, '--log', log)
     assert "'host' must be of this machine alone" in refused(path, '--log', log, '--host', '::')
-    assert refused(path, '--log', tmp_path / 'none' / 'events.db') != ''
+    shown = refused(path, '--log', tmp_path / 'none' / 'events.db')
+    assert shown == f"There is no folder '{tmp_path / 'none'}' for the log.\n"
     assert "Redis at '127.0.0.1:1' cannot be" in refused(path, '--log', 'redis://x@127.0.0.1:1')
     assert (
         'is no saved pipeline' in run('snapshot', tmp_path, '--out', tmp_path, exit_code=1).stderr
