@@ -13,6 +13,11 @@ import click
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
 _ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
+_PORT = click.IntRange(0, 65535)
+_SERVER = '127.0.0.1:50051'
+_AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
+# Seconds that an answer may take.
+_PATIENCE = 10.0
 
 
 @click.group()
@@ -150,6 +155,126 @@ def inspect(folder: str, figure: str | None) -> None:
         _show(summary)
 
 
+@main.command('snapshot')
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option('--out', required=True, type=click.Path(file_okay=False), help='Gets the snapshot.')
+def snapshot(folder: str, out: str) -> None:
+    r"""Write all that a server needs of the pipeline in FOLDER to a folder in --out that is named
+    by its content, and show its path."""
+    with _explained():
+        from mag.pipeline import Pipeline
+        from mag.pipeline.serving import write_served
+
+        click.echo(write_served(Pipeline.load(folder), out))
+
+
+@main.command('serve')
+@click.argument('snapshot', type=click.Path(file_okay=False))
+@click.option('--log', required=True, help='The events: a file of SQLite, or redis://host:port.')
+@click.option('--host', default='127.0.0.1', show_default=True)
+@click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
+@click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
+@click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
+@click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
+@click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
+def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **where: Any) -> None:
+    r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
+    the snapshot are appended to the log where it lacks them."""
+    with _explained():
+        import logging
+
+        import torch
+
+        from mag.online import JsonFormatter
+        from mag.pipeline.serving import make_server
+
+        # Requests have a thread each.
+        torch.set_num_threads(1)
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        logging.getLogger('mag').addHandler(handler)
+        logging.getLogger('mag').setLevel(logging.INFO)
+        server = make_server(snapshot, log, certificate=tls_cert, key=tls_key, **where)
+
+        def show() -> None:
+            host = f'[{server.host}]' if ':' in server.host else server.host
+            ports = {'admin': server.admin_port, 'metrics': server.metrics_port}
+            others = [
+                f', {name} at port {port}' for name, port in ports.items() if port is not None
+            ]
+            click.echo(f'Serves {snapshot} at {host}:{server.port}{"".join(others)}')
+            # Who started it may read from a pipe.
+            sys.stdout.flush()
+
+        server.run(started=show)
+
+
+@main.command('rank')
+@click.argument('user')
+@click.argument('items', nargs=-1, required=True)
+@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
+@click.option('--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.')
+@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+def rank(
+    user: str,
+    items: tuple[str, ...],
+    server: str,
+    context: tuple[str, ...],
+    tls_authority: str | None,
+) -> None:
+    r"""Rank ITEMS for a USER, by raw ids, the likeliest click first."""
+    told = dict(_pair('--context', text) for text in context)
+    with _explained(RuntimeError):
+        import numpy as np
+
+        from mag.online import Client
+
+        with Client(server, tls_authority) as client:
+            ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
+        width = max(map(len, ('item', *items)))
+        click.echo(f'{"item":{width}}  click')
+        for place in ranking.order:
+            shown = np.format_float_positional(ranking.probability[place])
+            click.echo(f'{items[place]:{width}}  {shown}')
+        reasons = ''.join(f', {reason}' for reason in ranking.degraded)
+        click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
+
+
+@main.command('record')
+@click.argument('file', type=click.Path(exists=True, dir_okay=False))
+@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
+@click.option(
+    '--columns', metavar='NAME=COLUMN,...',
+    help='Columns of other names: user=uid,item=sku,time=ts,clicked=label.',
+)  # fmt: skip
+@click.option(
+    '--position', type=click.IntRange(0),
+    help='That of the first event: what is there already is passed over.  [default: the end]',
+)  # fmt: skip
+@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+def record(
+    file: str, server: str, columns: str | None, position: int | None, tls_authority: str | None
+) -> None:
+    r"""Append the events of FILE, a CSV or Parquet file with the columns user, item, time, in
+    seconds, and clicked, in the order of its rows, and show the position of the next one."""
+    names = {name: name for name in ('user', 'item', 'time', 'clicked')}
+    given = dict(_pair('--columns', text) for text in columns.split(',')) if columns else {}
+    if others := sorted(set(given) - set(names)):
+        raise click.UsageError(f"'--columns' takes {', '.join(names)}, but got {others[0]!r}.")
+    with _explained(RuntimeError):
+        from mag.online import Client
+        from mag.pipeline.event_file import read_events
+
+        with Client(server, tls_authority) as client:
+            end = client.record([], [], [], [])
+            at = end if position is None else position
+            for events in read_events(file, names | given):
+                user, item, time, clicked = (events[name] for name in names)
+                end = client.record(user, item, time, clicked, position=at, timeout=60.0)  # type: ignore[arg-type]
+                at += len(time)
+        click.echo(end)
+
+
 def _described(path: str) -> Any:
     r"""A log by the file that describes it, or by its own path."""
     if not path.endswith(('.yaml', '.yml', '.json')):
@@ -159,10 +284,15 @@ def _described(path: str) -> Any:
     return LogSchema.load(path)
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def _pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition('=')
     if not equals:
-        raise click.UsageError(f"'--set' takes NAME=VALUE, but got {text!r}.")
+        raise click.UsageError(f"'{option}' takes NAME=VALUE, but got {text!r}.")
+    return name, value
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, value = _pair('--set', text)
     try:
         return name, json.loads(value)
     except ValueError:
@@ -193,9 +323,9 @@ def _without_nan(value: Any) -> Any:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(*others: type[Exception]) -> Iterator[None]:
     r"""Tells what is wrong in a sentence, without a traceback."""
     try:
         yield
-    except _ERRORS as error:
+    except _ERRORS + others as error:
         raise click.ClickException(str(error)) from error

@@ -279,7 +279,7 @@ ROOMS: dict[str, set[str]] = {
         'checks', 'compression', 'cutoff', 'lineage', 'loader', 'logits', 'losses', 'modality',
         'nn', 'schema',
     },
-    'command_line': {'datasets', 'files', 'pipeline', 'store'},
+    'command_line': {'datasets', 'files', 'online', 'pipeline', 'store'},
     'pipeline': {
         'checks', 'context_values', 'datasets', 'files', 'folder', 'loader', 'logits',
         'macro_graph', 'metrics', 'models', 'online', 'schema', 'store', 'training', 'transforms',
@@ -322,7 +322,7 @@ def test_help_of_the_command_waits_for_no_library() -> None:
     done = subprocess.run([sys.executable, '-c', SHOW_HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *shown, modules = done.stdout.splitlines()
-    assert sum(line.startswith('Usage: ') for line in shown) == 7
+    assert sum(line.startswith('Usage: ') for line in shown) == 11
     libraries = {'duckdb', 'faiss', 'matplotlib', 'numpy', 'safetensors', 'scipy', 'torch', 'yaml'}
     assert not libraries & set(modules.split())
     assert {'click', 'mag'} <= set(modules.split())

@@ -276,23 +276,27 @@ class Server:
         async with self._swapping:
             await asyncio.to_thread(self._close)
 
-    def run(self, grace: float = 10.0) -> None:
+    def run(self, grace: float = 10.0, started: Callable[[], None] | None = None) -> None:
         r"""Serves until the process is told to end by :obj:`SIGTERM` or :obj:`SIGINT`, and answers
         then what is in flight.
 
         Args:
             grace (float, optional): Seconds that this may take. (default: :obj:`10.0`)
+            started (Callable[[], None], optional): Called once it serves, and the ports are known.
+                (default: :obj:`None`)
         """
         check_numbers('[0, inf)', grace=grace)
-        asyncio.run(self._run(grace))
+        asyncio.run(self._run(grace, started))
 
-    async def _run(self, grace: float) -> None:
+    async def _run(self, grace: float, started: Callable[[], None] | None) -> None:
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         await self.start()
         where = {'host': self.host, 'port': self.port}
         _LOGGER.info('serves', extra={**where, 'admin_port': self.admin_port})
+        if started is not None:
+            started()
         await ended.wait()
         _LOGGER.info('drains', extra=where)
         await self.stop(grace)

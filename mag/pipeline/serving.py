@@ -1,0 +1,181 @@
+r"""Snapshots that a server loads by their names, each with the pipeline that it is of."""
+
+import os
+import os.path as osp
+from typing import TYPE_CHECKING, Any
+
+from mag.online import (
+    EventStream,
+    RedisStream,
+    Replica,
+    Scorer,
+    Snapshot,
+    SnapshotRanker,
+    SqliteStream,
+    connect,
+)
+from mag.pipeline.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from mag.online import Server
+
+# Behind the name of a snapshot.
+_PIPELINE = '.pipeline'
+
+
+def write_served(pipeline: Pipeline, root: str | os.PathLike[str]) -> str:
+    r"""Writes a snapshot, and beside it the pipeline, under the same name with :obj:`.pipeline` at
+    its end: it knows what the model is made of, and the events before the snapshot.
+
+    Args:
+        pipeline (Pipeline): One that was fitted.
+        root (str): The folder that gets both, which is made if there is none.
+
+    Returns:
+        The path of the snapshot.
+
+    Raises:
+        RuntimeError: If the pipeline has not been fitted.
+        ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
+    """
+    path = pipeline.snapshot(root)
+    pipeline.save(path + _PIPELINE)
+    return path
+
+
+def open_log(where: str) -> EventStream:
+    r"""Opens the log of events in a file of SQLite, or in the Redis server of a URL.
+
+    Raises:
+        ConnectionError: If the server cannot be reached or refuses.
+        OSError: If the file cannot be opened.
+        ValueError: If the file is another one, or the URL none.
+    """
+    if '://' not in where:
+        import sqlite3
+
+        if not osp.isdir(folder := osp.dirname(osp.abspath(where))):
+            raise FileNotFoundError(f'There is no folder {folder!r} for the log.')
+        try:
+            return SqliteStream(where)
+        except sqlite3.Error as error:
+            raise OSError(f'The log {where!r} cannot be opened: {error}.') from error
+    return RedisStream(_connected(where))
+
+
+def _connected(url: str) -> Any:
+    try:
+        from redis import RedisError
+    except ModuleNotFoundError:
+        # It says what to install.
+        return connect(url)
+    try:
+        return connect(url)
+    except RedisError as error:
+        # Before the host there may be a password.
+        raise ConnectionError(
+            f'The log in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
+        ) from error
+
+
+class SnapshotLoader:
+    r"""Loads the snapshots of a folder by their names, for a server whose events are in one log.
+
+    Events before a snapshot are the first of the log. They are compared, so that no snapshot is
+    served by the log of another.
+
+    Args:
+        root (str): The folder that :func:`write_served` wrote to.
+        log (str): The log, see :func:`open_log`.
+
+    Attributes:
+        maps (dict[str, IdMap]): The ids of users and items in the snapshot that was loaded last.
+    """
+
+    def __init__(self, root: str, log: str) -> None:
+        self.root, self.log = root, log
+        self.maps: dict[str, Any] = {}
+
+    def __call__(self, name: str, fill: bool = False) -> SnapshotRanker:
+        r"""What answers by a snapshot.
+
+        Args:
+            name (str): Its name.
+            fill (bool, optional): If set to :obj:`True`, what the log lacks of the events before
+                the snapshot is appended to it. (default: :obj:`False`)
+
+        Raises:
+            FileNotFoundError: If there is no such snapshot, or no pipeline beside it.
+            ValueError: If one is damaged, or the log has other events.
+        """
+        if name in ('', '.', '..') or osp.basename(name) != name:
+            raise ValueError(
+                f'A snapshot is named as its folder in {self.root!r}, but got {name!r}.'
+            )
+        snapshot = Snapshot.open(osp.join(self.root, name)).verify()
+        beside = snapshot.path + _PIPELINE
+        if not osp.isdir(beside):
+            raise FileNotFoundError(
+                f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '
+                f'mag snapshot.'
+            )
+        pipeline = Pipeline.load(beside)
+        model, events = pipeline.model, pipeline.events()
+        model.load_state_dict(snapshot.weights())
+
+        def make() -> Scorer:
+            stream = open_log(self.log)
+            try:
+                if not fill and (end := stream.end) < len(events):
+                    raise ValueError(
+                        f'The log ends at position {end}, but {snapshot!r} is as of a later one.'
+                    )
+                try:
+                    stream.append(events, 0)
+                except ValueError as error:
+                    raise ValueError(
+                        f'The log must begin with the events before {snapshot!r}, but does not: '
+                        f'{error}'
+                    ) from error
+                return Scorer(snapshot, Replica(snapshot, stream), model)
+            except BaseException:
+                stream.close()
+                raise
+
+        ranker = SnapshotRanker(make)
+        self.maps = snapshot.id_maps
+        return ranker
+
+
+def make_server(snapshot: str | os.PathLike[str], log: str, **options: Any) -> 'Server':
+    r"""A server that answers by a snapshot that :func:`write_served` wrote and records to a log.
+    What the log lacks of the events before the snapshot is appended to it.
+
+    Args:
+        snapshot (str): The folder of the snapshot; a swap names others beside it.
+        log (str): The log, see :func:`open_log`.
+        **options (optional): Further arguments of :class:`~mag.online.Server`.
+
+    Raises:
+        FileNotFoundError: If there is no such snapshot, or no pipeline beside it.
+        ModuleNotFoundError: If gRPC is not installed.
+        OSError: If the log cannot be opened.
+        ValueError: If a folder is damaged, the log has other events, or the options are refused.
+    """
+    from mag.online import Server
+
+    root, name = osp.split(osp.realpath(osp.expanduser(snapshot)))
+    load = SnapshotLoader(root, log)
+    ranker = load(name, fill=True)
+    if options.get('admin_port') is not None:
+        options['load'] = load
+    try:
+        return Server(
+            ranker,
+            open_stream=lambda: open_log(log),
+            nodes=lambda node_type, raw: load.maps[node_type].encode(raw),
+            **options,
+        )
+    except BaseException:
+        ranker.close()
+        raise

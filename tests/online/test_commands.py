@@ -1,0 +1,208 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
+
+from mag.command_line import main  # noqa: E402
+from mag.online import Snapshot, SqliteStream  # noqa: E402
+from mag.pipeline import Pipeline  # noqa: E402
+from mag.pipeline.event_file import read_events  # noqa: E402
+from mag.pipeline.serving import SnapshotLoader  # noqa: E402
+
+MAG = [sys.executable, '-c', 'from mag.command_line import main; main(prog_name="mag")']
+COLUMNS = 'user=uid,item=sku,time=ts,clicked=clicked'
+
+
+def run(*arguments: Any, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def ranked(result: Result) -> dict[str, np.float32]:
+    r"""The items of a table and their probabilities, in its order."""
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ['item', 'click']
+    return {item: np.float32(click) for item, click in map(str.split, lines)}
+
+
+@pytest.fixture(scope='module')
+def written(
+    shop: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Pipeline, Path]:
+    r"""A pipeline, and the snapshot that a command has written of it."""
+    folder = tmp_path_factory.mktemp('served')
+    pipeline = shop('count_net')
+    pipeline.save(folder / 'shop')
+    shown = run('snapshot', folder / 'shop', '--out', folder / 'snapshots').stdout
+    return pipeline, Path(shown.removesuffix('\n'))
+
+
+@pytest.fixture(scope='module')
+def served(written: tuple[Pipeline, Path]) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    r"""A process that serves it, its address and its log."""
+    _, path = written
+    log = path.parent / 'events.db'
+    process = subprocess.Popen(
+        [*MAG, 'serve', str(path), '--log', str(log), '--port', '0'],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    start, _, address = line.rpartition(' ')
+    assert start == f'Serves {path} at'
+    yield process, address.strip(), log
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
+    written: tuple[Pipeline, Path], served: tuple[subprocess.Popen[str], str, Path], tmp_path: Path
+) -> None:
+    (_, path), (process, address, log) = written, served
+    # It learns of what is recorded.
+    pipeline = Pipeline.load(f'{path}.pipeline')
+    items = [*map(str, pipeline._known().raw('item')[:12]), 'nothing']
+
+    def check(end: int) -> None:
+        shown = run('rank', 'm7', *items, '--context', 'device=phone', '--server', address)
+        assert shown.stderr == f'as of position {end}, by {path.name}\n'
+        found = ranked(shown)
+        scores = pipeline.score('m7', items, context={'device': 'phone'}).numpy()
+        np.testing.assert_allclose([found[item] for item in items], scores, rtol=1e-6)
+        assert [*found] == [items[place] for place in np.argsort(-scores, kind='stable')]
+
+    end = len(pipeline.events())
+    with SqliteStream(log) as stream:
+        np.testing.assert_array_equal(stream.read(0, end + 1), pipeline.events())
+    check(end)
+    # Of items that have clusters: others get theirs when a pipeline is updated.
+    time = int(pipeline.events()['time'][-1]) + 1
+    lines = [f'm7,{item},{time + n},{n % 2},k0,phone' for n, item in enumerate(items[5:10])]
+    later = tmp_path / 'later.csv'
+    later.write_text('\n'.join(['uid,sku,ts,clicked,kind,device', *lines]) + '\n')
+    command = 'record', later, '--server', address, '--columns', COLUMNS
+    assert run(*command).stdout == f'{end + 5}\n'
+    # Twice is once, where positions are told.
+    assert run(*command, '--position', end).stdout == f'{end + 5}\n'
+    pipeline.update(later)
+    check(end + 5)
+    shown = run(*command, '--position', end - 5, exit_code=1)
+    assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
+    later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
+    assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
+    shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
+    assert shown.stderr == "Error: 'context' must tell ['device'], but told nothing.\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
+    assert f'The server at {address} cannot be reached' in shown.stderr
+
+
+def test_what_cannot_be_served_is_told_in_a_sentence(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    pipeline, path = written
+    log = tmp_path / 'events.db'
+
+    def refused(*arguments: Any) -> str:
+        return run('serve', *arguments, exit_code=1).stderr.removeprefix('Error: ')
+
+    nowhere = tmp_path / 'nowhere'
+    assert refused(nowhere, '--log', log) == f'There is no folder {str(nowhere)!r}.\n'
+    assert 'is no snapshot' in refused(tmp_path, '--log', log)
+    alone = tmp_path / path.name
+    shutil.copytree(path, alone)
+    assert f"'{alone}.pipeline' with the pipeline" in refused(alone, '--log', log)
+    assert "'host' must be of this machine alone" in refused(path, '--log', log, '--host', '::')
+    shown = refused(path, '--log', tmp_path / 'none' / 'events.db')
+    assert shown == f"There is no folder '{tmp_path / 'none'}' for the log.\n"
+    assert "Redis at '127.0.0.1:1' cannot be" in refused(path, '--log', 'redis://x@127.0.0.1:1')
+    assert (
+        'is no saved pipeline' in run('snapshot', tmp_path, '--out', tmp_path, exit_code=1).stderr
+    )
+    events = pipeline.events()
+    events['item'][0] += 1
+    with SqliteStream(tmp_path / 'others.db') as stream:
+        stream.append(events, 0)
+    shown = refused(path, '--log', tmp_path / 'others.db')
+    assert 'must begin with the events before' in shown and 'at position 0' in shown
+    load = SnapshotLoader(str(path.parent), str(tmp_path / 'short.db'))
+    with pytest.raises(ValueError, match=f'ends at position 0, but .*position={len(events)}'):
+        load(path.name)
+    with pytest.raises(ValueError, match='is named as its folder in'):
+        load(f'../{path.parent.name}/{path.name}')
+    assert not os.path.exists(nowhere)
+
+
+def test_a_snapshot_is_loaded_by_its_name_after_the_log_went_on(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    pipeline, path = written
+    end = Snapshot.open(path).position
+    log = str(tmp_path / 'events.db')
+    load = SnapshotLoader(str(path.parent), log)
+    load(path.name, fill=True).close()
+    with SqliteStream(log) as stream:
+        event = stream.read(end - 1)
+        assert stream.append(event, end) == end + 1
+    ranker = load(path.name)
+    try:
+        assert ranker.rank('m7', ['m3'], 0, {'device': 'phone'}).position == end + 1
+    finally:
+        ranker.close()
+    assert load.maps['user'].encode(['m7', 'nobody'])[1] == -1
+
+
+@pytest.mark.parametrize('name', ['events.csv', 'events.parquet'])
+def test_events_of_a_file_are_read_in_its_order(name: str, tmp_path: Path) -> None:
+    import duckdb
+
+    path = str(tmp_path / name)
+    number = 70_000
+    query = f'SELECT i % 7 AS "uid", \'x\' || i AS item, {number} - i AS time, i % 2 AS clicked'
+    kind = 'csv, HEADER' if name.endswith('csv') else 'parquet'
+    duckdb.sql(f"COPY ({query} FROM range({number}) of(i)) TO '{path}' (FORMAT {kind})")
+    columns = {'user': 'uid', 'item': 'item', 'time': 'time', 'clicked': 'clicked'}
+    chunks = list(read_events(path, columns))
+    assert len(chunks) == 2
+    found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in columns}
+    rows = np.arange(number)
+    np.testing.assert_array_equal(found['user'], (rows % 7).astype(str))
+    np.testing.assert_array_equal(found['item'], np.char.add('x', rows.astype(str)))
+    np.testing.assert_array_equal(found['time'], number - rows)
+    np.testing.assert_array_equal(found['clicked'], rows % 2)
+    with pytest.raises(ValueError, match='when'):
+        next(read_events(path, {**columns, 'time': 'when'}))
+    duckdb.sql(f"COPY (SELECT 1 AS uid, NULL AS item, 3 AS time, 1 AS clicked) TO '{path}' "
+               f'(FORMAT {kind})')  # fmt: skip
+    with pytest.raises(ValueError, match='item'):
+        next(read_events(path, columns))
+
+
+def test_without_grpc_the_extra_is_named(
+    written: tuple[Pipeline, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, 'grpc', None)
+    for module in ('client', 'server'):
+        monkeypatch.delitem(sys.modules, f'mag.online.{module}', raising=False)
+    want = "needs grpc, which is not installed: pip install 'pyg-mag[online]'.\n"
+    _, path = written
+    for command in (
+        ('rank', 'm7', 'm3'),
+        ('record', path / 'manifest.json'),
+        ('serve', path, '--log', path.parent / 'none.db'),
+    ):
+        assert run(*command, exit_code=1).stderr.endswith(want)
