@@ -50,7 +50,7 @@ LOG['clicked'] = draw.random(len(LOG)) < 0.3
 
 def open_both(kind, place, name):
     if kind == 'redis':
-        client = connect(place, timeout=20)
+        client = connect(place, timeout=30)
         return RedisStream(client, name), RedisCenter(client, LAYOUT, name)
     return SqliteStream(f'{place}/{name}.log'), SqliteCenter(f'{place}/{name}.rows', LAYOUT)
 

@@ -26,7 +26,7 @@ kind, place, name = json.loads(sys.argv[1])
 
 def open_stream():
     if kind == 'redis':
-        return RedisStream(connect(place, timeout=10), name)
+        return RedisStream(connect(place, timeout=30), name)
     return SqliteStream(place, kind)
 
 
@@ -50,7 +50,7 @@ class Place:
 
     def open(self) -> EventStream:
         if self.kind == 'redis':
-            return RedisStream(connect(self.place, timeout=10), self.name)
+            return RedisStream(connect(self.place, timeout=30), self.name)
         return SqliteStream(self.place, self.kind)
 
 
