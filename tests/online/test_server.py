@@ -738,34 +738,28 @@ Server(
 
 
 @contextmanager
-def process_of(path: Path) -> Iterator[tuple[Any, str]]:
+def process_of(fork: Callable[..., Any], path: Path) -> Iterator[tuple[Any, str]]:
     r"""A process that serves, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', PROCESS, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    forked = fork(PROCESS, str(path))
     try:
-        assert process.stdout is not None
-        serves = json.loads(process.stdout.readline())
+        serves = json.loads(forked.stdout.readline())
         assert (serves['message'], serves['level']) == ('serves', 'INFO')
-        yield process, f'127.0.0.1:{serves["port"]}'
+        yield forked, f'127.0.0.1:{serves["port"]}'
     finally:
-        process.kill()
-        process.wait()
+        forked.process.kill()
+        forked.process.join()
 
 
 def test_events_are_there_once_though_the_server_is_killed(
-    tmp_path: Path, events_between: Callable[[int, int], np.ndarray]
+    tmp_path: Path, events_between: Callable[[int, int], np.ndarray], fork: Callable[..., Any]
 ) -> None:
     path, num_events, num_kills = tmp_path / 'events.db', 120_000, 2
     random = np.random.default_rng(8)
     for kill in range(num_kills + 1):
-        with process_of(path) as (process, address), Client(address) as client:
+        with process_of(fork, path) as (forked, address), Client(address) as client:
             # What was acknowledged, or was there and nobody was told.
             end = client.record([], [], [], [], timeout=60)
-            killing = threading.Timer(0.05 + random.random() * 0.2, process.kill)
+            killing = threading.Timer(0.05 + random.random() * 0.2, forked.process.kill)
             if kill < num_kills:
                 killing.start()
             acknowledged = end
@@ -789,10 +783,12 @@ def test_events_are_there_once_though_the_server_is_killed(
     assert len(held) >= num_events
 
 
-def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
+def test_a_process_that_is_told_to_end_answers_first(
+    tmp_path: Path, fork: Callable[..., Any]
+) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with process_of(tmp_path / 'events.db') as (process, address):
+    with process_of(fork, tmp_path / 'events.db') as (forked, address):
         idle = threading.Event()
 
         def endless() -> Iterator[bytes]:
@@ -813,14 +809,14 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             producer = channel.stream_unary(RECORD).future(endless())
             in_flight = threads.submit(client.rank, 7, [1, 2], context={'seconds': 1.5}, timeout=60)
-            assert process.stdout.readline() == 'asked\n'
+            assert forked.stdout.readline() == 'asked\n'
             with pytest.raises(grpc.RpcError) as caught:
                 health.Check(health_pb2.HealthCheckRequest(service='other'))
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
             left = health.Watch(health_pb2.HealthCheckRequest(service='other'))
             assert next(left).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             left.cancel()
-            process.send_signal(signal.SIGTERM)
+            os.kill(forked.pid, signal.SIGTERM)
             begun = time.monotonic()
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             # It ends, and so takes nothing new.
@@ -832,11 +828,11 @@ def test_a_process_that_is_told_to_end_answers_first(tmp_path: Path) -> None:
             assert producer.exception().code() == grpc.StatusCode.UNAVAILABLE
             assert list(watch) == []
             idle.set()
-        out, err = process.communicate(timeout=100)
-        assert (process.returncode, err) == (0, '')
+        done = forked.finish()
+        assert (done.returncode, done.stderr) == (0, '')
         # Not what it may take.
         assert time.monotonic() - begun < 50
-        *_, drains, closed, ended = [line for line in out.splitlines() if line != 'asked']
+        *_, drains, closed, ended = [line for line in done.stdout.splitlines() if line != 'asked']
         assert [json.loads(line)['message'] for line in (drains, ended)] == ['drains', 'ended']
         assert closed == 'closed'
     with SqliteStream(tmp_path / 'events.db') as stream:
