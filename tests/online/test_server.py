@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 grpc = pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
+from mag.datasets import IdMap  # noqa: E402
 from mag.online import (  # noqa: E402
     EVENT,
     AsyncClient,
@@ -692,6 +693,54 @@ def test_a_log_that_takes_nothing_is_no_fault_of_who_sent() -> None:
         pytest.raises(ConnectionError, match='takes no events now.*no space left on device'),
     ):
         client.record([1], [1], [1], [1])
+
+
+def test_a_log_that_does_not_tell_its_end_is_no_fault_of_the_server() -> None:
+    class Lost:
+        @property
+        def end(self) -> int:
+            raise OSError('the disk is gone')
+
+        def close(self) -> None:
+            pass
+
+    with (
+        asking(FakeRanker(), open_stream=Lost, nodes=nodes) as client,
+        pytest.raises(ConnectionError, match='does not tell its end now. the disk is gone'),
+    ):
+        client.record([], [], [], [])
+
+
+def test_ids_of_a_kind_that_the_map_does_not_have_are_refused(tmp_path: Path) -> None:
+    ids = IdMap([b'ann', b'bob'])
+    with (
+        asking(
+            FakeRanker(),
+            open_stream=lambda: SqliteStream(tmp_path / 'events.db'),
+            nodes=lambda node_type, raw: ids.encode(raw),
+        ) as client,
+        pytest.raises(ValueError, match="'users' cannot be looked up: An IdMap of ids of the kind"),
+    ):
+        client.record(['ann'], ['bob'], [1], [1])
+
+
+def test_a_log_that_fails_when_it_is_closed_leaves_nothing_open() -> None:
+    class Failing:
+        end = 0
+
+        def close(self) -> None:
+            raise OSError('the disk has failed')
+
+    before = set(threading.enumerate())
+    with (
+        pytest.raises(OSError, match='the disk has failed'),
+        serving(FakeRanker(), open_stream=Failing, nodes=nodes, metrics_port=0),
+    ):
+        pass
+    # grpcio keeps threads of its own, for all servers of the process.
+    names = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not [name for name in names if name.startswith('mag-')]
+    assert not [name for name in names if 'serve_forever' in name]
 
 
 def test_a_client_refuses_events_that_do_not_match() -> None:
