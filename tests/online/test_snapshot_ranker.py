@@ -31,11 +31,13 @@ class Breaking(SqliteStream):
     r"""A log that can be lost."""
 
     is_lost = False
+    seconds = 0.0
     num_tries = 0
 
     def read(self, position: int, limit: int = 8192) -> np.ndarray:
         if type(self).is_lost:
             type(self).num_tries += 1
+            time.sleep(self.seconds)
             raise ConnectionError('the log is elsewhere')
         return super().read(position, limit)
 
@@ -158,6 +160,23 @@ def test_a_log_that_is_lost_holds_nobody_up_and_is_found_again(
         ranker.rank('m7', items, 0, CONTEXT['count_net'])
 
 
+def test_a_log_that_hangs_takes_a_tenth_of_the_time(
+    shop: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = shop('count_net')
+    ranker = loader(pipeline, tmp_path, Breaking)(written(pipeline, tmp_path))
+    try:
+        monkeypatch.setattr(Breaking, 'num_tries', 0)
+        monkeypatch.setattr(Breaking, 'seconds', 0.2)
+        begun = time.monotonic()
+        monkeypatch.setattr(Breaking, 'is_lost', True)
+        while (elapsed := time.monotonic() - begun) < 3:
+            ranker.rank('m7', ['m1'], 0, CONTEXT['count_net'])
+        assert 1 <= Breaking.num_tries <= 1 + elapsed / 2
+    finally:
+        ranker.close()
+
+
 def test_the_log_is_followed_while_nobody_asks(
     shop: Callable[[str], Any], tmp_path: Path, later_events: Callable[..., np.ndarray]
 ) -> None:
@@ -180,6 +199,26 @@ def test_what_cannot_be_made_is_told_to_who_made_it(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match='no folder here'):
         SnapshotRanker(make)
+
+
+def test_a_log_that_cannot_be_counted_at_first_is_closed(
+    shop: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow(self: Replica, limit: int) -> int:
+        raise OverflowError('32 bits are too few')
+
+    class Closing(SqliteStream):
+        def close(self) -> None:
+            closed.append(self.path)
+            super().close()
+
+    closed: list[str] = []
+    pipeline = shop('count_net')
+    monkeypatch.setattr(Replica, 'follow', follow)
+    name = written(pipeline, tmp_path)
+    with pytest.raises(OverflowError, match='32 bits are too few'):
+        loader(pipeline, tmp_path, Closing)(name)
+    assert closed == [str(tmp_path / 'events.db')]
 
 
 def test_a_log_that_cannot_be_counted_is_not_counted_twice(
