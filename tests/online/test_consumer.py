@@ -350,7 +350,7 @@ while num_killed < 15:
                 while True:
                     consumer.step(chance.choice((1, 10, 50)))
                     # Of two that write to a file without a pause, one may wait for long.
-                    time.sleep(0.001)
+                    time.sleep(0.01)
             except Fenced:
                 os.write(sender, b'f')
                 os._exit(7)
