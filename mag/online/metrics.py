@@ -46,7 +46,7 @@ class Metrics:
         self._lag.set(float('nan'))
         self._lag_seconds.set(float('nan'))
         self._snapshot_time = float('nan')
-        age = gauge('mag_snapshot_age_seconds', 'How old the snapshot is.')
+        age = gauge('mag_snapshot_age_seconds', 'How old the last event of the snapshot is.')
         age.set_function(lambda: time.time() - self._snapshot_time)
 
     @contextmanager

@@ -23,8 +23,8 @@ class Ranked:
             known. (default: :obj:`None`)
         lag_seconds (float, optional): For how long the first of them has been there, in seconds.
             (default: :obj:`None`)
-        snapshot_time (float, optional): When the snapshot was made, in seconds since 1970.
-            (default: :obj:`None`)
+        snapshot_time (float, optional): The time of the last event that the snapshot was made of,
+            in seconds since 1970. (default: :obj:`None`)
     """
 
     probability: np.ndarray

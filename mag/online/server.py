@@ -305,12 +305,15 @@ class Server:
     def _close(self) -> None:
         self._loader.submit(_close_ranker, self._serving.ranker)
         self._loader.shutdown()
-        if (stream := self._stream) is not None:
-            self._recorder.submit(stream.close).result()
-        self._recorder.shutdown()
         if self._exporter is not None:
             self._exporter.shutdown()
             self._exporter.server_close()
+        # Last: a log tells here of what it could not keep.
+        try:
+            if (stream := self._stream) is not None:
+                self._recorder.submit(stream.close).result()
+        finally:
+            self._recorder.shutdown()
 
     def _add_server(self, service: str, methods: dict[str, Any]) -> grpc.aio.Server:
         server = grpc.aio.server(options=_OPTIONS)
@@ -490,7 +493,7 @@ class Server:
                     self._recorder, self._append, stream, request, position
                 )
             if end is None:
-                end = await self._loop.run_in_executor(self._recorder, lambda: stream.end)
+                end = await self._loop.run_in_executor(self._recorder, self._end_of, stream)
         finally:
             self._num_recording -= 1
         return RecordResponse(end=end).SerializeToString()
@@ -527,6 +530,15 @@ class Server:
         self.metrics.recorded.inc(len(events))
         return end, None if position is None else position + len(events)
 
+    def _end_of(self, stream: EventStream) -> int:
+        try:
+            return stream.end
+        except Exception as error:
+            _LOGGER.exception('failed to read the end of the log')
+            raise _Refused(
+                grpc.StatusCode.UNAVAILABLE, f'The log does not tell its end now. {error}'
+            ) from error
+
     def _events(self, message: RecordRequest) -> np.ndarray:
         raw = {
             'user': read_ids('users', message.users, _MAX_EVENTS),
@@ -540,7 +552,10 @@ class Server:
             )
         events = np.empty(lengths[0], EVENT)
         for node_type, ids in raw.items():
-            nodes = self._nodes(node_type, ids)  # type: ignore[misc]
+            try:
+                nodes = self._nodes(node_type, ids)  # type: ignore[misc]
+            except TypeError as error:
+                raise ValueError(f"'{node_type}s' cannot be looked up: {error}") from error
             is_unknown = nodes < 0
             if is_unknown.any():
                 self.metrics.unknown_ids.inc(int(is_unknown.sum()))

@@ -18,8 +18,10 @@ from mag.online.scorer import Scorer
 _LOGGER = logging.getLogger(__name__)
 # Seconds between looks at the log while nobody asks.
 _IDLE = 0.02
-# Seconds for which a log that cannot be read is let alone: each try may take its time-out.
+# Seconds for which a log that cannot be read is let alone, at least.
 _PATIENCE = 0.25
+# And how many times as long as a try took, for which requests had to wait.
+_NUM_TIMES = 9
 # What is counted for a request that waits: some milliseconds of a log that has run ahead.
 _NUM_TOGETHER = 8192
 
@@ -31,18 +33,21 @@ class SnapshotRanker:
 
         def load(name: str) -> SnapshotRanker:
             def make() -> Scorer:
-                snapshot = Snapshot.open(f'snapshots/{name}')
-                model.load_state_dict(snapshot.weights())
-                return Scorer(snapshot, Replica(snapshot, SqliteStream('events.db')), model)
+                snapshot = Snapshot.open(f'snapshots/{name}').verify()
+                own = copy.deepcopy(model)  # that of the former snapshot still answers
+                own.load_state_dict(snapshot.weights())
+                return Scorer(snapshot, Replica(snapshot, SqliteStream('events.db')), own)
 
             return SnapshotRanker(make)
 
         Server(load(name), load=load, admin_port=50052).run()
 
     One thread follows the log and reads what a request needs, as of the last event when it is read;
-    the model runs in the thread that asks. A log that cannot be read holds nobody up: the answer is
-    as of what was read before, and says so in :obj:`degraded`, as :obj:`"log unreachable"`; so it
-    does while there is more to count than a request waits for, as :obj:`"behind the log"`.
+    the model runs in the thread that asks. Where the log cannot be read, the answer is as of what
+    was read before, and says so in :obj:`degraded`, as :obj:`"log unreachable"`; so it does while
+    there is more to count than a request waits for, as :obj:`"behind the log"`. Requests wait while
+    the log is tried again, a tenth of the time at most: one that may hang should have a short
+    time-out.
 
     Args:
         make (Callable[[], Scorer]): Makes the scorer and opens its log, in the thread that follows
@@ -56,6 +61,8 @@ class SnapshotRanker:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
         self._again = 0.0
         self._is_closed = self._is_behind = False
+        # Nothing is asked after the end.
+        self._asking = threading.Lock()
         self._failure: Exception | None = None
         made: Future[Scorer] = Future()
         # A process that ends otherwise than by close() does not wait for it.
@@ -79,10 +86,11 @@ class SnapshotRanker:
             RuntimeError: If it is closed, or the log could not be counted.
             ValueError: If the request is a bad one, as :meth:`Scorer.score` says.
         """
-        if self._is_closed:
-            raise RuntimeError(f'{self!r} is closed.')
         job: Future[Any] = Future()
-        self._jobs.put((job, (user, items, context)))
+        with self._asking:
+            if self._is_closed:
+                raise RuntimeError(f'{self!r} is closed.')
+            self._jobs.put((job, (user, items, context)))
         batch, facts = job.result()
         model = self.scorer.model
         with torch.inference_mode():
@@ -91,16 +99,21 @@ class SnapshotRanker:
 
     def close(self) -> None:
         r"""Ends its thread, after what was asked, and closes the log."""
-        self._is_closed = True
-        self._jobs.put(None)
+        with self._asking:
+            self._is_closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     def _run(self, make: Callable[[], Scorer], made: 'Future[Scorer]') -> None:
         try:
             scorer = make()
-            # It serves when it has seen what there is.
-            while scorer.replica.follow(_NUM_TOGETHER) > 0:
-                pass
+            try:
+                # It serves when it has seen what there is.
+                while scorer.replica.follow(_NUM_TOGETHER) > 0:
+                    pass
+            except BaseException:
+                scorer.replica.stream.close()
+                raise
         except BaseException as error:
             made.set_exception(error)
             return
@@ -126,6 +139,7 @@ class SnapshotRanker:
         was_degraded = replica.degraded is not None
         if self._failure is not None or (was_degraded and time.monotonic() < self._again):
             return
+        begun = time.monotonic()
         try:
             self._is_behind = replica.follow(_NUM_TOGETHER) == _NUM_TOGETHER
         except Exception as error:
@@ -134,7 +148,8 @@ class SnapshotRanker:
             _LOGGER.exception('failed to count the log', extra={'position': replica.position})
             return
         if replica.degraded is not None:
-            self._again = time.monotonic() + _PATIENCE
+            ended = time.monotonic()
+            self._again = ended + max(_PATIENCE, _NUM_TIMES * (ended - begun))
         if was_degraded != (replica.degraded is not None):
             facts = {'position': replica.position, 'reason': replica.degraded}
             _LOGGER.warning('lost the log' if replica.degraded else 'found the log', extra=facts)

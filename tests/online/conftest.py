@@ -48,10 +48,10 @@ class RedisServer:
         (self.folder / 'socket').unlink(missing_ok=True)
         with open(self.folder / 'log', 'ab') as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
-                with connect(self.url) as client:
+                with connect(self.url, timeout=30) as client:
                     # It says that it is there while it still reads its files, and refuses the rest.
                     client.dbsize()
                 return

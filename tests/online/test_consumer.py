@@ -31,8 +31,11 @@ import torch
 
 from mag.online import (
     EVENT, Consumer, Fenced, RedisCenter, RedisStream, RowLayout, SqliteCenter, SqliteStream,
-    connect,
+    connect, sqlite_center, sqlite_stream,
 )
+
+# A busy machine may take longer over a commit than who waits for it should.
+sqlite_center._PATIENCE = sqlite_stream._PATIENCE = 60.0
 
 NUM_NODES = {'user': 61, 'item': 41}
 LAYOUT = RowLayout(4, {'user': [3, 2], 'item': [5]})
@@ -50,7 +53,7 @@ LOG['clicked'] = draw.random(len(LOG)) < 0.3
 
 def open_both(kind, place, name):
     if kind == 'redis':
-        client = connect(place, timeout=20)
+        client = connect(place, timeout=30)
         return RedisStream(client, name), RedisCenter(client, LAYOUT, name)
     return SqliteStream(f'{place}/{name}.log'), SqliteCenter(f'{place}/{name}.rows', LAYOUT)
 
@@ -331,8 +334,8 @@ KILL_CONSUMERS = f"""{SETUP}
 place, num_shards = json.loads(sys.argv[1])
 chance = random.Random(num_shards)
 num_killed = num_fenced = 0
-signal.alarm(120)
-while num_killed < 20:
+signal.alarm(500)
+while num_killed < 15:
     # Now and then two have one shard.
     shards = list(range(num_shards)) + chance.choice(([], [], [0], [num_shards - 1]))
     processes = []
@@ -347,7 +350,7 @@ while num_killed < 20:
                 while True:
                     consumer.step(chance.choice((1, 10, 50)))
                     # Of two that write to a file without a pause, one may wait for long.
-                    time.sleep(0.001)
+                    time.sleep(0.01)
             except Fenced:
                 os.write(sender, b'f')
                 os._exit(7)

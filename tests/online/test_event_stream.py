@@ -19,14 +19,16 @@ import json, os, random, signal, sys, time
 
 import numpy as np
 
-from mag.online import EVENT, RedisStream, SqliteStream, connect
+from mag.online import EVENT, RedisStream, SqliteStream, connect, sqlite_stream
 
+# A busy machine may take longer over a commit than who waits for it should.
+sqlite_stream._PATIENCE = 60.0
 kind, place, name = json.loads(sys.argv[1])
 
 
 def open_stream():
     if kind == 'redis':
-        return RedisStream(connect(place, timeout=10), name)
+        return RedisStream(connect(place, timeout=30), name)
     return SqliteStream(place, kind)
 
 
@@ -50,7 +52,7 @@ class Place:
 
     def open(self) -> EventStream:
         if self.kind == 'redis':
-            return RedisStream(connect(self.place, timeout=10), self.name)
+            return RedisStream(connect(self.place, timeout=30), self.name)
         return SqliteStream(self.place, self.kind)
 
 
@@ -315,7 +317,7 @@ def test_any_order_of_appends_gives_one_list(
 FOLLOW = f"""{OPEN}
 stream, position, parts = open_stream(), 0, 0
 print('ready', flush=True)
-while position < 20_000:
+while position < 6_000:
     events = stream.read(position, 300)
     np.testing.assert_array_equal(events, between(position, position + len(events)))
     position += len(events)
@@ -332,12 +334,12 @@ def test_other_processes_read_while_one_appends(
         readers = [fork(FOLLOW, place.arguments) for _ in range(2)]
         for reader in readers:
             assert reader.stdout.readline() == 'ready\n'
-        for start in range(0, 20_000, 100):
+        for start in range(0, 6_000, 100):
             stream.append(events_between(start, start + 100), start)
         for reader in readers:
             done = reader.finish()
             assert done.returncode == 0, done.stderr
-            assert int(done.stdout) >= 20_000 // 300
+            assert int(done.stdout) >= 6_000 // 300
 
 
 APPEND = f"""{OPEN}

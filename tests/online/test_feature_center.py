@@ -34,7 +34,7 @@ def open_center(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open
         if request.param == 'sqlite':
             center: FeatureCenter = SqliteCenter(tmp_path / 'rows.db', layout)
         else:
-            client = connect(request.getfixturevalue('redis_server').url, timeout=10)
+            client = connect(request.getfixturevalue('redis_server').url, timeout=30)
             opened.append(client)
             center = RedisCenter(client, layout, tmp_path.name)
         opened.append(center)
@@ -280,7 +280,7 @@ def test_random_commits_of_many_are_those_of_a_dictionary(
 
 
 def test_who_claims_in_the_middle_of_a_commit_to_redis_wins(client: Any, redis_server: Any) -> None:
-    other, later = RedisCenter(connect(redis_server.url), LAYOUT), None
+    other, later = RedisCenter(connect(redis_server.url, timeout=30), LAYOUT), None
 
     class Slow(RedisCenter):
         def _of_rows(self, node_type: str, nodes: list[int]) -> list[str]:
@@ -352,7 +352,7 @@ def test_centres_of_other_names_do_not_meet(client: Any) -> None:
 
 
 def test_a_client_that_makes_texts_and_a_name_that_is_none_are_refused(redis_server: Any) -> None:
-    with connect(redis_server.url, decode_responses=True) as client:
+    with connect(redis_server.url, timeout=30, decode_responses=True) as client:
         with pytest.raises(ValueError, match="'client' must return bytes"):
             RedisCenter(client, LAYOUT)
         with pytest.raises(TypeError, match="'name' must be a text, but got 3"):

@@ -57,7 +57,7 @@ class Deserter:
 # redis.Redis(...) would send it again and again.
 def test_what_gets_no_answer_is_sent_once() -> None:
     server = Deserter()
-    with connect(server.url) as client, pytest.raises(redis.ConnectionError):
+    with connect(server.url, timeout=30) as client, pytest.raises(redis.ConnectionError):
         client.incr('count')
     time.sleep(0.2)
     assert server.num_counts == 1
@@ -65,13 +65,13 @@ def test_what_gets_no_answer_is_sent_once() -> None:
 
 
 def test_an_answer_of_a_hung_server_is_not_waited_for(redis_server: Any, client: Any) -> None:
-    with connect(redis_server.url, timeout=0.2) as other:
+    with connect(redis_server.url, timeout=2) as other:
         redis_server.send(signal.SIGSTOP)
         try:
             started = time.monotonic()
             with pytest.raises(redis.TimeoutError):
                 other.incr('count')
-            assert 0.1 < time.monotonic() - started < 5
+            assert 1.9 < time.monotonic() - started < 30
         finally:
             redis_server.send(signal.SIGCONT)
         # It was done, though nobody heard of it.
@@ -89,7 +89,7 @@ def test_who_connects_to_a_hung_server_does_not_wait(redis_server: Any, client: 
         started = time.monotonic()
         with pytest.raises(redis.TimeoutError):
             connect(redis_server.url, timeout=0.2)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
     finally:
         redis_server.send(signal.SIGCONT)
 
@@ -98,7 +98,7 @@ def test_a_server_that_is_not_there_is_told_of_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(redis.ConnectionError, match='nobody'):
         connect(f'unix://{tmp_path}/nobody')
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize('policy', ['allkeys-lru', 'volatile-ttl'])
@@ -106,10 +106,10 @@ def test_a_server_that_evicts_is_refused(redis_server: Any, client: Any, policy:
     client.config_set('maxmemory-policy', policy)
     try:
         with pytest.raises(ValueError, match=f'maxmemory-policy is {policy!r}: set it to noev'):
-            connect(redis_server.url)
+            connect(redis_server.url, timeout=30)
     finally:
         client.config_set('maxmemory-policy', 'noeviction')
-    connect(redis_server.url).close()
+    connect(redis_server.url, timeout=30).close()
 
 
 @pytest.fixture
@@ -134,9 +134,11 @@ def test_a_user_needs_few_rights(
 ) -> None:
     url = redis_server.url
     if in_url:
-        given = connect(url.replace('unix://', f'unix://{user}@') + '?password=p@ss/word')
+        given = connect(
+            url.replace('unix://', f'unix://{user}@') + '?password=p@ss/word', timeout=30
+        )
     else:
-        given = connect(url, username=user, password='p@ss/word')
+        given = connect(url, username=user, password='p@ss/word', timeout=30)
     with given as client:
         stream = RedisStream(client)
         stream.append(events_between(0, 100), 0)
@@ -151,7 +153,7 @@ def test_a_user_needs_few_rights(
 
 def test_a_wrong_password_is_refused(redis_server: Any, user: str) -> None:
     with pytest.raises(redis.AuthenticationError):
-        connect(redis_server.url, username=user, password='wrong')
+        connect(redis_server.url, username=user, password='wrong', timeout=30)
 
 
 class Tls:
@@ -227,7 +229,7 @@ def test_tls(tls: Tls, tmp_path: Path, user: str, events_between: Events) -> Non
         f'rediss://localhost:{tls.port}/0',
         username=user,
         password='p@ss/word',
-        timeout=5,
+        timeout=30,
         ssl_ca_certs=certificate,
     ) as client:
         stream = RedisStream(client)
@@ -235,13 +237,13 @@ def test_tls(tls: Tls, tmp_path: Path, user: str, events_between: Events) -> Non
         np.testing.assert_array_equal(stream.read(0, 9000), events_between(0, 9000))
     # Nobody says who it is.
     with pytest.raises(redis.ConnectionError, match='certificate verify failed'):
-        connect(f'rediss://localhost:{tls.port}', timeout=5)
+        connect(f'rediss://localhost:{tls.port}', timeout=30)
     # It is another than it says.
     with pytest.raises(redis.ConnectionError, match='certificate is not valid for'):
-        connect(f'rediss://127.0.0.1:{tls.port}', timeout=5, ssl_ca_certs=certificate)
+        connect(f'rediss://127.0.0.1:{tls.port}', timeout=30, ssl_ca_certs=certificate)
     # Without TLS nothing is understood.
     with pytest.raises(redis.RedisError):
-        connect(f'redis://localhost:{tls.port}', timeout=5)
+        connect(f'redis://localhost:{tls.port}', timeout=30)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -172,7 +172,7 @@ def test_bad_arguments_are_refused(redis_server: Any, client: Any) -> None:
     with pytest.raises(TypeError, match="'client' must be a redis.Redis, such as mag.online.conne"):
         RedisStream('redis://host')  # type: ignore[arg-type]
     with (
-        connect(redis_server.url, decode_responses=True) as other,
+        connect(redis_server.url, timeout=30, decode_responses=True) as other,
         pytest.raises(ValueError, match="'client' must return bytes"),
     ):
         RedisStream(other)
