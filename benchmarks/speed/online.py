@@ -280,6 +280,10 @@ def append_all(stream: EventStream, events: np.ndarray, batch: int, seconds: flo
     return for_seconds(act, seconds)
 
 
+def _stream_in_file(folder: Path, durability: str, name: str) -> SqliteStream:
+    return SqliteStream(folder / f'{durability}-{name}.db', durability)
+
+
 def ingest(
     folder: Path, events: np.ndarray, num_nodes: dict[str, int], args: argparse.Namespace
 ) -> list[Record]:
@@ -295,13 +299,13 @@ def ingest(
         logs: dict[str, tuple[Callable[[str], EventStream], int | None]] = {}
         for durability in ('second', 'always'):
             logs[f'SQLite, {durability}'] = (
-                lambda name, of=durability: SqliteStream(folder / f'{of}-{name}.db', of),
+                partial(_stream_in_file, folder, durability),
                 None,
             )
         for fsync in ('everysec', 'always'):
             url, process = stack.enter_context(redis_of(folder / fsync, fsync))
             client = stack.enter_context(connect(url, timeout=30))
-            logs[f'Redis, {fsync}'] = (lambda name, to=client: RedisStream(to, name), process)
+            logs[f'Redis, {fsync}'] = (partial(RedisStream, client), process)
             if fsync == 'everysec':
                 everysec, redis_process = client, process
         for way, (open_stream, process) in tqdm(logs.items(), 'append', leave=False):
@@ -387,7 +391,8 @@ def score(
         program = Scorer(snapshot, eager.replica, program_of(eager.model, example))
         records = []
         for number in args.candidates:
-            user, items = request_of(num_nodes, number)
+            user, candidates = request_of(num_nodes, number)
+            items = candidates.tolist()
             one, other = (of.score(user, items).probabilities['click'] for of in (eager, program))
             if not torch.allclose(one, other, rtol=0, atol=1e-6):
                 raise RuntimeError(f'The program of {name} scores {number} candidates otherwise.')
@@ -413,19 +418,23 @@ def score(
     return records
 
 
+def server_of(path: str, log: Path) -> Server:
+    r"""A server of a snapshot that follows a log in a file, and appends to it."""
+    ids = Snapshot.open(path).id_maps
+    return Server(
+        SnapshotRanker(lambda: scorer_of(Snapshot.open(path), log)),
+        port=0,
+        open_stream=lambda: SqliteStream(log, 'second'),
+        nodes=lambda node_type, raw: ids[node_type].encode(raw),
+    )
+
+
 def serve(path: str, log: Path, told: Any) -> None:
     r"""A server until :obj:`SIGTERM`, in a process of its own, which tells its port."""
     torch.set_num_threads(1)
-    ids = Snapshot.open(path).id_maps
 
     async def main() -> None:
-        server = Server(
-            SnapshotRanker(lambda: scorer_of(Snapshot.open(path), log)),
-            port=0,
-            open_stream=lambda: SqliteStream(log, 'second'),
-            nodes=lambda node_type, raw: ids[node_type].encode(raw),
-        )
-        ended = asyncio.Event()
+        server, ended = server_of(path, log), asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         await server.start()
         told.send((server.port, server.max_in_flight))
@@ -453,7 +462,6 @@ def answer(
         if not told.poll(300):
             raise RuntimeError(f'The server of {name} did not start.')
         port, limit = told.recv()
-        assert process.pid is not None
         facts = {'model': name, 'macro': list(numbers), 'limit': limit}
         found = asyncio.run(ask(port, process.pid, num_nodes, args))
         return [{**facts, **record} for record in found]
@@ -464,8 +472,9 @@ def answer(
 
 
 async def ask(
-    port: int, process: int, num_nodes: dict[str, int], args: argparse.Namespace
+    port: int, process: int | None, num_nodes: dict[str, int], args: argparse.Namespace
 ) -> list[Record]:
+    r"""The records of clients that ask a server, in a process if it has one of its own."""
     user, items = request_of(num_nodes, args.asked)
     asked = items.tolist()
     records: list[Record] = []
