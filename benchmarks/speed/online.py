@@ -313,6 +313,8 @@ def ingest(
                 with open_stream(f'of-{batch}') as stream:
                     act = partial(append_all, stream, events, batch, args.seconds)
                     records.append(rate('append', way, batch, act, process))
+                    # Redis holds all of it in memory.
+                    stream.trim(stream.end)
         centers: dict[str, tuple[Callable[[str], FeatureCenter], EventStream, int | None]] = {
             'SQLite': (
                 lambda name: SqliteCenter(folder / f'{name}.db', layout),
@@ -481,17 +483,19 @@ async def ask(
     async with AsyncClient(f'127.0.0.1:{port}') as client:
 
         async def one(seconds: list[float], left: Iterator[int]) -> int:
-            r"""Asks in turn, and returns how often it was turned away."""
+            r"""Asks until each is answered, and returns how often it was turned away."""
             num_shed = 0
             for place in left:
-                begun = perf_counter()
-                try:
-                    await client.rank(place % num_nodes['user'], asked, timeout=20)
-                except Overloaded:
-                    num_shed += 1
-                    await asyncio.sleep(PAUSE)
-                else:
-                    seconds.append(perf_counter() - begun)
+                while True:
+                    begun = perf_counter()
+                    try:
+                        await client.rank(place % num_nodes['user'], asked, timeout=20)
+                    except Overloaded:
+                        num_shed += 1
+                        await asyncio.sleep(PAUSE)
+                    else:
+                        seconds.append(perf_counter() - begun)
+                        break
             return num_shed
 
         await one([], iter(range(20)))
@@ -512,7 +516,7 @@ async def ask(
                     'shed': sum(shed),
                     **quantiles(seconds),
                     'each_second': len(seconds) / wall,
-                    'here': 1000 * here / number,
+                    'here': 1000 * here / len(seconds),
                     'there': 1000 * there / len(seconds),
                 }  # fmt: skip
             )
@@ -644,9 +648,9 @@ def render(
     yield (
         f'{asked[0]["candidates"]:,} candidates, {args.answered.replace("x", " x ")} macro nodes, '
         f'one server that takes {asked[0]["limit"]} requests at once and tells others so, which is '
-        f'"shed": clients ask again after {1000 * PAUSE:.0f} ms. Milliseconds of an answer, and '
-        f'of the processor for each that was answered by the server, and for each that was asked '
-        f'by the clients, in one event loop.'
+        f'"shed": clients ask again after {1000 * PAUSE:.0f} ms. Milliseconds from '
+        f'the question that was answered on, and, for each answer, those of the processor of the '
+        f'server and of all clients, which are in one event loop.'
     )
     yield ''
     yield from table(
@@ -701,7 +705,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument('--answered', default='100x100', help='macro nodes of the server')
     parser.add_argument('--asked', type=int, default=NUM_CANDIDATES, help='candidates by gRPC')
     parser.add_argument('--clients', nargs='+', type=int, default=[1, 2, 4, 8])
-    parser.add_argument('--requests', type=int, default=1000, help='of one client; half of more')
+    parser.add_argument('--requests', type=int, default=2000, help='of one client; half of more')
     parser.add_argument('--events', type=int, default=200, help='that are waited for')
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
