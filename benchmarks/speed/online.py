@@ -570,12 +570,16 @@ def render(
     yield (
         f'The machine was not quiet: on average {load[0]:.1f} programs wanted its '
         f'{os.cpu_count()} cores in the minute before, and {load[1]:.1f} in the last one, these '
-        f'among them. So seconds that pass are more than they would be alone; those of the '
-        f'processor, of all processes together, hardly are.'
+        f'among them. So seconds that pass are many more than they would be alone; those of the '
+        f'processor, of all processes together, differ by up to a half between such runs.'
     )
     for part, title, verb in (
         ('append', 'Events appended', 'Appended to an empty log, batch by batch'),
-        ('apply', 'Events applied', 'Counted by one consumer in a centre that is empty at first'),
+        (
+            'apply',
+            'Events applied',
+            f'Counted by one consumer for {2 * args.seconds:g} seconds in a centre that is empty at first',
+        ),
     ):
         yield ''
         yield f'## {title}'
