@@ -36,6 +36,7 @@ NAMES = (
     'speed.macgnn',
     'speed.macro_rows',
     'speed.macro_state',
+    'speed.online',
     'speed.scale',
     'speed.second_hop',
     'speed.srjgraph',
