@@ -578,7 +578,8 @@ def render(
         (
             'apply',
             'Events applied',
-            f'Counted by one consumer for {2 * args.seconds:g} seconds in a centre that is empty at first',
+            f'Counted by one consumer for {2 * args.seconds:g} seconds in a centre that is empty '
+            f'at first',
         ),
     ):
         yield ''
