@@ -571,14 +571,16 @@ def render(
         f'The machine was not quiet: on average {load[0]:.1f} programs wanted its '
         f'{os.cpu_count()} cores in the minute before, and {load[1]:.1f} in the last one, these '
         f'among them. So seconds that pass are many more than they would be alone; those of the '
-        f'processor, of all processes together, differ by up to a half between such runs.'
+        f'processor, of all processes together, grow, too: from one run to a busier one some rows '
+        f'nearly doubled, and where each batch waits for the disk up to four times as much.'
     )
     for part, title, verb in (
         ('append', 'Events appended', 'Appended to an empty log, batch by batch'),
         (
             'apply',
             'Events applied',
-            f'Counted by one consumer for {2 * args.seconds:g} seconds in a centre that is empty at first',
+            f'Counted by one consumer for {2 * args.seconds:g} seconds in a centre that is empty '
+            f'at first',
         ),
     ):
         yield ''
