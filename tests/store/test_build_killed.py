@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,8 +115,12 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     log = write_log(tmp_path / 'log')
     arguments = [str(log), str(tmp_path), str(NUM_KILLS)]
+    # Children are forked, which threads of OpenMP do not survive.
     done = subprocess.run(
-        [sys.executable, '-c', KILL_AND_GO_ON, *arguments], capture_output=True, text=True
+        [sys.executable, '-c', KILL_AND_GO_ON, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -283,6 +283,7 @@ def test_other_edges_are_refused(train: HeteroData) -> None:
         window(train, 0)
 
 
+@pytest.mark.sparse
 @pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without")
 def test_no_neighborhood_of_a_view_holds_a_label(train: HeteroData) -> None:
     def leaked(data: HeteroData) -> int:
