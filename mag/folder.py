@@ -64,9 +64,10 @@ class Folder:
             with self.opened() as is_same:
                 try:
                     names = os.listdir(self.path)
-                    if not names or self.is_own(names):
-                        return bool(names)
-                    wrong = True
+                    if names and self.is_own(names):
+                        return True
+                    # One that is being deleted is empty in the end.
+                    wrong = bool(names)
                 except FileNotFoundError:
                     wrong = False
                 except NotADirectoryError:
