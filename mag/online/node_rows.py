@@ -178,6 +178,32 @@ def count_events(
     _append_recent(rows, place[clicked], neighbor[clicked])
 
 
+def count_cells(
+    cells: Mapping[tuple[int, int], np.ndarray],
+    layout: RowLayout,
+    columns: Mapping[str, np.ndarray],
+    clicked: np.ndarray,
+) -> None:
+    r"""Counts events between the clusters of users and of items.
+
+    Args:
+        cells (Mapping[tuple[int, int], numpy.ndarray]): By a resolution of users and one of items,
+            exposures and clicks, which are changed in place, shape :obj:`[C + 1, D + 1, 2]`; who is
+            in no cluster is last.
+        layout (RowLayout): How rows are packed.
+        columns (Mapping[str, numpy.ndarray]): For :obj:`"user"` and :obj:`"item"`, the column at
+            which that of each event counts, one a resolution, shape :obj:`[E, S]`.
+        clicked (numpy.ndarray): Whether it was clicked, boolean, shape :obj:`[E]`.
+    """
+    for (s, t), table in cells.items():
+        place = tuple(
+            columns[node][:, resolution] - layout.columns(NEIGHBOR_TYPE[node], resolution).start
+            for node, resolution in (('user', s), ('item', t))
+        )
+        np.add.at(table[..., 0], place, 1)
+        np.add.at(table[..., 1], place, clicked)
+
+
 def _append_recent(rows: np.ndarray, place: np.ndarray, neighbor: np.ndarray) -> None:
     touched, row = np.unique(place, return_inverse=True)
     recent = rows['recent'][touched]

@@ -1,14 +1,12 @@
 r"""What nodes have as of the last event, in the memory of who scores."""
 
-from typing import cast
-
 import numpy as np
 import torch
 
 from mag.checks import check_choice, check_ids, check_integers
 from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import EventStream
-from mag.online.node_rows import count_events
+from mag.online.node_rows import count_cells, count_events
 from mag.online.snapshot import Snapshot
 from mag.schema import NEIGHBOR_TYPE
 
@@ -151,11 +149,7 @@ class Replica:
                         column[node][is_new_pair, 0],
                     ),
                 )
-        for (s, t), table in self.cells.items():
-            of_user = column['user'][:, s] - self._start('user', s)
-            of_item = column['item'][:, t] - self._start('item', t)
-            np.add.at(table[..., 0], (of_user, of_item), 1)
-            np.add.at(table[..., 1], (of_user, of_item), clicked)
+        count_cells(self.cells, self.snapshot.layout, column, clicked)
         for node, (touched, _, rows, hop_2, _) in found.items():
             self._moved[node].put(touched, rows, hop_2)
         self._pairs.add(torch.from_numpy(new_pairs))
@@ -173,10 +167,6 @@ class Replica:
         is_new_pair = np.zeros(len(user), bool)
         is_new_pair[clicks[first[is_new]]] = True
         return is_new_pair, pair[is_new]
-
-    def _start(self, node_type: str, resolution: int) -> int:
-        layout = self.snapshot.layout
-        return cast(int, layout.columns(NEIGHBOR_TYPE[node_type], resolution).start)
 
     def __repr__(self) -> str:
         return (

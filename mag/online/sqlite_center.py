@@ -2,21 +2,18 @@ r"""The rows of all nodes in a file."""
 
 import json
 import os
-import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from mag.files import locked
 from mag.online.feature_center import Claim, FeatureCenter
 from mag.online.node_rows import RowLayout
+from mag.online.sqlite_file import open_file
 
 # 'magc': what tells the file from others of SQLite.
 _APPLICATION = 0x6D616763
-# Seconds that another process may take to commit.
-_PATIENCE = 5.0
 _TABLES = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE claim (shard INTEGER PRIMARY KEY, epoch TEXT NOT NULL, position INTEGER NOT NULL);
@@ -48,39 +45,14 @@ class SqliteCenter(FeatureCenter):
     def __init__(self, path: str | os.PathLike[str], layout: RowLayout) -> None:
         super().__init__(layout)
         self.path = os.path.abspath(path)
-        # Two that make the file at once would get in each other's way.
-        with locked(f'{self.path}.mag-lock'):
-            self._database = sqlite3.connect(self.path, _PATIENCE, isolation_level=None)
-            try:
-                self._prepare()
-            except sqlite3.OperationalError:
-                self._database.close()
-                raise
-            except (sqlite3.DatabaseError, ValueError) as error:
-                self._database.close()
-                raise ValueError(
-                    f"'path' must be a file that SqliteCenter made, or none, but {self.path!r} is "
-                    f'another one.'
-                ) from error
+        self._database = open_file(self.path, type(self).__name__, _APPLICATION, _TABLES)
+        # It survives when the machine loses power: the log may be trimmed up to what was committed.
+        self._database.execute('PRAGMA synchronous = FULL')
         try:
             self.agree({'layout': repr(layout)})
         except BaseException:
             self._database.close()
             raise
-
-    def _prepare(self) -> None:
-        ((application,),) = self._database.execute('PRAGMA application_id')
-        if application != _APPLICATION:
-            ((num_others,),) = self._database.execute('SELECT count(*) FROM sqlite_master')
-            if application or num_others:
-                raise ValueError('it has tables of others')
-            # Readers and the one who commits do not wait for each other.
-            self._database.execute('PRAGMA journal_mode = WAL')
-            self._database.executescript(
-                f'BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; COMMIT;'
-            )
-        # It survives when the machine loses power: the log may be trimmed up to what was committed.
-        self._database.execute('PRAGMA synchronous = FULL')
 
     def positions(self) -> dict[int, int]:
         return dict(self._database.execute('SELECT shard, position FROM claim').fetchall())

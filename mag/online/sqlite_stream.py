@@ -1,23 +1,22 @@
 r"""The log of events in a file."""
 
 import os
-import sqlite3
 import threading
 from contextlib import closing
 
 import numpy as np
 
 from mag.checks import check_choice
-from mag.files import flush, locked
+from mag.files import flush
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
+from mag.online.sqlite_file import open_file
 
 # 'mags': what tells the file from others of SQLite.
 _APPLICATION = 0x6D616773
 # A reader of some events loads whole batches.
 _NUM_TOGETHER = 8192
-# Seconds that another process may take to append.
-_PATIENCE = 5.0
+_TABLES = 'CREATE TABLE batch ("end" INTEGER PRIMARY KEY, events BLOB NOT NULL);'
 
 
 class SqliteStream(EventStream):
@@ -48,34 +47,8 @@ class SqliteStream(EventStream):
         # Runs where something is not flushed.
         self._timer: threading.Timer | None = None
         self._failure: OSError | None = None
-        # Two that make the file at once would get in each other's way.
-        with locked(f'{self.path}.mag-lock'):
-            self._database = sqlite3.connect(self.path, _PATIENCE, isolation_level=None)
-            try:
-                self._prepare()
-            except sqlite3.OperationalError:
-                self._database.close()
-                raise
-            except (sqlite3.DatabaseError, ValueError) as error:
-                self._database.close()
-                raise ValueError(
-                    f"'path' must be a file that SqliteStream made, or none, but {self.path!r} is "
-                    f'another one.'
-                ) from error
-
-    def _prepare(self) -> None:
-        ((application,),) = self._database.execute('PRAGMA application_id')
-        if application != _APPLICATION:
-            ((num_others,),) = self._database.execute('SELECT count(*) FROM sqlite_master')
-            if application or num_others:
-                raise ValueError('it has tables of others')
-            # Readers and the one who appends do not wait for each other.
-            self._database.execute('PRAGMA journal_mode = WAL')
-            self._database.executescript(
-                'BEGIN; CREATE TABLE batch ("end" INTEGER PRIMARY KEY, events BLOB NOT NULL);'
-                f'PRAGMA application_id = {_APPLICATION}; COMMIT;'
-            )
-        synchronous = 'FULL' if self.durability == 'always' else 'NORMAL'
+        self._database = open_file(self.path, type(self).__name__, _APPLICATION, _TABLES)
+        synchronous = 'FULL' if durability == 'always' else 'NORMAL'
         self._database.execute(f'PRAGMA synchronous = {synchronous}')
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from mag.macro_graph import target_views
 from mag.online import EVENT, RowLayout, count_events
-from mag.online.node_rows import columns_of
+from mag.online.node_rows import columns_of, count_cells
 from mag.online.snapshot import write_snapshot
 from mag.pipeline.raw_log import RawLog
 from mag.schema import NEIGHBOR_TYPE
@@ -125,10 +125,6 @@ def _count(
     numbers = layout.num_clusters
     rows = {node: layout.empty(node, clusters[node].shape[1]) for node in NEIGHBOR_TYPE}
     columns = {node: columns_of(layout, node, clusters[node]) for node in NEIGHBOR_TYPE}
-    starts = {
-        node: np.array([layout.columns(NEIGHBOR_TYPE[node], s).start for s in range(len(number))])
-        for node, number in numbers.items()
-    }
     cells = {
         (s, t): np.zeros((of_user + 1, of_item + 1, 2), np.int64)
         for s, of_user in enumerate(numbers['user'])
@@ -151,13 +147,7 @@ def _count(
                 clicked,
                 np.zeros(len(piece), bool),
             )
-        for (s, t), table in cells.items():
-            place = (
-                column['user'][:, s] - starts['user'][s],
-                column['item'][:, t] - starts['item'][t],
-            )
-            np.add.at(table[..., 0], place, 1)
-            np.add.at(table[..., 1], place, clicked)
+        count_cells(cells, layout, column, clicked)
     clicks = events[events['clicked'] == 1]
     key = np.unique(clicks['user'].astype(np.int64) << 32 | clicks['item'])
     pairs = np.stack([key >> 32, key & 0xFFFFFFFF])

@@ -31,11 +31,11 @@ import torch
 
 from mag.online import (
     EVENT, Consumer, Fenced, RedisCenter, RedisStream, RowLayout, SqliteCenter, SqliteStream,
-    connect, sqlite_center, sqlite_stream,
+    connect, sqlite_file,
 )
 
 # A busy machine may take longer over a commit than who waits for it should.
-sqlite_center._PATIENCE = sqlite_stream._PATIENCE = 60.0
+sqlite_file._PATIENCE = 60.0
 
 NUM_NODES = {'user': 61, 'item': 41}
 LAYOUT = RowLayout(4, {'user': [3, 2], 'item': [5]})

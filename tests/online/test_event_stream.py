@@ -19,10 +19,10 @@ import json, os, random, signal, sys, time
 
 import numpy as np
 
-from mag.online import EVENT, RedisStream, SqliteStream, connect, sqlite_stream
+from mag.online import EVENT, RedisStream, SqliteStream, connect, sqlite_file
 
 # A busy machine may take longer over a commit than who waits for it should.
-sqlite_stream._PATIENCE = 60.0
+sqlite_file._PATIENCE = 60.0
 kind, place, name = json.loads(sys.argv[1])
 
 

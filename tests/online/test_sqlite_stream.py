@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mag.online import SqliteStream, sqlite_stream
+from mag.online import SqliteStream, sqlite_file, sqlite_stream
 
 Events = Callable[[int, int], np.ndarray]
 
@@ -121,7 +121,7 @@ def test_a_disk_that_does_not_keep_it_is_told_of(
 def test_who_waits_too_long_for_another_process_is_told(
     tmp_path: Path, events_between: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_stream, '_PATIENCE', 0.1)
+    monkeypatch.setattr(sqlite_file, '_PATIENCE', 0.1)
     with SqliteStream(tmp_path / 'log') as one, SqliteStream(tmp_path / 'log') as other:
         one.append(events_between(0, 5), 0)
         one._database.execute('BEGIN IMMEDIATE')
