@@ -37,6 +37,43 @@ class Ranked:
     snapshot_time: float | None = None
 
 
+@dataclass(frozen=True)
+class MacroEdges:
+    r"""The clusters in which a node has the most clicked neighbors, heaviest first.
+
+    Args:
+        clusters (numpy.ndarray): The clusters, int64, shape :obj:`[E]`.
+        stock (numpy.ndarray): How many neighbors the snapshot counted in each, int64, shape
+            :obj:`[E]`.
+        live (numpy.ndarray): How many events after the snapshot have added, int64, shape
+            :obj:`[E]`.
+    """
+
+    clusters: np.ndarray
+    stock: np.ndarray
+    live: np.ndarray
+
+
+@dataclass(frozen=True)
+class Explained:
+    r"""The scores of one request, and what moves them.
+
+    Args:
+        ranked (Ranked): The scores.
+        blocks (tuple[str, ...]): The names of the parts of what the model reads.
+        without (numpy.ndarray): How likely each item would be clicked if the model did not read
+            each block, shape :obj:`[N, len(blocks)]`.
+        user (MacroEdges): The heaviest edges of the user.
+        items (tuple[MacroEdges, ...]): Those of each item.
+    """
+
+    ranked: Ranked
+    blocks: tuple[str, ...]
+    without: np.ndarray
+    user: MacroEdges
+    items: tuple[MacroEdges, ...]
+
+
 class Ranker(Protocol):
     r"""What :class:`~mag.online.Server` asks, from several threads at once."""
 
@@ -61,3 +98,39 @@ class Ranker(Protocol):
 
     def close(self) -> None:
         r"""Called once, after the last answer."""
+
+
+class Explainer(Ranker, Protocol):
+    r"""A ranker that tells what its scores stand on, too."""
+
+    def explain(
+        self,
+        user: int | str,
+        items: Sequence[int] | Sequence[str],
+        time: int,
+        context: Mapping[str, str | int | float],
+        num_edges: int,
+    ) -> Explained:
+        r"""Scores items for a user, with and without each block of what the model reads.
+
+        Args and errors are those of :meth:`Ranker.rank`.
+
+        Args:
+            num_edges (int): How many macro edges of each node are told at most.
+        """
+
+    def what_if(
+        self,
+        user: int | str,
+        items: Sequence[int] | Sequence[str],
+        time: int,
+        context: Mapping[str, str | int | float],
+        clicked: int | str,
+    ) -> tuple[Ranked, Ranked]:
+        r"""Scores items for a user as things are, and as they were after one more click.
+
+        Args and errors are those of :meth:`Ranker.rank`.
+
+        Args:
+            clicked (int or str): The raw id of the item that is clicked.
+        """

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mag/online/ranking.proto\x12\rmag.online.v1\".\n\x02Id\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x03H\x00\x42\x06\n\x04kind\"_\n\x03Ids\x12%\n\x05texts\x18\x01 \x01(\x0b\x32\x14.mag.online.v1.TextsH\x00\x12)\n\x07numbers\x18\x02 \x01(\x0b\x32\x16.mag.online.v1.NumbersH\x00\x42\x06\n\x04kind\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x03\"B\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"\xed\x01\n\x0bRankRequest\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.mag.online.v1.Id\x12!\n\x05items\x18\x02 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12\x11\n\x04time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x38\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\'.mag.online.v1.RankRequest.ContextEntry\x1a\x44\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mag.online.v1.Value:\x02\x38\x01\x42\x07\n\x05_time\"[\n\x0cRankResponse\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x03(\t\"\x99\x01\n\rRecordRequest\x12\x15\n\x08position\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12!\n\x05users\x18\x02 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12!\n\x05items\x18\x03 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12\r\n\x05times\x18\x04 \x03(\x03\x12\x0f\n\x07\x63licked\x18\x05 \x03(\x08\x42\x0b\n\t_position\"\x1d\n\x0eRecordResponse\x12\x0b\n\x03\x65nd\x18\x01 \x01(\x03\"\x1f\n\x0bSwapRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"\x0e\n\x0cSwapResponse2\x93\x01\n\x07Ranking\x12?\n\x04Rank\x12\x1a.mag.online.v1.RankRequest\x1a\x1b.mag.online.v1.RankResponse\x12G\n\x06Record\x12\x1c.mag.online.v1.RecordRequest\x1a\x1d.mag.online.v1.RecordResponse(\x01\x32H\n\x05\x41\x64min\x12?\n\x04Swap\x12\x1a.mag.online.v1.SwapRequest\x1a\x1b.mag.online.v1.SwapResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mag/online/ranking.proto\x12\rmag.online.v1\".\n\x02Id\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x03H\x00\x42\x06\n\x04kind\"_\n\x03Ids\x12%\n\x05texts\x18\x01 \x01(\x0b\x32\x14.mag.online.v1.TextsH\x00\x12)\n\x07numbers\x18\x02 \x01(\x0b\x32\x16.mag.online.v1.NumbersH\x00\x42\x06\n\x04kind\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x03\"B\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"\xed\x01\n\x0bRankRequest\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.mag.online.v1.Id\x12!\n\x05items\x18\x02 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12\x11\n\x04time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x38\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\'.mag.online.v1.RankRequest.ContextEntry\x1a\x44\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.mag.online.v1.Value:\x02\x38\x01\x42\x07\n\x05_time\"[\n\x0cRankResponse\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x03(\t\"P\n\x0e\x45xplainRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.mag.online.v1.RankRequest\x12\x11\n\tnum_edges\x18\x02 \x01(\x05\"\xb3\x01\n\x0f\x45xplainResponse\x12,\n\x07ranking\x18\x01 \x01(\x0b\x32\x1b.mag.online.v1.RankResponse\x12\x0e\n\x06\x62locks\x18\x02 \x03(\t\x12\x0f\n\x07without\x18\x03 \x03(\x02\x12\'\n\x04user\x18\x04 \x01(\x0b\x32\x19.mag.online.v1.MacroEdges\x12(\n\x05items\x18\x05 \x03(\x0b\x32\x19.mag.online.v1.MacroEdges\";\n\nMacroEdges\x12\x10\n\x08\x63lusters\x18\x01 \x03(\x05\x12\r\n\x05stock\x18\x02 \x03(\x03\x12\x0c\n\x04live\x18\x03 \x03(\x03\"`\n\rWhatIfRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.mag.online.v1.RankRequest\x12\"\n\x07\x63licked\x18\x02 \x01(\x0b\x32\x11.mag.online.v1.Id\"i\n\x0eWhatIfResponse\x12+\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x1b.mag.online.v1.RankResponse\x12*\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x1b.mag.online.v1.RankResponse\"\x99\x01\n\rRecordRequest\x12\x15\n\x08position\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12!\n\x05users\x18\x02 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12!\n\x05items\x18\x03 \x01(\x0b\x32\x12.mag.online.v1.Ids\x12\r\n\x05times\x18\x04 \x03(\x03\x12\x0f\n\x07\x63licked\x18\x05 \x03(\x08\x42\x0b\n\t_position\"\x1d\n\x0eRecordResponse\x12\x0b\n\x03\x65nd\x18\x01 \x01(\x03\"\x1f\n\x0bSwapRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"\x0e\n\x0cSwapResponse2\xa4\x02\n\x07Ranking\x12?\n\x04Rank\x12\x1a.mag.online.v1.RankRequest\x1a\x1b.mag.online.v1.RankResponse\x12H\n\x07\x45xplain\x12\x1d.mag.online.v1.ExplainRequest\x1a\x1e.mag.online.v1.ExplainResponse\x12\x45\n\x06WhatIf\x12\x1c.mag.online.v1.WhatIfRequest\x1a\x1d.mag.online.v1.WhatIfResponse\x12G\n\x06Record\x12\x1c.mag.online.v1.RecordRequest\x1a\x1d.mag.online.v1.RecordResponse(\x01\x32H\n\x05\x41\x64min\x12?\n\x04Swap\x12\x1a.mag.online.v1.SwapRequest\x1a\x1b.mag.online.v1.SwapResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,16 +49,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKREQUEST_CONTEXTENTRY']._serialized_end=537
   _globals['_RANKRESPONSE']._serialized_start=548
   _globals['_RANKRESPONSE']._serialized_end=639
-  _globals['_RECORDREQUEST']._serialized_start=642
-  _globals['_RECORDREQUEST']._serialized_end=795
-  _globals['_RECORDRESPONSE']._serialized_start=797
-  _globals['_RECORDRESPONSE']._serialized_end=826
-  _globals['_SWAPREQUEST']._serialized_start=828
-  _globals['_SWAPREQUEST']._serialized_end=859
-  _globals['_SWAPRESPONSE']._serialized_start=861
-  _globals['_SWAPRESPONSE']._serialized_end=875
-  _globals['_RANKING']._serialized_start=878
-  _globals['_RANKING']._serialized_end=1025
-  _globals['_ADMIN']._serialized_start=1027
-  _globals['_ADMIN']._serialized_end=1099
+  _globals['_EXPLAINREQUEST']._serialized_start=641
+  _globals['_EXPLAINREQUEST']._serialized_end=721
+  _globals['_EXPLAINRESPONSE']._serialized_start=724
+  _globals['_EXPLAINRESPONSE']._serialized_end=903
+  _globals['_MACROEDGES']._serialized_start=905
+  _globals['_MACROEDGES']._serialized_end=964
+  _globals['_WHATIFREQUEST']._serialized_start=966
+  _globals['_WHATIFREQUEST']._serialized_end=1062
+  _globals['_WHATIFRESPONSE']._serialized_start=1064
+  _globals['_WHATIFRESPONSE']._serialized_end=1169
+  _globals['_RECORDREQUEST']._serialized_start=1172
+  _globals['_RECORDREQUEST']._serialized_end=1325
+  _globals['_RECORDRESPONSE']._serialized_start=1327
+  _globals['_RECORDRESPONSE']._serialized_end=1356
+  _globals['_SWAPREQUEST']._serialized_start=1358
+  _globals['_SWAPREQUEST']._serialized_end=1389
+  _globals['_SWAPRESPONSE']._serialized_start=1391
+  _globals['_SWAPRESPONSE']._serialized_end=1405
+  _globals['_RANKING']._serialized_start=1408
+  _globals['_RANKING']._serialized_end=1700
+  _globals['_ADMIN']._serialized_start=1702
+  _globals['_ADMIN']._serialized_end=1774
 # @@protoc_insertion_point(module_scope)

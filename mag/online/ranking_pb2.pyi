@@ -75,6 +75,54 @@ class RankResponse(_message.Message):
     degraded: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, probabilities: _Optional[_Iterable[float]] = ..., position: _Optional[int] = ..., snapshot: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("request", "num_edges")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_EDGES_FIELD_NUMBER: _ClassVar[int]
+    request: RankRequest
+    num_edges: int
+    def __init__(self, request: _Optional[_Union[RankRequest, _Mapping]] = ..., num_edges: _Optional[int] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("ranking", "blocks", "without", "user", "items")
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ranking: RankResponse
+    blocks: _containers.RepeatedScalarFieldContainer[str]
+    without: _containers.RepeatedScalarFieldContainer[float]
+    user: MacroEdges
+    items: _containers.RepeatedCompositeFieldContainer[MacroEdges]
+    def __init__(self, ranking: _Optional[_Union[RankResponse, _Mapping]] = ..., blocks: _Optional[_Iterable[str]] = ..., without: _Optional[_Iterable[float]] = ..., user: _Optional[_Union[MacroEdges, _Mapping]] = ..., items: _Optional[_Iterable[_Union[MacroEdges, _Mapping]]] = ...) -> None: ...
+
+class MacroEdges(_message.Message):
+    __slots__ = ("clusters", "stock", "live")
+    CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    STOCK_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    clusters: _containers.RepeatedScalarFieldContainer[int]
+    stock: _containers.RepeatedScalarFieldContainer[int]
+    live: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, clusters: _Optional[_Iterable[int]] = ..., stock: _Optional[_Iterable[int]] = ..., live: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class WhatIfRequest(_message.Message):
+    __slots__ = ("request", "clicked")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CLICKED_FIELD_NUMBER: _ClassVar[int]
+    request: RankRequest
+    clicked: Id
+    def __init__(self, request: _Optional[_Union[RankRequest, _Mapping]] = ..., clicked: _Optional[_Union[Id, _Mapping]] = ...) -> None: ...
+
+class WhatIfResponse(_message.Message):
+    __slots__ = ("before", "after")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    before: RankResponse
+    after: RankResponse
+    def __init__(self, before: _Optional[_Union[RankResponse, _Mapping]] = ..., after: _Optional[_Union[RankResponse, _Mapping]] = ...) -> None: ...
+
 class RecordRequest(_message.Message):
     __slots__ = ("position", "users", "items", "times", "clicked")
     POSITION_FIELD_NUMBER: _ClassVar[int]
