@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 # Seconds between looks at the log while nobody asks.
 _IDLE = 0.02
 # Seconds that a request waits for the log: until it has, others do not wait for it at all.
-_BUDGET = 0.05
+_BUDGET = 0.02
 
 
 class SnapshotRanker:
@@ -45,7 +45,7 @@ class SnapshotRanker:
         Server(load(name), load=load, admin_port=50052).run()
 
     One thread reads the log, and another counts what was read and gathers what a request needs: as
-    of the last event when the request comes, as long as the log tells it within 50 milliseconds;
+    of the last event when the request comes, as long as the log tells it within 20 milliseconds;
     the model runs in the thread that asks. Where the log cannot be read, or hangs, one request
     waits that long and those after it do not. They are answered as of what was read before, and say
     so in :obj:`degraded`, as :obj:`"log unreachable"`; so they do while there is more to count than
