@@ -157,14 +157,14 @@ class SnapshotRanker:
         number, deadline = self._reader.ask(), time.monotonic() + (0.0 if is_lost else seconds)
         found: np.ndarray | Exception | None = np.empty(0, EVENT)
         # An earlier look may end first.
-        while found is not None and not is_now:
+        while found is not None and not is_now and self._failure is None:
             found, is_now = self._reader.take(number, deadline - time.monotonic())
             if isinstance(found, Exception):
                 self._miss(replica, found)
                 break
             elif found is not None:
                 self._count(replica, found)
-            elif seconds > 0:
+            elif seconds > 0 and not is_lost:
                 self._is_late = True
         if is_lost != (self._is_late or replica.degraded is not None):
             facts = {'position': replica.position, 'reason': replica.degraded or 'it hangs'}
