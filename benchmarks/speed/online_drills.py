@@ -649,7 +649,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument('--markdown', type=Path, help='file to write; default: print')
     parser.add_argument('--json', type=Path, help='file for what was measured')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--log', type=int, default=200_000, help='events that may be sent')
+    parser.add_argument('--log', type=int, default=400_000, help='events that may be sent')
     parser.add_argument('--kills', type=int, default=10, help='rounds of kills of each log')
     parser.add_argument('--cuts', type=int, default=10, help='power cuts of each log')
     parser.add_argument('--seconds', type=float, default=0.6, help='of a round, at most')
