@@ -16,6 +16,7 @@ as of the position that it states. At last a server answers while its Redis is s
 
 import argparse
 import asyncio
+import gc
 import json
 import mmap
 import multiprocessing
@@ -517,6 +518,9 @@ async def _outages(
             while (await client.rank(0, items.tolist(), timeout=20)).degraded:
                 await asyncio.sleep(0.01)
 
+        # What drills before have left is not looked through while requests wait.
+        gc.collect()
+        gc.freeze()
         await phase('normal', 100)
         found['normal'].clear()
         for _ in range(args.outages):
