@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from mag.logits import as_logits, probabilities
+from mag.online.lag import Lag
 from mag.online.ranker import Ranked
+from mag.online.replica import Replica
 from mag.online.scorer import Scorer
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class SnapshotRanker:
     def __init__(self, make: Callable[[], Scorer]) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
         self._again = 0.0
+        self._lag = Lag()
         self._is_closed = self._is_behind = False
         # Nothing is asked after the end.
         self._asking = threading.Lock()
@@ -142,6 +145,7 @@ class SnapshotRanker:
         begun = time.monotonic()
         try:
             self._is_behind = replica.follow(_NUM_TOGETHER) == _NUM_TOGETHER
+            self._look(replica)
         except Exception as error:
             # Some of these events may be counted, and would be once more.
             self._failure, self._is_behind = error, False
@@ -153,6 +157,23 @@ class SnapshotRanker:
         if was_degraded != (replica.degraded is not None):
             facts = {'position': replica.position, 'reason': replica.degraded}
             _LOGGER.warning('lost the log' if replica.degraded else 'found the log', extra=facts)
+
+    def _look(self, replica: Replica) -> None:
+        r"""Looks how far the log goes on."""
+        if replica.degraded is not None:
+            self._lag.lose()
+            return
+        end = replica.position
+        # Where it has been reached nobody is asked.
+        if self._is_behind:
+            try:
+                end = replica.stream.end
+            # Each stream has errors of its own, of which the next read tells.
+            except Exception:
+                self._lag.lose()
+                return
+        self._lag.look(replica.position, end, time.monotonic())
+        self._is_behind = end > replica.position
 
     def _read(
         self, scorer: Scorer, user: Any, items: Sequence[Any], context: Mapping[str, Any]
@@ -171,13 +192,19 @@ class SnapshotRanker:
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
             'num_unknown': int((batch.item < 0).sum()) + int(batch.user[0] < 0),
+            'lag': self._lag.events,
+            'lag_seconds': self._lag.seconds,
         }
         if replica.degraded is not None:
             facts['degraded'] = ('log unreachable',)
         elif self._is_behind:
             facts['degraded'] = ('behind the log',)
-        else:
-            facts |= {'lag': 0, 'lag_seconds': 0.0}
+        if snapshot.hop_2:
+            facts |= {
+                'hop_2_events': replica.position - snapshot.position,
+                'hop_2_age': float(replica.time - snapshot.time),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(batch.user[:1].numpy())[0]),
+            }
         return batch, facts
 
     def __repr__(self) -> str:
