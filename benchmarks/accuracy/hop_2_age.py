@@ -26,7 +26,15 @@ from tqdm import tqdm
 
 from accuracy.count_data import DATASETS, HOUR
 from mag.id_map import IdMap
-from mag.online import EVENT, Replica, RowLayout, Snapshot, SqliteStream, write_snapshot
+from mag.online import (
+    EVENT,
+    Replica,
+    RowLayout,
+    Snapshot,
+    SqliteStream,
+    checksum_of,
+    write_snapshot,
+)
 from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE
 from mag.transforms import MacroCoarsen, TemporalSplit
 
@@ -80,6 +88,7 @@ def snapshot_of(
         folder,
         model='macgnn',
         position=len(events),
+        checksum=checksum_of(events),
         time=int(events['time'][-1]),
         layout=layout,
         clusters={node: of[None] for node, of in clusters.items()},

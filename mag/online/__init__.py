@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mag.online.consumer import Consumer
-from mag.online.event_stream import EventStream
-from mag.online.events import EVENT, check_events
+from mag.online.event_stream import Diverged, EventStream
+from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
@@ -31,6 +31,7 @@ __all__ = [
     'Claim',
     'Client',
     'Consumer',
+    'Diverged',
     'EventStream',
     'FeatureCenter',
     'Fenced',
@@ -50,6 +51,7 @@ __all__ = [
     'SqliteCenter',
     'SqliteStream',
     'check_events',
+    'checksum_of',
     'connect',
     'count_events',
     'swap',

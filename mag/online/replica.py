@@ -5,7 +5,8 @@ import torch
 
 from mag.checks import check_choice, check_ids, check_integers
 from mag.macro_graph.key_table import KeyTable
-from mag.online.event_stream import EventStream
+from mag.online.event_stream import Diverged, EventStream
+from mag.online.events import checksum_of
 from mag.online.node_rows import count_cells, count_events
 from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import Snapshot
@@ -43,7 +44,9 @@ class Replica:
 
     Memory grows by a row for each node that has moved, and by 8 bytes for each new pair, three
     times that at times, until a replica of the next snapshot takes over. Where the log cannot be
-    read, reads go on from what is held, and :attr:`degraded` says why.
+    read, reads go on from what is held, and :attr:`degraded` says why. A log that has lost events
+    which were counted, and has got others, has *diverged*: nothing is counted until
+    :meth:`restart`.
     One thread follows and reads.
 
     Args:
@@ -53,16 +56,26 @@ class Replica:
 
     Attributes:
         position (int): The position in the log that all is as of.
+        checksum (int): That of the events before it.
         time (int): The time of the last event before it.
         degraded (str or None): Why the log could not be read; :obj:`None` if it could.
+        diverged (bool): Whether it is because the log has another past.
         cells (dict[tuple[int, int], numpy.ndarray]): As :attr:`Snapshot.cells`.
     """
 
     def __init__(self, snapshot: Snapshot, stream: EventStream) -> None:
         self.snapshot = snapshot
         self.stream = stream
-        self.position, self.time = snapshot.position, snapshot.time
+        self.restart()
+
+    def restart(self) -> None:
+        r"""Forgets what was counted, and starts from the snapshot again."""
+        snapshot = self.snapshot
+        self.position, self.checksum, self.time = (
+            snapshot.position, snapshot.checksum, snapshot.time,
+        )  # fmt: skip
         self.degraded: str | None = None
+        self.diverged = False
         self.cells = {place: table.copy() for place, table in snapshot.cells.items()}
         self._columns = snapshot.columns
         # All items that a user has clicked are in some column of the first resolution.
@@ -83,15 +96,31 @@ class Replica:
         """
         check_integers(1, limit=limit)
         try:
-            events = self.stream.read(self.position, limit)
+            events = self.stream.read(self.position, limit, self.checksum)
         # Each stream has errors of its own.
         except Exception as error:
-            self.degraded = f'{type(error).__name__} at position {self.position}: {error}'
+            self.miss(error)
             return 0
-        self.degraded = None
+        self.count(events)
+        return len(events)
+
+    def miss(self, error: Exception) -> None:
+        r"""Keeps why the next events could not be read."""
+        self.degraded = f'{type(error).__name__} at position {self.position}: {error}'
+        self.diverged = isinstance(error, Diverged)
+
+    def count(self, events: np.ndarray) -> None:
+        r"""Counts the next events, as the log was read from :attr:`position` on.
+
+        Args:
+            events (numpy.ndarray): The events, shape :obj:`[N]`.
+
+        Raises:
+            OverflowError: If a row would have had more events than 32 bits count.
+        """
+        self.degraded, self.diverged = None, False
         if len(events) > 0:
             self._count(events)
-        return len(events)
 
     def rows(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
         r"""The rows of some nodes, copies, shape :obj:`[B]`.
@@ -189,6 +218,7 @@ class Replica:
             self._moved[node].put(touched, rows, hop_2)
         self._pairs.add(new_pairs)
         self.position += len(events)
+        self.checksum = checksum_of(events, self.checksum)
         self.time = max(self.time, int(events['time'].max()))
 
     def _new_pairs(

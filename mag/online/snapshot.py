@@ -22,10 +22,10 @@ from mag.schema import NEIGHBOR_TYPE
 
 _FORMAT = 'mag.snapshot'
 #: Raised by one whenever a folder holds something else.
-_VERSION = 1
+_VERSION = 2
 _FACTS = (
-    'format', 'version', 'mag', 'torch', 'model', 'position', 'time', 'num_recent', 'num_clusters',
-    'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
+    'format', 'version', 'mag', 'torch', 'model', 'position', 'log_checksum', 'time', 'num_recent',
+    'num_clusters', 'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
 )  # fmt: skip
 
 
@@ -125,6 +125,7 @@ class Snapshot:
         manifest (dict[str, Any]): What :obj:`manifest.json` says.
         model (str): The name of the model.
         position (int): The position in the log that all is as of.
+        checksum (int): That of the events before it, see :func:`~mag.online.checksum_of`.
         time (int): The time of the last event before it.
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
@@ -134,6 +135,7 @@ class Snapshot:
         self.path, self.manifest = path, manifest
         self.model: str = manifest['model']
         self.position: int = manifest['position']
+        self.checksum: int = manifest['log_checksum']
         self.time: int = manifest['time']
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
@@ -269,6 +271,7 @@ def write_snapshot(
     *,
     model: str,
     position: int,
+    checksum: int,
     time: int,
     layout: RowLayout,
     clusters: Mapping[str, np.ndarray],
@@ -287,6 +290,7 @@ def write_snapshot(
         root: The folder that gets one named by its content.
         model: The name of the model.
         position: The position that all is as of.
+        checksum: That of the events before it, see :func:`~mag.online.checksum_of`.
         time: The time of the last event before it.
         layout: How rows are packed.
         clusters: As :attr:`Snapshot.clusters`.
@@ -347,6 +351,7 @@ def write_snapshot(
                 'torch': torch.__version__,
                 'model': model,
                 'position': position,
+                'log_checksum': checksum,
                 'time': time,
                 'num_recent': layout.num_recent,
                 'num_clusters': layout.num_clusters,

@@ -8,7 +8,7 @@ import scipy
 from torch.nn import Module
 
 from mag.macro_graph import target_views
-from mag.online import EVENT, RowLayout, count_events
+from mag.online import EVENT, RowLayout, checksum_of, count_events
 from mag.online.node_rows import columns_of, count_cells
 from mag.online.pair_runs import pack_pairs, unpack_pairs
 from mag.online.snapshot import write_snapshot
@@ -94,6 +94,7 @@ def write(
         folder,
         model=model_name,
         position=len(events),
+        checksum=checksum_of(events),
         time=log.end - 1,
         layout=layout,
         clusters=clusters,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mag.datasets import IdMap
-from mag.online import EVENT, Replica, RowLayout, Snapshot, SqliteStream
+from mag.online import EVENT, Replica, RowLayout, Snapshot, SqliteStream, checksum_of
 from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import write_snapshot
 
@@ -83,6 +83,7 @@ def start(
         folder,
         model='macgnn',
         position=len(events),
+        checksum=checksum_of(events),
         time=0,
         layout=layout,
         clusters={node: of[None] for node, of in cluster.items()},

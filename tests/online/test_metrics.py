@@ -33,10 +33,10 @@ class Breaking(SqliteStream):
 
     is_lost = False
 
-    def read(self, position: int, limit: int = 8192) -> np.ndarray:
+    def read(self, position: int, limit: int = 8192, checksum: int | None = None) -> np.ndarray:
         if type(self).is_lost:
             raise ConnectionError('the log is elsewhere')
-        return super().read(position, limit)
+        return super().read(position, limit, checksum)
 
 
 def events_after(pipeline: Any, num: int, step: int = 1) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mag.online import Consumer, Replica, Snapshot, SqliteCenter, SqliteStream
+from mag.online import Consumer, Replica, Snapshot, SqliteCenter, SqliteStream, checksum_of
 
 
 def start(pipeline: Any, folder: Path) -> tuple[Replica, SqliteStream]:
@@ -119,3 +119,46 @@ def test_what_is_refused_leaves_no_trace(
         replica.cells[0, 0].tobytes(),
         replica.position,
     ]
+
+
+@pytest.mark.parametrize('model', ['count_net', 'macgnn'])
+def test_a_log_that_diverged_is_counted_again_from_the_snapshot(
+    model: str,
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    count_by_loop: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    pipeline = shop(model)
+    replica, stream = start(pipeline, tmp_path)
+    history, nodes = pipeline.events(), all_nodes(pipeline)
+    lost, came = later_events(pipeline, 100), later_events(pipeline, 200, seed=1)
+    stream.append(lost, len(history))
+    assert replica.follow(70) == 70
+    with SqliteStream(tmp_path / 'again.db') as other:
+        other.append(np.concatenate([history, lost[:30], came]), 0)
+        replica.stream = other
+        for _ in range(2):
+            assert replica.follow() == 0
+            assert (replica.position, replica.diverged) == (len(history) + 70, True)
+            assert 'has other events before position' in str(replica.degraded)
+        replica.restart()
+        assert (replica.position, replica.diverged) == (len(history), False)
+        assert replica.follow() == 230
+        log = np.concatenate([history, lost[:30], came])
+        assert replica.checksum == checksum_of(log)
+        check(replica, count_by_loop(pipeline, log, len(history), nodes), nodes)
+
+
+def test_the_past_of_the_snapshot_must_be_that_of_the_log(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop('count_net')
+    replica, _ = start(pipeline, tmp_path)
+    history = pipeline.events()
+    history['clicked'][5] ^= 1
+    with SqliteStream(tmp_path / 'another.db') as other:
+        other.append(history, 0)
+        replica = Replica(replica.snapshot, other)
+        assert replica.follow() == 0
+        assert replica.diverged

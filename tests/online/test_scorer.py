@@ -234,10 +234,10 @@ class Gone(SqliteStream):
 
     is_gone = False
 
-    def read(self, position: int, limit: int = 8192) -> np.ndarray:
+    def read(self, position: int, limit: int = 8192, checksum: int | None = None) -> np.ndarray:
         if self.is_gone:
             raise OSError('the disk is gone')
-        return super().read(position, limit)
+        return super().read(position, limit, checksum)
 
 
 @pytest.mark.parametrize('model', MODELS)

@@ -34,12 +34,12 @@ class Breaking(SqliteStream):
     seconds = 0.0
     num_tries = 0
 
-    def read(self, position: int, limit: int = 8192) -> np.ndarray:
+    def read(self, position: int, limit: int = 8192, checksum: int | None = None) -> np.ndarray:
         if type(self).is_lost:
             type(self).num_tries += 1
             time.sleep(self.seconds)
             raise ConnectionError('the log is elsewhere')
-        return super().read(position, limit)
+        return super().read(position, limit, checksum)
 
 
 def loader(pipeline: Pipeline, folder: Path, kind: Any = SqliteStream) -> Callable[[str], Any]:
