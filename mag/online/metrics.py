@@ -35,6 +35,8 @@ class Metrics:
         self.in_flight = gauge('mag_in_flight', 'Rankings that wait or are scored.')
         self.shed = counter('mag_shed', 'Requests beyond what is taken at once.')
         self.recorded = counter('mag_recorded_events', 'Events that were appended.')
+        self.duplicates = counter('mag_duplicate_events', 'Events that the log had already.')
+        self.gaps = counter('mag_gaps', 'Events that were refused, as those before are missing.')
         self._position = gauge('mag_log_position', 'The position in the log of the last answer.')
         self._lag = gauge('mag_lag_events', 'Events after that position.')
         self._lag_seconds = gauge('mag_lag_seconds', 'How long the first of them has been there.')

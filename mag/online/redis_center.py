@@ -128,8 +128,7 @@ class RedisCenter(FeatureCenter):
                     pipeline.sadd(
                         self._of_pairs(node_type), *members[start : start + _NUM_TOGETHER]
                     )
-            facts = {'position': moved.position, 'checksum': moved.checksum}
-            pipeline.hset(key, mapping=facts)
+            pipeline.hset(key, mapping={'position': moved.position, 'checksum': moved.checksum})
             try:
                 pipeline.execute()
             except WatchError as error:

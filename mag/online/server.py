@@ -210,6 +210,7 @@ class Server:
         self._stream: EventStream | None = None
         self._servers: list[grpc.aio.Server] = []
         self._exporter: Any = None
+        self._has_begun = False
         self.metrics = Metrics()
 
     async def start(self) -> None:
@@ -217,10 +218,11 @@ class Server:
 
         Raises:
             OSError: If a port is taken.
+            RuntimeError: If it was started or stopped before.
         """
-        self._loop = asyncio.get_running_loop()
-        self._swapping = asyncio.Lock()
-        self._draining = self._loop.create_future()
+        if self._has_begun:
+            raise RuntimeError('The server was started or stopped before: make another one.')
+        self._begin()
         try:
             if self._open_stream is not None:
                 self._stream = await self._loop.run_in_executor(self._recorder, self._open_stream)
@@ -267,6 +269,8 @@ class Server:
                 (default: :obj:`10.0`)
         """
         check_numbers('[0, inf)', grace=grace)
+        if not self._has_begun:
+            self._begin()
         if self._draining.done():
             return
         self._draining.set_result(None)
@@ -275,6 +279,12 @@ class Server:
         await asyncio.to_thread(self._scorers.shutdown, cancel_futures=True)
         async with self._swapping:
             await asyncio.to_thread(self._close)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._loop = asyncio.get_running_loop()
+        self._swapping = asyncio.Lock()
+        self._draining = self._loop.create_future()
 
     def run(self, grace: float = 10.0, started: Callable[[], None] | None = None) -> None:
         r"""Serves until the process is told to end by :obj:`SIGTERM` or :obj:`SIGINT`, and answers
@@ -517,7 +527,11 @@ class Server:
         if message.HasField('position'):
             position = message.position
         try:
-            end = stream.append(events, stream.end if position is None else position)
+            before = stream.end
+            first = before if position is None else position
+            if first > before:
+                self.metrics.gaps.inc()
+            end = stream.append(events, first)
         except ValueError:
             raise
         except Exception as error:
@@ -527,7 +541,9 @@ class Server:
                 f'The log takes no events now, and some of these may be there: go on from its end. '
                 f'{error}',
             ) from error
-        self.metrics.recorded.inc(len(events))
+        num_there = min(max(before - first, 0), len(events))
+        self.metrics.duplicates.inc(num_there)
+        self.metrics.recorded.inc(len(events) - num_there)
         return end, None if position is None else position + len(events)
 
     def _end_of(self, stream: EventStream) -> int:

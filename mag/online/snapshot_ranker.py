@@ -7,12 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from mag.logits import as_logits, probabilities
+from mag.online.event_stream import Diverged
+from mag.online.events import EVENT
 from mag.online.lag import Lag
+from mag.online.log_reader import NUM_TOGETHER, LogReader
 from mag.online.ranker import Ranked
 from mag.online.replica import Replica
 from mag.online.scorer import Scorer
@@ -20,12 +25,8 @@ from mag.online.scorer import Scorer
 _LOGGER = logging.getLogger(__name__)
 # Seconds between looks at the log while nobody asks.
 _IDLE = 0.02
-# Seconds for which a log that cannot be read is let alone, at least.
-_PATIENCE = 0.25
-# And how many times as long as a try took, for which requests had to wait.
-_NUM_TIMES = 9
-# What is counted for a request that waits: some milliseconds of a log that has run ahead.
-_NUM_TOGETHER = 8192
+# Seconds that a request waits for the log: until it has, others do not wait for it at all.
+_BUDGET = 0.05
 
 
 class SnapshotRanker:
@@ -44,36 +45,35 @@ class SnapshotRanker:
 
         Server(load(name), load=load, admin_port=50052).run()
 
-    One thread follows the log and reads what a request needs, as of the last event when it is read;
-    the model runs in the thread that asks. Where the log cannot be read, the answer is as of what
-    was read before, and says so in :obj:`degraded`, as :obj:`"log unreachable"`; so it does while
-    there is more to count than a request waits for, as :obj:`"behind the log"`. Requests wait while
-    the log is tried again, a tenth of the time at most: one that may hang should have a short
-    time-out.
+    One thread reads the log, and another counts what was read and gathers what a request needs: as
+    of the last event when the request comes, as long as the log tells it within 50 milliseconds;
+    the model runs in the thread that asks. Where the log cannot be read, or hangs, one request
+    waits that long and those after it do not. They are answered as of what was read before, and say
+    so in :obj:`degraded`, as :obj:`"log unreachable"`; so they do while there is more to count than
+    a request waits for, as :obj:`"behind the log"`. A log that has lost events that were counted,
+    and has got others, is counted again from the snapshot on: answers say :obj:`"log went back"`
+    until that is done, or for good where the log has not even the past of the snapshot.
 
     Args:
-        make (Callable[[], Scorer]): Makes the scorer and opens its log, in the thread that follows
+        make (Callable[[], Scorer]): Makes the scorer and opens its log, in the thread that reads
             it. No other scorer has its model, which may change with another snapshot.
 
     Raises:
         Exception: Whatever :obj:`make` raises.
+        ValueError: If the log does not have the events that the snapshot was made of.
     """
 
     def __init__(self, make: Callable[[], Scorer]) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
-        self._again = 0.0
         self._lag = Lag()
-        self._is_closed = self._is_behind = False
+        self._is_closed = self._is_behind = self._is_late = self._went_back = False
         # Nothing is asked after the end.
         self._asking = threading.Lock()
         self._failure: Exception | None = None
-        made: Future[Scorer] = Future()
+        self._reader = LogReader(partial(self._begin, make))
         # A process that ends otherwise than by close() does not wait for it.
-        self._thread = threading.Thread(
-            target=self._run, args=(make, made), name='mag-follow', daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name='mag-follow', daemon=True)
         self._thread.start()
-        self.scorer = made.result()
 
     def rank(
         self,
@@ -101,85 +101,112 @@ class SnapshotRanker:
             return Ranked(probabilities(logits)['click'].numpy(), **facts)
 
     def close(self) -> None:
-        r"""Ends its thread, after what was asked, and closes the log."""
+        r"""Ends its threads, after what was asked, and closes the log."""
         with self._asking:
             self._is_closed = True
             self._jobs.put(None)
         self._thread.join()
+        self._reader.close()
 
-    def _run(self, make: Callable[[], Scorer], made: 'Future[Scorer]') -> None:
+    def _begin(self, make: Callable[[], Scorer]) -> Replica:
+        self.scorer = make()
+        replica = self.scorer.replica
         try:
-            scorer = make()
+            # It serves when it has seen what there is.
+            while replica.follow(NUM_TOGETHER) > 0:
+                pass
+            if replica.diverged:
+                raise ValueError(self._of_another_past(replica))
+        except BaseException:
+            replica.stream.close()
+            raise
+        return replica
+
+    def _of_another_past(self, replica: Replica) -> str:
+        return (
+            f'{replica.stream!r} does not have the events that {replica.snapshot!r} was made of: '
+            f'serve a snapshot of this log, or open the log of the snapshot.'
+        )
+
+    def _run(self) -> None:
+        while True:
+            # Nobody waits for it to sleep.
+            is_busy = self._is_behind and not self._is_late
             try:
-                # It serves when it has seen what there is.
-                while scorer.replica.follow(_NUM_TOGETHER) > 0:
-                    pass
-            except BaseException:
-                scorer.replica.stream.close()
-                raise
-        except BaseException as error:
-            made.set_exception(error)
-            return
-        made.set_result(scorer)
-        with scorer.replica.stream:
-            while True:
-                try:
-                    # While it is behind nobody waits for it to sleep.
-                    job = self._jobs.get(timeout=0.0 if self._is_behind else _IDLE)
-                except queue.Empty:
-                    self._follow(scorer)
-                    continue
-                if job is None:
-                    return
-                asked, question = job
-                try:
-                    asked.set_result(self._read(scorer, *question))
-                except Exception as error:
-                    asked.set_exception(error)
+                job = self._jobs.get(timeout=0.0 if is_busy else _IDLE)
+            except queue.Empty:
+                self._follow(_BUDGET if is_busy else 0.0)
+                continue
+            if job is None:
+                return
+            asked, question = job
+            try:
+                asked.set_result(self._read(self.scorer, *question))
+            except Exception as error:
+                asked.set_exception(error)
 
-    def _follow(self, scorer: Scorer) -> None:
-        replica = scorer.replica
-        was_degraded = replica.degraded is not None
-        if self._failure is not None or (was_degraded and time.monotonic() < self._again):
-            return
-        begun = time.monotonic()
+    def _follow(self, seconds: float) -> bool:
+        r"""Counts what the log has, and returns whether that is all that it had when this was
+        called, or as much as is counted at once.
+
+        Args:
+            seconds: How long the log may take to tell.
+        """
+        replica, is_now = self.scorer.replica, False
+        is_lost = self._is_late or replica.degraded is not None
+        if self._failure is not None:
+            return False
+        number, deadline = self._reader.ask(), time.monotonic() + (0.0 if is_lost else seconds)
+        found: np.ndarray | Exception | None = np.empty(0, EVENT)
+        # An earlier look may end first.
+        while found is not None and not is_now:
+            found, is_now = self._reader.take(number, deadline - time.monotonic())
+            if isinstance(found, Exception):
+                self._miss(replica, found)
+                break
+            elif found is not None:
+                self._count(replica, found)
+            elif seconds > 0:
+                self._is_late = True
+                self._lag.lose()
+        if is_lost != (self._is_late or replica.degraded is not None):
+            facts = {'position': replica.position, 'reason': replica.degraded or 'it hangs'}
+            _LOGGER.warning('found the log' if is_lost else 'lost the log', extra=facts)
+        return is_now
+
+    def _count(self, replica: Replica, events: np.ndarray) -> None:
         try:
-            self._is_behind = replica.follow(_NUM_TOGETHER) == _NUM_TOGETHER
-            self._look(replica)
+            replica.count(events)
         except Exception as error:
             # Some of these events may be counted, and would be once more.
             self._failure, self._is_behind = error, False
             _LOGGER.exception('failed to count the log', extra={'position': replica.position})
             return
-        if replica.degraded is not None:
-            ended = time.monotonic()
-            self._again = ended + max(_PATIENCE, _NUM_TIMES * (ended - begun))
-        if was_degraded != (replica.degraded is not None):
-            facts = {'position': replica.position, 'reason': replica.degraded}
-            _LOGGER.warning('lost the log' if replica.degraded else 'found the log', extra=facts)
+        self._is_behind = len(events) == NUM_TOGETHER
+        self._lag.look(replica.position, self._reader.end, time.monotonic())
+        self._is_late &= self._reader.seconds > _BUDGET
+        self._went_back &= self._is_behind
 
-    def _look(self, replica: Replica) -> None:
-        r"""Looks how far the log goes on."""
-        if replica.degraded is not None:
-            self._lag.lose()
+    def _miss(self, replica: Replica, error: Exception) -> None:
+        replica.miss(error)
+        self._lag.lose()
+        self._is_behind = False
+        if not isinstance(error, Diverged):
             return
-        end = replica.position
-        # Where it has been reached nobody is asked.
-        if self._is_behind:
-            try:
-                end = replica.stream.end
-            # Each stream has errors of its own, of which the next read tells.
-            except Exception:
-                self._lag.lose()
-                return
-        self._lag.look(replica.position, end, time.monotonic())
-        self._is_behind = end > replica.position
+        if not self._went_back:
+            _LOGGER.error('the log went back', extra={'position': replica.position})
+        self._went_back = True
+        if replica.position > replica.snapshot.position:
+            replica.restart()
+            self._reader.seek(replica.position, replica.checksum)
+        else:
+            replica.degraded = self._of_another_past(replica)
 
     def _read(
         self, scorer: Scorer, user: Any, items: Sequence[Any], context: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         r"""What the model reads of a request, and what it stands on."""
-        self._follow(scorer)
+        is_now = self._follow(_BUDGET)
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
         try:
@@ -195,7 +222,9 @@ class SnapshotRanker:
             'lag': self._lag.events,
             'lag_seconds': self._lag.seconds,
         }
-        if replica.degraded is not None:
+        if self._went_back:
+            facts['degraded'] = ('log went back',)
+        elif replica.degraded is not None or not is_now:
             facts['degraded'] = ('log unreachable',)
         elif self._is_behind:
             facts['degraded'] = ('behind the log',)

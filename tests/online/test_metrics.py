@@ -117,20 +117,20 @@ def test_metrics_tell_how_far_it_is_behind(
     shop: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = shop('count_net')
-    monkeypatch.setattr('mag.online.snapshot_ranker._NUM_TOGETHER', 8)
-    # Nobody follows while nobody asks.
-    monkeypatch.setattr('mag.online.snapshot_ranker._IDLE', 60.0)
-    follow, number = Replica.follow, [0]
+    for module in ('log_reader', 'snapshot_ranker'):
+        monkeypatch.setattr(f'mag.online.{module}.NUM_TOGETHER', 8)
+    monkeypatch.setattr('mag.online.snapshot_ranker._BUDGET', 20.0)
+    follow, number = SnapshotRanker._follow, [0]
 
-    def follow_once(self: Replica, limit: int) -> int:
+    def follow_once(self: SnapshotRanker, seconds: float) -> bool:
         r"""Follows for requests alone, each once."""
         if number[0] == 0:
-            return limit
+            return True
         number[0] -= 1
-        return follow(self, limit)
+        return follow(self, 20.0)
 
     with serving(pipeline, tmp_path) as (client, scrape):
-        monkeypatch.setattr(Replica, 'follow', follow_once)
+        monkeypatch.setattr(SnapshotRanker, '_follow', follow_once)
 
         def ask() -> dict[str, float]:
             number[0] = 1

@@ -755,6 +755,21 @@ def test_a_client_refuses_events_that_do_not_match() -> None:
             client.record([1], [1], [1], [1], position=-1)
 
 
+def test_a_server_that_never_started_gives_back_what_it_has(tmp_path: Path) -> None:
+    ranker = FakeRanker()
+    arguments = {'open_stream': lambda: SqliteStream(tmp_path / 'a.db'), 'nodes': nodes}
+
+    async def main() -> None:
+        server = Server(ranker, port=0, **arguments)
+        await server.stop()
+        assert ranker.is_closed
+        await server.stop()
+        with pytest.raises(RuntimeError, match='was started or stopped before: make another one'):
+            await server.start()
+
+    asyncio.run(main())
+
+
 def test_a_server_without_a_log_records_nothing() -> None:
     with asking(FakeRanker()) as client, pytest.raises(RuntimeError, match='records no events'):
         client.record([1], [1], [1], [1])
@@ -1083,16 +1098,22 @@ def test_metrics_say_what_happened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match='1 to 2000'):
             client.rank(7, [])
         client.record([1, 1], [2, 3], [4, 4], [1, 0])
+        # One is there, and two come; then those between are missing.
+        client.record([1, 1, 1], [3, 4, 5], [4, 5, 6], [0, 0, 0], position=1)
+        with pytest.raises(ValueError, match='append those from position 4 first'):
+            client.record([1], [3], [4], [0], position=6)
         samples = scraped()
     assert sample('mag_requests_total', method='Rank', status='OK') == 2
     assert sample('mag_requests_total', method='Rank', status='INVALID_ARGUMENT') == 1
-    assert sample('mag_requests_total', method='Record', status='OK') == 1
+    assert sample('mag_requests_total', method='Record', status='OK') == 2
     for stage in ('parse', 'wait', 'score', 'serialise'):
         assert sample('mag_stage_seconds_count', stage=stage) == 2
         assert 0 < sample('mag_stage_seconds_sum', stage=stage) < 5  # type: ignore[operator]
     assert sample('mag_degraded_total', reason='log unreachable') == 1
     assert samples['mag_unknown_ids_total'] == 2
-    assert samples['mag_recorded_events_total'] == 2
+    assert samples['mag_recorded_events_total'] == 4
+    assert samples['mag_duplicate_events_total'] == 1
+    assert samples['mag_gaps_total'] == 1
     assert samples['mag_log_position'] == 2000
     assert (samples['mag_lag_events'], samples['mag_lag_seconds']) == (12, 0.25)
     assert samples['mag_snapshot_age_seconds'] == pytest.approx(time.time() - 1000, abs=60)
