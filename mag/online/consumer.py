@@ -13,6 +13,7 @@ from mag.online.event_stream import Diverged, EventStream
 from mag.online.events import checksum_of
 from mag.online.feature_center import FeatureCenter
 from mag.online.node_rows import RowLayout, columns_of, count_events
+from mag.online.pair_runs import pack_pairs
 from mag.schema import NEIGHBOR_TYPE
 
 
@@ -164,7 +165,7 @@ class Consumer:
     ) -> np.ndarray:
         r"""Of clicks, those that are the first of their pair."""
         node, neighbor = (nodes[name][clicks] for name in (node_type, NEIGHBOR_TYPE[node_type]))
-        _, first = np.unique(node << 32 | neighbor, return_index=True)
+        _, first = np.unique(pack_pairs(node, neighbor), return_index=True)
         is_there = self.center.has_pairs(node_type, node[first], neighbor[first])
         return clicks[first[~is_there]]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mag.checks import check_choice, check_integers
 from mag.online.node_rows import RowLayout
+from mag.online.pair_runs import pack_pairs
 from mag.schema import NEIGHBOR_TYPE
 
 _T = TypeVar('_T', bound='FeatureCenter')
@@ -263,7 +264,7 @@ def _pack_pairs(node: np.ndarray, neighbor: np.ndarray) -> np.ndarray:
             f'Pairs must have a neighbor for each node, but got {node.shape} nodes and '
             f'{neighbor.shape} neighbors.'
         )
-    return node.astype('<i8') << 32 | neighbor.astype('<i8')
+    return pack_pairs(node, neighbor)
 
 
 def _check_nodes(name: str, nodes: np.ndarray, first: int = 0) -> None:

@@ -31,10 +31,11 @@ class LogReader:
 
     Attributes:
         seconds (float): What the last look at the log took.
+        end (int): Where the log ended then.
     """
 
     def __init__(self, begin: Callable[[], Replica]) -> None:
-        self.seconds = 0.0
+        self.seconds, self.end = 0.0, 0
         self._changed = threading.Condition()
         self._found: np.ndarray | Exception | None = None
         self._num_asked = self._num_done = 0
@@ -118,6 +119,9 @@ class LogReader:
         found: np.ndarray | Exception
         try:
             found = stream.read(place[0], NUM_TOGETHER, place[1])
+            end = place[0] + len(found)
+            if len(found) == NUM_TOGETHER:
+                end = max(end, stream.end)
         # Each stream has errors of its own.
         except Exception as error:
             found = error
@@ -127,6 +131,7 @@ class LogReader:
             if self._place is place:
                 self._found, self._num_done = found, number
                 if not isinstance(found, Exception):
+                    self.end = end
                     self._place = place[0] + len(found), checksum_of(found, place[1])
                 self._changed.notify_all()
             if isinstance(found, Exception):

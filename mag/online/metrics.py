@@ -44,9 +44,17 @@ class Metrics:
             'mag_degraded', 'Answers that could be better, by reason.', ['reason']
         )
         self.unknown_ids = counter('mag_unknown_ids', 'Ids of requests that nothing is known of.')
+        self._hop_2_events = gauge(
+            'mag_hop_2_age_events',
+            'Events after the snapshot, which hop 2 of items has of their own clicks alone.',
+        )
+        self._hop_2_age = gauge('mag_hop_2_age_seconds', 'Of how many seconds these events are.')
+        self._hop_2_own = counter(
+            'mag_hop_2_own_clicks', 'Answers to users with too many items for an exact hop 2.'
+        )
         # Unlike 0, nothing is known of them yet.
-        self._lag.set(float('nan'))
-        self._lag_seconds.set(float('nan'))
+        for unknown in (self._lag, self._lag_seconds, self._hop_2_events, self._hop_2_age):
+            _tell(unknown, None)
         self._snapshot_time = float('nan')
         age = gauge('mag_snapshot_age_seconds', 'How old the last event of the snapshot is.')
         age.set_function(lambda: time.time() - self._snapshot_time)
@@ -68,8 +76,16 @@ class Metrics:
         self.unknown_ids.inc(answer.num_unknown)
         for reason in answer.degraded:
             self._degraded.labels(reason).inc()
-        # What is not known any more is not what it was.
-        self._lag.set(float('nan') if answer.lag is None else answer.lag)
-        self._lag_seconds.set(float('nan') if answer.lag_seconds is None else answer.lag_seconds)
+        _tell(self._lag, answer.lag)
+        _tell(self._lag_seconds, answer.lag_seconds)
+        _tell(self._hop_2_events, answer.hop_2_events)
+        _tell(self._hop_2_age, answer.hop_2_age)
+        if answer.has_exact_hop_2 is False:
+            self._hop_2_own.inc()
         if answer.snapshot_time is not None:
             self._snapshot_time = answer.snapshot_time
+
+
+def _tell(gauge: Gauge, value: float | None) -> None:
+    # What is not known any more is not what it was.
+    gauge.set(float('nan') if value is None else value)

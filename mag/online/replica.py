@@ -8,11 +8,16 @@ from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import Diverged, EventStream
 from mag.online.events import checksum_of
 from mag.online.node_rows import count_cells, count_events
+from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import Snapshot
 from mag.schema import NEIGHBOR_TYPE
 
 # Of ids, as events hold them.
 _BEYOND = 2**31
+# The most items whose hop 1 is summed for a user, which takes up to a millisecond.
+_MAX_SUMMED = 4096
+# Of them, so many at once as stay in the cache of a core.
+_PIECE = 1024
 
 
 class Replica:
@@ -30,15 +35,18 @@ class Replica:
     :attr:`position`, with the clusters of the snapshot. A node that the snapshot does not have has
     a row, and is in no cluster.
 
-    Hop 2 is not: each event moves that of many nodes. Here it is the stock of the snapshot and what
-    a node's *own* new clicks add: the first click of user :math:`u` on item :math:`i` adds to hop 2
-    of :math:`u` the hop 1 of :math:`i` as of after this click, and to hop 2 of :math:`i` that of
-    :math:`u`. What others do later to what a node has clicked is left to the next snapshot.
+    So is hop 2 of a user with at most 4,096 items: the hop 1 of each is read and summed when it is
+    asked for. That of an item, whose users are many, and of other users is not, as each event moves
+    that of many nodes. It is the stock of the snapshot and what a node's *own* new clicks add: the
+    first click of user :math:`u` on item :math:`i` adds to hop 2 of :math:`u` the hop 1 of
+    :math:`i` as of after this click, and to hop 2 of :math:`i` that of :math:`u`. What others do
+    later to what a node has clicked is left to the next snapshot.
 
-    Memory grows by a row for each node that has moved, and by 32 to 128 bytes for each new pair,
-    until a replica of the next snapshot takes over. Where the log cannot be read, reads go on from
-    what is held, and :attr:`degraded` says why. A log that has lost events which were counted, and
-    has got others, has *diverged*: nothing is counted until :meth:`restart`.
+    Memory grows by a row for each node that has moved, and by 8 bytes for each new pair, three
+    times that at times, until a replica of the next snapshot takes over. Where the log cannot be
+    read, reads go on from what is held, and :attr:`degraded` says why. A log that has lost events
+    which were counted, and has got others, has *diverged*: nothing is counted until
+    :meth:`restart`.
     One thread follows and reads.
 
     Args:
@@ -70,9 +78,11 @@ class Replica:
         self.diverged = False
         self.cells = {place: table.copy() for place, table in snapshot.cells.items()}
         self._columns = snapshot.columns
+        # All items that a user has clicked are in some column of the first resolution.
+        self._of_pairs = snapshot.layout.columns('user', 0)
         self._moved = {node: _Moved(snapshot, node) for node in NEIGHBOR_TYPE}
         # Pairs that have clicked since.
-        self._pairs = KeyTable()
+        self._pairs = PairRuns()
 
     def follow(self, limit: int = 8192) -> int:
         r"""Counts the next events, and returns how many: 0 at the end of the log, and where it
@@ -137,7 +147,33 @@ class Replica:
         """
         if not self.snapshot.hop_2:
             raise ValueError(f'{self.snapshot!r} holds no hop 2, as its model reads none.')
-        return self._of(node_type, nodes).hop_2(nodes)
+        hop_2 = self._of(node_type, nodes).hop_2(nodes)
+        if node_type == 'user':
+            is_exact = self.has_exact_hop_2(nodes)
+            hop_2[is_exact] = self._sum_items(nodes[is_exact])
+        return hop_2
+
+    def has_exact_hop_2(self, users: np.ndarray) -> np.ndarray:
+        r"""Whether hop 2 of each user is that of a count of the whole log: it has at most 8,192
+        items. Boolean, shape :obj:`[B]`.
+
+        Args and errors are those of :meth:`rows`.
+        """
+        return self.rows('user', users)['pairs'][:, self._of_pairs].sum(axis=1) <= _MAX_SUMMED
+
+    def _sum_items(self, users: np.ndarray) -> np.ndarray:
+        r"""Hop 2 of users by the hop 1 of their items."""
+        parts = zip(self.snapshot.items_of(users), self._pairs.items_of(users))
+        owner, item = (np.concatenate(part) for part in parts)
+        order = owner.argsort(kind='stable')
+        owner, item = owner[order], item[order]
+        hop_2 = np.zeros((len(users), self.snapshot.layout.num_clusters['user'][0]), np.int64)
+        for first in range(0, len(item), _PIECE):
+            some = owner[first : first + _PIECE]
+            start = np.flatnonzero(np.append(True, some[1:] != some[:-1]))
+            hop_1 = self._moved['item'].hop_1(item[first : first + _PIECE])
+            hop_2[some[start]] += np.add.reduceat(hop_1, start, axis=0, dtype=np.int64)
+        return hop_2
 
     def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
@@ -180,7 +216,7 @@ class Replica:
         count_cells(self.cells, self.snapshot.layout, column, clicked)
         for node, (touched, _, rows, hop_2, _) in found.items():
             self._moved[node].put(touched, rows, hop_2)
-        self._pairs.add(torch.from_numpy(new_pairs))
+        self._pairs.add(new_pairs)
         self.position += len(events)
         self.checksum = checksum_of(events, self.checksum)
         self.time = max(self.time, int(events['time'].max()))
@@ -190,9 +226,8 @@ class Replica:
     ) -> tuple[np.ndarray, np.ndarray]:
         r"""Which events are the first click of their pair, and the numbers of these pairs."""
         clicks = np.flatnonzero(clicked)
-        pair, first = np.unique(user[clicks] << 32 | item[clicks], return_index=True)
-        is_new = (self._pairs.find(torch.from_numpy(pair)) < 0).numpy()
-        is_new &= ~self.snapshot.has_pairs(pair >> 32, pair & 0xFFFFFFFF)
+        pair, first = np.unique(pack_pairs(user[clicks], item[clicks]), return_index=True)
+        is_new = ~(self._pairs.has(pair) | self.snapshot.has_pairs(*unpack_pairs(pair)))
         is_new_pair = np.zeros(len(user), bool)
         is_new_pair[clicks[first[is_new]]] = True
         return is_new_pair, pair[is_new]
@@ -214,6 +249,11 @@ class _Moved:
         self._stock_2 = snapshot.hop_2.get(node_type, np.empty((len(self._stock), 0), np.int64))
         self._empty = _words(snapshot.layout.empty(node_type, 1))
         self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
+        # Pairs are last in a row.
+        first = self._stock.shape[1] - self._dtype['pairs'].shape[0]
+        self._hop_1 = slice(
+            first, first + snapshot.layout.num_clusters[NEIGHBOR_TYPE[node_type]][0]
+        )
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
 
     def rows(self, nodes: np.ndarray) -> np.ndarray:
@@ -221,8 +261,16 @@ class _Moved:
         words = self._gather(nodes, self._stock, self._rows, self._empty)
         return words.view(self._dtype).reshape(-1)
 
+    def hop_1(self, nodes: np.ndarray) -> np.ndarray:
+        r"""Copies of their counts of hop 1 at the first resolution, without who is in no
+        cluster."""
+        stock, moved, empty = (
+            words[:, self._hop_1] for words in (self._stock, self._rows, self._empty)
+        )
+        return self._gather(nodes, stock, moved, empty)
+
     def hop_2(self, nodes: np.ndarray) -> np.ndarray:
-        r"""Copies of their counts of hop 2."""
+        r"""Copies of their counts of hop 2, by own increments."""
         return self._gather(nodes, self._stock_2, self._hop_2, self._empty_2)
 
     def _gather(
@@ -230,15 +278,16 @@ class _Moved:
     ) -> np.ndarray:
         is_stock = (nodes >= 0) & (nodes < len(stock))
         if is_stock.all():
-            found = stock.take(nodes, axis=0)
+            # A take would copy all of a table of which some columns are asked for.
+            found = stock[nodes]
         else:
             found = empty.repeat(len(nodes), axis=0)
-            found[is_stock] = stock.take(nodes[is_stock], axis=0)
+            found[is_stock] = stock[nodes[is_stock]]
         if self._table.num_rows > 0:
             place = self._table.find(torch.from_numpy(nodes)).numpy()
             # A table of keys knows nothing of -1.
             is_moved = (place >= 0) & (nodes >= 0)
-            found[is_moved] = moved.take(place[is_moved], axis=0)
+            found[is_moved] = moved[place[is_moved]]
         return found
 
     def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:

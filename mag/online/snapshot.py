@@ -17,6 +17,7 @@ from mag.checks import check_integers, check_keys
 from mag.folder import Folder
 from mag.id_map import IdMap
 from mag.online.node_rows import RowLayout, columns_of
+from mag.online.pair_runs import spans
 from mag.schema import NEIGHBOR_TYPE
 
 _FORMAT = 'mag.snapshot'
@@ -231,10 +232,8 @@ class Snapshot:
             user (numpy.ndarray): Users, which need not be here, int64, shape :obj:`[B]`.
             item (numpy.ndarray): An item for each.
         """
-        is_here = user < self.num_nodes['user']
-        at = np.where(is_here, user, 0)
-        low, high = self._pair_start[at], self._pair_start[at + 1]
-        end = high = np.where(is_here, high, low)
+        low, high = self._pairs_of(user)
+        end = high
         # All are looked for at once, each in the items of its own user.
         while (low < high).any():
             middle = (low + high) // 2
@@ -245,6 +244,23 @@ class Snapshot:
         found = low < end
         found[found] = self._pair_item[low[found]] == item[found]
         return cast(np.ndarray, found)
+
+    def items_of(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""The items that users have clicked, each once: the place of its user for each, and the
+        item, int64, shape :obj:`[P]` each.
+
+        Args:
+            user (numpy.ndarray): Users, which need not be here, int64, shape :obj:`[B]`.
+        """
+        owner, place = spans(*self._pairs_of(user))
+        return owner, self._pair_item[place].astype(np.int64)
+
+    def _pairs_of(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""From where to where the pairs of users are."""
+        is_here = (user >= 0) & (user < self.num_nodes['user'])
+        # Where nobody is here, a span of no pairs.
+        low = self._pair_start[np.where(is_here, user, -1)]
+        return low, self._pair_start[np.where(is_here, user + 1, -1)]
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r}, position={self.position})'

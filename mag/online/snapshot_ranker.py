@@ -16,6 +16,7 @@ import torch
 from mag.logits import as_logits, probabilities
 from mag.online.event_stream import Diverged
 from mag.online.events import EVENT
+from mag.online.lag import Lag
 from mag.online.log_reader import NUM_TOGETHER, LogReader
 from mag.online.ranker import Ranked
 from mag.online.replica import Replica
@@ -64,6 +65,7 @@ class SnapshotRanker:
 
     def __init__(self, make: Callable[[], Scorer]) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
+        self._lag = Lag()
         self._is_closed = self._is_behind = self._is_late = self._went_back = False
         # Nothing is asked after the end.
         self._asking = threading.Lock()
@@ -166,6 +168,7 @@ class SnapshotRanker:
                 self._count(replica, found)
             elif seconds > 0 and not is_lost:
                 self._is_late = True
+                self._lag.lose()
         if is_lost != (self._is_late or replica.degraded is not None):
             facts = {'position': replica.position, 'reason': replica.degraded or 'it hangs'}
             _LOGGER.warning('found the log' if is_lost else 'lost the log', extra=facts)
@@ -180,11 +183,13 @@ class SnapshotRanker:
             _LOGGER.exception('failed to count the log', extra={'position': replica.position})
             return
         self._is_behind = len(events) == NUM_TOGETHER
+        self._lag.look(replica.position, self._reader.end, time.monotonic())
         self._is_late &= self._reader.seconds > _BUDGET
         self._went_back &= self._is_behind
 
     def _miss(self, replica: Replica, error: Exception) -> None:
         replica.miss(error)
+        self._lag.lose()
         self._is_behind = False
         if not isinstance(error, Diverged):
             return
@@ -214,6 +219,8 @@ class SnapshotRanker:
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
             'num_unknown': int((batch.item < 0).sum()) + int(batch.user[0] < 0),
+            'lag': self._lag.events,
+            'lag_seconds': self._lag.seconds,
         }
         if self._went_back:
             facts['degraded'] = ('log went back',)
@@ -221,8 +228,12 @@ class SnapshotRanker:
             facts['degraded'] = ('log unreachable',)
         elif self._is_behind:
             facts['degraded'] = ('behind the log',)
-        else:
-            facts |= {'lag': 0, 'lag_seconds': 0.0}
+        if snapshot.hop_2:
+            facts |= {
+                'hop_2_events': replica.position - snapshot.position,
+                'hop_2_age': float(replica.time - snapshot.time),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(batch.user[:1].numpy())[0]),
+            }
         return batch, facts
 
     def __repr__(self) -> str:

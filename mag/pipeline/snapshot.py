@@ -10,6 +10,7 @@ from torch.nn import Module
 from mag.macro_graph import target_views
 from mag.online import EVENT, RowLayout, checksum_of, count_events
 from mag.online.node_rows import columns_of, count_cells
+from mag.online.pair_runs import pack_pairs, unpack_pairs
 from mag.online.snapshot import write_snapshot
 from mag.pipeline.raw_log import RawLog
 from mag.schema import NEIGHBOR_TYPE
@@ -150,8 +151,7 @@ def _count(
             )
         count_cells(cells, layout, column, clicked)
     clicks = events[events['clicked'] == 1]
-    key = np.unique(clicks['user'].astype(np.int64) << 32 | clicks['item'])
-    pairs = np.stack([key >> 32, key & 0xFFFFFFFF])
+    pairs = np.stack(unpack_pairs(np.unique(pack_pairs(clicks['user'], clicks['item']))))
     for (node, neighbor), (own, other) in zip(
         NEIGHBOR_TYPE.items(), (pairs, cast(np.ndarray, pairs[::-1])), strict=True
     ):

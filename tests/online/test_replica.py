@@ -27,9 +27,10 @@ def all_nodes(pipeline: Any) -> dict[str, np.ndarray]:
 def check(replica: Replica, expected: dict[str, Any], nodes: dict[str, np.ndarray]) -> None:
     for node in ('user', 'item'):
         assert replica.rows(node, nodes[node]).tobytes() == expected[node].tobytes()
-        if replica.snapshot.hop_2:
-            found = replica.hop_2(node, nodes[node])
-            np.testing.assert_array_equal(found, expected[f'hop_2_{node}'])
+    if replica.snapshot.hop_2:
+        found = {node: replica.hop_2(node, nodes[node]) for node in ('user', 'item')}
+        np.testing.assert_array_equal(found['user'], expected['exact_hop_2_user'])
+        np.testing.assert_array_equal(found['item'], expected['hop_2_item'])
     for place, table in replica.cells.items():
         np.testing.assert_array_equal(table, expected['cells'][place])
 
