@@ -175,6 +175,7 @@ def snapshot(folder: str, out: str) -> None:
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
+@click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
 def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **where: Any) -> None:
@@ -202,6 +203,9 @@ def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **
             others = [
                 f', {name} at port {port}' for name, port in ports.items() if port is not None
             ]
+            if server.page_port is not None:
+                scheme = 'http' if tls_cert is None else 'https'
+                others.append(f', page at {scheme}://{host}:{server.page_port}')
             click.echo(f'Serves {snapshot} at {host}:{server.port}{"".join(others)}')
             # Who started it may read from a pipe.
             sys.stdout.flush()

@@ -2,6 +2,7 @@ r"""The server that ranks and records."""
 
 import asyncio
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -10,7 +11,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import grpc
@@ -41,6 +44,8 @@ _RANKING, _ADMIN = (DESCRIPTOR.services_by_name[name].full_name for name in ('Ra
 _MAX_RECORDING = 64
 # Events that one message appends.
 _MAX_EVENTS = 65_536
+# Users, items and values of a context that the page offers.
+_NUM_OFFERS = 50
 # Requests that a ranker answers before it serves.
 _NUM_WARM = 8
 # Headers, in which a status travels with three bytes for one, end at 8 KiB.
@@ -143,12 +148,15 @@ class Server:
             (default: :obj:`None`)
         metrics_port (int, optional): Where Prometheus finds metrics, at the same address.
             (default: :obj:`None`)
+        page_port (int, optional): Where a browser finds a page that shows rankings and what moves
+            them, at the same address. (default: :obj:`None`)
         max_items (int, optional): How many items a request may have. (default: :obj:`2000`)
         max_in_flight (int, optional): How many requests are taken at once. (default: two a core)
         reflection (bool, optional): Whether it tells its services to tools that ask.
             (default: :obj:`False`)
 
     Raises:
+        ModuleNotFoundError: If there is to be a page, and what serves it is not installed.
         OSError: If a file cannot be read.
         ValueError: If others can see the connection and it is not encrypted, files are no
             certificate and its key, or one argument lacks another.
@@ -168,6 +176,7 @@ class Server:
         open_stream: Callable[[], EventStream] | None = None,
         nodes: Callable[[str, Sequence[Any]], np.ndarray] | None = None,
         metrics_port: int | None = None,
+        page_port: int | None = None,
         max_items: int = 2000,
         max_in_flight: int | None = None,
         reflection: bool = False,
@@ -180,6 +189,7 @@ class Server:
         check_integers(1, max_items=max_items, max_in_flight=max_in_flight)
         for name, value in (
             ('port', port), ('admin_port', admin_port), ('metrics_port', metrics_port),
+            ('page_port', page_port),
         ):  # fmt: skip
             if value is not None:
                 check_integers(0, 2**16, **{name: value})
@@ -189,8 +199,8 @@ class Server:
                 f"'host' must be of this machine alone, such as '127.0.0.1', or come with "
                 f"'certificate' and 'key', but got {host!r}: others could read what it answers."
             )
-        self.host, self.port, self.admin_port, self.metrics_port = (
-            host, port, admin_port, metrics_port,
+        self.host, self.port, self.admin_port, self.metrics_port, self.page_port = (
+            host, port, admin_port, metrics_port, page_port,
         )  # fmt: skip
         self.max_items, self.max_in_flight, self.reflection = max_items, max_in_flight, reflection
         self._files = None if certificate is None or key is None else (certificate, key)
@@ -210,6 +220,9 @@ class Server:
         self._stream: EventStream | None = None
         self._servers: list[grpc.aio.Server] = []
         self._exporter: Any = None
+        self._page: Any = None
+        if page_port is not None:
+            _page_module()
         self.metrics = Metrics()
 
     async def start(self) -> None:
@@ -253,8 +266,20 @@ class Server:
                     client_auth_required=self._client_authority is not None,
                 )
                 self.metrics_port = self._exporter.server_port
+            if self.page_port is not None:
+                module = _page_module()
+                self._page = module.PageServer(
+                    module.make_page(self._answer, self._state, self.host, self._files is not None),
+                    self.host,
+                    self.page_port,
+                    *map(_path, self._files or (None, None)),
+                    _path(self._client_authority),
+                )
+                self.page_port = self._page.port
             for started in self._servers:
                 await started.start()
+            if self._page is not None:
+                self._page.start()
         except BaseException:
             await self.stop(0)
             raise
@@ -270,7 +295,8 @@ class Server:
         if self._draining.done():
             return
         self._draining.set_result(None)
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        pages = [] if self._page is None else [self._page]
+        await asyncio.gather(*(server.stop(grace) for server in [*self._servers, *pages]))
         self._servers = []
         await asyncio.to_thread(self._scorers.shutdown, cancel_futures=True)
         async with self._swapping:
@@ -334,7 +360,7 @@ class Server:
         that the server has failed."""
         begun = time.perf_counter()
         answers: dict[str, Callable[[Any, Any], Awaitable[bytes]]] = {
-            'Rank': self._rank, 'Record': self._record, 'Swap': self._swap,
+            'Rank': self._rank, 'Record': self._record, 'Swap': self._swap, 'Offers': self._offers,
         }  # fmt: skip
         status, sentence = grpc.StatusCode.OK, ''
         try:
@@ -353,6 +379,8 @@ class Server:
             sentence = 'The server failed to answer; its log says why.'
         finally:
             self.metrics.requests.labels(method, status.name).inc()
+            if status == grpc.StatusCode.OK and method in ('Rank', 'Explain', 'WhatIf'):
+                self.metrics.latencies.append(time.perf_counter() - begun)
             if _LOGGER.isEnabledFor(logging.DEBUG):
                 facts = {'method': method, 'status': status.name, 'peer': context.peer()}
                 facts['seconds'] = round(time.perf_counter() - begun, 6)
@@ -420,6 +448,29 @@ class Server:
             ).SerializeToString()
         self.metrics.answered(answer)
         return response
+
+    async def _offers(self, request: bytes, context: Any) -> bytes:
+        r"""What the page offers, as JSON."""
+        ranker: Any = self._serving.ranker
+        offers = await self._loop.run_in_executor(self._scorers, ranker.offers, _NUM_OFFERS)
+        return json.dumps(asdict(offers)).encode()
+
+    def _state(self) -> dict[str, Any]:
+        r"""What the page tells of the last answer and of the last requests."""
+        answer, latencies = self.metrics.last, self.metrics.latencies
+        p50, p99 = np.quantile(latencies, (0.5, 0.99)).tolist() if latencies else (None, None)
+        facts = {
+            name: getattr(answer, name, None)
+            for name in ('snapshot', 'position', 'lag', 'lag_seconds')
+        }
+        return facts | {
+            'degraded': [] if answer is None else list(answer.degraded),
+            'p50': p50,
+            'p99': p99,
+            'in_flight': self._num_in_flight,
+            'max_in_flight': self.max_in_flight,
+            'records': self._stream is not None,
+        }
 
     def _in_loop(self, call: Callable[..., None], *arguments: Any) -> None:
         # A loop that has ended has nobody who waits.
@@ -568,6 +619,16 @@ class Server:
         events['time'] = message.times
         events['clicked'] = message.clicked
         return events
+
+
+def _page_module() -> Any:
+    try:
+        return import_module('mag.online.page')
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'Server(page_port=...) needs {error.name}, which is not installed: pip install '
+            f"'pyg-mag[page]'."
+        ) from error
 
 
 def _close_ranker(ranker: Ranker) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import torch
 
 from mag.logits import as_logits, probabilities
-from mag.online.ranker import Ranked
+from mag.online.ranker import Offers, Ranked
 from mag.online.scorer import Scorer
 
 _LOGGER = logging.getLogger(__name__)
@@ -96,6 +97,20 @@ class SnapshotRanker:
         with torch.inference_mode():
             logits = as_logits(type(model).__name__, model(batch))
             return Ranked(probabilities(logits)['click'].numpy(), **facts)
+
+    def offers(self, number: int) -> Offers:
+        r"""The users and items with the most clicks in the snapshot, and values of its contexts."""
+        snapshot = self.scorer.snapshot
+        found = {}
+        for node, rows in snapshot.rows.items():
+            clicks = rows['clicks'][:, snapshot.layout.columns(node, 0)].sum(axis=1)
+            most = np.argsort(-clicks.astype(np.int64), kind='stable')[:number]
+            found[node] = snapshot.id_maps[node].decode(most).tolist()
+        contexts = {}
+        for name in snapshot.manifest['contexts']:
+            values = snapshot.id_maps[name]
+            contexts[name] = values.decode(np.arange(min(number, len(values)))).tolist()
+        return Offers(found['user'], found['item'], contexts)
 
     def close(self) -> None:
         r"""Ends its thread, after what was asked, and closes the log."""
