@@ -58,13 +58,15 @@ def blank_blocks(
     unknown = torch.full_like(batch.user, -1)
     if isinstance(batch, PairBatch):
         for node in NEIGHBOR_TYPE:
-            yield f'{node} id', batch._replace(**{node: unknown})
+            blanks: dict[str, tuple[str, Any]] = {'id': (node, unknown)}
             hops: tuple[Tensor, ...] = getattr(batch, f'{node}_hops')
             for place, hop in enumerate(hops):
                 blank = (*hops[:place], torch.zeros_like(hop), *hops[place + 1 :])
-                yield f'{node} hop {place + 1}', batch._replace(**{f'{node}_hops': blank})
-            none = torch.full_like(getattr(batch, f'{node}_recent'), -1)
-            yield f'{node} recent', batch._replace(**{f'{node}_recent': none})
+                blanks[f'hop {place + 1}'] = f'{node}_hops', blank
+            recent = getattr(batch, f'{node}_recent')
+            blanks['recent'] = f'{node}_recent', torch.full_like(recent, -1)
+            for name, (attribute, value) in blanks.items():
+                yield f'{node} {name}', batch._replace(**{attribute: value})
         return
     for field in dict.fromkeys(fields):
         columns = torch.tensor([name == field for name in fields])

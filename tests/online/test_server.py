@@ -258,7 +258,7 @@ def test_a_scorer_that_answers_wrongly_has_failed(
 
     with asking(Wrong()) as client, pytest.raises(RuntimeError, match='failed with INTERNAL'):
         client.rank(7, [1, 2, 3])
-    assert 'must answer with 3 finite numbers' in caplog.text
+    assert 'must answer with finite numbers of shape [3]' in caplog.text
 
 
 @pytest.mark.parametrize('error', [RuntimeError('secret'), KeyError('secret'), MemoryError()])
