@@ -4,11 +4,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mag.online import Ranking
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
@@ -18,6 +21,29 @@ _SERVER = '127.0.0.1:50051'
 _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 # Seconds that an answer may take.
 _PATIENCE = 10.0
+# Parts of what a model reads that are shown of each item.
+_NUM_MOVES = 3
+
+
+_log_option = click.option(
+    '--log', required=True, envvar='MAG_LOG',
+    help='The events: a file of SQLite, or redis://host:port.',
+)  # fmt: skip
+
+
+def _question(command: Callable[..., None]) -> Callable[..., None]:
+    r"""What each question about items asks, and whom."""
+    for decorate in (
+        click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY),
+        click.option(
+            '--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.'
+        ),
+        click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT'),
+        click.argument('items', nargs=-1, required=True),
+        click.argument('user'),
+    ):
+        command = decorate(command)
+    return command
 
 
 @click.group()
@@ -170,7 +196,7 @@ def snapshot(folder: str, out: str) -> None:
 
 @main.command('serve')
 @click.argument('snapshot', type=click.Path(file_okay=False))
-@click.option('--log', required=True, help='The events: a file of SQLite, or redis://host:port.')
+@_log_option
 @click.option('--host', default='127.0.0.1', show_default=True)
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
@@ -178,7 +204,18 @@ def snapshot(folder: str, out: str) -> None:
 @click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
-def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **where: Any) -> None:
+@click.option(
+    '--tls-clients', type=click.Path(dir_okay=False),
+    help='A file of PEM that the certificates of clients must stand on.',
+)  # fmt: skip
+def serve(
+    snapshot: str,
+    log: str,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_clients: str | None,
+    **where: Any,
+) -> None:
     r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
     the snapshot are appended to the log where it lacks them."""
     with _explained():
@@ -195,7 +232,8 @@ def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        server = make_server(snapshot, log, certificate=tls_cert, key=tls_key, **where)
+        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:
             host = f'[{server.host}]' if ':' in server.host else server.host
@@ -213,20 +251,72 @@ def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **
         server.run(started=show)
 
 
+@main.command('consume')
+@click.argument('snapshot', type=click.Path(file_okay=False))
+@_log_option
+@click.option(
+    '--center', required=True, envvar='MAG_CENTER', help='The rows: a file, or redis://host:port.'
+)
+@click.option('--shard', type=click.IntRange(0), default=0, show_default=True)
+@click.option('--num-shards', type=click.IntRange(1), default=1, show_default=True)
+def consume(snapshot: str, log: str, center: str, shard: int, num_shards: int) -> None:
+    r"""Count the events of a log, as they come, in rows that others read, by the clusters of a
+    SNAPSHOT, until SIGTERM. Of several consumers, each has a shard of its own."""
+    with _explained(RuntimeError):
+        import signal
+        import threading
+
+        from mag.pipeline.serving import consume as count
+
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+
+        def show(position: int) -> None:
+            click.echo(f'Counts from position {position} on')
+            sys.stdout.flush()
+
+        position = count(snapshot, log, center, shard, num_shards, show, ended.is_set)
+        click.echo(f'Counted up to position {position}')
+
+
 @main.command('rank')
-@click.argument('user')
-@click.argument('items', nargs=-1, required=True)
-@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
-@click.option('--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.')
-@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+@_question
+@click.option('--what-if', metavar='ITEM', help='Show what a click on this one would change, too.')
 def rank(
     user: str,
     items: tuple[str, ...],
     server: str,
     context: tuple[str, ...],
     tls_authority: str | None,
+    what_if: str | None,
 ) -> None:
     r"""Rank ITEMS for a USER, by raw ids, the likeliest click first."""
+    told = dict(_pair('--context', text) for text in context)
+    with _explained(RuntimeError):
+        from mag.online import Client
+
+        with Client(server, tls_authority) as client:
+            if what_if is None:
+                ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
+                rankings: tuple[Ranking, ...] = (ranking,)
+            else:
+                rankings = client.what_if(user, items, what_if, context=told, timeout=_PATIENCE)
+        columns = {name: _digits(of) for name, of in zip(('click', 'after'), rankings)}
+        _show_ranking(rankings[0], columns)
+
+
+@main.command('explain')
+@_question
+def explain(
+    user: str,
+    items: tuple[str, ...],
+    server: str,
+    context: tuple[str, ...],
+    tls_authority: str | None,
+) -> None:
+    r"""Rank ITEMS for a USER, and show which parts of what the model reads move each probability
+    most, and by how much."""
     told = dict(_pair('--context', text) for text in context)
     with _explained(RuntimeError):
         import numpy as np
@@ -234,14 +324,12 @@ def rank(
         from mag.online import Client
 
         with Client(server, tls_authority) as client:
-            ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
-        width = max(map(len, ('item', *items)))
-        click.echo(f'{"item":{width}}  click')
-        for place in ranking.order:
-            shown = np.format_float_positional(ranking.probability[place])
-            click.echo(f'{items[place]:{width}}  {shown}')
-        reasons = ''.join(f', {reason}' for reason in ranking.degraded)
-        click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
+            found = client.explain(user, items, 0, context=told, timeout=_PATIENCE)
+        moves = []
+        for moved in found.moved:
+            most = np.argsort(-np.abs(moved), kind='stable')[:_NUM_MOVES]
+            moves.append(', '.join(f'{found.blocks[place]} {moved[place]:+.4f}' for place in most))
+        _show_ranking(found.ranking, {'click': _digits(found.ranking), 'moved by': moves})
 
 
 @main.command('record')
@@ -286,6 +374,24 @@ def _described(path: str) -> Any:
     from mag.datasets import LogSchema
 
     return LogSchema.load(path)
+
+
+def _digits(ranking: 'Ranking') -> list[str]:
+    import numpy as np
+
+    return [np.format_float_positional(probability) for probability in ranking.probability]
+
+
+def _show_ranking(ranking: 'Ranking', columns: Mapping[str, list[str]]) -> None:
+    r"""The items of a ranking, the likeliest first, and what is told of each."""
+    table = {'item': ranking.items, **columns}
+    widths = [max(map(len, (name, *column))) for name, column in table.items()]
+    rows = ([column[place] for column in table.values()] for place in ranking.order)
+    for row in ([*table], *rows):
+        cells = (f'{cell:{width}}' for cell, width in zip(row, widths))
+        click.echo('  '.join(cells).rstrip())
+    reasons = ''.join(f', {reason}' for reason in ranking.degraded)
+    click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

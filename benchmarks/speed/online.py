@@ -164,6 +164,7 @@ def snapshot_of(
         position=len(events),
         time=int(events['time'][-1]),
         layout=layout,
+        resolutions={node: ['cluster'] for node in numbers},
         clusters=clusters,
         rows=rows,
         hop_2=hop_2 if name == 'macgnn' else {},

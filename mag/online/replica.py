@@ -1,11 +1,16 @@
 r"""What nodes have as of the last event, in the memory of who scores."""
 
+import copy
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
 
 from mag.checks import check_choice, check_ids, check_integers
 from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import EventStream
+from mag.online.events import EVENT
 from mag.online.node_rows import count_cells, count_events
 from mag.online.snapshot import Snapshot
 from mag.schema import NEIGHBOR_TYPE
@@ -110,6 +115,35 @@ class Replica:
         if not self.snapshot.hop_2:
             raise ValueError(f'{self.snapshot!r} holds no hop 2, as its model reads none.')
         return self._of(node_type, nodes).hop_2(nodes)
+
+    def after_click(self, user: int, item: int) -> 'Replica':
+        r"""What this replica would hold after one more event, a click, which it does not count.
+        It shares all other rows with this one: it is read before this one goes on, and follows no
+        log itself.
+
+        Args:
+            user (int): Who clicks; :obj:`-1` for one that nothing has happened to.
+            item (int): What is clicked, likewise.
+        """
+        after = copy.copy(self)
+        after.cells = {place: table.copy() for place, table in self.cells.items()}
+        after._moved = {node: _Overlaid(moved) for node, moved in self._moved.items()}
+        # The one pair is not looked for again.
+        pairs: Any = SimpleNamespace(find=self._pairs.find, add=lambda pairs: None)
+        after._pairs = pairs
+        event = np.empty(1, EVENT)
+        for node, number in (('user', user), ('item', item)):
+            event[node] = self._unused(node) if number < 0 else number
+        event['time'], event['clicked'] = self.time, 1
+        after._count(event)
+        return after
+
+    def _unused(self, node_type: str) -> int:
+        r"""The last number to which nothing has happened."""
+        number = _BEYOND - 1
+        while self.rows(node_type, np.array([number]))['seen'][0] > 0:
+            number -= 1
+        return number
 
     def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
@@ -220,6 +254,29 @@ class _Moved:
             self._rows = np.pad(self._rows, ((0, more), (0, 0)))
             self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
         self._rows[place], self._hop_2[place] = _words(rows), hop_2
+
+
+class _Overlaid(_Moved):
+    r"""The rows of one node type, of which one node has moved on, for itself."""
+
+    def __init__(self, under: _Moved) -> None:
+        self._under = under
+        self._node = np.empty(0, np.int64)
+
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.rows(nodes), 'rows')
+
+    def hop_2(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.hop_2(nodes), 'hop_2')
+
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
+        self._node, self._own = nodes, {'rows': rows, 'hop_2': hop_2}
+
+    def _overlay(self, nodes: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:
+        is_own = np.isin(nodes, self._node)
+        if is_own.any():
+            found[is_own] = self._own[name]
+        return found
 
 
 def _words(rows: np.ndarray) -> np.ndarray:

@@ -23,22 +23,30 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
 from mag.checks import check_booleans, check_integers, check_numbers
+from mag.online.answers import explain_response, rank_response, what_if_response
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
 from mag.online.messages import MAX_MESSAGE, decoded, read_context, read_id, read_ids
 from mag.online.metrics import Metrics
-from mag.online.ranker import Ranker
+from mag.online.ranker import Explained, Ranked, Ranker
 from mag.online.ranking_pb2 import (
     DESCRIPTOR,
+    ExplainRequest,
     RankRequest,
-    RankResponse,
     RecordRequest,
     RecordResponse,
     SwapRequest,
     SwapResponse,
+    WhatIfRequest,
 )
 
 _LOGGER = logging.getLogger(__name__)
+# What each method asks a ranker, and how its answer is said.
+_ASKED: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
+    'Rank': ('rank', rank_response),
+    'Explain': ('explain', explain_response),
+    'WhatIf': ('what_if', what_if_response),
+}
 _RANKING, _ADMIN = (DESCRIPTOR.services_by_name[name].full_name for name in ('Ranking', 'Admin'))
 # Each waits for its next events most of the time.
 _MAX_RECORDING = 64
@@ -105,8 +113,8 @@ class _Health(health_pb2_grpc.HealthServicer):
 
 
 class Server:
-    r"""Serves the services of :obj:`mag/online/ranking.proto` by gRPC: ranks items, records events,
-    and swaps what scores them, with no request that fails for it.
+    r"""Serves the services of :obj:`mag/online/ranking.proto` by gRPC: ranks items, explains how,
+    records events, and swaps what scores them, with no request that fails for it.
 
     .. code-block:: python
 
@@ -127,8 +135,9 @@ class Server:
     or refused.
 
     Args:
-        ranker (Ranker): What scores, from several threads at once. It is closed with the server, or
-            after it was swapped.
+        ranker (Ranker): What scores, from several threads at once; of one that is an
+            :class:`~mag.online.ranker.Explainer`, :obj:`Explain` and :obj:`WhatIf` are served, too.
+            It is closed with the server, or after it was swapped.
         host (str, optional): The address that it listens at. (default: :obj:`"127.0.0.1"`)
         port (int, optional): The port, or :obj:`0` for one that is free. (default: :obj:`50051`)
         certificate (str or os.PathLike, optional): A file of PEM with the certificate of the host
@@ -240,7 +249,10 @@ class Server:
             server = self._add_server(
                 _RANKING,
                 {
-                    'Rank': grpc.unary_unary_rpc_method_handler(partial(self._answer, 'Rank')),
+                    **{
+                        name: grpc.unary_unary_rpc_method_handler(partial(self._answer, name))
+                        for name in _ASKED
+                    },
                     'Record': grpc.stream_unary_rpc_method_handler(partial(self._answer, 'Record')),
                 },
             )
@@ -360,8 +372,11 @@ class Server:
         that the server has failed."""
         begun = time.perf_counter()
         answers: dict[str, Callable[[Any, Any], Awaitable[bytes]]] = {
-            'Rank': self._rank, 'Record': self._record, 'Swap': self._swap, 'Offers': self._offers,
-        }  # fmt: skip
+            **{name: partial(self._ask, name) for name in _ASKED},
+            'Record': self._record,
+            'Swap': self._swap,
+            'Offers': self._offers,
+        }
         status, sentence = grpc.StatusCode.OK, ''
         try:
             return await answers[method](request, context)
@@ -379,7 +394,7 @@ class Server:
             sentence = 'The server failed to answer; its log says why.'
         finally:
             self.metrics.requests.labels(method, status.name).inc()
-            if status == grpc.StatusCode.OK and method in ('Rank', 'Explain', 'WhatIf'):
+            if status == grpc.StatusCode.OK and method in _ASKED:
                 self.metrics.latencies.append(time.perf_counter() - begun)
             if _LOGGER.isEnabledFor(logging.DEBUG):
                 facts = {'method': method, 'status': status.name, 'peer': context.peer()}
@@ -388,7 +403,7 @@ class Server:
         short = sentence.encode()[:_MAX_SENTENCE].decode(errors='ignore')
         return await context.abort(status, short)
 
-    async def _rank(self, request: bytes, context: Any) -> bytes:
+    async def _ask(self, method: str, request: bytes, context: Any) -> bytes:
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
         if self._num_in_flight >= self.max_in_flight:
@@ -399,13 +414,18 @@ class Server:
                 f'another one, or later.',
             )
         with self.metrics.stage('parse'):
-            question = self._question(request)
+            question, more = self._question(method, request)
         serving = self._serving
+        if (ask := getattr(serving.ranker, _ASKED[method][0], None)) is None:
+            raise _Refused(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f'What scores here answers Rank, but no {method}: ask another server.',
+            )
         serving.num_pinned += 1
         self._num_in_flight += 1
         self.metrics.in_flight.set(self._num_in_flight)
         job = self._scorers.submit(
-            self._score, serving.ranker, question, deadline, time.perf_counter()
+            self._score, method, ask, question, more, deadline, time.perf_counter()
         )
         # When its thread has ended, which who asked may not wait for.
         job.add_done_callback(partial(self._in_loop, self._release, serving))
@@ -413,17 +433,34 @@ class Server:
         self._warm.append(question)
         return response
 
-    def _question(self, request: bytes) -> _Question:
-        message = decoded(RankRequest, request)
-        return _Question(
+    def _question(self, method: str, request: bytes) -> tuple[_Question, tuple[Any, ...]]:
+        r"""What all methods ask, and what this one does more."""
+        more: tuple[Any, ...] = ()
+        if method == 'Rank':
+            message = decoded(RankRequest, request)
+        elif method == 'Explain':
+            explain = decoded(ExplainRequest, request)
+            check_integers(0, num_edges=explain.num_edges)
+            message, more = explain.request, (explain.num_edges,)
+        else:
+            what_if = decoded(WhatIfRequest, request)
+            message, more = what_if.request, (read_id('clicked', what_if.clicked),)
+        question = _Question(
             read_id('user', message.user),
             read_ids('items', message.items, self.max_items),
             message.time if message.HasField('time') else int(time.time()),
             read_context(message.context),
         )
+        return question, more
 
     def _score(
-        self, ranker: Ranker, question: _Question, deadline: float | None, submitted: float
+        self,
+        method: str,
+        ask: Callable[..., Any],
+        question: _Question,
+        more: tuple[Any, ...],
+        deadline: float | None,
+        submitted: float,
     ) -> bytes:
         self.metrics.took('wait', time.perf_counter() - submitted)
         if deadline is not None and time.monotonic() >= deadline:
@@ -432,21 +469,11 @@ class Server:
             )
         # What may be switched off is so for each thread.
         with self.metrics.stage('score'), torch.inference_mode():
-            answer = ranker.rank(*question)
+            answer = ask(*question, *more)
         with self.metrics.stage('serialise'):
-            probability = np.asarray(answer.probability, np.float32)
-            if probability.shape != (len(question.items),) or not np.isfinite(probability).all():
-                raise RuntimeError(
-                    f'{ranker!r} must answer with {len(question.items)} finite numbers, but '
-                    f'answered with {probability}.'
-                )
-            response = RankResponse(
-                probabilities=probability.tolist(),
-                position=answer.position,
-                snapshot=answer.snapshot,
-                degraded=answer.degraded,
-            ).SerializeToString()
-        self.metrics.answered(answer)
+            _, respond = _ASKED[method]
+            response = respond(answer, len(question.items)).SerializeToString()
+        self.metrics.answered(_ranked(answer))
         return response
 
     async def _offers(self, request: bytes, context: Any) -> bytes:
@@ -629,6 +656,13 @@ def _page_module() -> Any:
             f'Server(page_port=...) needs {error.name}, which is not installed: pip install '
             f"'pyg-mag[page]'."
         ) from error
+
+
+def _ranked(answer: Any) -> Ranked:
+    r"""The scores of an answer, as things are."""
+    if isinstance(answer, tuple):
+        return answer[0]
+    return answer.ranked if isinstance(answer, Explained) else answer
 
 
 def _close_ranker(ranker: Ranker) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
-from mag.online import Snapshot, SqliteStream  # noqa: E402
+from mag.online import Client, Snapshot, SqliteCenter, SqliteStream  # noqa: E402
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader  # noqa: E402
@@ -103,12 +103,39 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
     later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
     assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
+    check_explanations(pipeline, items, address)
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert shown.stderr == "Error: 'context' must tell ['device'], but told nothing.\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert f'The server at {address} cannot be reached' in shown.stderr
+
+
+def check_explanations(pipeline: Pipeline, items: list[str], address: str) -> None:
+    r"""What commands show is what a client is told."""
+    context = {'device': 'phone'}
+    asked = 'm7', *items, '--context', 'device=phone', '--server', address
+    with Client(address) as client:
+        told = client.explain('m7', items, context=context, timeout=60)
+        rankings = client.what_if('m7', items, 'm5', context=context, timeout=60)
+    scores = pipeline.score('m7', items, context=context).numpy()
+    np.testing.assert_allclose(told.ranking.probability, scores, rtol=1e-6)
+    moved_of_item = dict(zip(items, told.moved.tolist()))
+    header, *lines = run('explain', *asked).stdout.splitlines()
+    assert header.split() == ['item', 'click', 'moved', 'by'] and len(lines) == len(items)
+    for line, place in zip(lines, told.ranking.order):
+        item, click, moves = line.split(maxsplit=2)
+        assert (item, np.float32(click)) == (items[place], told.ranking.probability[place])
+        moved = moved_of_item[item]
+        heaviest = sorted(range(len(moved)), key=lambda block: -abs(moved[block]))[:3]
+        want = [f'{told.blocks[block]} {moved[block]:+.4f}' for block in heaviest]
+        assert moves.split(', ') == want
+    header, *lines = run('rank', *asked, '--what-if', 'm5').stdout.splitlines()
+    assert header.split() == ['item', 'click', 'after']
+    found = {item: tuple(map(np.float32, numbers)) for item, *numbers in map(str.split, lines)}
+    assert [*found] == [items[place] for place in rankings[0].order]
+    assert [found[item] for item in items] == list(zip(*(of.probability for of in rankings)))
 
 
 def test_what_cannot_be_served_is_told_in_a_sentence(
@@ -202,7 +229,41 @@ def test_without_grpc_the_extra_is_named(
     _, path = written
     for command in (
         ('rank', 'm7', 'm3'),
+        ('explain', 'm7', 'm3'),
         ('record', path / 'manifest.json'),
         ('serve', path, '--log', path.parent / 'none.db'),
     ):
         assert run(*command, exit_code=1).stderr.endswith(want)
+
+
+# The process that compose starts, and its end; what it counts is what a loop over the log counts.
+def test_events_are_counted_as_they_come_until_the_process_is_told_to_end(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    pipeline, path = written
+    log, rows, events = tmp_path / 'events.db', tmp_path / 'rows.db', pipeline.events()
+    command = [*MAG, 'consume', str(path), '--center', str(rows)]
+    environment = {**os.environ, 'MAG_LOG': str(log)}
+    with SqliteStream(log) as stream:
+        stream.append(events[:100], 0)
+        layout = Snapshot.open(path).layout
+        for start in (0, len(events)):
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=environment
+            ) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == f'Counts from position {start} on\n'
+                stream.append(events, 0)
+                with SqliteCenter(rows, layout) as center:
+                    while center.positions()[0] < len(events):
+                        assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                assert process.stdout.read() == f'Counted up to position {len(events)}\n'
+            assert process.returncode == 0
+        with SqliteCenter(rows, layout) as center:
+            for node in ('user', 'item'):
+                nodes = np.arange(events[node].max() + 1)
+                found = center.read(node, nodes)
+                assert found['seen'].tolist() == np.bincount(events[node]).tolist()
+    shown = run('consume', path, '--log', log, '--center', tmp_path / 'no' / 'rows.db', exit_code=1)
+    assert 'There is no folder' in shown.stderr and 'for the centre' in shown.stderr

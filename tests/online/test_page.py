@@ -1,12 +1,8 @@
 import asyncio
 import http.client
 import json
-import os
 import re
-import shutil
 import socket
-import ssl
-import subprocess
 import sys
 import threading
 import time
