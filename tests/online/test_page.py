@@ -1,7 +1,9 @@
 import asyncio
 import http.client
 import json
+import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -456,3 +458,238 @@ def test_without_what_serves_the_page_the_extra_is_named(
     want = r"needs fastapi, which is not installed: pip install 'pyg-mag\[page\]'"
     with pytest.raises(ModuleNotFoundError, match=want):
         Server(ranker, page_port=0)
+
+
+# ---- in a browser
+
+# A browser of Debian without a user, a screen or a network.
+CHROMIUM_ARGUMENTS = [
+    '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+]  # fmt: skip
+
+
+def chromium() -> str:
+    r"""A Chromium that is installed, of the system or of Playwright."""
+    playwright = pytest.importorskip(
+        'playwright.sync_api', reason='Playwright is not installed: make test installs it'
+    )
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    found = [os.environ.get('CHROMIUM'), *map(shutil.which, names)]
+    with playwright.sync_playwright() as driver:
+        found.append(driver.chromium.executable_path)
+    for path in filter(None, found):
+        if os.path.exists(path):
+            return path
+    pytest.skip(
+        'there is no Chromium: apt-get install chromium, playwright install chromium, or name one '
+        'by CHROMIUM=path'
+    )
+
+
+@pytest.fixture(scope='module')
+def browser() -> Iterator[Any]:
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def looking(browser: Any, server: Server, but: str = 'nothing') -> Iterator[Any]:
+    r"""The page once it shows a ranking; nothing may go wrong in it but what is expected."""
+    page = browser.new_page(reduced_motion='reduce')
+    page.set_default_timeout(60_000)
+    wrong: list[str] = []
+    page.on('pageerror', lambda error: wrong.append(str(error)))
+    page.on('console', lambda message: wrong.append(message.text))
+    try:
+        page.goto(f'http://127.0.0.1:{server.page_port}/')
+        page.wait_for_selector('#rows tr[data-item]')
+        yield page
+        assert not [sentence for sentence in wrong if but not in sentence]
+    finally:
+        page.close()
+
+
+def shown(page: Any) -> tuple[list[str], dict[str, dict[str, float]]]:
+    r"""The items in their order, and what is told of each."""
+    rows = page.eval_on_selector_all(
+        '#rows tr[data-item]',
+        """rows => rows.map(row => [row.dataset.item, {
+            rank: Number(row.dataset.rank), moved: Number(row.dataset.moved),
+            probability: Number(row.dataset.probability),
+            effects: [...row.querySelectorAll('.effect')].map(cell => Number(cell.dataset.effect)),
+            signed: [...row.querySelectorAll('.signed i')].map(
+                bar => bar.getBoundingClientRect().width * (bar.className === 'down' ? -1 : 1)),
+        }])""",
+    )
+    return [item for item, _ in rows], dict(rows)
+
+
+def bars(page: Any) -> dict[int, dict[str, float]]:
+    r"""The numbers and heights of the bars of the user, by cluster."""
+    columns = page.eval_on_selector_all(
+        '#edges li',
+        """columns => columns.map(column => [Number(column.dataset.cluster), {
+            stock: Number(column.dataset.stock), live: Number(column.dataset.live),
+            added: Number(column.dataset.added),
+            of_stock: column.querySelector('.stock').getBoundingClientRect().height,
+            of_live: column.querySelector('.live').getBoundingClientRect().height,
+        }])""",
+    )
+    return dict(columns)
+
+
+def check_shown(page: Any, answer: dict[str, Any]) -> None:
+    r"""What is shown is what the API tells."""
+    order, told = shown(page)
+    probability = np.array(answer['probabilities'])
+    ranks = np.argsort(-probability, kind='stable')
+    assert order == [ITEMS[place] for place in ranks]
+    effects = probability[:, None] - np.array(answer['without'])
+    widest = np.abs(effects).max()
+    for rank, place in enumerate(ranks):
+        of_item = told[ITEMS[place]]
+        assert (of_item['rank'], of_item['probability']) == (rank + 1, probability[place])
+        np.testing.assert_allclose(of_item['effects'], effects[place], atol=1e-12)
+    width = max(max(map(abs, of_item['signed'])) for of_item in told.values())
+    found = np.array([told[item]['signed'] for item in ITEMS])
+    np.testing.assert_allclose(found / width, effects / widest, atol=0.05)
+    edges = answer['user']
+    found_bars = bars(page)
+    assert sorted(found_bars) == sorted(edges['clusters'])
+    most = max(stock + live for stock, live in zip(edges['stock'], edges['live']))
+    height = max(of['of_stock'] + of['of_live'] for of in found_bars.values())
+    for cluster, stock, live in zip(edges['clusters'], edges['stock'], edges['live']):
+        of = found_bars[cluster]
+        assert (of['stock'], of['live']) == (stock, live)
+        np.testing.assert_allclose(of['of_stock'], height * stock / most, atol=0.5)
+        np.testing.assert_allclose(of['of_live'], height * live / most, atol=0.5)
+
+
+def test_a_click_moves_ranks_and_bars_and_what_if_records_nothing(
+    browser: Any, ranker: CountingRanker
+) -> None:
+    from playwright.sync_api import expect
+
+    with serving(ranker) as server, looking(browser, server) as page:
+
+        def answer(user: str) -> dict[str, Any]:
+            question = {'user': user, 'items': ITEMS, 'context': {'device': 'phone'}}
+            return ask(server, '/api/explain', question)[1]
+
+        def says(sentence: str) -> None:
+            expect(page.locator('#sentence')).to_have_text(sentence)
+
+        # It begins with what is offered first.
+        check_shown(page, answer('u0'))
+        assert page.locator('#users option').count() == NUM_USERS
+        page.get_by_label('User', exact=True).fill('u2')
+        page.get_by_label('User', exact=True).press('Enter')
+        expect(page.locator('#of-user')).to_have_text('Clicks of user u2 by cluster')
+        check_shown(page, before := answer('u2'))
+        first, _ = shown(page)
+
+        # i6 is in cluster 1, of which u2 has 6, and i4 in cluster 4, of which it has 4.
+        page.get_by_role('button', name='What if i4 were clicked?').click()
+        says('What if u2 clicked i4? Nothing is recorded.')
+        order, told = shown(page)
+        what_if = {'user': 'u2', 'items': ITEMS, 'clicked': 'i4'}
+        after = np.array(ask(server, '/api/what_if', what_if)[1]['after']['probabilities'])
+        assert order == [ITEMS[place] for place in np.argsort(-after, kind='stable')]
+        assert order != first
+        for item, of_item in told.items():
+            assert of_item['moved'] == first.index(item) - order.index(item)
+        page.keyboard.press('Escape')
+        check_shown(page, before)
+        assert answer('u2')['position'] == 0
+        assert not ranker.path.exists() or len(SqliteStream(ranker.path).read(0)) == 0
+
+        page.get_by_role('button', name='Record a click on i4').click()
+        says('Recorded: u2 clicked i4, at position 0.')
+        check_shown(page, answer('u2'))
+        now, told = shown(page)
+        assert now == order
+        for item, of_item in told.items():
+            assert of_item['moved'] == first.index(item) - now.index(item)
+        added = {cluster: of['added'] for cluster, of in bars(page).items()}
+        assert added == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1}
+        expect(page.locator('#position')).to_have_text('1')
+        expect(page.locator('#lag')).to_have_text('3 events, 0.25 s')
+        expect(page.locator('#snapshot')).to_have_text('v0')
+        expect(page.locator('#degraded')).to_have_text('fresh')
+        assert re.fullmatch(r'[\d.,]+ ms', page.locator('#p99').inner_text())
+
+        # What others record is seen without a word.
+        with Client(f'127.0.0.1:{server.port}') as client:
+            client.record(['u2'] * 2, ['i9'] * 2, [9, 9], [True, True], timeout=60)
+        expect(page.locator('#position')).to_have_text('3')
+        expect(page.locator('#edges li[data-cluster="4"]')).to_have_attribute('data-live', '3')
+        check_shown(page, answer('u2'))
+        with SqliteStream(ranker.path) as stream:
+            events = stream.read(0)
+            assert events['item'].tolist() == [4, 9, 9]
+
+
+def test_the_page_needs_no_mouse_and_tells_what_is_wrong(
+    browser: Any, ranker: CountingRanker
+) -> None:
+    from playwright.sync_api import expect
+
+    refused = 'the server responded with a status of 400'
+    with serving(ranker, records=False) as server, looking(browser, server, refused) as page:
+        # A server that records nothing offers no click.
+        assert page.get_by_role('button', name=re.compile('Record')).count() == 0
+        opens = page.get_by_role('button', name='i3', exact=True)
+        opens.focus()
+        page.keyboard.press('Enter')
+        expect(opens).to_have_attribute('aria-expanded', 'true')
+        detail = page.get_by_role('list', name='Who has clicked i3, by cluster')
+        expect(detail.get_by_role('listitem')).to_have_count(1)
+        label = detail.get_by_role('listitem').get_attribute('aria-label')
+        assert label == 'Cluster 3: 4 in the snapshot, 0 since'
+        # It is refreshed without taking the focus.
+        asked = ranker.num_asked
+        wait_until(lambda: ranker.num_asked > asked)
+        assert page.evaluate('document.activeElement.getAttribute("aria-label")') == 'i3'
+        unlabelled = page.eval_on_selector_all(
+            'input, textarea, button',
+            """found => found.filter(
+                one => !one.labels?.length && !(one.getAttribute('aria-label') || one.textContent)
+            ).length""",
+        )
+        assert unlabelled == 0
+
+        page.get_by_label('User', exact=True).fill('refused')
+        page.get_by_label('User', exact=True).press('Enter')
+        status = page.get_by_role('status')
+        expect(status).to_contain_text("'user' must be another one.")
+
+
+def test_the_page_tells_in_both_schemes_with_enough_contrast(
+    browser: Any, ranker: CountingRanker
+) -> None:
+    r"""By the formula of WCAG, 4.5 for texts."""
+
+    def luminance(color: str) -> float:
+        value = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    with serving(ranker) as server, looking(browser, server) as page:
+        for scheme in ('light', 'dark'):
+            page.emulate_media(color_scheme=scheme)
+            style = """name => getComputedStyle(document.documentElement).getPropertyValue(name)"""
+            color = {
+                name: luminance(page.evaluate(style, f'--{name}').strip())
+                for name in ('ground', 'card', 'ink', 'soft', 'up', 'down', 'stock', 'live')
+            }
+            for name, least in (
+                ('ink', 7), ('soft', 4.5), ('up', 4.5), ('down', 4.5), ('stock', 3), ('live', 3),
+            ):  # fmt: skip
+                low, high = sorted((color[name], color['card']))
+                assert (high + 0.05) / (low + 0.05) >= least, (scheme, name)
