@@ -28,7 +28,7 @@ from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
 from mag.online.messages import MAX_MESSAGE, decoded, read_context, read_id, read_ids
 from mag.online.metrics import Metrics
-from mag.online.ranker import Explained, Ranked, Ranker
+from mag.online.ranker import Explained, Offers, Ranked, Ranker
 from mag.online.ranking_pb2 import (
     DESCRIPTOR,
     ExplainRequest,
@@ -478,8 +478,9 @@ class Server:
 
     async def _offers(self, request: bytes, context: Any) -> bytes:
         r"""What the page offers, as JSON."""
-        ranker: Any = self._serving.ranker
-        offers = await self._loop.run_in_executor(self._scorers, ranker.offers, _NUM_OFFERS)
+        if (offer := getattr(self._serving.ranker, 'offers', None)) is None:
+            return json.dumps(asdict(Offers((), (), {}))).encode()
+        offers = await self._loop.run_in_executor(self._scorers, offer, _NUM_OFFERS)
         return json.dumps(asdict(offers)).encode()
 
     def _state(self) -> dict[str, Any]:

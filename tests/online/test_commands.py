@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
+pytest.importorskip('fastapi', reason='FastAPI is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
 from mag.online import Client, Snapshot, SqliteCenter, SqliteStream  # noqa: E402
@@ -54,15 +56,18 @@ def served(written: tuple[Pipeline, Path]) -> Iterator[tuple[subprocess.Popen[st
     _, path = written
     log = path.parent / 'events.db'
     process = subprocess.Popen(
-        [*MAG, 'serve', str(path), '--log', str(log), '--port', '0'],
+        [*MAG, 'serve', str(path), '--log', str(log), '--port', '0', '--page-port', '0'],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    start, _, address = line.rpartition(' ')
+    serves, _, page = line.removesuffix('\n').partition(', page at ')
+    start, _, address = serves.rpartition(' ')
     assert start == f'Serves {path} at'
-    yield process, address.strip(), log
+    with urllib.request.urlopen(page, timeout=60) as response:
+        assert b'<title>mag online</title>' in response.read()
+    yield process, address, log
     process.kill()
     process.wait()
     process.stdout.close()

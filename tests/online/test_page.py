@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -448,6 +449,41 @@ def test_a_port_that_is_taken_is_told(ranker: CountingRanker) -> None:
     assert ranker.is_closed
     with pytest.raises(ValueError, match="'page_port' must lie below 65536"):
         Server(ranker, page_port=2**16)
+
+
+def test_with_tls_it_has_the_certificate_of_the_server_and_asks_for_that_of_the_client(
+    ranker: CountingRanker, certificates: list[tuple[str, str]]
+) -> None:
+    (certificate, key), other = certificates
+    with serving(ranker, certificate=certificate, key=key, client_authority=certificate) as server:
+        address = f'https://localhost:{server.page_port}/api/state'
+
+        def state(own: tuple[str, str] | None, authority: str = certificate) -> Any:
+            context = ssl.create_default_context(cafile=authority)
+            if own is not None:
+                context.load_cert_chain(*own)
+            with urllib.request.urlopen(address, timeout=60, context=context) as response:
+                return json.loads(response.read())
+
+        assert state((certificate, key))['max_in_flight'] == server.max_in_flight
+        for own, authority in ((None, certificate), (other, certificate), (None, other[0])):
+            # What is refused in the end of a handshake may come as a connection that breaks.
+            with pytest.raises(OSError):
+                state(own, authority)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(server, '/api/state')
+
+
+def test_what_scores_and_offers_nothing_offers_nothing(
+    ranker: CountingRanker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(CountingRanker, 'offers')
+    monkeypatch.delattr(CountingRanker, 'explain')
+    with serving(ranker) as server:
+        assert ask(server, '/api/offers') == (200, {'users': [], 'items': [], 'contexts': {}})
+        status, found = ask(server, '/api/explain', {'user': 'u1', 'items': ['i1']})
+    assert status == 501
+    assert 'no Explain' in found['detail']
 
 
 def test_without_what_serves_the_page_the_extra_is_named(
