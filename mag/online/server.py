@@ -136,7 +136,7 @@ class Server:
 
     Args:
         ranker (Ranker): What scores, from several threads at once; of one that is an
-            :class:`~mag.online.ranker.Explainer`, :obj:`Explain` and :obj:`WhatIf` are served, too.
+            :class:`~mag.online.Explainer`, :obj:`Explain` and :obj:`WhatIf` are served, too.
             It is closed with the server, or after it was swapped.
         host (str, optional): The address that it listens at. (default: :obj:`"127.0.0.1"`)
         port (int, optional): The port, or :obj:`0` for one that is free. (default: :obj:`50051`)
