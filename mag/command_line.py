@@ -4,11 +4,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mag.online import Ranking
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
@@ -18,12 +21,29 @@ _SERVER = '127.0.0.1:50051'
 _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 # Seconds that an answer may take.
 _PATIENCE = 10.0
+# Parts of what a model reads that are shown of each item.
+_NUM_MOVES = 3
 
 
 _log_option = click.option(
     '--log', required=True, envvar='MAG_LOG',
     help='The events: a file of SQLite, or redis://host:port.',
 )  # fmt: skip
+
+
+def _question(command: Callable[..., None]) -> Callable[..., None]:
+    r"""What each question about items asks, and whom."""
+    for decorate in (
+        click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY),
+        click.option(
+            '--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.'
+        ),
+        click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT'),
+        click.argument('items', nargs=-1, required=True),
+        click.argument('user'),
+    ):
+        command = decorate(command)
+    return command
 
 
 @click.group()
@@ -181,6 +201,7 @@ def snapshot(folder: str, out: str) -> None:
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
+@click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
 @click.option(
@@ -220,6 +241,9 @@ def serve(
             others = [
                 f', {name} at port {port}' for name, port in ports.items() if port is not None
             ]
+            if server.page_port is not None:
+                scheme = 'http' if tls_cert is None else 'https'
+                others.append(f', page at {scheme}://{host}:{server.page_port}')
             click.echo(f'Serves {snapshot} at {host}:{server.port}{"".join(others)}')
             # Who started it may read from a pipe.
             sys.stdout.flush()
@@ -257,19 +281,42 @@ def consume(snapshot: str, log: str, center: str, shard: int, num_shards: int) -
 
 
 @main.command('rank')
-@click.argument('user')
-@click.argument('items', nargs=-1, required=True)
-@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
-@click.option('--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.')
-@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+@_question
+@click.option('--what-if', metavar='ITEM', help='Show what a click on this one would change, too.')
 def rank(
     user: str,
     items: tuple[str, ...],
     server: str,
     context: tuple[str, ...],
     tls_authority: str | None,
+    what_if: str | None,
 ) -> None:
     r"""Rank ITEMS for a USER, by raw ids, the likeliest click first."""
+    told = dict(_pair('--context', text) for text in context)
+    with _explained(RuntimeError):
+        from mag.online import Client
+
+        with Client(server, tls_authority) as client:
+            if what_if is None:
+                ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
+                rankings: tuple[Ranking, ...] = (ranking,)
+            else:
+                rankings = client.what_if(user, items, what_if, context=told, timeout=_PATIENCE)
+        columns = {name: _digits(of) for name, of in zip(('click', 'after'), rankings)}
+        _show_ranking(rankings[0], columns)
+
+
+@main.command('explain')
+@_question
+def explain(
+    user: str,
+    items: tuple[str, ...],
+    server: str,
+    context: tuple[str, ...],
+    tls_authority: str | None,
+) -> None:
+    r"""Rank ITEMS for a USER, and show which parts of what the model reads move each probability
+    most, and by how much."""
     told = dict(_pair('--context', text) for text in context)
     with _explained(RuntimeError):
         import numpy as np
@@ -277,14 +324,12 @@ def rank(
         from mag.online import Client
 
         with Client(server, tls_authority) as client:
-            ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
-        width = max(map(len, ('item', *items)))
-        click.echo(f'{"item":{width}}  click')
-        for place in ranking.order:
-            shown = np.format_float_positional(ranking.probability[place])
-            click.echo(f'{items[place]:{width}}  {shown}')
-        reasons = ''.join(f', {reason}' for reason in ranking.degraded)
-        click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
+            found = client.explain(user, items, 0, context=told, timeout=_PATIENCE)
+        moves = []
+        for moved in found.moved:
+            most = np.argsort(-np.abs(moved), kind='stable')[:_NUM_MOVES]
+            moves.append(', '.join(f'{found.blocks[place]} {moved[place]:+.4f}' for place in most))
+        _show_ranking(found.ranking, {'click': _digits(found.ranking), 'moved by': moves})
 
 
 @main.command('record')
@@ -329,6 +374,24 @@ def _described(path: str) -> Any:
     from mag.datasets import LogSchema
 
     return LogSchema.load(path)
+
+
+def _digits(ranking: 'Ranking') -> list[str]:
+    import numpy as np
+
+    return [np.format_float_positional(probability) for probability in ranking.probability]
+
+
+def _show_ranking(ranking: 'Ranking', columns: Mapping[str, list[str]]) -> None:
+    r"""The items of a ranking, the likeliest first, and what is told of each."""
+    table = {'item': ranking.items, **columns}
+    widths = [max(map(len, (name, *column))) for name, column in table.items()]
+    rows = ([column[place] for column in table.values()] for place in ranking.order)
+    for row in ([*table], *rows):
+        cells = (f'{cell:{width}}' for cell, width in zip(row, widths))
+        click.echo('  '.join(cells).rstrip())
+    reasons = ''.join(f', {reason}' for reason in ranking.degraded)
+    click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -166,6 +166,7 @@ def snapshot_of(
         checksum=checksum_of(events),
         time=int(events['time'][-1]),
         layout=layout,
+        resolutions={node: ['cluster'] for node in numbers},
         clusters=clusters,
         rows=rows,
         hop_2=hop_2 if name == 'macgnn' else {},

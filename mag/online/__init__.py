@@ -9,7 +9,7 @@ from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
-from mag.online.ranker import Ranked, Ranker
+from mag.online.ranker import Explained, Explainer, MacroEdges, Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
@@ -21,7 +21,7 @@ from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
 if TYPE_CHECKING:
-    from mag.online.client import AsyncClient, Client, Overloaded, Ranking, swap
+    from mag.online.client import AsyncClient, Client, Explanation, Overloaded, Ranking, swap
     from mag.online.server import Server
 
 __all__ = [
@@ -33,9 +33,13 @@ __all__ = [
     'Consumer',
     'Diverged',
     'EventStream',
+    'Explained',
+    'Explainer',
+    'Explanation',
     'FeatureCenter',
     'Fenced',
     'JsonFormatter',
+    'MacroEdges',
     'Overloaded',
     'Ranked',
     'Ranker',
@@ -61,6 +65,7 @@ __all__ = [
 _FILES = {
     'AsyncClient': 'client',
     'Client': 'client',
+    'Explanation': 'client',
     'Overloaded': 'client',
     'Ranking': 'client',
     'Server': 'server',

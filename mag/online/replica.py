@@ -1,12 +1,14 @@
 r"""What nodes have as of the last event, in the memory of who scores."""
 
+import copy
+
 import numpy as np
 import torch
 
 from mag.checks import check_choice, check_ids, check_integers
 from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import Diverged, EventStream
-from mag.online.events import checksum_of
+from mag.online.events import EVENT, checksum_of
 from mag.online.node_rows import count_cells, count_events
 from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import Snapshot
@@ -154,7 +156,7 @@ class Replica:
         return hop_2
 
     def has_exact_hop_2(self, users: np.ndarray) -> np.ndarray:
-        r"""Whether hop 2 of each user is that of a count of the whole log: it has at most 8,192
+        r"""Whether hop 2 of each user is that of a count of the whole log: it has at most 4,096
         items. Boolean, shape :obj:`[B]`.
 
         Args and errors are those of :meth:`rows`.
@@ -174,6 +176,33 @@ class Replica:
             hop_1 = self._moved['item'].hop_1(item[first : first + _PIECE])
             hop_2[some[start]] += np.add.reduceat(hop_1, start, axis=0, dtype=np.int64)
         return hop_2
+
+    def after_click(self, user: int, item: int) -> 'Replica':
+        r"""What this replica would hold after one more event, a click, which it does not count.
+        It shares all other rows with this one: it is read before this one goes on, and follows no
+        log itself.
+
+        Args:
+            user (int): Who clicks; :obj:`-1` for one that nothing has happened to.
+            item (int): What is clicked, likewise.
+        """
+        after = copy.copy(self)
+        after.cells = {place: table.copy() for place, table in self.cells.items()}
+        after._moved = {node: _Overlaid(moved) for node, moved in self._moved.items()}
+        after._pairs = self._pairs.copy()
+        event = np.empty(1, EVENT)
+        for node, number in (('user', user), ('item', item)):
+            event[node] = self._unused(node) if number < 0 else number
+        event['time'], event['clicked'] = self.time, 1
+        after._count(event)
+        return after
+
+    def _unused(self, node_type: str) -> int:
+        r"""The last number to which nothing has happened."""
+        number = _BEYOND - 1
+        while self.rows(node_type, np.array([number]))['seen'][0] > 0:
+            number -= 1
+        return number
 
     def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
@@ -251,7 +280,7 @@ class _Moved:
         self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
         # Pairs are last in a row.
         first = self._stock.shape[1] - self._dtype['pairs'].shape[0]
-        self._hop_1 = slice(
+        self.of_hop_1 = slice(
             first, first + snapshot.layout.num_clusters[NEIGHBOR_TYPE[node_type]][0]
         )
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
@@ -265,7 +294,7 @@ class _Moved:
         r"""Copies of their counts of hop 1 at the first resolution, without who is in no
         cluster."""
         stock, moved, empty = (
-            words[:, self._hop_1] for words in (self._stock, self._rows, self._empty)
+            words[:, self.of_hop_1] for words in (self._stock, self._rows, self._empty)
         )
         return self._gather(nodes, stock, moved, empty)
 
@@ -298,6 +327,33 @@ class _Moved:
             self._rows = np.pad(self._rows, ((0, more), (0, 0)))
             self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
         self._rows[place], self._hop_2[place] = _words(rows), hop_2
+
+
+class _Overlaid(_Moved):
+    r"""The rows of one node type, of which one node has moved on, for itself."""
+
+    def __init__(self, under: _Moved) -> None:
+        self._under = under
+        self._node = np.empty(0, np.int64)
+
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.rows(nodes), 'rows')
+
+    def hop_1(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.hop_1(nodes), 'hop_1')
+
+    def hop_2(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.hop_2(nodes), 'hop_2')
+
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
+        hop_1 = _words(rows)[:, self._under.of_hop_1]
+        self._node, self._own = nodes, {'rows': rows, 'hop_1': hop_1, 'hop_2': hop_2}
+
+    def _overlay(self, nodes: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:
+        is_own = np.isin(nodes, self._node)
+        if is_own.any():
+            found[is_own] = self._own[name]
+        return found
 
 
 def _words(rows: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 r"""From a request to probabilities."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch_geometric.data import HeteroData
 from mag.context_values import encode_context, for_each
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch
 from mag.logits import as_logits, probabilities
+from mag.macro_graph import target_views
 from mag.online.replica import Replica
 from mag.online.snapshot import Snapshot
 from mag.schema import CLICKS, NEIGHBOR_TYPE
@@ -55,6 +57,10 @@ class Scorer:
         model (torch.nn.Module): The model, in evaluation mode, or the program that
             :meth:`Pipeline.export <mag.pipeline.Pipeline.export>` wrote.
 
+    Attributes:
+        fields (tuple[str, ...]): The names of the categorical fields of a batch of exposures.
+        views (tuple[str, ...]): Those of its counts at the target.
+
     Raises:
         TypeError: If the model is no module.
         ValueError: If the replica started from another snapshot, the model is in training mode, or
@@ -74,9 +80,10 @@ class Scorer:
                 f"'model' must be in evaluation mode, but {type(model).__name__} is in training "
                 f'mode: call model.eval().'
             )
+        # Of the class, so that a copy reads its own replica.
         makers: dict[str, Callable[..., Any]] = {
-            'count_net': self._exposures,
-            'macgnn': self._pairs,
+            'count_net': Scorer._exposures,
+            'macgnn': Scorer._pairs,
         }
         if snapshot.model not in makers:
             raise ValueError(
@@ -95,8 +102,12 @@ class Scorer:
             ]
             for node, numbers in snapshot.layout.num_clusters.items()
         }
+        self.fields: tuple[str, ...] = ()
+        self.views: tuple[str, ...] = ()
         if snapshot.model == 'count_net':
+            self.views = tuple(view.name for view in target_views(**snapshot.resolutions))
             self._loader = ExposureLoader(self._graph())
+            self.fields = self._loader.fields
 
     def score(
         self, user: Any, items: Sequence[Any], context: Mapping[str, Any] | None = None
@@ -129,16 +140,37 @@ class Scorer:
 
         Args and errors are those of :meth:`score`.
         """
-        maps = self.snapshot.id_maps
-        item = maps['item'].encode(items)
+        item = self.snapshot.id_maps['item'].encode(items)
         if item.ndim != 1 or len(item) > _MOST_ITEMS:
             raise ValueError(
                 f"'items' must be a list of at most {_MOST_ITEMS} ids, but got shape "
                 f'{list(item.shape)}.'
             )
-        if not isinstance(user, (str, bytes)) and np.ndim(user) > 0:
-            raise ValueError(f"'user' must be the id of one user, but got {user!r}.")
-        return self._make(int(maps['user'].encode([user])[0]), item, self._read(context, len(item)))
+        return self._make(self, self._number('user', user), item, self._read(context, len(item)))
+
+    def after_click(self, user: Any, item: Any) -> 'Scorer':
+        r"""A scorer of what this one would score after one more click, which is recorded nowhere.
+        It is asked before the replica of this one goes on.
+
+        Args:
+            user (id): The raw id of who clicks.
+            item (id): That of what is clicked. Of one that is unknown, as of such a user, nothing
+                else is known then.
+
+        Raises:
+            TypeError: If an id is of a type that cannot be compared with those of the log.
+            ValueError: If there is not one user, or not one item.
+        """
+        after = copy.copy(self)
+        after.replica = self.replica.after_click(
+            self._number('user', user), self._number('item', item)
+        )
+        return after
+
+    def _number(self, node: str, raw: Any) -> int:
+        if not isinstance(raw, (str, bytes)) and np.ndim(raw) > 0:
+            raise ValueError(f"'{node}' must be the id of one {node}, but got {raw!r}.")
+        return int(self.snapshot.id_maps[node].encode([raw])[0])
 
     def _read(self, context: Mapping[str, Any] | None, number: int) -> dict[str, Tensor]:
         r"""The numbers of the names of a context."""
@@ -229,9 +261,7 @@ class Scorer:
         for name in self._contexts:
             clicks[f'edge_label_{name}'] = none
             clicks[f'num_{name}'] = len(snapshot.id_maps[name])
-        numbers = [len(of) for of in snapshot.layout.num_clusters.values()]
-        num_views = 2 + sum(numbers) + numbers[0] * numbers[1]
-        clicks.edge_label_counts = torch.empty(0, num_views, 2)
+        clicks.edge_label_counts = torch.empty(0, len(self.views), 2)
         return data
 
     def __repr__(self) -> str:

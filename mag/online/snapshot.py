@@ -25,7 +25,8 @@ _FORMAT = 'mag.snapshot'
 _VERSION = 2
 _FACTS = (
     'format', 'version', 'mag', 'torch', 'model', 'position', 'log_checksum', 'time', 'num_recent',
-    'num_clusters', 'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
+    'num_clusters', 'num_nodes', 'num_pairs', 'resolutions', 'hops', 'id_maps', 'attributes',
+    'contexts', 'sizes',
 )  # fmt: skip
 
 
@@ -129,6 +130,7 @@ class Snapshot:
         time (int): The time of the last event before it.
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
+        resolutions (dict[str, list[str]]): What their clusters are named at each resolution.
     """
 
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
@@ -139,6 +141,7 @@ class Snapshot:
         self.time: int = manifest['time']
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
+        self.resolutions: dict[str, list[str]] = manifest['resolutions']
         folder = _Folder(path)
 
         def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
@@ -274,6 +277,7 @@ def write_snapshot(
     checksum: int,
     time: int,
     layout: RowLayout,
+    resolutions: Mapping[str, Sequence[str]],
     clusters: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     hop_2: Mapping[str, np.ndarray],
@@ -293,6 +297,7 @@ def write_snapshot(
         checksum: That of the events before it, see :func:`~mag.online.checksum_of`.
         time: The time of the last event before it.
         layout: How rows are packed.
+        resolutions: As :attr:`Snapshot.resolutions`.
         clusters: As :attr:`Snapshot.clusters`.
         rows: As :attr:`Snapshot.rows`.
         hop_2: As :attr:`Snapshot.hop_2`, empty if the model does not read it.
@@ -357,6 +362,7 @@ def write_snapshot(
                 'num_clusters': layout.num_clusters,
                 'num_nodes': num_nodes,
                 'num_pairs': pairs.shape[1],
+                'resolutions': {node: list(resolutions[node]) for node in ('user', 'item')},
                 'hops': 2 if hop_2 else 1,
                 'id_maps': list(id_maps),
                 'attributes': {node: list(attributes[node]) for node in ('user', 'item')},

@@ -97,6 +97,7 @@ def write(
         checksum=checksum_of(events),
         time=log.end - 1,
         layout=layout,
+        resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},
         clusters=clusters,
         rows=rows,
         hop_2=hop_2,
