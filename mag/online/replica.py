@@ -111,11 +111,26 @@ class Replica:
             raise ValueError(f'{self.snapshot!r} holds no hop 2, as its model reads none.')
         return self._of(node_type, nodes).hop_2(nodes)
 
-    def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
+    def moved_since(self, node_type: str, nodes: np.ndarray, position: np.ndarray) -> np.ndarray:
+        r"""Whether the rows of nodes have moved since they were read, boolean, shape :obj:`[B]`.
+
+        Args:
+            node_type (str): :obj:`"user"` or :obj:`"item"`.
+            nodes (numpy.ndarray): Nodes of the snapshot, int64; :obj:`-1` never moves. Shape
+                :obj:`[B]`.
+            position (numpy.ndarray): The :attr:`position` at which each was read, :obj:`-1` if it
+                never was, shape :obj:`[B]`.
+
+        Errors are those of :meth:`rows`.
+        """
+        number = self.snapshot.num_nodes.get(node_type, 0)
+        return self._of(node_type, nodes, number).at[nodes] > position
+
+    def _of(self, node_type: str, nodes: np.ndarray, number: int = _BEYOND) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
         if not isinstance(nodes, np.ndarray) or nodes.dtype != np.int64 or nodes.ndim != 1:
             raise TypeError(f"'nodes' must be an array of int64 of shape [B], but got {nodes!r}.")
-        check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), _BEYOND, first=-1)
+        check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), number, first=-1)
         return self._moved[node_type]
 
     def _count(self, events: np.ndarray) -> None:
@@ -150,10 +165,10 @@ class Replica:
                     ),
                 )
         count_cells(self.cells, self.snapshot.layout, column, clicked)
-        for node, (touched, _, rows, hop_2, _) in found.items():
-            self._moved[node].put(touched, rows, hop_2)
-        self._pairs.add(torch.from_numpy(new_pairs))
         self.position += len(events)
+        for node, (touched, _, rows, hop_2, _) in found.items():
+            self._moved[node].put(touched, rows, hop_2, self.position)
+        self._pairs.add(torch.from_numpy(new_pairs))
         self.time = max(self.time, int(events['time'].max()))
 
     def _new_pairs(
@@ -186,6 +201,8 @@ class _Moved:
         self._empty = _words(snapshot.layout.empty(node_type, 1))
         self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
+        # As of which position each row of the snapshot moved last; at the end, that of -1.
+        self.at = np.full(len(self._stock) + 1, snapshot.position)
 
     def rows(self, nodes: np.ndarray) -> np.ndarray:
         r"""Copies of the rows of nodes; that of :obj:`-1` is empty."""
@@ -212,14 +229,15 @@ class _Moved:
             found[is_moved] = moved.take(place[is_moved], axis=0)
         return found
 
-    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
-        r"""Keeps what nodes have from now on, each given once."""
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray, position: int) -> None:
+        r"""Keeps what nodes have from a position on, each given once."""
         place = self._table.add(torch.from_numpy(nodes)).numpy()
         if (more := self._table.num_rows - len(self._rows)) > 0:
             more = max(more, len(self._rows) // 2)
             self._rows = np.pad(self._rows, ((0, more), (0, 0)))
             self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
         self._rows[place], self._hop_2[place] = _words(rows), hop_2
+        self.at[nodes[nodes < len(self._stock)]] = position
 
 
 def _words(rows: np.ndarray) -> np.ndarray:

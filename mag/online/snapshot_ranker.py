@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mag.logits import as_logits, probabilities
+from mag.logits import probabilities
 from mag.online.ranker import Ranked
 from mag.online.scorer import Scorer
 
@@ -91,10 +91,9 @@ class SnapshotRanker:
             if self._is_closed:
                 raise RuntimeError(f'{self!r} is closed.')
             self._jobs.put((job, (user, items, context)))
-        batch, facts = job.result()
-        model = self.scorer.model
+        read, facts = job.result()
         with torch.inference_mode():
-            logits = as_logits(type(model).__name__, model(batch))
+            logits = self.scorer.logits(read)
             return Ranked(probabilities(logits)['click'].numpy(), **facts)
 
     def close(self) -> None:
@@ -162,7 +161,7 @@ class SnapshotRanker:
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
         try:
-            batch = scorer.batch(user, items, context)
+            read = scorer.read(user, items, context)
         except TypeError as error:
             raise ValueError(str(error)) from error
         replica, snapshot = scorer.replica, scorer.snapshot
@@ -170,7 +169,7 @@ class SnapshotRanker:
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
-            'num_unknown': int((batch.item < 0).sum()) + int(batch.user[0] < 0),
+            'num_unknown': int((read.item < 0).sum()) + int(read.user[0] < 0),
         }
         if replica.degraded is not None:
             facts['degraded'] = ('log unreachable',)
@@ -178,7 +177,7 @@ class SnapshotRanker:
             facts['degraded'] = ('behind the log',)
         else:
             facts |= {'lag': 0, 'lag_seconds': 0.0}
-        return batch, facts
+        return read, facts
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.scorer!r})'
