@@ -34,9 +34,9 @@ class Replica:
     of :math:`u` the hop 1 of :math:`i` as of after this click, and to hop 2 of :math:`i` that of
     :math:`u`. What others do later to what a node has clicked is left to the next snapshot.
 
-    Memory grows by a row for each node that has moved, and by 32 to 128 bytes for each new pair,
-    until a replica of the next snapshot takes over. Where the log cannot be read, reads go on from
-    what is held, and :attr:`degraded` says why.
+    Memory is 4 bytes for each node, and grows by a row for each that has moved, and by 32 to 128
+    bytes for each new pair, until a replica of the next snapshot takes over. Where the log cannot
+    be read, reads go on from what is held, and :attr:`degraded` says why.
     One thread follows and reads.
 
     Args:
@@ -124,7 +124,7 @@ class Replica:
         Errors are those of :meth:`rows`.
         """
         number = self.snapshot.num_nodes.get(node_type, 0)
-        return self._of(node_type, nodes, number).at[nodes] > position
+        return self._of(node_type, nodes, number).position(nodes) > position
 
     def _of(self, node_type: str, nodes: np.ndarray, number: int = _BEYOND) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
@@ -201,8 +201,11 @@ class _Moved:
         self._empty = _words(snapshot.layout.empty(node_type, 1))
         self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
-        # As of which position each row of the snapshot moved last; at the end, that of -1.
-        self.at = np.full(len(self._stock) + 1, snapshot.position)
+        # As of which position each of them is, and those before they moved.
+        self._position, self._start = np.empty(0, np.int64), snapshot.position
+        # What the table finds for nodes of the snapshot, and at the end for -1, as hashing a
+        # request takes longer than gathering its rows.
+        self._place = np.full(len(self._stock) + 1, -1, np.int32)
 
     def rows(self, nodes: np.ndarray) -> np.ndarray:
         r"""Copies of the rows of nodes; that of :obj:`-1` is empty."""
@@ -213,6 +216,22 @@ class _Moved:
         r"""Copies of their counts of hop 2."""
         return self._gather(nodes, self._stock_2, self._hop_2, self._empty_2)
 
+    def position(self, nodes: np.ndarray) -> np.ndarray:
+        r"""The position after the last event of each since the start, or that of the start."""
+        place = self._find(nodes)
+        out = np.full(len(nodes), self._start)
+        out[place >= 0] = self._position.take(place[place >= 0])
+        return out
+
+    def _find(self, nodes: np.ndarray) -> np.ndarray:
+        r"""The place of each among those that have moved, or :obj:`-1`."""
+        is_new = nodes >= len(self._stock)
+        if not is_new.any():
+            return self._place[nodes]
+        place = self._place[np.where(is_new, -1, nodes)]
+        place[is_new] = self._table.find(torch.from_numpy(nodes[is_new])).numpy()
+        return place
+
     def _gather(
         self, nodes: np.ndarray, stock: np.ndarray, moved: np.ndarray, empty: np.ndarray
     ) -> np.ndarray:
@@ -222,10 +241,9 @@ class _Moved:
         else:
             found = empty.repeat(len(nodes), axis=0)
             found[is_stock] = stock.take(nodes[is_stock], axis=0)
-        if self._table.num_rows > 0:
-            place = self._table.find(torch.from_numpy(nodes)).numpy()
-            # A table of keys knows nothing of -1.
-            is_moved = (place >= 0) & (nodes >= 0)
+        place = self._find(nodes)
+        is_moved = place >= 0
+        if is_moved.any():
             found[is_moved] = moved.take(place[is_moved], axis=0)
         return found
 
@@ -236,8 +254,11 @@ class _Moved:
             more = max(more, len(self._rows) // 2)
             self._rows = np.pad(self._rows, ((0, more), (0, 0)))
             self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
+            self._position = np.pad(self._position, (0, more))
         self._rows[place], self._hop_2[place] = _words(rows), hop_2
-        self.at[nodes[nodes < len(self._stock)]] = position
+        self._position[place] = position
+        is_stock = nodes < len(self._stock)
+        self._place[nodes[is_stock]] = place[is_stock]
 
 
 def _words(rows: np.ndarray) -> np.ndarray:
