@@ -417,10 +417,10 @@ def score(
                     if share > 0:
                         move(kept.replica, candidates[: int(share * number)])
                     times[way].append(cost_of(act).here)
-            for way, scorer in (('eager', eager), ('program', program), ('kept', kept)):
+            for way, scorer in (('eager', eager), ('program', program), ('tables', kept)):
                 scores[way] = scorer.score(user, items).probabilities['click']
                 if not torch.allclose(scores[way], scores['eager'], rtol=0, atol=1e-6):
-                    raise RuntimeError(f'{name} scores {number} candidates otherwise ({way}).')
+                    raise RuntimeError(f'{name} scores {number} candidates otherwise by its {way}.')
             medians = {way: 1000 * float(np.median(of)) for way, of in times.items()}
             records.append(
                 {
