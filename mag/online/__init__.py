@@ -9,6 +9,7 @@ from mag.online.events import EVENT, check_events
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
+from mag.online.program import Compiled, Program, load_program
 from mag.online.ranker import Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
@@ -29,6 +30,7 @@ __all__ = [
     'Answer',
     'AsyncClient',
     'Claim',
+    'Compiled',
     'Client',
     'Consumer',
     'EventStream',
@@ -36,6 +38,7 @@ __all__ = [
     'Fenced',
     'JsonFormatter',
     'Overloaded',
+    'Program',
     'Ranked',
     'Ranker',
     'Ranking',
@@ -52,6 +55,7 @@ __all__ = [
     'check_events',
     'connect',
     'count_events',
+    'load_program',
     'swap',
     'write_snapshot',
 ]

@@ -52,7 +52,8 @@ class Scorer:
     Args:
         snapshot (Snapshot): Whose ids and attributes are read.
         replica (Replica): One that started from it.
-        model (torch.nn.Module): The model, in evaluation mode, or the program that
+        model (torch.nn.Module): The model, in evaluation mode, the :class:`Program` that
+            :func:`load_program` reads, or the one that
             :meth:`Pipeline.export <mag.pipeline.Pipeline.export>` wrote.
 
     Raises:
@@ -75,16 +76,16 @@ class Scorer:
                 f'mode: call model.eval().'
             )
         makers: dict[str, Callable[..., Any]] = {
-            'count_net': self._exposures,
-            'macgnn': self._pairs,
+            'ExposureBatch': self._exposures,
+            'PairBatch': self._pairs,
         }
-        if snapshot.model not in makers:
+        if snapshot.batch not in makers:
             raise ValueError(
-                f'Scorer makes batches for {" and ".join(makers)}, but {snapshot!r} is of '
-                f'{snapshot.model!r}.'
+                f'Scorer makes an {" or a ".join(makers)}, but {snapshot!r} is of a model that '
+                f'reads {snapshot.batch!r}.'
             )
         self.snapshot, self.replica, self.model = snapshot, replica, model
-        self._make = makers[snapshot.model]
+        self._make = makers[snapshot.batch]
         self._contexts: list[str] = snapshot.manifest['contexts']
         # At each resolution, the cluster of each node as a column, and that of who is in none at
         # its end.
@@ -95,7 +96,7 @@ class Scorer:
             ]
             for node, numbers in snapshot.layout.num_clusters.items()
         }
-        if snapshot.model == 'count_net':
+        if snapshot.batch == 'ExposureBatch':
             self._loader = ExposureLoader(self._graph())
 
     def score(
