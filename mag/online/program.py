@@ -172,7 +172,7 @@ class Program(Module):
         _verify(program._run, flat, program, batch, 'The exported program')
         return program
 
-    def compile(self, batch: Any) -> 'Compiled':
+    def to_native(self, batch: Any) -> 'Compiled':
         r"""The package of AOTInductor, native code for processors such as this one, which takes a
         minute and a compiler of C++. It is compared with the program as :meth:`export` does.
 
@@ -377,7 +377,7 @@ def _logits(outputs: Mapping[str, Tensor]) -> Logits:
         name.removeprefix(prefix): of for name, of in outputs.items() if name.startswith(prefix)
     }
     named = {name: of for name, of in outputs.items() if not name.startswith(prefix)}
-    return Logits(**named, branches=branches or None)
+    return Logits(**named, branches=branches or None)  # type: ignore[arg-type]
 
 
 def _verify(run: _Run, reference: _Run, program: Program, batch: Any, what: str) -> None:

@@ -509,7 +509,7 @@ class Pipeline:
                 return None, None
             batch = self._served.batch(example_of(log, _NUM_EXAMPLES))
             found = Program.export(self._model, batch)
-            return found, found.compile(batch) if compile else None
+            return found, found.to_native(batch) if compile else None
 
         return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model, make)
 

@@ -387,7 +387,7 @@ def test_native_code_runs_where_it_is_trusted_and_nowhere_else(
 ) -> None:  # fmt: skip
     if shutil.which('g++') is None:
         pytest.skip('there is no compiler of C++')
-    compiled = program.compile(pair_batch())
+    compiled = program.to_native(pair_batch())
     digest = compiled.facts['sha256']
     snapshot = write(tmp_path, program, compiled=compiled)
     found = load_program(snapshot, [digest])
@@ -440,4 +440,4 @@ def test_native_code_that_does_something_else_is_not_written(
     monkeypatch.setattr(torch._inductor, 'aoti_compile_and_package', compile)
     monkeypatch.setattr(programs, '_native', native)
     with pytest.raises(RuntimeError, match='The compiled program tells another probability'):
-        program.compile(pair_batch())
+        program.to_native(pair_batch())
