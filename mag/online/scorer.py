@@ -63,7 +63,8 @@ class Scorer:
     Args:
         snapshot (Snapshot): Whose ids and attributes are read.
         replica (Replica): One that started from it.
-        model (torch.nn.Module): The model, in evaluation mode, or the program that
+        model (torch.nn.Module): The model, in evaluation mode, the :class:`Program` that
+            :func:`load_program` reads, or the one that
             :meth:`Pipeline.export <mag.pipeline.Pipeline.export>` wrote. Its weights stay as they
             are.
         max_bytes (int, optional): What the states of items may take; if all together took more,
@@ -98,16 +99,16 @@ class Scorer:
             )
         # Of the class, so that a copy reads its own replica.
         makers: dict[str, Callable[..., Any]] = {
-            'count_net': Scorer._exposures,
-            'macgnn': Scorer._pairs,
+            'ExposureBatch': Scorer._exposures,
+            'PairBatch': Scorer._pairs,
         }
-        if snapshot.model not in makers:
+        if snapshot.batch not in makers:
             raise ValueError(
-                f'Scorer makes batches for {" and ".join(makers)}, but {snapshot!r} is of '
-                f'{snapshot.model!r}.'
+                f'Scorer makes an {" or a ".join(makers)}, but {snapshot!r} is of a model that '
+                f'reads {snapshot.batch!r}.'
             )
         self.snapshot, self.replica, self.model = snapshot, replica, model
-        self._make = makers[snapshot.model]
+        self._make = makers[snapshot.batch]
         self._contexts: list[str] = snapshot.manifest['contexts']
         # At each resolution, the cluster of each node as a column, and that of who is in none at
         # its end.
@@ -120,12 +121,12 @@ class Scorer:
         }
         self.fields: tuple[str, ...] = ()
         self.views: tuple[str, ...] = ()
-        if snapshot.model == 'count_net':
+        if snapshot.batch == 'ExposureBatch':
             self.views = tuple(view.name for view in target_views(**snapshot.resolutions))
             self._loader = ExposureLoader(self._graph())
             self.fields = self._loader.fields
         self.table: ItemTable | None = None
-        if snapshot.model == 'macgnn' and isinstance(model, SplitModel):
+        if snapshot.batch == 'PairBatch' and isinstance(model, SplitModel):
             table = ItemTable(model, replica, self._rows)
             self.table = table if table.num_bytes <= max_bytes else None
 
