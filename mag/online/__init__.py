@@ -7,17 +7,20 @@ from mag.online.consumer import Consumer
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT, check_events
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
+from mag.online.id_register import IdRegister, Registered
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
 from mag.online.ranker import Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
+from mag.online.redis_id_register import RedisIdRegister
 from mag.online.redis_stream import RedisStream
 from mag.online.replica import Replica
 from mag.online.scorer import Answer, Scorer
 from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.snapshot_ranker import SnapshotRanker
 from mag.online.sqlite_center import SqliteCenter
+from mag.online.sqlite_id_register import SqliteIdRegister
 from mag.online.sqlite_stream import SqliteStream
 
 if TYPE_CHECKING:
@@ -34,13 +37,16 @@ __all__ = [
     'EventStream',
     'FeatureCenter',
     'Fenced',
+    'IdRegister',
     'JsonFormatter',
     'Overloaded',
     'Ranked',
     'Ranker',
     'Ranking',
     'RedisCenter',
+    'RedisIdRegister',
     'RedisStream',
+    'Registered',
     'Replica',
     'RowLayout',
     'Scorer',
@@ -48,6 +54,7 @@ __all__ = [
     'Snapshot',
     'SnapshotRanker',
     'SqliteCenter',
+    'SqliteIdRegister',
     'SqliteStream',
     'check_events',
     'connect',

@@ -41,7 +41,10 @@ class Metrics:
         self._degraded = counter(
             'mag_degraded', 'Answers that could be better, by reason.', ['reason']
         )
-        self.unknown_ids = counter('mag_unknown_ids', 'Ids of requests that nothing is known of.')
+        self.unknown_ids = counter(
+            'mag_unknown_ids', 'Ids of requests that the snapshot does not have.'
+        )
+        self.new_ids = counter('mag_new_ids', 'Ids that were given a number.')
         # Unlike 0, nothing is known of them yet.
         self._lag.set(float('nan'))
         self._lag_seconds.set(float('nan'))

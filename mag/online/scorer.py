@@ -1,5 +1,6 @@
 r"""From a request to probabilities."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from torch_geometric.data import HeteroData
 from mag.context_values import encode_context, for_each
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch
 from mag.logits import as_logits, probabilities
+from mag.online.id_register import IdRegister, NewIds
 from mag.online.replica import Replica
 from mag.online.snapshot import Snapshot
 from mag.schema import CLICKS, NEIGHBOR_TYPE
 
+_LOGGER = logging.getLogger(__name__)
 _MOST_ITEMS = 2000
 
 
@@ -47,13 +50,17 @@ class Scorer:
     A batch is what :meth:`Pipeline.batch <mag.pipeline.Pipeline.batch>` makes of the same request
     after the same events. Two things differ. What "now" is follows from the position in the log, so
     that events of the very second of the request are read, too. And users and items that came after
-    the snapshot are unknown, also as recent neighbors, until there is a new one.
+    the snapshot are unknown to the model, also as recent neighbors, until there is a new one: where
+    a register knows their ids, what was counted of them is read, and in which cluster they are is
+    not known yet.
 
     Args:
         snapshot (Snapshot): Whose ids and attributes are read.
         replica (Replica): One that started from it.
         model (torch.nn.Module): The model, in evaluation mode, or the program that
             :meth:`Pipeline.export <mag.pipeline.Pipeline.export>` wrote.
+        register (IdRegister, optional): Where ids that came after the snapshot are found. It is
+            read in the thread that asks. (default: :obj:`None`)
 
     Raises:
         TypeError: If the model is no module.
@@ -61,7 +68,13 @@ class Scorer:
             the snapshot is of a model that nothing here makes batches for.
     """
 
-    def __init__(self, snapshot: Snapshot, replica: Replica, model: Module) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        replica: Replica,
+        model: Module,
+        register: IdRegister | None = None,
+    ) -> None:
         if snapshot.path != replica.snapshot.path:
             raise ValueError(
                 f"'replica' must have started from {snapshot!r}, but did from {replica.snapshot!r}."
@@ -84,6 +97,9 @@ class Scorer:
                 f'{snapshot.model!r}.'
             )
         self.snapshot, self.replica, self.model = snapshot, replica, model
+        self.register = register
+        self._new_ids = None if register is None else NewIds(register, snapshot.num_nodes)
+        self._ids_position = -1
         self._make = makers[snapshot.model]
         self._contexts: list[str] = snapshot.manifest['contexts']
         # At each resolution, the cluster of each node as a column, and that of who is in none at
@@ -129,8 +145,7 @@ class Scorer:
 
         Args and errors are those of :meth:`score`.
         """
-        maps = self.snapshot.id_maps
-        item = maps['item'].encode(items)
+        item = self._numbers('item', items)
         if item.ndim != 1 or len(item) > _MOST_ITEMS:
             raise ValueError(
                 f"'items' must be a list of at most {_MOST_ITEMS} ids, but got shape "
@@ -138,7 +153,32 @@ class Scorer:
             )
         if not isinstance(user, (str, bytes)) and np.ndim(user) > 0:
             raise ValueError(f"'user' must be the id of one user, but got {user!r}.")
-        return self._make(int(maps['user'].encode([user])[0]), item, self._read(context, len(item)))
+        (number,) = self._numbers('user', [user])
+        return self._make(int(number), item, self._read(context, len(item)))
+
+    def _numbers(self, node_type: str, raw: Any) -> np.ndarray:
+        r"""The numbers of raw ids, of the snapshot or of the register."""
+        numbers = self.snapshot.id_maps[node_type].encode(raw)
+        if self._new_ids is not None and numbers.ndim == 1 and (is_new := numbers < 0).any():
+            self._follow_ids(self._new_ids)
+            new = np.array(raw, dtype=object)[is_new].tolist()
+            numbers[is_new] = self._new_ids.find(node_type, new)
+        return numbers
+
+    def _follow_ids(self, new_ids: NewIds) -> None:
+        # An id without a new event has nothing to be read.
+        if self.replica.position == self._ids_position:
+            return
+        self._ids_position = self.replica.position
+        try:
+            new_ids.follow()
+        # As of the log, each register has errors of its own, and what is known goes on.
+        except Exception as error:
+            _LOGGER.warning('failed to read ids', extra={'reason': str(error)})
+
+    def _known(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
+        r"""Nodes as the model knows them: none that has come since."""
+        return np.where(nodes < self.snapshot.num_nodes[node_type], nodes, -1)
 
     def _read(self, context: Mapping[str, Any] | None, number: int) -> dict[str, Tensor]:
         r"""The numbers of the names of a context."""
@@ -166,14 +206,12 @@ class Scorer:
             hops[node] = [_floats(rows['pairs'][:, :number])]
             if self.snapshot.hop_2:
                 hops[node].append(_floats(self.replica.hop_2(node, of_node)))
-            found = rows['recent']
-            # The model knows nothing of who has come since.
-            is_known = found < self.snapshot.num_nodes[NEIGHBOR_TYPE[node]]
-            recent[node] = torch.from_numpy(np.where(is_known, found, -1).astype(np.int64))
+            found = self._known(NEIGHBOR_TYPE[node], rows['recent'])
+            recent[node] = torch.from_numpy(found.astype(np.int64))
         size = len(item)
         return PairBatch(
-            torch.full((size,), user),
-            torch.from_numpy(item),
+            torch.from_numpy(self._known('user', nodes['user']).repeat(size)),
+            torch.from_numpy(self._known('item', item)),
             tuple(hop.repeat(size, 1) for hop in hops['user']),
             tuple(hops['item']),
             recent['user'].repeat(size, 1),
@@ -181,8 +219,12 @@ class Scorer:
         )
 
     def _exposures(self, user: int, item: np.ndarray, contexts: dict[str, Tensor]) -> ExposureBatch:
+        (known,) = self._known('user', np.array([user]))
         return self._loader.request(
-            user, torch.from_numpy(item), counts=_floats(self._counts(user, item)), **contexts
+            int(known),
+            torch.from_numpy(self._known('item', item)),
+            counts=_floats(self._counts(user, item)),
+            **contexts,
         )
 
     def _counts(self, user: int, item: np.ndarray) -> np.ndarray:
@@ -191,9 +233,9 @@ class Scorer:
         layout = self.snapshot.layout
         of_user = self.replica.rows('user', np.array([user]))
         of_item = self.replica.rows('item', item)
-        # That of an unknown node is the last, of who is in none.
-        user_cluster = [of[user] for of in self._clusters['user']]
-        item_cluster = [of[item] for of in self._clusters['item']]
+        # That of an unknown node, and of one that has come since, is the last, of who is in none.
+        user_cluster = [of[min(user, len(of) - 1)] for of in self._clusters['user']]
+        item_cluster = [of[np.minimum(item, len(of) - 1)] for of in self._clusters['item']]
         size = len(item)
         views = [
             [np.broadcast_to(total, size) for total in _totals(of_user, layout.columns('user', 0))],

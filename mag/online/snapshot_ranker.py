@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -113,12 +114,14 @@ class SnapshotRanker:
                     pass
             except BaseException:
                 scorer.replica.stream.close()
+                if scorer.register is not None:
+                    scorer.register.close()
                 raise
         except BaseException as error:
             made.set_exception(error)
             return
         made.set_result(scorer)
-        with scorer.replica.stream:
+        with scorer.replica.stream, scorer.register or nullcontext():
             while True:
                 try:
                     # While it is behind nobody waits for it to sleep.

@@ -2,18 +2,23 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 
 import os
 import os.path as osp
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from mag.online import (
     EventStream,
+    IdRegister,
+    RedisIdRegister,
     RedisStream,
     Replica,
     Scorer,
     Snapshot,
     SnapshotRanker,
+    SqliteIdRegister,
     SqliteStream,
     connect,
 )
+from mag.pipeline.followed_log import num_shared, share_ids
 from mag.pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -23,13 +28,18 @@ if TYPE_CHECKING:
 _PIPELINE = '.pipeline'
 
 
-def write_served(pipeline: Pipeline, root: str | os.PathLike[str]) -> str:
+def write_served(
+    pipeline: Pipeline, root: str | os.PathLike[str], log: str | None = None, at: int | None = None
+) -> str:
     r"""Writes a snapshot, and beside it the pipeline, under the same name with :obj:`.pipeline` at
     its end: it knows what the model is made of, and the events before the snapshot.
 
     Args:
         pipeline (Pipeline): One that was fitted.
         root (str): The folder that gets both, which is made if there is none.
+        log (str, optional): A log, see :func:`open_log`, whose later events the pipeline reads
+            first. (default: :obj:`None`)
+        at (int, optional): The position in it that the snapshot is as of. By default its end.
 
     Returns:
         The path of the snapshot.
@@ -38,7 +48,11 @@ def write_served(pipeline: Pipeline, root: str | os.PathLike[str]) -> str:
         RuntimeError: If the pipeline has not been fitted.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
-    path = pipeline.snapshot(root)
+    if log is None:
+        path = pipeline.snapshot(root, at=at)
+    else:
+        with open_log(log) as stream, open_register(log) as register:
+            path = pipeline.snapshot(root, stream, register, at)
     pipeline.save(path + _PIPELINE)
     return path
 
@@ -61,6 +75,21 @@ def open_log(where: str) -> EventStream:
         except sqlite3.Error as error:
             raise OSError(f'The log {where!r} cannot be opened: {error}.') from error
     return RedisStream(_connected(where))
+
+
+def open_register(where: str) -> IdRegister:
+    r"""Opens the register of ids beside a log.
+
+    Args and errors are those of :func:`open_log`.
+    """
+    if '://' not in where:
+        import sqlite3
+
+        try:
+            return SqliteIdRegister(where)
+        except sqlite3.Error as error:
+            raise OSError(f'The ids in {where!r} cannot be opened: {error}.') from error
+    return RedisIdRegister(_connected(where))
 
 
 def _connected(url: str) -> Any:
@@ -124,27 +153,47 @@ class SnapshotLoader:
         model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
-            stream = open_log(self.log)
-            try:
-                if not fill and (end := stream.end) < len(events):
-                    raise ValueError(
-                        f'The log ends at position {end}, but {snapshot!r} is as of a later one.'
-                    )
+            with ExitStack() as opened:
+                stream = opened.enter_context(open_log(self.log))
+                register = opened.enter_context(open_register(self.log))
                 try:
-                    stream.append(events, 0)
+                    num_held = num_shared(stream, events)
                 except ValueError as error:
                     raise ValueError(
                         f'The log must begin with the events before {snapshot!r}, but does not: '
                         f'{error}'
                     ) from error
-                return Scorer(snapshot, Replica(snapshot, stream), model)
-            except BaseException:
-                stream.close()
-                raise
+                if not fill and num_held < len(events):
+                    raise ValueError(
+                        f'The log ends at position {num_held}, but {snapshot!r} is as of a later '
+                        f'one.'
+                    )
+                stream.append(events[num_held:], num_held)
+                if not register.has_begun:
+                    _require_known(stream, snapshot)
+                share_ids(register, snapshot.id_maps)
+                scorer = Scorer(snapshot, Replica(snapshot, stream), model, register)
+                # They are closed with it.
+                opened.pop_all()
+            return scorer
 
         ranker = SnapshotRanker(make)
         self.maps = snapshot.id_maps
         return ranker
+
+
+def _require_known(stream: EventStream, snapshot: Snapshot) -> None:
+    r"""Raises a :class:`ValueError` if later events are of users or items that a snapshot, which
+    is the first for a register, does not have: their numbers would be given to others."""
+    position = max(snapshot.position, stream.start)
+    while len(events := stream.read(position, 2**16)) > 0:
+        for node, number in snapshot.num_nodes.items():
+            if (most := int(events[node].max())) >= number:
+                raise ValueError(
+                    f'The log has events of {node} {most}, but {snapshot!r} has {number} {node}s, '
+                    f'and nothing tells the ids of others: serve the latest snapshot first.'
+                )
+        position += len(events)
 
 
 def make_server(snapshot: str | os.PathLike[str], log: str, **options: Any) -> 'Server':
@@ -174,6 +223,7 @@ def make_server(snapshot: str | os.PathLike[str], log: str, **options: Any) -> '
             ranker,
             open_stream=lambda: open_log(log),
             nodes=lambda node_type, raw: load.maps[node_type].encode(raw),
+            open_register=lambda: open_register(log),
             **options,
         )
     except BaseException:

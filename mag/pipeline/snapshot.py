@@ -35,14 +35,8 @@ def events_of(log: RawLog) -> np.ndarray:
     return events
 
 
-def write(
-    folder: str | os.PathLike[str], model_name: str, log: Any, recipe: Any, model: Module
-) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log.
-
-    Raises:
-        ValueError: If the model, or what the log tells, is not served yet.
-    """
+def require_served(model_name: str, log: Any) -> None:
+    r"""Raises a :class:`ValueError` if a model, or what a log tells, is not served yet."""
     if model_name not in _HOPS or not isinstance(log, RawLog):
         raise ValueError(
             f'A snapshot is made of {" and ".join(_HOPS)} with a log that fits in memory, but not '
@@ -54,6 +48,17 @@ def write(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
+
+
+def write(
+    folder: str | os.PathLike[str], model_name: str, log: Any, recipe: Any, model: Module
+) -> str:
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log.
+
+    Raises:
+        ValueError: If the model, or what the log tells, is not served yet.
+    """
+    require_served(model_name, log)
     events = events_of(log)
     part = recipe.coarsen(log.part())
     of_type: dict[str, list[Any]] = {'user': [], 'item': []}
