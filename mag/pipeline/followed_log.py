@@ -111,7 +111,8 @@ def follow(known: RawLog, stream: EventStream, register: IdRegister, at: int | N
     later['label'] = torch.from_numpy(events['clicked'].astype(np.float32))
     for name in known.contexts:
         later[name] = torch.full((len(events),), -1)
-    other = RawLog({node: maps[node] for node in _NODES}, {n: {} for n in _NODES}, later)
+    told = {name: maps[name] for name in (*_NODES, *known.contexts)}
+    other = RawLog(told, {node: {} for node in _NODES}, later)
     # New ids come in the order of their numbers, where a log of its own would sort them.
     return replace(known, maps=maps).extend(other)
 

@@ -2,7 +2,8 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 
 import os
 import os.path as osp
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mag.online import (
@@ -24,8 +25,8 @@ from mag.pipeline.pipeline import Pipeline
 if TYPE_CHECKING:
     from mag.online import Server
 
-# Behind the name of a snapshot.
-_PIPELINE = '.pipeline'
+#: Behind the name of a snapshot.
+PIPELINE = '.pipeline'
 
 
 def write_served(
@@ -45,16 +46,34 @@ def write_served(
         The path of the snapshot.
 
     Raises:
+        OSError: If the log cannot be read.
         RuntimeError: If the pipeline has not been fitted.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
     if log is None:
         path = pipeline.snapshot(root, at=at)
     else:
-        with open_log(log) as stream, open_register(log) as register:
+        with open_log(log) as stream, open_register(log) as register, _readable(log):
             path = pipeline.snapshot(root, stream, register, at)
-    pipeline.save(path + _PIPELINE)
+    pipeline.save(path + PIPELINE)
     return path
+
+
+@contextmanager
+def _readable(log: str) -> Iterator[None]:
+    r"""Tells of a log that cannot be read in a sentence."""
+    try:
+        yield
+    except Exception as error:
+        # Those of SQLite and of Redis, which need not be installed.
+        if type(error).__module__.partition('.')[0] not in ('redis', 'sqlite3'):
+            raise
+        raise OSError(f'The log {_shown(log)!r} cannot be read: {error}') from error
+
+
+def _shown(url: str) -> str:
+    # Before the host there may be a password.
+    return url.rpartition('@')[2]
 
 
 def open_log(where: str) -> EventStream:
@@ -101,9 +120,8 @@ def _connected(url: str) -> Any:
     try:
         return connect(url)
     except RedisError as error:
-        # Before the host there may be a password.
         raise ConnectionError(
-            f'The log in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
+            f'The log in Redis at {_shown(url)!r} cannot be opened: {error}'
         ) from error
 
 
@@ -142,7 +160,7 @@ class SnapshotLoader:
                 f'A snapshot is named as its folder in {self.root!r}, but got {name!r}.'
             )
         snapshot = Snapshot.open(osp.join(self.root, name)).verify()
-        beside = snapshot.path + _PIPELINE
+        beside = snapshot.path + PIPELINE
         if not osp.isdir(beside):
             raise FileNotFoundError(
                 f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
-from mag.online import Snapshot, SqliteStream  # noqa: E402
+from mag.online import Snapshot, SqliteIdRegister, SqliteStream  # noqa: E402
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader  # noqa: E402
@@ -101,8 +101,15 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     check(end + 5)
     shown = run(*command, '--position', end - 5, exit_code=1)
     assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
-    later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
-    assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
+    # Who is new is counted at once.
+    later.write_text(f'user,item,time,clicked\nnobody,m3,{time + 9},1\n')
+    assert run('record', later, '--server', address).stdout == f'{end + 6}\n'
+    with SqliteStream(log) as stream, SqliteIdRegister(log) as register:
+        assert register.read('user', 60) == ['nobody'] and register.read('item', 40) == []
+        assert stream.read(end + 5)['user'].tolist() == [60]
+    asked = 'rank', 'nobody', 'm3', 'm5', '--context', 'device=phone', '--server', address
+    other = 'rank', 'somebody', *asked[2:]
+    assert ranked(run(*asked)) != ranked(run(*other))
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert shown.stderr == "Error: 'context' must tell ['device'], but told nothing.\n"
     process.send_signal(signal.SIGTERM)

@@ -294,6 +294,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     with SqliteStream(tmp_path / 'third.db') as stream:
         stream.append(pipeline.events(), 0)
         with pytest.raises(
-            ValueError, match='gives users other numbers than .* from 60: events that'
+            ValueError, match='gives users other numbers than .* from 60 on: events that'
         ):
             pipeline.snapshot(folder, stream, log.register)
