@@ -1,6 +1,6 @@
 r"""The register of ids in Redis."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mag.online.id_register import _BEYOND, IdRegister
 from mag.online.redis_stream import RedisStream
@@ -97,7 +97,8 @@ class RedisIdRegister(IdRegister):
 
     def _read(self, node_type: str, number: int, limit: int) -> list[bytes]:
         place = number - self.first[node_type]
-        return self.client.lrange(f'{self._key}:{node_type}:order', place, place + limit - 1)
+        key = f'{self._key}:{node_type}:order'
+        return cast(list[bytes], self.client.lrange(key, place, place + limit - 1))
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name!r})'

@@ -588,7 +588,7 @@ class Server:
             events[node_type] = nodes
         if unknown and self._register is not None:
             given = self._register.add(
-                {node: np.array(raw[node], object)[rows] for node, rows in unknown.items()}
+                {node: np.array(raw[node], object)[rows].tolist() for node, rows in unknown.items()}
             )
             for node_type, rows in unknown.items():
                 events[node_type][rows] = given.numbers[node_type]
