@@ -322,7 +322,7 @@ def test_help_of_the_command_waits_for_no_library() -> None:
     done = subprocess.run([sys.executable, '-c', SHOW_HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *shown, modules = done.stdout.splitlines()
-    assert sum(line.startswith('Usage: ') for line in shown) == 13
+    assert sum(line.startswith('Usage: ') for line in shown) == 14
     libraries = {'duckdb', 'faiss', 'matplotlib', 'numpy', 'safetensors', 'scipy', 'torch', 'yaml'}
     assert not libraries & set(modules.split())
     assert {'click', 'mag'} <= set(modules.split())
