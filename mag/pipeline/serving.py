@@ -74,9 +74,10 @@ def _readable(log: str) -> Iterator[None]:
     r"""Tells of a log that cannot be read in a sentence."""
     import sqlite3
 
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_redis_errors())
     try:
         yield
-    except (sqlite3.Error, *_redis_errors()) as error:
+    except errors as error:
         raise OSError(f'The log {_shown(log)!r} cannot be read: {error}') from error
 
 

@@ -191,7 +191,7 @@ def test_servers_of_one_log_give_an_id_one_number(
 
 
 def test_where_no_server_swaps_nothing_is_deleted(
-    shop: Callable[[str], Any], tmp_path: Path
+    shop: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = shop('macgnn')
     pipeline.save(tmp_path / 'shop')
@@ -205,6 +205,19 @@ def test_where_no_server_swaps_nothing_is_deleted(
     shown = run(*command, '--admin', '127.0.0.1:1', '--keep', 1, exit_code=1).stderr
     assert 'The server at 127.0.0.1:1 cannot be reached' in shown
     assert os.path.isdir(first) and not os.path.lexists(tmp_path / 'snapshots' / 'latest')
+    # Where it is to try again, it does.
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            raise SystemExit(0)
+
+    monkeypatch.setattr(time, 'sleep', sleep)
+    shown = run(*command, '--admin', '127.0.0.1:1', '--every', 900).stderr
+    monkeypatch.undo()
+    assert shown.count('Error: The server at 127.0.0.1:1 cannot be reached') == 2
+    assert all(600 < seconds < 900 for seconds in waited)
     number = len(pipeline.events())
     shown = run(
         'snapshot', tmp_path / 'shop', '--out', tmp_path, '--log', log, '--at', number - 1,
@@ -213,6 +226,11 @@ def test_where_no_server_swaps_nothing_is_deleted(
     assert f"Error: 'at' must be at least {number}" in shown
     shown = run('snapshot', tmp_path / 'shop', '--out', tmp_path, '--at', 3, exit_code=2).stderr
     assert "'--at' is a position in a '--log'" in shown
+    nowhere = tmp_path / 'none' / 'events.db'
+    shown = run(
+        'snapshot', tmp_path / 'shop', '--out', tmp_path, '--log', nowhere, exit_code=1
+    ).stderr
+    assert shown == f"Error: There is no folder '{nowhere.parent}' for the log.\n"
     at = run('snapshot', tmp_path / 'shop', '--out', tmp_path, '--log', log, '--at', number).stdout
     assert os.path.basename(at.strip()) == os.path.basename(first)
 
