@@ -252,3 +252,32 @@ def test_a_log_from_before_gets_a_register(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='must be a file that SqliteStream made'):
         (tmp_path / 'other.db').write_text('no file of SQLite, and long enough to tell' * 10)
         SqliteIdRegister(tmp_path / 'other.db')
+
+
+def test_what_a_power_cut_takes_are_ids_with_their_events(redis_server: Any, client: Any) -> None:
+    register, stream = RedisIdRegister(client), RedisStream(client)
+    client.config_set('appendfsync', 'always')
+    register.begin(MAPS)
+    chance, num_ids = random.Random(5), 0
+    for _ in range(4):
+        length = redis_server.append_only_file.stat().st_size
+        for _ in range(20):
+            names = [f'u{chance.randrange(2000)}' for _ in range(chance.randrange(1, 9))]
+            events = np.zeros(len(names), EVENT)
+            events['user'] = register.add({'user': names}).numbers['user']
+            events['time'] = [int(name[1:]) for name in names]
+            stream.append(events, stream.end)
+        written = redis_server.append_only_file.stat().st_size
+        content = redis_server.append_only_file.read_bytes()[: chance.randrange(length, written)]
+        # As redis-check-aof --fix does, which is to be run before it starts again.
+        begun = content.rfind(b'*1\r\n$5\r\nMULTI\r\n')
+        is_whole = begun < 0 or b'*1\r\n$4\r\nEXEC\r\n' in content[begun:]
+        redis_server.lose_power(len(content) if is_whole else begun)
+        client.config_set('appendfsync', 'always')
+        ids, held = register.read('user', 2), stream.read(0, 2**20)
+        assert len(ids) == len(set(ids)) >= num_ids
+        num_ids = len(ids)
+        meant = np.array([int(name[1:]) for name in ids], np.int64)
+        np.testing.assert_array_equal(meant[held['user'] - 2], held['time'])
+        # As one finds it, and as the other.
+        assert register.add({'user': ids}).num_new == 0
