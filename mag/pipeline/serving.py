@@ -3,7 +3,8 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 import os
 import os.path as osp
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from torch.nn import Module
 
 from mag.online import (
-    EVENT,
     Consumer,
     EventStream,
     FeatureCenter,
+    IdRegister,
     RedisCenter,
+    RedisIdRegister,
     RedisStream,
     Replica,
     RowLayout,
@@ -23,10 +25,12 @@ from mag.online import (
     Snapshot,
     SnapshotRanker,
     SqliteCenter,
+    SqliteIdRegister,
     SqliteStream,
     connect,
     load_program,
 )
+from mag.pipeline.followed_log import num_shared, share_ids
 from mag.pipeline.pipeline import Pipeline
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.saved import read_whole
@@ -35,8 +39,8 @@ from mag.pipeline.snapshot import events_of
 if TYPE_CHECKING:
     from mag.online import Server
 
-# Behind the name of a snapshot.
-_PIPELINE = '.pipeline'
+#: Behind the name of a snapshot.
+PIPELINE = '.pipeline'
 # Seconds between looks at the end of a log.
 _IDLE = 0.02
 
@@ -44,6 +48,8 @@ _IDLE = 0.02
 def write_served(
     pipeline: Pipeline,
     root: str | os.PathLike[str],
+    log: str | None = None,
+    at: int | None = None,
     program: bool = False,
     compile: bool = False,
 ) -> str:
@@ -53,6 +59,9 @@ def write_served(
     Args:
         pipeline (Pipeline): One that was fitted.
         root (str): The folder that gets both, which is made if there is none.
+        log (str, optional): A log, see :func:`open_log`, whose later events the pipeline reads
+            first. (default: :obj:`None`)
+        at (int, optional): The position in it that the snapshot is as of. By default its end.
         program (bool, optional): See :meth:`Pipeline.snapshot`. (default: :obj:`False`)
         compile (bool, optional): See there. (default: :obj:`False`)
 
@@ -60,12 +69,35 @@ def write_served(
         The path of the snapshot.
 
     Raises:
+        OSError: If the log cannot be read.
         RuntimeError: If the pipeline has not been fitted, or cannot be compiled.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
-    path = pipeline.snapshot(root, program, compile)
-    pipeline.save(path + _PIPELINE)
+    programs = {'program': program, 'compile': compile}
+    if log is None:
+        path = pipeline.snapshot(root, at=at, **programs)
+    else:
+        with open_log(log) as stream, open_register(log) as register, _readable(log):
+            path = pipeline.snapshot(root, stream, register, at, **programs)
+    pipeline.save(path + PIPELINE)
     return path
+
+
+@contextmanager
+def _readable(log: str) -> Iterator[None]:
+    r"""Tells of a log that cannot be read in a sentence."""
+    import sqlite3
+
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_redis_errors())
+    try:
+        yield
+    except errors as error:
+        raise OSError(f'The log {_shown(log)!r} cannot be read: {error}') from error
+
+
+def _shown(url: str) -> str:
+    # Before the host there may be a password.
+    return url.rpartition('@')[2]
 
 
 def open_log(where: str) -> EventStream:
@@ -79,6 +111,16 @@ def open_log(where: str) -> EventStream:
     if '://' not in where:
         return _opened('log', where, SqliteStream)
     return RedisStream(_connected('log', where))
+
+
+def open_register(where: str) -> IdRegister:
+    r"""Opens the register of ids beside a log.
+
+    Args and errors are those of :func:`open_log`.
+    """
+    if '://' not in where:
+        return _opened('log', where, SqliteIdRegister)
+    return RedisIdRegister(_connected('log', where))
 
 
 def open_center(where: str, layout: RowLayout) -> FeatureCenter:
@@ -113,9 +155,8 @@ def _connected(kind: str, url: str) -> Any:
     try:
         return connect(url)
     except _redis_errors() as error:
-        # Before the host there may be a password.
         raise ConnectionError(
-            f'The {kind} in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
+            f'The {kind} in Redis at {_shown(url)!r} cannot be opened: {error}'
         ) from error
 
 
@@ -182,9 +223,8 @@ def consume(
 class SnapshotLoader:
     r"""Loads the snapshots of a folder by their names, for a server whose events are in one log.
 
-    Events before a snapshot are the first of the log. They are compared, so that no snapshot is
-    served by the log of another: with those of the pipeline beside it, or where there is none, at
-    least its time with that of the last of them.
+    Events before a snapshot are the first of the log. They are compared by their checksum, so that
+    no snapshot is served by the log of another.
 
     A snapshot with a program is answered by it, or by its native code if that is trusted, and needs
     no pipeline where the log has the events before it; others by the model of the pipeline.
@@ -225,7 +265,7 @@ class SnapshotLoader:
                 f'A snapshot is named as its folder in {self.root!r}, but got {name!r}.'
             )
         snapshot = Snapshot.open(osp.join(self.root, name)).verify()
-        beside = snapshot.path + _PIPELINE
+        beside = snapshot.path + PIPELINE
         has_program = snapshot.manifest['program'] is not None
         has_pipeline = osp.isdir(beside)
         if not has_pipeline and not has_program:
@@ -242,46 +282,58 @@ class SnapshotLoader:
             model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
-            stream = open_log(self.log)
-            try:
-                self._compare(snapshot, stream, events, fill)
-                return Scorer(snapshot, Replica(snapshot, stream), model)
-            except BaseException:
-                stream.close()
-                raise
+            with ExitStack() as opened:
+                stream = opened.enter_context(open_log(self.log))
+                register = opened.enter_context(open_register(self.log))
+                _fill(stream, snapshot, events if fill else None)
+                if not register.has_begun:
+                    _require_known(stream, snapshot)
+                share_ids(register, snapshot.id_maps)
+                scorer = Scorer(snapshot, Replica(snapshot, stream), model, register)
+                # They are closed with it.
+                opened.pop_all()
+            return scorer
 
         ranker = SnapshotRanker(make)
         self.maps = snapshot.id_maps
         return ranker
 
-    def _compare(
-        self, snapshot: Snapshot, stream: EventStream, events: np.ndarray | None, fill: bool
-    ) -> None:
-        r"""Raises unless a log begins with the events before a snapshot."""
-        position = snapshot.position
-        if (end := stream.end) < position and (events is None or not fill):
-            reason = '' if events is not None else ', and no pipeline is beside it to append them'
-            raise ValueError(
-                f'The log ends at position {end}, but {snapshot!r} is as of a later one{reason}.'
-            )
-        wrong = f'The log must begin with the events before {snapshot!r}, but does not'
-        if events is None:
-            last = stream.read(position - 1, position) if position > 0 else np.empty(0, EVENT)
-            if len(last) > 0 and last['time'][0] != snapshot.time:
-                raise ValueError(
-                    f'{wrong}: the last of them is of time {last["time"][0]}, and not of '
-                    f'{snapshot.time}.'
-                )
-            return
-        try:
-            stream.append(events, 0)
-        except ValueError as error:
-            raise ValueError(f'{wrong}: {error}') from error
+
+def _fill(stream: EventStream, snapshot: Snapshot, events: np.ndarray | None) -> None:
+    r"""Appends what a log lacks of the events before a snapshot, if they are told. What it has is
+    compared by its checksum, when it is read on."""
+    if (end := stream.end) >= snapshot.position:
+        return
+    if events is None:
+        raise ValueError(
+            f'The log ends at position {end}, but {snapshot!r} is as of a later one, and '
+            f'no pipeline beside it is asked for the events between.'
+        )
+    try:
+        stream.append(events[num_shared(stream, events) :], end)
+    except ValueError as error:
+        raise ValueError(
+            f'The log must begin with the events before {snapshot!r}, but does not: {error}'
+        ) from error
 
 
 def _events(folder: str, manifest: dict[str, Any]) -> np.ndarray:
     r"""The events of a saved pipeline, without its model."""
     return events_of(RawLog.load(folder, manifest))
+
+
+def _require_known(stream: EventStream, snapshot: Snapshot) -> None:
+    r"""Raises a :class:`ValueError` if later events are of users or items that a snapshot, which
+    is the first for a register, does not have: their numbers would be given to others."""
+    position = max(snapshot.position, stream.start)
+    while len(events := stream.read(position, 2**16)) > 0:
+        for node, number in snapshot.num_nodes.items():
+            if (most := int(events[node].max())) >= number:
+                raise ValueError(
+                    f'The log has events of {node} {most}, but {snapshot!r} has {number} {node}s, '
+                    f'and nothing tells the ids of others: serve the latest snapshot first.'
+                )
+        position += len(events)
 
 
 def make_server(
@@ -321,6 +373,7 @@ def make_server(
             ranker,
             open_stream=lambda: open_log(log),
             nodes=lambda node_type, raw: load.maps[node_type].encode(raw),
+            open_register=lambda: open_register(log),
             **options,
         )
     except BaseException:

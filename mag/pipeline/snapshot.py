@@ -37,20 +37,8 @@ def events_of(log: RawLog) -> np.ndarray:
     return events
 
 
-def write(
-    folder: str | os.PathLike[str],
-    model_name: str,
-    log: Any,
-    recipe: Any,
-    model: Module,
-    make: Callable[[], tuple[Program | None, Compiled | None]],
-) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
-    made once all else can be written.
-
-    Raises:
-        ValueError: If the model, or what the log tells, is not served yet.
-    """
+def require_served(model_name: str, log: Any) -> None:
+    r"""Raises a :class:`ValueError` if a model, or what a log tells, is not served yet."""
     if model_name not in _HOPS or not isinstance(log, RawLog):
         raise ValueError(
             f'A snapshot is made of {" and ".join(_HOPS)} with a log that fits in memory, but not '
@@ -62,6 +50,27 @@ def write(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
+
+
+def write(
+    folder: str | os.PathLike[str],
+    model_name: str,
+    log: Any,
+    recipe: Any,
+    model: Module,
+    make: Callable[[], tuple[Program | None, Compiled | None]],
+    checksum: int | None = None,
+) -> str:
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
+    made once all else can be written.
+
+    Args:
+        checksum: That of the events of the stream, if their times are not those of the log.
+
+    Raises:
+        ValueError: If the model, or what the log tells, is not served yet.
+    """
+    require_served(model_name, log)
     program, compiled = make()
     events = events_of(log)
     part = recipe.coarsen(log.part())
@@ -102,7 +111,7 @@ def write(
         folder,
         model=model_name,
         position=len(events),
-        checksum=checksum_of(events),
+        checksum=checksum_of(events) if checksum is None else checksum,
         time=log.end - 1,
         layout=layout,
         resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},
