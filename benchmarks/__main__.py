@@ -19,6 +19,7 @@ NAMES = (
     'accuracy.fairness',
     'accuracy.flip',
     'accuracy.fresh',
+    'accuracy.freshness',
     'accuracy.macro_nodes',
     'accuracy.neighbors',
     'accuracy.search',
