@@ -3,6 +3,7 @@ server has them that starts from a snapshot and follows the log."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,15 +75,12 @@ def counts_as_of(log: HeteroData, part: HeteroData, before: Tensor) -> Tensor:
     before some positions, shape :obj:`[L, C, 2]`."""
     source, clicks = log[CLICKS], part[CLICKS]
     keys = TargetKeys(part, target_views(['cluster'], ['cluster']), {}, 'counts_as_of')
+    number, time = torch.arange(source.edge_label.numel()), source.edge_label_time
+    user, item = source.edge_label_index
     # Counted is by position. By time are macro nodes known.
-    events = Seen(
-        *source.edge_label_index,
-        torch.arange(source.edge_label.numel()),
-        source.edge_label_time,
-        {},
-        source.edge_label,
-    )
-    rows = Seen(*clicks.edge_label_index, before, clicks.edge_label_time, {})
+    events = Seen(user, item, number, time, {}, source.edge_label)
+    user, item = clicks.edge_label_index
+    rows = Seen(user, item, before, clicks.edge_label_time, {})
     return target_counts(keys, events, rows)
 
 
@@ -150,7 +148,7 @@ def write_stock(
     layout = RowLayout(20, {node: [part[MACRO[node]].num_nodes] for node in NODES})
     numbers = {node: part[node].num_nodes for node in NODES}
     shape = tuple(number + 1 for (number,) in layout.num_clusters.values())
-    shared = {
+    shared: dict[str, Any] = {
         'model': model,
         'layout': layout,
         'clusters': {node: part[node].cluster.numpy()[None] for node in NODES},
@@ -239,9 +237,10 @@ def _batches(
         for is_exact in (False, True)[: 1 + exact]
     ]
     clicks = part[CLICKS]
+    user, item = clicks.edge_label_index
     return [
         PairBatch(
-            *clicks.edge_label_index, of['user'], of['item'], recent['user'], recent['item'],
+            user, item, of['user'], of['item'], recent['user'], recent['item'],
             clicks.edge_label,
         )
         for of in hops

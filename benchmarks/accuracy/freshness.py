@@ -4,7 +4,7 @@ trained model with features of different ages.
 * *Fresh*: a row reads all events before its own position in the log, and no other, also where they
   share its second.
 * *An hour old*, *a day old*: a row at time t reads the events before t - 3,600 s, or t - 86,400 s.
-  All of the server is late by so much: what it has as a snapshot, it has from so long before.
+  All that a server has is late by so much, its snapshot too.
 * *A snapshot old*: all rows read the events before the cutoff of the test part.
 
 The order of events is that of the log. Macro nodes and weights are those of training in all of
@@ -29,7 +29,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from records import Record, made_by, make_parser, select, table
+from torch.utils._pytree import tree_map
 from torch_geometric.data import HeteroData
 
 from accuracy.click_bench import (
@@ -61,13 +63,13 @@ EXACT, STALE = 'fresh, hop 2 exact', 'a snapshot old'
 AGES = ('fresh', EXACT, 'an hour old', 'a day old', STALE)
 NOTES = {
     'kuairand': (
-        'A snapshot is {age:.1f} hours old on average over the rows, and {span:.1f} at the end: a '
-        'day is longer than that for most rows.'
+        'A snapshot is {age:.1f} hours old on average over the rows, and {span:.1f} at the end: to '
+        'most rows features a day old are older than a snapshot.'
     ),
     'movielens-1m': (
         'In the copy of the log that was read times are not those of a clock: they are how much of '
-        'their own ratings users had made, in millionths. 3,600 of them are .36 % of the ratings '
-        'of a user and 86,400 are 8.64 %, and "an hour" and "a day" are these. A snapshot is '
+        'their own ratings users had made, in millionths, by which events of all users are ordered. '
+        '"An hour" is .36 % of the ratings of a user, and "a day" 8.64 %. A snapshot is '
         '{age_share:.2f} % old on average over the rows, and {span_share:.2f} % at the end.'
     ),
 }
@@ -104,19 +106,11 @@ def replayed(path: Path) -> dict[str, PairBatch]:
 def batches(rows: PairBatch, size: int) -> list[JoinedBatch]:
     r"""Rows in batches of a size, as a model reads them that is given a
     :class:`~mag.loader.JoinedLoader`."""
-    pieces = zip(
-        *(
-            zip(*(hop.split(size) for hop in value), strict=True)
-            if isinstance(value, tuple)
-            else value.split(size)
-            for value in rows
-        ),
-        strict=True,
-    )
-    return [
-        JoinedBatch(pairs.user, pairs.item, pairs.label, pairs=pairs)
-        for pairs in (PairBatch(*piece) for piece in pieces)
-    ]
+    found = []
+    for place in torch.arange(rows.user.numel()).split(size):
+        pairs = tree_map(lambda value, place=place: value[place], rows)
+        found.append(JoinedBatch(pairs.user, pairs.item, pairs.label, pairs=pairs))
+    return found
 
 
 def run_job(args: argparse.Namespace, paths: dict[tuple[str, str], Path], job: Job) -> Record:
