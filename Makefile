@@ -16,6 +16,9 @@ DEMO ?= examples/count_net.py --dataset movielens-100k
 PYTEST_ARGS ?=
 # Tests of a file stay together, since they share what is slow to make.
 PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# There is a worker a core: threads of one would wait for those of the others, and take three times as
+# long.
+test test-while-compiling: export OMP_NUM_THREADS ?= 1
 ATTACK ?= 100
 # Each compiler of torch-sparse takes a gigabyte of memory: lower this where there is little.
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)

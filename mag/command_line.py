@@ -20,6 +20,12 @@ _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 _PATIENCE = 10.0
 
 
+_log_option = click.option(
+    '--log', required=True, envvar='MAG_LOG',
+    help='The events: a file of SQLite, or redis://host:port.',
+)  # fmt: skip
+
+
 @click.group()
 def main() -> None:
     r"""Graph-based click prediction: from a raw log to a model, and from raw ids to scores."""
@@ -170,14 +176,25 @@ def snapshot(folder: str, out: str) -> None:
 
 @main.command('serve')
 @click.argument('snapshot', type=click.Path(file_okay=False))
-@click.option('--log', required=True, help='The events: a file of SQLite, or redis://host:port.')
+@_log_option
 @click.option('--host', default='127.0.0.1', show_default=True)
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
-def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **where: Any) -> None:
+@click.option(
+    '--tls-clients', type=click.Path(dir_okay=False),
+    help='A file of PEM that the certificates of clients must stand on.',
+)  # fmt: skip
+def serve(
+    snapshot: str,
+    log: str,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_clients: str | None,
+    **where: Any,
+) -> None:
     r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
     the snapshot are appended to the log where it lacks them."""
     with _explained():
@@ -194,7 +211,8 @@ def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        server = make_server(snapshot, log, certificate=tls_cert, key=tls_key, **where)
+        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:
             host = f'[{server.host}]' if ':' in server.host else server.host
@@ -207,6 +225,35 @@ def serve(snapshot: str, log: str, tls_cert: str | None, tls_key: str | None, **
             sys.stdout.flush()
 
         server.run(started=show)
+
+
+@main.command('consume')
+@click.argument('snapshot', type=click.Path(file_okay=False))
+@_log_option
+@click.option(
+    '--center', required=True, envvar='MAG_CENTER', help='The rows: a file, or redis://host:port.'
+)
+@click.option('--shard', type=click.IntRange(0), default=0, show_default=True)
+@click.option('--num-shards', type=click.IntRange(1), default=1, show_default=True)
+def consume(snapshot: str, log: str, center: str, shard: int, num_shards: int) -> None:
+    r"""Count the events of a log, as they come, in rows that others read, by the clusters of a
+    SNAPSHOT, until SIGTERM. Of several consumers, each has a shard of its own."""
+    with _explained(RuntimeError):
+        import signal
+        import threading
+
+        from mag.pipeline.serving import consume as count
+
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+
+        def show(position: int) -> None:
+            click.echo(f'Counts from position {position} on')
+            sys.stdout.flush()
+
+        position = count(snapshot, log, center, shard, num_shards, show, ended.is_set)
+        click.echo(f'Counted up to position {position}')
 
 
 @main.command('rank')

@@ -2,15 +2,24 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 
 import os
 import os.path as osp
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mag.online import (
+    Consumer,
     EventStream,
+    FeatureCenter,
+    RedisCenter,
     RedisStream,
     Replica,
+    RowLayout,
     Scorer,
     Snapshot,
     SnapshotRanker,
+    SqliteCenter,
     SqliteStream,
     connect,
 )
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
 
 # Behind the name of a snapshot.
 _PIPELINE = '.pipeline'
+# Seconds between looks at the end of a log.
+_IDLE = 0.02
 
 
 def write_served(pipeline: Pipeline, root: str | os.PathLike[str]) -> str:
@@ -52,30 +63,106 @@ def open_log(where: str) -> EventStream:
         ValueError: If the file is another one, or the URL none.
     """
     if '://' not in where:
-        import sqlite3
-
-        if not osp.isdir(folder := osp.dirname(osp.abspath(where))):
-            raise FileNotFoundError(f'There is no folder {folder!r} for the log.')
-        try:
-            return SqliteStream(where)
-        except sqlite3.Error as error:
-            raise OSError(f'The log {where!r} cannot be opened: {error}.') from error
-    return RedisStream(_connected(where))
+        return _opened('log', where, SqliteStream)
+    return RedisStream(_connected('log', where))
 
 
-def _connected(url: str) -> Any:
+def open_center(where: str, layout: RowLayout) -> FeatureCenter:
+    r"""Opens the rows that consumers count in a file of SQLite, or in the Redis server of a URL.
+
+    Args:
+        where (str): The file or the URL.
+        layout (RowLayout): How rows are packed.
+
+    Raises:
+        ConnectionError: If the server cannot be reached or refuses.
+        OSError: If the file cannot be opened.
+        ValueError: If the file is another one, the URL none, or the rows are packed otherwise.
+    """
+    if '://' not in where:
+        return _opened('centre', where, lambda path: SqliteCenter(path, layout))
+    return RedisCenter(_connected('centre', where), layout)
+
+
+def _opened(kind: str, path: str, make: Callable[[str], Any]) -> Any:
+    import sqlite3
+
+    if not osp.isdir(folder := osp.dirname(osp.abspath(path))):
+        raise FileNotFoundError(f'There is no folder {folder!r} for the {kind}.')
+    try:
+        return make(path)
+    except sqlite3.Error as error:
+        raise OSError(f'The {kind} {path!r} cannot be opened: {error}.') from error
+
+
+def _connected(kind: str, url: str) -> Any:
+    try:
+        return connect(url)
+    except _redis_errors() as error:
+        # Before the host there may be a password.
+        raise ConnectionError(
+            f'The {kind} in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
+        ) from error
+
+
+def _redis_errors() -> tuple[type[Exception], ...]:
     try:
         from redis import RedisError
     except ModuleNotFoundError:
-        # It says what to install.
-        return connect(url)
-    try:
-        return connect(url)
-    except RedisError as error:
-        # Before the host there may be a password.
-        raise ConnectionError(
-            f'The log in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
-        ) from error
+        return ()
+    return (RedisError,)
+
+
+def consume(
+    snapshot: str | os.PathLike[str],
+    log: str,
+    center: str,
+    shard: int = 0,
+    num_shards: int = 1,
+    started: Callable[[int], None] | None = None,
+    until: Callable[[], bool] | None = None,
+) -> int:
+    r"""Counts the events of a log in a centre by the clusters of a snapshot, as they come.
+
+    Args:
+        snapshot (str): The folder of the snapshot.
+        log (str): The log, see :func:`open_log`.
+        center (str): The centre, see :func:`open_center`.
+        shard (int, optional): See :class:`~mag.online.Consumer`. (default: :obj:`0`)
+        num_shards (int, optional): How many there are. (default: :obj:`1`)
+        started (Callable[[int], None], optional): Told the position that it goes on from, once it
+            has claimed its shard. (default: :obj:`None`)
+        until (Callable[[], bool], optional): Asked between steps whether to end.
+            (default: :obj:`None`)
+
+    Returns:
+        The position that its rows are as of in the end.
+
+    Raises:
+        ConnectionError: If Redis is lost.
+        Fenced: If another claims the shard.
+        OSError: If the log or the centre cannot be opened.
+        ValueError: If the snapshot is damaged, or the centre was filled by other clusters.
+    """
+    found = Snapshot.open(snapshot).verify()
+    clusters = {
+        node: [torch.tensor(of, dtype=torch.long) for of in found.clusters[node]]
+        for node in found.clusters
+    }
+    with open_log(log) as stream, open_center(center, found.layout) as rows:
+        consumer = Consumer(stream, rows, found.layout, clusters, shard, num_shards)
+        if started is not None:
+            started(consumer.position)
+        try:
+            while until is None or not until():
+                if consumer.step() == 0:
+                    time.sleep(_IDLE)
+        except _redis_errors() as error:
+            raise ConnectionError(
+                f'Redis was lost at position {consumer.position}, from where counting goes on when '
+                f'it is started again: {error}'
+            ) from error
+        return consumer.position
 
 
 class SnapshotLoader:

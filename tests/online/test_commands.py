@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
-from mag.online import Snapshot, SqliteStream  # noqa: E402
+from mag.online import Snapshot, SqliteCenter, SqliteStream  # noqa: E402
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader  # noqa: E402
@@ -206,3 +206,36 @@ def test_without_grpc_the_extra_is_named(
         ('serve', path, '--log', path.parent / 'none.db'),
     ):
         assert run(*command, exit_code=1).stderr.endswith(want)
+
+
+# The process that compose starts, and its end; what it counts is what a loop over the log counts.
+def test_events_are_counted_as_they_come_until_the_process_is_told_to_end(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    pipeline, path = written
+    log, rows, events = tmp_path / 'events.db', tmp_path / 'rows.db', pipeline.events()
+    command = [*MAG, 'consume', str(path), '--center', str(rows)]
+    environment = {**os.environ, 'MAG_LOG': str(log)}
+    with SqliteStream(log) as stream:
+        stream.append(events[:100], 0)
+        layout = Snapshot.open(path).layout
+        for start in (0, len(events)):
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=environment
+            ) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == f'Counts from position {start} on\n'
+                stream.append(events, 0)
+                with SqliteCenter(rows, layout) as center:
+                    while center.positions()[0] < len(events):
+                        assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                assert process.stdout.read() == f'Counted up to position {len(events)}\n'
+            assert process.returncode == 0
+        with SqliteCenter(rows, layout) as center:
+            for node in ('user', 'item'):
+                nodes = np.arange(events[node].max() + 1)
+                found = center.read(node, nodes)
+                assert found['seen'].tolist() == np.bincount(events[node]).tolist()
+    shown = run('consume', path, '--log', log, '--center', tmp_path / 'no' / 'rows.db', exit_code=1)
+    assert 'There is no folder' in shown.stderr and 'for the centre' in shown.stderr

@@ -122,10 +122,16 @@ def folder(request: Any, files: Files, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def some(users: Any) -> Any:
+    r"""The users of :func:`requests`: whoever came last is among them."""
+    return np.concatenate([users[::3], users[-2:]])
+
+
 def requests(pipeline: Pipeline, num_unknown: int = 1) -> Tensor:
-    r"""The scores of all users, and one who is unknown, with all items, and one of these."""
+    r"""The scores of every third user, the last ones, and one who is unknown, with all items, and
+    one of these."""
     items = [*pipeline._known().raw('item'), *['nothing'] * num_unknown]
-    users = [*pipeline._known().raw('user'), *['nobody'] * num_unknown]
+    users = [*some(pipeline._known().raw('user')), *['nobody'] * num_unknown]
     return torch.stack([pipeline.score(user, items, context=CONTEXT) for user in users])
 
 
@@ -155,7 +161,8 @@ folder, out, context = sys.argv[1:]
 context = json.loads(context)
 pipeline = Pipeline.load(folder)
 log = pipeline._known()
-users, items = [*log.raw('user'), 'nobody'], [*log.raw('item'), 'nothing']
+known = log.raw('user')
+users, items = [*known[::3], *known[-2:], 'nobody'], [*log.raw('item'), 'nothing']
 torch.save(torch.stack([
     pipeline.score(user, items, context=context) for user in users
 ]), out)
@@ -246,7 +253,8 @@ def rebuilt_in_windows(pipeline: Pipeline, files: Files, folder: Path) -> Tensor
     sees.edge_index, sees.time = clicks.edge_label_index, clicks.edge_label_time
     sees.clicked = clicks.edge_label
     clicks.cutoff = torch.tensor(ENDS[:3])
-    users, items = torch.arange(part['user'].num_nodes), torch.arange(part['item'].num_nodes)
+    users = torch.from_numpy(some(np.arange(part['user'].num_nodes)))
+    items = torch.arange(part['item'].num_nodes)
     clicks.edge_label_index = torch.cartesian_prod(users, items).t()
     number = clicks.edge_label_index.size(1)
     names = {name: list(dataset.names[name]) for name in ('device', 'query')}
@@ -278,16 +286,16 @@ def test_updates_are_a_rebuild_from_the_whole_log(
     folder: Path, files: Files, tmp_path: Path
 ) -> None:
     pipeline = Pipeline.load(folder)
-    before = requests(pipeline)
+    before, num_users = requests(pipeline), len(pipeline._known().maps['user'])
     assert pipeline.update(files.log('new')) is pipeline
     served = pipeline._served
     pipeline.update(files.log('same'))
     # Nobody was new, and the counts moved with the events alone.
     assert (pipeline._served is served) == (folder.name in ('count_net', 'macgnn'))
     scores = requests(pipeline)
-    assert scores.shape[0] > before.shape[0] and scores.shape[1] > before.shape[1]
+    assert len(pipeline._known().maps['user']) > num_users and scores.shape[1] > before.shape[1]
     # What these read of an exposure is there when it is shown.
-    assert torch.equal(scores[:20, :20], before[:20, :20]) == (folder.name in ('gmcm', 'simcen'))
+    assert torch.equal(scores[:7, :20], before[:7, :20]) == (folder.name in ('gmcm', 'simcen'))
     is_macro = folder.name in ('count_net', 'macgnn')
     oracle = rebuilt_in_windows if is_macro else rebuilt
     expected = oracle(Pipeline.load(folder), files, tmp_path)
