@@ -68,7 +68,7 @@ NOTES = {
     ),
     'movielens-1m': (
         'In the copy of the log that was read times are not those of a clock: they are how much of '
-        'their own ratings users had made, in millionths, by which events of all users are ordered. '
+        'their own ratings users had made, in millionths, and events of all users are ordered so. '
         '"An hour" is .36 % of the ratings of a user, and "a day" 8.64 %. A snapshot is '
         '{age_share:.2f} % old on average over the rows, and {span_share:.2f} % at the end.'
     ),
