@@ -20,6 +20,7 @@ rate and weight decay have the least log loss of validation among its trials. Tr
         --settings benchmarks/accuracy/results/counts-kuairand.json \
         --out benchmarks/accuracy/results/freshness-kuairand.json
     python benchmarks accuracy.freshness table benchmarks/accuracy/results/freshness-*.json \
+        --findings benchmarks/accuracy/results/freshness-findings.md \
         > benchmarks/accuracy/freshness.md
 """
 
