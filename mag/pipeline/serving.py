@@ -4,6 +4,7 @@ import os
 import os.path as osp
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from mag.online import (
     connect,
 )
 from mag.pipeline.pipeline import Pipeline
+from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
 
 if TYPE_CHECKING:
     from mag.online import Server
@@ -234,13 +236,18 @@ class SnapshotLoader:
         return ranker
 
 
-def make_server(snapshot: str | os.PathLike[str], log: str, **options: Any) -> 'Server':
-    r"""A server that answers by a snapshot that :func:`write_served` wrote and records to a log.
-    What the log lacks of the events before the snapshot is appended to it.
+def make_server(
+    snapshot: str | os.PathLike[str], log: str | None = None, **options: Any
+) -> 'Server':
+    r"""A server that answers by a snapshot that :func:`write_served` wrote, or by a pipeline of any
+    model, and records to a log. What the log lacks of the events before is appended to it.
 
     Args:
-        snapshot (str): The folder of the snapshot; a swap names others beside it.
-        log (str): The log, see :func:`open_log`.
+        snapshot (str): The folder of the snapshot, or of a pipeline, see
+            :func:`~mag.pipeline.pipeline_ranker.make_pipeline_server`; a swap names others beside
+            it.
+        log (str, optional): The log, see :func:`open_log`, without which a pipeline is served and
+            no event recorded. (default: :obj:`None`)
         **options (optional): Further arguments of :class:`~mag.online.Server`.
 
     Raises:
@@ -251,6 +258,14 @@ def make_server(snapshot: str | os.PathLike[str], log: str, **options: Any) -> '
     """
     from mag.online import Server
 
+    if is_pipeline(snapshot):
+        open_stream = None if log is None else partial(open_log, log)
+        return make_pipeline_server(snapshot, open_stream, **options)
+    if log is None:
+        raise ValueError(
+            f"'log' must tell where the events after a snapshot are, but was not given for "
+            f'{os.fspath(snapshot)!r}, which is no saved pipeline.'
+        )
     root, name = osp.split(osp.realpath(osp.expanduser(snapshot)))
     load = SnapshotLoader(root, log)
     ranker = load(name, fill=True)
