@@ -184,14 +184,21 @@ def inspect(folder: str, figure: str | None) -> None:
 @main.command('snapshot')
 @click.argument('folder', type=click.Path(file_okay=False))
 @click.option('--out', required=True, type=click.Path(file_okay=False), help='Gets the snapshot.')
-def snapshot(folder: str, out: str) -> None:
+@click.option('--program', is_flag=True, help='With what the model does, so that it is not needed.')
+@click.option('--compile', is_flag=True, help='And its native code, for processors as this one.')
+def snapshot(folder: str, out: str, program: bool, compile: bool) -> None:
     r"""Write all that a server needs of the pipeline in FOLDER to a folder in --out that is named
-    by its content, and show its path."""
+    by its content, and show its path, and the hash of native code."""
     with _explained():
+        from mag.online import Snapshot
         from mag.pipeline import Pipeline
         from mag.pipeline.serving import write_served
 
-        click.echo(write_served(Pipeline.load(folder), out))
+        path = write_served(Pipeline.load(folder), out, program, compile)
+        click.echo(path)
+        if compile:
+            facts = Snapshot.open(path).manifest['compiled']
+            click.echo(f'mag serve --trust-compiled {facts["sha256"]}', err=True)
 
 
 @main.command('serve')
@@ -205,6 +212,10 @@ def snapshot(folder: str, out: str) -> None:
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
 @click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
+@click.option(
+    '--trust-compiled', multiple=True, metavar='SHA256', help='Native code that may run here.'
+)
+@click.option('--fall-back', is_flag=True, help='Without it where it is for other machines.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
 @click.option(

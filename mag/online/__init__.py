@@ -9,6 +9,7 @@ from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
+from mag.online.program import Compiled, Program, load_program
 from mag.online.ranker import Explained, Explainer, MacroEdges, Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
@@ -29,6 +30,7 @@ __all__ = [
     'Answer',
     'AsyncClient',
     'Claim',
+    'Compiled',
     'Client',
     'Consumer',
     'Diverged',
@@ -41,6 +43,7 @@ __all__ = [
     'JsonFormatter',
     'MacroEdges',
     'Overloaded',
+    'Program',
     'Ranked',
     'Ranker',
     'Ranking',
@@ -58,6 +61,7 @@ __all__ = [
     'checksum_of',
     'connect',
     'count_events',
+    'load_program',
     'swap',
     'write_snapshot',
 ]

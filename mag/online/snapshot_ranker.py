@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from mag.checks import check_integers
+from mag.logits import probabilities
 from mag.online.event_stream import Diverged
 from mag.online.events import EVENT
 from mag.online.explanation import (
     EdgeCounts,
     blank_blocks,
-    click_probability,
     edge_counts,
     heaviest_edges,
     without_blocks,
@@ -100,8 +101,10 @@ class SnapshotRanker:
             RuntimeError: If it is closed, or the log could not be counted.
             ValueError: If the request is a bad one, as :meth:`Scorer.score` says.
         """
-        batch, facts = self._asked(lambda scorer: self._read(scorer, user, items, context))
-        return self._ranked(batch, facts)
+        read, facts = self._asked(
+            lambda scorer: self._read(scorer, scorer.read, user, items, context)
+        )
+        return self._ranked(read, facts)
 
     def explain(
         self,
@@ -122,7 +125,7 @@ class SnapshotRanker:
         check_integers(0, num_edges=num_edges)
 
         def read(scorer: Scorer) -> tuple[Any, dict[str, Any], list[EdgeCounts]]:
-            batch, facts = self._read(scorer, user, items, context)
+            batch, facts = self._read(scorer, scorer.batch, user, items, context)
             nodes = {'user': batch.user[:1], 'item': batch.item}
             counts = [edge_counts(scorer.replica, name, of.numpy()) for name, of in nodes.items()]
             return batch, facts, counts
@@ -152,7 +155,8 @@ class SnapshotRanker:
         """
 
         def read(scorer: Scorer) -> tuple[Any, Any, dict[str, Any]]:
-            before, facts = self._read(scorer, user, items, context)
+            # States that are kept would be rounded otherwise than those after the click.
+            before, facts = self._read(scorer, scorer.batch, user, items, context)
             with _refusing():
                 after = scorer.after_click(user, clicked).batch(user, items, context)
             return before, after, facts
@@ -170,8 +174,9 @@ class SnapshotRanker:
             self._jobs.put((job, read))
         return job.result()
 
-    def _ranked(self, batch: Any, facts: dict[str, Any]) -> Ranked:
-        return Ranked(click_probability(self.scorer.model, batch), **facts)
+    def _ranked(self, read: Any, facts: dict[str, Any]) -> Ranked:
+        with torch.inference_mode():
+            return Ranked(probabilities(self.scorer.logits(read))['click'].numpy(), **facts)
 
     def offers(self, number: int) -> Offers:
         r"""The users and items with the most clicks in the snapshot, and values of its contexts."""
@@ -290,20 +295,25 @@ class SnapshotRanker:
             replica.degraded = self._of_another_past(replica)
 
     def _read(
-        self, scorer: Scorer, user: Any, items: Sequence[Any], context: Mapping[str, Any]
+        self,
+        scorer: Scorer,
+        read: Callable[..., Any],
+        user: Any,
+        items: Sequence[Any],
+        context: Mapping[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        r"""What the model reads of a request, and what it stands on."""
+        r"""What a method of the scorer reads of a request, and what it stands on."""
         is_now = self._follow(_BUDGET)
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
         with _refusing():
-            batch = scorer.batch(user, items, context)
+            found = read(user, items, context)
         replica, snapshot = scorer.replica, scorer.snapshot
         facts: dict[str, Any] = {
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
-            'num_unknown': int((batch.item < 0).sum()) + int(batch.user[0] < 0),
+            'num_unknown': int((found.item < 0).sum()) + int(found.user[0] < 0),
             'lag': self._lag.events,
             'lag_seconds': self._lag.seconds,
         }
@@ -317,9 +327,9 @@ class SnapshotRanker:
             facts |= {
                 'hop_2_events': replica.position - snapshot.position,
                 'hop_2_age': float(replica.time - snapshot.time),
-                'has_exact_hop_2': bool(replica.has_exact_hop_2(batch.user[:1].numpy())[0]),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy())[0]),
             }
-        return batch, facts
+        return found, facts
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.scorer!r})'

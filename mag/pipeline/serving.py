@@ -3,13 +3,16 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 import os
 import os.path as osp
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.nn import Module
 
 from mag.online import (
+    EVENT,
     Consumer,
     EventStream,
     FeatureCenter,
@@ -23,9 +26,13 @@ from mag.online import (
     SqliteCenter,
     SqliteStream,
     connect,
+    load_program,
 )
 from mag.pipeline.pipeline import Pipeline
 from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
+from mag.pipeline.raw_log import RawLog
+from mag.pipeline.saved import read_whole
+from mag.pipeline.snapshot import events_of
 
 if TYPE_CHECKING:
     from mag.online import Server
@@ -36,22 +43,29 @@ _PIPELINE = '.pipeline'
 _IDLE = 0.02
 
 
-def write_served(pipeline: Pipeline, root: str | os.PathLike[str]) -> str:
+def write_served(
+    pipeline: Pipeline,
+    root: str | os.PathLike[str],
+    program: bool = False,
+    compile: bool = False,
+) -> str:
     r"""Writes a snapshot, and beside it the pipeline, under the same name with :obj:`.pipeline` at
     its end: it knows what the model is made of, and the events before the snapshot.
 
     Args:
         pipeline (Pipeline): One that was fitted.
         root (str): The folder that gets both, which is made if there is none.
+        program (bool, optional): See :meth:`Pipeline.snapshot`. (default: :obj:`False`)
+        compile (bool, optional): See there. (default: :obj:`False`)
 
     Returns:
         The path of the snapshot.
 
     Raises:
-        RuntimeError: If the pipeline has not been fitted.
+        RuntimeError: If the pipeline has not been fitted, or cannot be compiled.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
-    path = pipeline.snapshot(root)
+    path = pipeline.snapshot(root, program, compile)
     pipeline.save(path + _PIPELINE)
     return path
 
@@ -171,18 +185,28 @@ class SnapshotLoader:
     r"""Loads the snapshots of a folder by their names, for a server whose events are in one log.
 
     Events before a snapshot are the first of the log. They are compared, so that no snapshot is
-    served by the log of another.
+    served by the log of another: with those of the pipeline beside it, or where there is none, at
+    least its time with that of the last of them.
+
+    A snapshot with a program is answered by it, or by its native code if that is trusted, and needs
+    no pipeline where the log has the events before it; others by the model of the pipeline.
 
     Args:
         root (str): The folder that :func:`write_served` wrote to.
         log (str): The log, see :func:`open_log`.
+        trust_compiled (Sequence[str], optional): See :func:`~mag.online.load_program`.
+            (default: :obj:`()`)
+        fall_back (bool, optional): See there. (default: :obj:`False`)
 
     Attributes:
         maps (dict[str, IdMap]): The ids of users and items in the snapshot that was loaded last.
     """
 
-    def __init__(self, root: str, log: str) -> None:
+    def __init__(
+        self, root: str, log: str, trust_compiled: Sequence[str] = (), fall_back: bool = False
+    ) -> None:
         self.root, self.log = root, log
+        self.trust_compiled, self.fall_back = trust_compiled, fall_back
         self.maps: dict[str, Any] = {}
 
     def __call__(self, name: str, fill: bool = False) -> SnapshotRanker:
@@ -194,8 +218,9 @@ class SnapshotLoader:
                 the snapshot is appended to it. (default: :obj:`False`)
 
         Raises:
-            FileNotFoundError: If there is no such snapshot, or no pipeline beside it.
-            ValueError: If one is damaged, or the log has other events.
+            FileNotFoundError: If there is no such snapshot, or a pipeline is needed and not beside
+                it.
+            ValueError: If one is damaged, the log has other events, or native code is not trusted.
         """
         if name in ('', '.', '..') or osp.basename(name) != name:
             raise ValueError(
@@ -203,29 +228,25 @@ class SnapshotLoader:
             )
         snapshot = Snapshot.open(osp.join(self.root, name)).verify()
         beside = snapshot.path + _PIPELINE
-        if not osp.isdir(beside):
+        has_program = snapshot.manifest['program'] is not None
+        has_pipeline = osp.isdir(beside)
+        if not has_pipeline and not has_program:
             raise FileNotFoundError(
                 f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '
-                f'mag snapshot.'
+                f'mag snapshot, or a snapshot with a program.'
             )
-        pipeline = Pipeline.load(beside)
-        model, events = pipeline.model, pipeline.events()
-        model.load_state_dict(snapshot.weights())
+        if has_program or self.trust_compiled:
+            model: Module = load_program(snapshot, self.trust_compiled, self.fall_back)
+            events = read_whole(beside, _events) if has_pipeline else None
+        else:
+            pipeline = Pipeline.load(beside)
+            model, events = pipeline.model, pipeline.events()
+            model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
             stream = open_log(self.log)
             try:
-                if not fill and (end := stream.end) < len(events):
-                    raise ValueError(
-                        f'The log ends at position {end}, but {snapshot!r} is as of a later one.'
-                    )
-                try:
-                    stream.append(events, 0)
-                except ValueError as error:
-                    raise ValueError(
-                        f'The log must begin with the events before {snapshot!r}, but does not: '
-                        f'{error}'
-                    ) from error
+                self._compare(snapshot, stream, events, fill)
                 return Scorer(snapshot, Replica(snapshot, stream), model)
             except BaseException:
                 stream.close()
@@ -235,9 +256,42 @@ class SnapshotLoader:
         self.maps = snapshot.id_maps
         return ranker
 
+    def _compare(
+        self, snapshot: Snapshot, stream: EventStream, events: np.ndarray | None, fill: bool
+    ) -> None:
+        r"""Raises unless a log begins with the events before a snapshot."""
+        position = snapshot.position
+        if (end := stream.end) < position and (events is None or not fill):
+            reason = '' if events is not None else ', and no pipeline is beside it to append them'
+            raise ValueError(
+                f'The log ends at position {end}, but {snapshot!r} is as of a later one{reason}.'
+            )
+        wrong = f'The log must begin with the events before {snapshot!r}, but does not'
+        if events is None:
+            last = stream.read(position - 1, position) if position > 0 else np.empty(0, EVENT)
+            if len(last) > 0 and last['time'][0] != snapshot.time:
+                raise ValueError(
+                    f'{wrong}: the last of them is of time {last["time"][0]}, and not of '
+                    f'{snapshot.time}.'
+                )
+            return
+        try:
+            stream.append(events, 0)
+        except ValueError as error:
+            raise ValueError(f'{wrong}: {error}') from error
+
+
+def _events(folder: str, manifest: dict[str, Any]) -> np.ndarray:
+    r"""The events of a saved pipeline, without its model."""
+    return events_of(RawLog.load(folder, manifest))
+
 
 def make_server(
-    snapshot: str | os.PathLike[str], log: str | None = None, **options: Any
+    snapshot: str | os.PathLike[str],
+    log: str | None = None,
+    trust_compiled: Sequence[str] = (),
+    fall_back: bool = False,
+    **options: Any,
 ) -> 'Server':
     r"""A server that answers by a snapshot that :func:`write_served` wrote, or by a pipeline of any
     model, and records to a log. What the log lacks of the events before is appended to it.
@@ -246,15 +300,19 @@ def make_server(
         snapshot (str): The folder of the snapshot, or of a pipeline, see
             :func:`~mag.pipeline.pipeline_ranker.make_pipeline_server`; a swap names others beside
             it.
-        log (str, optional): The log, see :func:`open_log`, without which a pipeline is served and
-            no event recorded. (default: :obj:`None`)
+        log (str, optional): The log, see :func:`open_log`; a pipeline is served without one, too,
+            and records no events then. (default: :obj:`None`)
+        trust_compiled (Sequence[str], optional): See :func:`~mag.online.load_program`.
+            (default: :obj:`()`)
+        fall_back (bool, optional): See there. (default: :obj:`False`)
         **options (optional): Further arguments of :class:`~mag.online.Server`.
 
     Raises:
-        FileNotFoundError: If there is no such snapshot, or no pipeline beside it.
+        FileNotFoundError: If there is no such snapshot, or no pipeline beside one that needs it.
         ModuleNotFoundError: If gRPC is not installed.
         OSError: If the log cannot be opened.
-        ValueError: If a folder is damaged, the log has other events, or the options are refused.
+        ValueError: If a folder is damaged, the log has other events, native code is not trusted, or
+            the options are refused.
     """
     from mag.online import Server
 
@@ -267,7 +325,7 @@ def make_server(
             f'{os.fspath(snapshot)!r}, which is no saved pipeline.'
         )
     root, name = osp.split(osp.realpath(osp.expanduser(snapshot)))
-    load = SnapshotLoader(root, log)
+    load = SnapshotLoader(root, log, trust_compiled, fall_back)
     ranker = load(name, fill=True)
     if options.get('admin_port') is not None:
         options['load'] = load

@@ -1,6 +1,7 @@
 r"""What a pipeline knows, as :mod:`mag.online` reads it."""
 
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +9,7 @@ import scipy
 from torch.nn import Module
 
 from mag.macro_graph import target_views
-from mag.online import EVENT, RowLayout, checksum_of, count_events
+from mag.online import EVENT, Compiled, Program, RowLayout, checksum_of, count_events
 from mag.online.node_rows import columns_of, count_cells
 from mag.online.pair_runs import pack_pairs, unpack_pairs
 from mag.online.snapshot import write_snapshot
@@ -37,9 +38,15 @@ def events_of(log: RawLog) -> np.ndarray:
 
 
 def write(
-    folder: str | os.PathLike[str], model_name: str, log: Any, recipe: Any, model: Module
+    folder: str | os.PathLike[str],
+    model_name: str,
+    log: Any,
+    recipe: Any,
+    model: Module,
+    make: Callable[[], tuple[Program | None, Compiled | None]],
 ) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log.
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
+    made once all else can be written.
 
     Raises:
         ValueError: If the model, or what the log tells, is not served yet.
@@ -55,6 +62,7 @@ def write(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
+    program, compiled = make()
     events = events_of(log)
     part = recipe.coarsen(log.part())
     of_type: dict[str, list[Any]] = {'user': [], 'item': []}
@@ -110,6 +118,8 @@ def write(
         },
         contexts=log.contexts,
         weights=model.state_dict(),
+        program=program,
+        compiled=compiled,
     )
 
 
