@@ -246,7 +246,9 @@ def serve(
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        files: dict[str, Any] = {
+            'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients,
+        }  # fmt: skip
         server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:

@@ -174,7 +174,10 @@ class PipelineLoader:
             )
         pipeline, checksum = read_whole(osp.join(self.root, name), _load)
         if self.open_stream is not None:
-            events = pipeline.events()
+            try:
+                events = pipeline.events()
+            except ValueError as error:
+                raise ValueError(f'{name!r} is served without a log: {error}') from error
             with self.open_stream() as stream:
                 try:
                     stream.append(events, 0)
