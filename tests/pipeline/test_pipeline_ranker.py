@@ -149,10 +149,10 @@ def test_threads_that_ask_together_are_told_what_one_is(folder: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             jobs = [
                 pool.submit(ranker.rank, user, items, 0, context)
-                for _ in range(8)
+                for _ in range(4)
                 for user, items, context in asked
             ]
-            for job, scores in zip(jobs, want * 8, strict=True):
+            for job, scores in zip(jobs, want * 4, strict=True):
                 np.testing.assert_array_equal(job.result().probability, scores)
     finally:
         sys.setswitchinterval(interval)
