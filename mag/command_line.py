@@ -265,7 +265,10 @@ def refresh(
 
 @main.command('serve')
 @click.argument('snapshot', type=click.Path(file_okay=False))
-@_log_option
+@click.option(
+    '--log', envvar='MAG_LOG',
+    help='The events: a file of SQLite, or redis://host:port. Only a pipeline needs none.',
+)  # fmt: skip
 @click.option('--host', default='127.0.0.1', show_default=True)
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
@@ -283,14 +286,14 @@ def refresh(
 )  # fmt: skip
 def serve(
     snapshot: str,
-    log: str,
+    log: str | None,
     tls_cert: str | None,
     tls_key: str | None,
     tls_clients: str | None,
     **where: Any,
 ) -> None:
-    r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
-    the snapshot are appended to the log where it lacks them."""
+    r"""Serve a SNAPSHOT that mag snapshot wrote, or the folder of a pipeline of any model, and
+    record events, until SIGTERM. Events before it are appended to the log where it lacks them."""
     with _explained():
         import logging
 
@@ -305,7 +308,9 @@ def serve(
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        files: dict[str, Any] = {
+            'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients,
+        }  # fmt: skip
         server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:

@@ -9,8 +9,8 @@ trained model with features of different ages.
 
 The order of events is that of the log. Macro nodes and weights are those of training in all of
 them. CountNet reads exact counts at the target. MacGNN reads what a server does, hop 1 and recent
-lists as of the row, hop 2 of users summed over their items, and of items the snapshot and what their
-own clicks have added, from a replica that is given one event after the other; and with fresh
+lists as of the row, hop 2 of users summed over their items, and of items the snapshot and what
+their own clicks have added, from a replica that is given one event after the other; and with fresh
 features once more hop 2 exact. What was run before users' hop 2 was summed had their own clicks.
 
 Training, early stopping and settings are those of accuracy.counts on six rolling windows: learning

@@ -5,6 +5,7 @@ import os.path as osp
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from mag.online import (
 )
 from mag.pipeline.followed_log import num_shared, share_ids
 from mag.pipeline.pipeline import Pipeline
+from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.saved import read_whole
 from mag.pipeline.snapshot import events_of
@@ -338,17 +340,20 @@ def _require_known(stream: EventStream, snapshot: Snapshot) -> None:
 
 def make_server(
     snapshot: str | os.PathLike[str],
-    log: str,
+    log: str | None = None,
     trust_compiled: Sequence[str] = (),
     fall_back: bool = False,
     **options: Any,
 ) -> 'Server':
-    r"""A server that answers by a snapshot that :func:`write_served` wrote and records to a log.
-    What the log lacks of the events before the snapshot is appended to it.
+    r"""A server that answers by a snapshot that :func:`write_served` wrote, or by a pipeline of any
+    model, and records to a log. What the log lacks of the events before is appended to it.
 
     Args:
-        snapshot (str): The folder of the snapshot; a swap names others beside it.
-        log (str): The log, see :func:`open_log`.
+        snapshot (str): The folder of the snapshot, or of a pipeline, see
+            :func:`~mag.pipeline.pipeline_ranker.make_pipeline_server`; a swap names others beside
+            it.
+        log (str, optional): The log, see :func:`open_log`; a pipeline is served without one, too,
+            and records no events then. (default: :obj:`None`)
         trust_compiled (Sequence[str], optional): See :func:`~mag.online.load_program`.
             (default: :obj:`()`)
         fall_back (bool, optional): See there. (default: :obj:`False`)
@@ -363,6 +368,14 @@ def make_server(
     """
     from mag.online import Server
 
+    if is_pipeline(snapshot):
+        open_stream = None if log is None else partial(open_log, log)
+        return make_pipeline_server(snapshot, open_stream, **options)
+    if log is None:
+        raise ValueError(
+            f"'log' must tell where the events after a snapshot are, but was not given for "
+            f'{os.fspath(snapshot)!r}, which is no saved pipeline.'
+        )
     root, name = osp.split(osp.realpath(osp.expanduser(snapshot)))
     load = SnapshotLoader(root, log, trust_compiled, fall_back)
     ranker = load(name, fill=True)
