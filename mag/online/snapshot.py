@@ -325,7 +325,7 @@ def write_snapshot(
         arrays[f'clusters_{node}'] = np.asarray(clusters[node]).astype('<i4')
         arrays[f'rows_{node}'] = rows[node]
         if hop_2:
-            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8')
+            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8', copy=False)
         for name, value in attributes[node].items():
             arrays[f'attribute_{node}_{name}'] = value.astype('<i8')
     for (s, t), table in cells.items():

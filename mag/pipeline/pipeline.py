@@ -4,7 +4,7 @@ import os
 import os.path as osp
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +31,7 @@ from mag.pipeline.saved import (
     write_safetensors,
     writing,
 )
-from mag.pipeline.snapshot import events_of
+from mag.pipeline.snapshot import events_of, pieces_of
 from mag.pipeline.snapshot import write as write_snapshot_of
 from mag.pipeline.stored_log import StoredLog
 from mag.transforms import TemporalSplit
@@ -476,7 +476,8 @@ class Pipeline:
     def snapshot(self, folder: str | os.PathLike[str]) -> str:
         r"""Writes all that :mod:`mag.online` scores by, as of the end of the log, to a folder in
         :obj:`folder` that is named by its content, and returns its path, see
-        :class:`~mag.online.Snapshot`.
+        :class:`~mag.online.Snapshot`. The log of a store is read in pieces; memory is that of the
+        rows of all nodes and of the distinct clicks.
 
         The position of the snapshot is the number of exposures that the pipeline knows: they are
         the first events of the :class:`~mag.online.EventStream` that goes on from there, see
@@ -487,8 +488,8 @@ class Pipeline:
 
         Raises:
             RuntimeError: If the pipeline has not been fitted.
-            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log is
-                in a store, or it tells queries, domains or features.
+            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log
+                tells queries, domains or features, or that of a store was changed.
         """
         log = self._known()
         return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model)
@@ -503,8 +504,22 @@ class Pipeline:
         """
         log = self._known()
         if not isinstance(log, RawLog):
-            raise ValueError('A pipeline that was fitted on a store holds no events: read its log.')
+            raise ValueError(
+                'A pipeline that was fitted on a store holds no events: read them in pieces, by '
+                'event_pieces.'
+            )
         return events_of(log)
+
+    def event_pieces(self) -> Iterator[np.ndarray]:
+        r"""The :meth:`events` in pieces, of which those of a store are read from its log one after
+        the other, so that they need not fit in memory.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            FileNotFoundError: If a file of the log of a store is missing.
+            ValueError: If one is another than the one that the store was built from.
+        """
+        return pieces_of(self._known())
 
     def export(self, path: str | os.PathLike[str]) -> None:
         r"""Writes the model as a program of :func:`torch.export.export`, which takes what

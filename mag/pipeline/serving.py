@@ -207,18 +207,21 @@ class SnapshotLoader:
                 f'mag snapshot.'
             )
         pipeline = Pipeline.load(beside)
-        model, events = pipeline.model, pipeline.events()
+        model = pipeline.model
         model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
             stream = open_log(self.log)
             try:
-                if not fill and (end := stream.end) < len(events):
+                if not fill and (end := stream.end) < snapshot.position:
                     raise ValueError(
                         f'The log ends at position {end}, but {snapshot!r} is as of a later one.'
                     )
                 try:
-                    stream.append(events, 0)
+                    position = 0
+                    for events in pipeline.event_pieces():
+                        position += len(events)
+                        stream.append(events, position - len(events))
                 except ValueError as error:
                     raise ValueError(
                         f'The log must begin with the events before {snapshot!r}, but does not: '
