@@ -26,6 +26,7 @@ _VERSION = 2
 _FACTS = (
     'format', 'version', 'mag', 'torch', 'model', 'position', 'log_checksum', 'time', 'num_recent',
     'num_clusters', 'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
+    'shares_without_cluster',
 )  # fmt: skip
 
 
@@ -129,6 +130,9 @@ class Snapshot:
         time (int): The time of the last event before it.
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
+        shares_without_cluster (bool): Whether the model reads of a node that is in no cluster the
+            counts of all that are in none, as in a log in memory; if not, it reads 0, as in a
+            store.
     """
 
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
@@ -139,6 +143,7 @@ class Snapshot:
         self.time: int = manifest['time']
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
+        self.shares_without_cluster: bool = manifest['shares_without_cluster']
         folder = _Folder(path)
 
         def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
@@ -283,6 +288,7 @@ def write_snapshot(
     attributes: Mapping[str, Mapping[str, np.ndarray]],
     contexts: Sequence[str],
     weights: Mapping[str, Tensor],
+    shares_without_cluster: bool = True,
 ) -> str:
     r"""Writes a :class:`Snapshot`, under a temporary name that is changed at the end.
 
@@ -303,6 +309,7 @@ def write_snapshot(
         attributes: The categorical attributes of nodes, by node type and name.
         contexts: The names of those of exposures.
         weights: The weights of the model.
+        shares_without_cluster: As :attr:`Snapshot.shares_without_cluster`.
 
     Returns:
         The path of the snapshot.
@@ -361,6 +368,7 @@ def write_snapshot(
                 'id_maps': list(id_maps),
                 'attributes': {node: list(attributes[node]) for node in ('user', 'item')},
                 'contexts': list(contexts),
+                'shares_without_cluster': shares_without_cluster,
                 'sizes': {name: osp.getsize(osp.join(partial, name)) for name in written},
             },
         )

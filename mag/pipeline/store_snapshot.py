@@ -40,8 +40,9 @@ def write_store(
 
     Clusters are those of the store. All events of a node count by the cluster that it has now, as
     :meth:`Store.target_counts <mag.store.Store.target_counts>` counts as of the last cutoff, and as
-    a consumer of events does. Counts of hop 2 are exact, also where the store keeps them in one
-    byte each.
+    a consumer of events does; of a log in memory they count by the one that it had then. A node
+    without a cluster has no counts of its cluster, as there, and shares none with others. Counts of
+    hop 2 are exact, also where the store keeps them in one byte each.
 
     Memory is that of the rows of all nodes and of the distinct clicks; the log is read in pieces.
 
@@ -90,4 +91,5 @@ def write_store(
         attributes=attributes,
         contexts=log.contexts,
         weights=model.state_dict(),
+        shares_without_cluster=False,
     )
