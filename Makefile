@@ -139,7 +139,7 @@ $(MAG_STAMP): setup.cfg $(TORCH_STAMP)
 $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	@echo 'Installing what the tests need into .venv: about a minute.'
 	$(BIN)/pip install setuptools wheel ninja
-	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale,online]'
+	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale,online,page]'
 	$(BIN)/pip install --no-deps '$(FUXICTR)'
 	touch $@
 

@@ -38,6 +38,7 @@ NAMES = (
     'speed.macro_rows',
     'speed.macro_state',
     'speed.online',
+    'speed.online_drills',
     'speed.scale',
     'speed.second_hop',
     'speed.srjgraph',

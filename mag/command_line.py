@@ -4,11 +4,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mag.online import Ranking
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
@@ -18,12 +21,29 @@ _SERVER = '127.0.0.1:50051'
 _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 # Seconds that an answer may take.
 _PATIENCE = 10.0
+# Parts of what a model reads that are shown of each item.
+_NUM_MOVES = 3
 
 
 _log_option = click.option(
     '--log', required=True, envvar='MAG_LOG',
     help='The events: a file of SQLite, or redis://host:port.',
 )  # fmt: skip
+
+
+def _question(command: Callable[..., None]) -> Callable[..., None]:
+    r"""What each question about items asks, and whom."""
+    for decorate in (
+        click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY),
+        click.option(
+            '--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.'
+        ),
+        click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT'),
+        click.argument('items', nargs=-1, required=True),
+        click.argument('user'),
+    ):
+        command = decorate(command)
+    return command
 
 
 @click.group()
@@ -164,14 +184,21 @@ def inspect(folder: str, figure: str | None) -> None:
 @main.command('snapshot')
 @click.argument('folder', type=click.Path(file_okay=False))
 @click.option('--out', required=True, type=click.Path(file_okay=False), help='Gets the snapshot.')
-def snapshot(folder: str, out: str) -> None:
+@click.option('--program', is_flag=True, help='With what the model does, so that it is not needed.')
+@click.option('--compile', is_flag=True, help='And its native code, for processors as this one.')
+def snapshot(folder: str, out: str, program: bool, compile: bool) -> None:
     r"""Write all that a server needs of the pipeline in FOLDER to a folder in --out that is named
-    by its content, and show its path."""
+    by its content, and show its path, and the hash of native code."""
     with _explained():
+        from mag.online import Snapshot
         from mag.pipeline import Pipeline
         from mag.pipeline.serving import write_served
 
-        click.echo(write_served(Pipeline.load(folder), out))
+        path = write_served(Pipeline.load(folder), out, program, compile)
+        click.echo(path)
+        if compile:
+            facts = Snapshot.open(path).manifest['compiled']
+            click.echo(f'mag serve --trust-compiled {facts["sha256"]}', err=True)
 
 
 @main.command('serve')
@@ -181,6 +208,11 @@ def snapshot(folder: str, out: str) -> None:
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
+@click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
+@click.option(
+    '--trust-compiled', multiple=True, metavar='SHA256', help='Native code that may run here.'
+)
+@click.option('--fall-back', is_flag=True, help='Without it where it is for other machines.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
 @click.option(
@@ -220,6 +252,9 @@ def serve(
             others = [
                 f', {name} at port {port}' for name, port in ports.items() if port is not None
             ]
+            if server.page_port is not None:
+                scheme = 'http' if tls_cert is None else 'https'
+                others.append(f', page at {scheme}://{host}:{server.page_port}')
             click.echo(f'Serves {snapshot} at {host}:{server.port}{"".join(others)}')
             # Who started it may read from a pipe.
             sys.stdout.flush()
@@ -257,19 +292,42 @@ def consume(snapshot: str, log: str, center: str, shard: int, num_shards: int) -
 
 
 @main.command('rank')
-@click.argument('user')
-@click.argument('items', nargs=-1, required=True)
-@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
-@click.option('--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.')
-@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+@_question
+@click.option('--what-if', metavar='ITEM', help='Show what a click on this one would change, too.')
 def rank(
     user: str,
     items: tuple[str, ...],
     server: str,
     context: tuple[str, ...],
     tls_authority: str | None,
+    what_if: str | None,
 ) -> None:
     r"""Rank ITEMS for a USER, by raw ids, the likeliest click first."""
+    told = dict(_pair('--context', text) for text in context)
+    with _explained(RuntimeError):
+        from mag.online import Client
+
+        with Client(server, tls_authority) as client:
+            if what_if is None:
+                ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
+                rankings: tuple[Ranking, ...] = (ranking,)
+            else:
+                rankings = client.what_if(user, items, what_if, context=told, timeout=_PATIENCE)
+        columns = {name: _digits(of) for name, of in zip(('click', 'after'), rankings)}
+        _show_ranking(rankings[0], columns)
+
+
+@main.command('explain')
+@_question
+def explain(
+    user: str,
+    items: tuple[str, ...],
+    server: str,
+    context: tuple[str, ...],
+    tls_authority: str | None,
+) -> None:
+    r"""Rank ITEMS for a USER, and show which parts of what the model reads move each probability
+    most, and by how much."""
     told = dict(_pair('--context', text) for text in context)
     with _explained(RuntimeError):
         import numpy as np
@@ -277,14 +335,12 @@ def rank(
         from mag.online import Client
 
         with Client(server, tls_authority) as client:
-            ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
-        width = max(map(len, ('item', *items)))
-        click.echo(f'{"item":{width}}  click')
-        for place in ranking.order:
-            shown = np.format_float_positional(ranking.probability[place])
-            click.echo(f'{items[place]:{width}}  {shown}')
-        reasons = ''.join(f', {reason}' for reason in ranking.degraded)
-        click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
+            found = client.explain(user, items, 0, context=told, timeout=_PATIENCE)
+        moves = []
+        for moved in found.moved:
+            most = np.argsort(-np.abs(moved), kind='stable')[:_NUM_MOVES]
+            moves.append(', '.join(f'{found.blocks[place]} {moved[place]:+.4f}' for place in most))
+        _show_ranking(found.ranking, {'click': _digits(found.ranking), 'moved by': moves})
 
 
 @main.command('record')
@@ -329,6 +385,24 @@ def _described(path: str) -> Any:
     from mag.datasets import LogSchema
 
     return LogSchema.load(path)
+
+
+def _digits(ranking: 'Ranking') -> list[str]:
+    import numpy as np
+
+    return [np.format_float_positional(probability) for probability in ranking.probability]
+
+
+def _show_ranking(ranking: 'Ranking', columns: Mapping[str, list[str]]) -> None:
+    r"""The items of a ranking, the likeliest first, and what is told of each."""
+    table = {'item': ranking.items, **columns}
+    widths = [max(map(len, (name, *column))) for name, column in table.items()]
+    rows = ([column[place] for column in table.values()] for place in ranking.order)
+    for row in ([*table], *rows):
+        cells = (f'{cell:{width}}' for cell, width in zip(row, widths))
+        click.echo('  '.join(cells).rstrip())
+    reasons = ''.join(f', {reason}' for reason in ranking.degraded)
+    click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -91,6 +91,7 @@ def snapshot_of(
         checksum=checksum_of(events),
         time=int(events['time'][-1]),
         layout=layout,
+        resolutions={node: ['cluster'] for node in NEIGHBOR_TYPE},
         clusters={node: of[None] for node, of in clusters.items()},
         rows=rows,
         hop_2=hop_2,

@@ -9,7 +9,8 @@ from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
-from mag.online.ranker import Ranked, Ranker
+from mag.online.program import Compiled, Program, load_program
+from mag.online.ranker import Explained, Explainer, MacroEdges, Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
 from mag.online.redis_stream import RedisStream
@@ -21,7 +22,7 @@ from mag.online.sqlite_center import SqliteCenter
 from mag.online.sqlite_stream import SqliteStream
 
 if TYPE_CHECKING:
-    from mag.online.client import AsyncClient, Client, Overloaded, Ranking, swap
+    from mag.online.client import AsyncClient, Client, Explanation, Overloaded, Ranking, swap
     from mag.online.server import Server
 
 __all__ = [
@@ -29,14 +30,20 @@ __all__ = [
     'Answer',
     'AsyncClient',
     'Claim',
+    'Compiled',
     'Client',
     'Consumer',
     'Diverged',
     'EventStream',
+    'Explained',
+    'Explainer',
+    'Explanation',
     'FeatureCenter',
     'Fenced',
     'JsonFormatter',
+    'MacroEdges',
     'Overloaded',
+    'Program',
     'Ranked',
     'Ranker',
     'Ranking',
@@ -54,6 +61,7 @@ __all__ = [
     'checksum_of',
     'connect',
     'count_events',
+    'load_program',
     'swap',
     'write_snapshot',
 ]
@@ -61,6 +69,7 @@ __all__ = [
 _FILES = {
     'AsyncClient': 'client',
     'Client': 'client',
+    'Explanation': 'client',
     'Overloaded': 'client',
     'Ranking': 'client',
     'Server': 'server',

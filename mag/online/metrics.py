@@ -1,6 +1,7 @@
 r"""What a server tells Prometheus."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,21 @@ _SECONDS = (
 )  # fmt: skip
 
 
+# Requests that a page tells the latency of.
+_NUM_LATENCIES = 1000
+
+
 class Metrics:
-    r"""What happens in one server, in a registry of its own."""
+    r"""What happens in one server, in a registry of its own.
+
+    Attributes:
+        last (Ranked or None): The last answer.
+        latencies (collections.deque): What the last rankings took, in seconds.
+    """
 
     def __init__(self) -> None:
+        self.last: Ranked | None = None
+        self.latencies: deque[float] = deque(maxlen=_NUM_LATENCIES)
         self.registry = CollectorRegistry()
         gauge = partial(Gauge, registry=self.registry)
         counter = partial(Counter, registry=self.registry)
@@ -72,6 +84,7 @@ class Metrics:
 
     def answered(self, answer: Ranked) -> None:
         r"""Counts what an answer tells."""
+        self.last = answer
         self._position.set(answer.position)
         self.unknown_ids.inc(answer.num_unknown)
         for reason in answer.degraded:

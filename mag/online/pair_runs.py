@@ -67,6 +67,12 @@ class PairRuns:
         merged.sort(kind='stable')
         return merged
 
+    def copy(self) -> 'PairRuns':
+        r"""A set of the same pairs, which takes no memory, and grows for itself."""
+        copied = PairRuns()
+        copied._runs = self._runs.copy()
+        return copied
+
     def add(self, pair: np.ndarray) -> None:
         r"""Adds pairs, ascending, none of which is there."""
         if len(pair) == 0:

@@ -83,6 +83,22 @@ class Explained:
     items: tuple[MacroEdges, ...]
 
 
+@dataclass(frozen=True)
+class Offers:
+    r"""What a page offers to be asked.
+
+    Args:
+        users (Sequence[int or str]): Raw ids, those with the most clicks first.
+        items (Sequence[int or str]): Likewise.
+        contexts (Mapping[str, Sequence[int or str]]): Of each context that a request must tell,
+            some of its values.
+    """
+
+    users: Sequence[int | str]
+    items: Sequence[int | str]
+    contexts: Mapping[str, Sequence[int | str]]
+
+
 class Ranker(Protocol):
     r"""What :class:`~mag.online.Server` asks, from several threads at once."""
 
@@ -142,4 +158,11 @@ class Explainer(Ranker, Protocol):
 
         Args:
             clicked (int or str): The raw id of the item that is clicked.
+        """
+
+    def offers(self, number: int) -> Offers:
+        r"""What a page offers to be asked.
+
+        Args:
+            number (int): How many values of a kind at most.
         """

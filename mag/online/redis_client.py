@@ -89,7 +89,9 @@ def connect(
             f'{policy!r}: set it to noeviction, so that it refuses to write when its memory is '
             f'full.'
         )
-    if not client.info('persistence').get('aof_enabled'):
+    kept = client.info('persistence')
+    # While it reads its files, it says that it keeps none.
+    if not kept.get('aof_enabled') and not kept.get('loading'):
         _LOGGER.warning(
             'The Redis server at %r loses all since its last dump when it ends: set appendonly to '
             'yes, so that what was answered is kept.',

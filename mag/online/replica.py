@@ -1,12 +1,14 @@
 r"""What nodes have as of the last event, in the memory of who scores."""
 
+import copy
+
 import numpy as np
 import torch
 
 from mag.checks import check_choice, check_ids, check_integers
 from mag.macro_graph.key_table import KeyTable
 from mag.online.event_stream import Diverged, EventStream
-from mag.online.events import checksum_of
+from mag.online.events import EVENT, checksum_of
 from mag.online.node_rows import count_cells, count_events
 from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import Snapshot
@@ -42,10 +44,10 @@ class Replica:
     :math:`i` as of after this click, and to hop 2 of :math:`i` that of :math:`u`. What others do
     later to what a node has clicked is left to the next snapshot.
 
-    Memory grows by a row for each node that has moved, and by 8 bytes for each new pair, three
-    times that at times, until a replica of the next snapshot takes over. Where the log cannot be
-    read, reads go on from what is held, and :attr:`degraded` says why. A log that has lost events
-    which were counted, and has got others, has *diverged*: nothing is counted until
+    Memory is 4 bytes for each node, and grows by a row for each that has moved, and by 8 bytes for
+    each new pair, three times that at times, until a replica of the next snapshot takes over. Where
+    the log cannot be read, reads go on from what is held, and :attr:`degraded` says why. A log that
+    has lost events which were counted, and has got others, has *diverged*: nothing is counted until
     :meth:`restart`.
     One thread follows and reads.
 
@@ -60,12 +62,14 @@ class Replica:
         time (int): The time of the last event before it.
         degraded (str or None): Why the log could not be read; :obj:`None` if it could.
         diverged (bool): Whether it is because the log has another past.
+        num_restarts (int): How often it was started again: positions are others since.
         cells (dict[tuple[int, int], numpy.ndarray]): As :attr:`Snapshot.cells`.
     """
 
     def __init__(self, snapshot: Snapshot, stream: EventStream) -> None:
         self.snapshot = snapshot
         self.stream = stream
+        self.num_restarts = -1
         self.restart()
 
     def restart(self) -> None:
@@ -74,6 +78,7 @@ class Replica:
         self.position, self.checksum, self.time = (
             snapshot.position, snapshot.checksum, snapshot.time,
         )  # fmt: skip
+        self.num_restarts += 1
         self.degraded: str | None = None
         self.diverged = False
         self.cells = {place: table.copy() for place, table in snapshot.cells.items()}
@@ -154,7 +159,7 @@ class Replica:
         return hop_2
 
     def has_exact_hop_2(self, users: np.ndarray) -> np.ndarray:
-        r"""Whether hop 2 of each user is that of a count of the whole log: it has at most 8,192
+        r"""Whether hop 2 of each user is that of a count of the whole log: it has at most 4,096
         items. Boolean, shape :obj:`[B]`.
 
         Args and errors are those of :meth:`rows`.
@@ -175,11 +180,53 @@ class Replica:
             hop_2[some[start]] += np.add.reduceat(hop_1, start, axis=0, dtype=np.int64)
         return hop_2
 
-    def _of(self, node_type: str, nodes: np.ndarray) -> '_Moved':
+    def after_click(self, user: int, item: int) -> 'Replica':
+        r"""What this replica would hold after one more event, a click, which it does not count.
+        It shares all other rows with this one: it is read before this one goes on, and follows no
+        log itself.
+
+        Args:
+            user (int): Who clicks; :obj:`-1` for one that nothing has happened to.
+            item (int): What is clicked, likewise.
+        """
+        after = copy.copy(self)
+        after.cells = {place: table.copy() for place, table in self.cells.items()}
+        after._moved = {node: _Overlaid(moved) for node, moved in self._moved.items()}
+        after._pairs = self._pairs.copy()
+        event = np.empty(1, EVENT)
+        for node, number in (('user', user), ('item', item)):
+            event[node] = self._unused(node) if number < 0 else number
+        event['time'], event['clicked'] = self.time, 1
+        after._count(event)
+        return after
+
+    def _unused(self, node_type: str) -> int:
+        r"""The last number to which nothing has happened."""
+        number = _BEYOND - 1
+        while self.rows(node_type, np.array([number]))['seen'][0] > 0:
+            number -= 1
+        return number
+
+    def moved_since(self, node_type: str, nodes: np.ndarray, position: np.ndarray) -> np.ndarray:
+        r"""Whether the rows of nodes have moved since they were read, boolean, shape :obj:`[B]`.
+
+        Args:
+            node_type (str): :obj:`"user"` or :obj:`"item"`.
+            nodes (numpy.ndarray): Nodes of the snapshot, int64; :obj:`-1` never moves. Shape
+                :obj:`[B]`.
+            position (numpy.ndarray): The :attr:`position` at which each was read, :obj:`-1` if it
+                never was, shape :obj:`[B]`.
+
+        Errors are those of :meth:`rows`.
+        """
+        number = self.snapshot.num_nodes.get(node_type, 0)
+        return self._of(node_type, nodes, number).position(nodes) > position
+
+    def _of(self, node_type: str, nodes: np.ndarray, number: int = _BEYOND) -> '_Moved':
         check_choice(NEIGHBOR_TYPE, node_type=node_type)
         if not isinstance(nodes, np.ndarray) or nodes.dtype != np.int64 or nodes.ndim != 1:
             raise TypeError(f"'nodes' must be an array of int64 of shape [B], but got {nodes!r}.")
-        check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), _BEYOND, first=-1)
+        check_ids('Replica', f'{node_type} ids', torch.from_numpy(nodes), number, first=-1)
         return self._moved[node_type]
 
     def _count(self, events: np.ndarray) -> None:
@@ -214,10 +261,10 @@ class Replica:
                     ),
                 )
         count_cells(self.cells, self.snapshot.layout, column, clicked)
-        for node, (touched, _, rows, hop_2, _) in found.items():
-            self._moved[node].put(touched, rows, hop_2)
-        self._pairs.add(new_pairs)
         self.position += len(events)
+        for node, (touched, _, rows, hop_2, _) in found.items():
+            self._moved[node].put(touched, rows, hop_2, self.position)
+        self._pairs.add(new_pairs)
         self.checksum = checksum_of(events, self.checksum)
         self.time = max(self.time, int(events['time'].max()))
 
@@ -251,10 +298,15 @@ class _Moved:
         self._empty_2 = np.zeros((1, self._stock_2.shape[1]), np.int64)
         # Pairs are last in a row.
         first = self._stock.shape[1] - self._dtype['pairs'].shape[0]
-        self._hop_1 = slice(
+        self.of_hop_1 = slice(
             first, first + snapshot.layout.num_clusters[NEIGHBOR_TYPE[node_type]][0]
         )
         self._rows, self._hop_2 = self._stock[:0].copy(), self._stock_2[:0].copy()
+        # As of which position each of them is, and those before they moved.
+        self._position, self._start = np.empty(0, np.int64), snapshot.position
+        # What the table finds for nodes of the snapshot, and at the end for -1, as hashing a
+        # request takes longer than gathering its rows.
+        self._place = np.full(len(self._stock) + 1, -1, np.int32)
 
     def rows(self, nodes: np.ndarray) -> np.ndarray:
         r"""Copies of the rows of nodes; that of :obj:`-1` is empty."""
@@ -265,13 +317,29 @@ class _Moved:
         r"""Copies of their counts of hop 1 at the first resolution, without who is in no
         cluster."""
         stock, moved, empty = (
-            words[:, self._hop_1] for words in (self._stock, self._rows, self._empty)
+            words[:, self.of_hop_1] for words in (self._stock, self._rows, self._empty)
         )
         return self._gather(nodes, stock, moved, empty)
 
     def hop_2(self, nodes: np.ndarray) -> np.ndarray:
         r"""Copies of their counts of hop 2, by own increments."""
         return self._gather(nodes, self._stock_2, self._hop_2, self._empty_2)
+
+    def position(self, nodes: np.ndarray) -> np.ndarray:
+        r"""The position after the last event of each since the start, or that of the start."""
+        place = self._find(nodes)
+        out = np.full(len(nodes), self._start)
+        out[place >= 0] = self._position.take(place[place >= 0])
+        return out
+
+    def _find(self, nodes: np.ndarray) -> np.ndarray:
+        r"""The place of each among those that have moved, or :obj:`-1`."""
+        is_new = nodes >= len(self._stock)
+        if not is_new.any():
+            return self._place[nodes]
+        place = self._place[np.where(is_new, -1, nodes)]
+        place[is_new] = self._table.find(torch.from_numpy(nodes[is_new])).numpy()
+        return place
 
     def _gather(
         self, nodes: np.ndarray, stock: np.ndarray, moved: np.ndarray, empty: np.ndarray
@@ -283,21 +351,51 @@ class _Moved:
         else:
             found = empty.repeat(len(nodes), axis=0)
             found[is_stock] = stock[nodes[is_stock]]
-        if self._table.num_rows > 0:
-            place = self._table.find(torch.from_numpy(nodes)).numpy()
-            # A table of keys knows nothing of -1.
-            is_moved = (place >= 0) & (nodes >= 0)
+        place = self._find(nodes)
+        is_moved = place >= 0
+        if is_moved.any():
             found[is_moved] = moved[place[is_moved]]
         return found
 
-    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray) -> None:
-        r"""Keeps what nodes have from now on, each given once."""
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray, position: int) -> None:
+        r"""Keeps what nodes have from a position on, each given once."""
         place = self._table.add(torch.from_numpy(nodes)).numpy()
         if (more := self._table.num_rows - len(self._rows)) > 0:
             more = max(more, len(self._rows) // 2)
             self._rows = np.pad(self._rows, ((0, more), (0, 0)))
             self._hop_2 = np.pad(self._hop_2, ((0, more), (0, 0)))
+            self._position = np.pad(self._position, (0, more))
         self._rows[place], self._hop_2[place] = _words(rows), hop_2
+        self._position[place] = position
+        is_stock = nodes < len(self._stock)
+        self._place[nodes[is_stock]] = place[is_stock]
+
+
+class _Overlaid(_Moved):
+    r"""The rows of one node type, of which one node has moved on, for itself."""
+
+    def __init__(self, under: _Moved) -> None:
+        self._under = under
+        self._node = np.empty(0, np.int64)
+
+    def rows(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.rows(nodes), 'rows')
+
+    def hop_1(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.hop_1(nodes), 'hop_1')
+
+    def hop_2(self, nodes: np.ndarray) -> np.ndarray:
+        return self._overlay(nodes, self._under.hop_2(nodes), 'hop_2')
+
+    def put(self, nodes: np.ndarray, rows: np.ndarray, hop_2: np.ndarray, position: int) -> None:
+        hop_1 = _words(rows)[:, self._under.of_hop_1]
+        self._node, self._own = nodes, {'rows': rows, 'hop_1': hop_1, 'hop_2': hop_2}
+
+    def _overlay(self, nodes: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:
+        is_own = np.isin(nodes, self._node)
+        if is_own.any():
+            found[is_own] = self._own[name]
+        return found
 
 
 def _words(rows: np.ndarray) -> np.ndarray:

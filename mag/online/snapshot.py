@@ -6,7 +6,7 @@ import os.path as osp
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,14 +20,19 @@ from mag.online.node_rows import RowLayout, columns_of
 from mag.online.pair_runs import spans
 from mag.schema import NEIGHBOR_TYPE
 
+if TYPE_CHECKING:
+    from mag.online.program import Compiled, Program
+
 _FORMAT = 'mag.snapshot'
 #: Raised by one whenever a folder holds something else.
 _VERSION = 2
 _FACTS = (
-    'format', 'version', 'mag', 'torch', 'model', 'position', 'log_checksum', 'time', 'num_recent',
-    'num_clusters', 'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
-    'shares_without_cluster',
+    'format', 'version', 'mag', 'torch', 'model', 'batch', 'position', 'log_checksum', 'time',
+    'num_recent', 'num_clusters', 'num_nodes', 'num_pairs', 'resolutions', 'hops', 'id_maps',
+    'attributes', 'contexts', 'program', 'compiled', 'shares_without_cluster', 'sizes',
 )  # fmt: skip
+# What the models of mag read that snapshots are made of.
+_READS = {'count_net': 'ExposureBatch', 'macgnn': 'PairBatch'}
 
 
 class _Folder(Folder):
@@ -115,21 +120,28 @@ class Snapshot:
                                            :obj:`start[u + 1]`
     :obj:`attribute_<type>_<name>.npy`     the categorical attributes of nodes
     :obj:`model.safetensors`               the weights
+    :obj:`program.pt2`                     where asked for, the :class:`Program` of the model, which
+                                           takes these weights
+    :obj:`compiled.pt2`                    where asked for, its native code, which
+                                           :func:`load_program` runs if it is trusted
     ====================================== =======================================================
 
     Exposures and clicks, in rows and cells, were counted by the clusters that neighbors had when
     they happened, as :class:`~mag.transforms.TargetCounts` counts them; pairs, by the clusters that
-    they have now, as :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code.
+    they have now, as :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code,
+    but :obj:`compiled.pt2`, which is read only where its hash is told.
 
     Attributes:
         path (str): The folder.
         manifest (dict[str, Any]): What :obj:`manifest.json` says.
         model (str): The name of the model.
+        batch (str): The name of the class of the batches that it reads.
         position (int): The position in the log that all is as of.
         checksum (int): That of the events before it, see :func:`~mag.online.checksum_of`.
         time (int): The time of the last event before it.
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
+        resolutions (dict[str, list[str]]): What their clusters are named at each resolution.
         shares_without_cluster (bool): Whether the model reads of a node that is in no cluster the
             counts of all that are in none, as in a log in memory; if not, it reads 0, as in a
             store.
@@ -138,11 +150,13 @@ class Snapshot:
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
         self.model: str = manifest['model']
+        self.batch: str = manifest['batch']
         self.position: int = manifest['position']
         self.checksum: int = manifest['log_checksum']
         self.time: int = manifest['time']
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
+        self.resolutions: dict[str, list[str]] = manifest['resolutions']
         self.shares_without_cluster: bool = manifest['shares_without_cluster']
         folder = _Folder(path)
 
@@ -204,6 +218,15 @@ class Snapshot:
             with folder.opening(self.manifest, name):
                 pass
         return self
+
+    def read(self, name: str) -> bytes:
+        r"""The content of a file.
+
+        Raises:
+            ValueError: If it is missing or another than the one that was written.
+        """
+        with _Folder(self.path).opening(self.manifest, name) as path, open(path, 'rb') as file:
+            return file.read()
 
     @cached_property
     def id_maps(self) -> dict[str, IdMap]:
@@ -279,6 +302,7 @@ def write_snapshot(
     checksum: int,
     time: int,
     layout: RowLayout,
+    resolutions: Mapping[str, Sequence[str]],
     clusters: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     hop_2: Mapping[str, np.ndarray],
@@ -288,17 +312,20 @@ def write_snapshot(
     attributes: Mapping[str, Mapping[str, np.ndarray]],
     contexts: Sequence[str],
     weights: Mapping[str, Tensor],
+    program: 'Program | None' = None,
+    compiled: 'Compiled | None' = None,
     shares_without_cluster: bool = True,
 ) -> str:
     r"""Writes a :class:`Snapshot`, under a temporary name that is changed at the end.
 
     Args:
         root: The folder that gets one named by its content.
-        model: The name of the model.
+        model: The name of the model, any where there is a program.
         position: The position that all is as of.
         checksum: That of the events before it, see :func:`~mag.online.checksum_of`.
         time: The time of the last event before it.
         layout: How rows are packed.
+        resolutions: As :attr:`Snapshot.resolutions`.
         clusters: As :attr:`Snapshot.clusters`.
         rows: As :attr:`Snapshot.rows`.
         hop_2: As :attr:`Snapshot.hop_2`, empty if the model does not read it.
@@ -309,6 +336,8 @@ def write_snapshot(
         attributes: The categorical attributes of nodes, by node type and name.
         contexts: The names of those of exposures.
         weights: The weights of the model.
+        program: The program that takes them. (default: :obj:`None`)
+        compiled: Its native code. (default: :obj:`None`)
         shares_without_cluster: As :attr:`Snapshot.shares_without_cluster`.
 
     Returns:
@@ -316,12 +345,25 @@ def write_snapshot(
 
     Raises:
         OSError: If the disk is full; it tells where.
+        ValueError: If nothing says what the model reads, or the program takes other weights, is
+            lacking, or is not the one that was compiled.
     """
     # Here, because nothing else online needs it.
     from safetensors.torch import save_file
 
     check_integers(0, position=position)
     check_keys(('user', 'item'), clusters=clusters, rows=rows, attributes=attributes)
+    if program is None and model not in _READS:
+        raise ValueError(
+            f'A snapshot of {model!r} needs a program: pass program=Program.export(model, batch), '
+            f'or take {" or ".join(_READS)}.'
+        )
+    if program is not None and set(program.facts['weights']) != set(weights):
+        raise ValueError(f"'weights' must be those that the program of {model!r} takes.")
+    if compiled is not None and (
+        program is None or compiled.facts['program'] != program.fingerprint
+    ):
+        raise ValueError(f"'compiled' must be made of the program of {model!r} that is passed.")
     num_nodes = {node: len(of_node) for node, of_node in rows.items()}
     sizes = np.bincount(pairs[0], minlength=num_nodes['user'])
     arrays: dict[str, np.ndarray] = {
@@ -348,6 +390,10 @@ def write_snapshot(
             name: value.detach().cpu().contiguous().clone() for name, value in weights.items()
         }
         save_file(tensors, osp.join(partial, 'model.safetensors'))
+        for name, code in (('program', program), ('compiled', compiled)):
+            if code is not None:
+                with open(osp.join(partial, f'{name}.pt2'), 'wb') as file:
+                    file.write(code.content)
         written = sorted(os.listdir(partial))
         folder.write_manifest(
             partial,
@@ -364,10 +410,14 @@ def write_snapshot(
                 'num_clusters': layout.num_clusters,
                 'num_nodes': num_nodes,
                 'num_pairs': pairs.shape[1],
+                'resolutions': {node: list(resolutions[node]) for node in ('user', 'item')},
                 'hops': 2 if hop_2 else 1,
                 'id_maps': list(id_maps),
                 'attributes': {node: list(attributes[node]) for node in ('user', 'item')},
                 'contexts': list(contexts),
+                'batch': _READS[model] if program is None else program.facts['batch'],
+                'program': None if program is None else program.facts,
+                'compiled': None if compiled is None else compiled.facts,
                 'shares_without_cluster': shares_without_cluster,
                 'sizes': {name: osp.getsize(osp.join(partial, name)) for name in written},
             },

@@ -5,28 +5,38 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from mag.logits import as_logits, probabilities
+from mag.checks import check_integers
+from mag.logits import probabilities
 from mag.online.event_stream import Diverged
 from mag.online.events import EVENT
+from mag.online.explanation import (
+    EdgeCounts,
+    blank_blocks,
+    edge_counts,
+    heaviest_edges,
+    without_blocks,
+)
 from mag.online.lag import Lag
 from mag.online.log_reader import NUM_TOGETHER, LogReader
-from mag.online.ranker import Ranked
+from mag.online.ranker import Explained, Offers, Ranked
 from mag.online.replica import Replica
 from mag.online.scorer import Scorer
 
+_T = TypeVar('_T')
 _LOGGER = logging.getLogger(__name__)
 # Seconds between looks at the log while nobody asks.
 _IDLE = 0.02
 # Seconds that a request waits for the log: until it has, others do not wait for it at all.
-_BUDGET = 0.05
+_BUDGET = 0.02
 
 
 class SnapshotRanker:
@@ -46,7 +56,7 @@ class SnapshotRanker:
         Server(load(name), load=load, admin_port=50052).run()
 
     One thread reads the log, and another counts what was read and gathers what a request needs: as
-    of the last event when the request comes, as long as the log tells it within 50 milliseconds;
+    of the last event when the request comes, as long as the log tells it within 20 milliseconds;
     the model runs in the thread that asks. Where the log cannot be read, or hangs, one request
     waits that long and those after it do not. They are answered as of what was read before, and say
     so in :obj:`degraded`, as :obj:`"log unreachable"`; so they do while there is more to count than
@@ -64,7 +74,9 @@ class SnapshotRanker:
     """
 
     def __init__(self, make: Callable[[], Scorer]) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[Scorer], Any]] | None] = (
+            queue.SimpleQueue()
+        )
         self._lag = Lag()
         self._is_closed = self._is_behind = self._is_late = self._went_back = False
         # Nothing is asked after the end.
@@ -89,16 +101,96 @@ class SnapshotRanker:
             RuntimeError: If it is closed, or the log could not be counted.
             ValueError: If the request is a bad one, as :meth:`Scorer.score` says.
         """
-        job: Future[Any] = Future()
+        read, facts = self._asked(
+            lambda scorer: self._read(scorer, scorer.read, user, items, context)
+        )
+        return self._ranked(read, facts)
+
+    def explain(
+        self,
+        user: int | str,
+        items: Sequence[int] | Sequence[str],
+        time: int,
+        context: Mapping[str, str | int | float],
+        num_edges: int,
+    ) -> Explained:
+        r"""The probabilities of clicks, with and without each block of what the model reads, see
+        :func:`~mag.online.explanation.blank_blocks`; one that it ignores moves nothing.
+
+        Args and errors are those of :meth:`rank`.
+
+        Args:
+            num_edges (int): How many macro edges of each node are told at most.
+        """
+        check_integers(0, num_edges=num_edges)
+
+        def read(scorer: Scorer) -> tuple[Any, dict[str, Any], list[EdgeCounts]]:
+            batch, facts = self._read(scorer, scorer.batch, user, items, context)
+            nodes = {'user': batch.user[:1], 'item': batch.item}
+            counts = [edge_counts(scorer.replica, name, of.numpy()) for name, of in nodes.items()]
+            return batch, facts, counts
+
+        batch, facts, counts = self._asked(read)
+        scorer = self.scorer
+        blanked = blank_blocks(batch, scorer.fields, scorer.views)
+        blocks, without = without_blocks(scorer.model, blanked, len(batch.item))
+        (of_user,), of_items = (heaviest_edges(of_node, num_edges) for of_node in counts)
+        return Explained(self._ranked(batch, facts), blocks, without, of_user, of_items)
+
+    def what_if(
+        self,
+        user: int | str,
+        items: Sequence[int] | Sequence[str],
+        time: int,
+        context: Mapping[str, str | int | float],
+        clicked: int | str,
+    ) -> tuple[Ranked, Ranked]:
+        r"""The probabilities of clicks as things are, and as they were after one more click, which
+        is recorded nowhere.
+
+        Args and errors are those of :meth:`rank`.
+
+        Args:
+            clicked (int or str): The raw id of the item that is clicked.
+        """
+
+        def read(scorer: Scorer) -> tuple[Any, Any, dict[str, Any]]:
+            # States that are kept would be rounded otherwise than those after the click.
+            before, facts = self._read(scorer, scorer.batch, user, items, context)
+            with _refusing():
+                after = scorer.after_click(user, clicked).batch(user, items, context)
+            return before, after, facts
+
+        *batches, facts = self._asked(read)
+        before, after = (self._ranked(batch, facts) for batch in batches)
+        return before, after
+
+    def _asked(self, read: Callable[[Scorer], _T]) -> _T:
+        r"""What is read in the thread that follows the log."""
+        job: Future[_T] = Future()
         with self._asking:
             if self._is_closed:
                 raise RuntimeError(f'{self!r} is closed.')
-            self._jobs.put((job, (user, items, context)))
-        batch, facts = job.result()
-        model = self.scorer.model
+            self._jobs.put((job, read))
+        return job.result()
+
+    def _ranked(self, read: Any, facts: dict[str, Any]) -> Ranked:
         with torch.inference_mode():
-            logits = as_logits(type(model).__name__, model(batch))
-            return Ranked(probabilities(logits)['click'].numpy(), **facts)
+            return Ranked(probabilities(self.scorer.logits(read))['click'].numpy(), **facts)
+
+    def offers(self, number: int) -> Offers:
+        r"""The users and items with the most clicks in the snapshot, and values of its contexts."""
+        snapshot = self.scorer.snapshot
+        found = {}
+        for node, rows in snapshot.rows.items():
+            clicks = rows['clicks'][:, snapshot.layout.columns(node, 0)].sum(axis=1)
+            most = np.argsort(-clicks.astype(np.int64), kind='stable')[:number]
+            found[node] = snapshot.id_maps[node].decode(most).tolist()
+        contexts = {}
+        for name in snapshot.manifest['contexts']:
+            values = snapshot.id_maps[name]
+            contexts[name] = values.decode(np.arange(min(number, len(values)))).tolist()
+        return Offers(found['user'], found['item'], contexts)
 
     def close(self) -> None:
         r"""Ends its threads, after what was asked, and closes the log."""
@@ -139,9 +231,9 @@ class SnapshotRanker:
                 continue
             if job is None:
                 return
-            asked, question = job
+            asked, read = job
             try:
-                asked.set_result(self._read(self.scorer, *question))
+                asked.set_result(read(self.scorer))
             except Exception as error:
                 asked.set_exception(error)
 
@@ -159,14 +251,14 @@ class SnapshotRanker:
         number, deadline = self._reader.ask(), time.monotonic() + (0.0 if is_lost else seconds)
         found: np.ndarray | Exception | None = np.empty(0, EVENT)
         # An earlier look may end first.
-        while found is not None and not is_now:
+        while found is not None and not is_now and self._failure is None:
             found, is_now = self._reader.take(number, deadline - time.monotonic())
             if isinstance(found, Exception):
                 self._miss(replica, found)
                 break
             elif found is not None:
                 self._count(replica, found)
-            elif seconds > 0:
+            elif seconds > 0 and not is_lost:
                 self._is_late = True
                 self._lag.lose()
         if is_lost != (self._is_late or replica.degraded is not None):
@@ -203,22 +295,25 @@ class SnapshotRanker:
             replica.degraded = self._of_another_past(replica)
 
     def _read(
-        self, scorer: Scorer, user: Any, items: Sequence[Any], context: Mapping[str, Any]
+        self,
+        scorer: Scorer,
+        read: Callable[..., Any],
+        user: Any,
+        items: Sequence[Any],
+        context: Mapping[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        r"""What the model reads of a request, and what it stands on."""
+        r"""What a method of the scorer reads of a request, and what it stands on."""
         is_now = self._follow(_BUDGET)
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
-        try:
-            batch = scorer.batch(user, items, context)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        with _refusing():
+            found = read(user, items, context)
         replica, snapshot = scorer.replica, scorer.snapshot
         facts: dict[str, Any] = {
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
-            'num_unknown': int((batch.item < 0).sum()) + int(batch.user[0] < 0),
+            'num_unknown': int((found.item < 0).sum()) + int(found.user[0] < 0),
             'lag': self._lag.events,
             'lag_seconds': self._lag.seconds,
         }
@@ -232,9 +327,18 @@ class SnapshotRanker:
             facts |= {
                 'hop_2_events': replica.position - snapshot.position,
                 'hop_2_age': float(replica.time - snapshot.time),
-                'has_exact_hop_2': bool(replica.has_exact_hop_2(batch.user[:1].numpy())[0]),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy())[0]),
             }
-        return batch, facts
+        return found, facts
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.scorer!r})'
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    r"""Of a request, an id of another type is a bad one, too."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -20,6 +20,7 @@ from mag.checks import check_choice, check_integers
 from mag.datasets import ClickDataset, EventLog, LogSchema
 from mag.files import replacing
 from mag.logits import Logits, as_logits, log_both, probabilities
+from mag.online import Compiled, Program
 from mag.pipeline.known_log import KnownLog
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes import RECIPES, STORE_RECIPES, Recipe
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from mag.store import Store
 
 _BATCH = 8192
+# What a program is compared by is drawn from so many rows.
+_NUM_EXAMPLES = 97
 _NODES = ('user', 'item')
 
 
@@ -473,7 +476,9 @@ class Pipeline:
         self._known()
         return self._model
 
-    def snapshot(self, folder: str | os.PathLike[str]) -> str:
+    def snapshot(
+        self, folder: str | os.PathLike[str], program: bool = False, compile: bool = False
+    ) -> str:
         r"""Writes all that :mod:`mag.online` scores by, as of the end of the log, to a folder in
         :obj:`folder` that is named by its content, and returns its path, see
         :class:`~mag.online.Snapshot`. The log of a store is read in pieces; memory is that of the
@@ -485,14 +490,29 @@ class Pipeline:
 
         Args:
             folder (str): The folder, which is made if there is none.
+            program (bool, optional): If set to :obj:`True`, the snapshot holds a
+                :class:`~mag.online.Program`, too, so that a server needs no model, which takes
+                seconds. (default: :obj:`False`)
+            compile (bool, optional): If set to :obj:`True`, it holds a program and its native code
+                for processors such as this one, which takes a minute and a compiler of C++.
+                (default: :obj:`False`)
 
         Raises:
-            RuntimeError: If the pipeline has not been fitted.
+            RuntimeError: If the pipeline has not been fitted, it cannot be compiled, or what was
+                made does not agree with the model to 1e-6.
             ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log
                 tells queries, domains or features, or that of a store was changed.
         """
         log = self._known()
-        return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model)
+
+        def make() -> tuple[Program | None, Compiled | None]:
+            if not program and not compile:
+                return None, None
+            batch = self._served.batch(example_of(log, _NUM_EXAMPLES))
+            found = Program.export(self._model, batch)
+            return found, found.to_native(batch) if compile else None
+
+        return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model, make)
 
     def events(self) -> np.ndarray:
         r"""The exposures that the pipeline knows as the events that :mod:`mag.online` reads, by the

@@ -1,14 +1,14 @@
 r"""What a pipeline knows, as :mod:`mag.online` reads it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch.nn import Module
 
 from mag.macro_graph import target_views
-from mag.online import EVENT, RowLayout
+from mag.online import EVENT, Compiled, Program, RowLayout
 from mag.online.snapshot import write_snapshot
 from mag.pipeline.known_log import KnownLog
 from mag.pipeline.raw_log import RawLog
@@ -46,9 +46,15 @@ def pieces_of(log: KnownLog) -> Iterator[np.ndarray]:
 
 
 def write(
-    folder: str | os.PathLike[str], model_name: str, log: Any, recipe: Any, model: Module
+    folder: str | os.PathLike[str],
+    model_name: str,
+    log: Any,
+    recipe: Any,
+    model: Module,
+    make: Callable[[], tuple[Program | None, Compiled | None]],
 ) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log.
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
+    made once all else can be written.
 
     Raises:
         ValueError: If the model, or what the log tells, is not served yet.
@@ -61,8 +67,9 @@ def write(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
+    program, compiled = make()
     if isinstance(log, StoredLog):
-        return write_store(folder, model_name, _HOPS[model_name], log, model)
+        return write_store(folder, model_name, _HOPS[model_name], log, model, program, compiled)
     part = recipe.coarsen(log.part())
     of_type: dict[str, list[Any]] = {'user': [], 'item': []}
     for of in recipe.coarsen.resolutions:
@@ -96,6 +103,7 @@ def write(
         checksum=counts.checksum,
         time=log.end - 1,
         layout=layout,
+        resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},
         clusters=clusters,
         rows=counts.rows,
         hop_2=hop_2(layout, counts.rows, counts.pairs) if _HOPS[model_name] > 1 else {},
@@ -108,6 +116,8 @@ def write(
         },
         contexts=log.contexts,
         weights=model.state_dict(),
+        program=program,
+        compiled=compiled,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.nn import Module
 
-from mag.online import EVENT, RowLayout
+from mag.online import EVENT, Compiled, Program, RowLayout
 from mag.online.snapshot import write_snapshot
 from mag.pipeline.snapshot_counts import PIECE, count, hop_2
 from mag.pipeline.stored_log import StoredLog
@@ -33,7 +33,13 @@ def store_events(store: 'Store') -> Iterator[np.ndarray]:
 
 
 def write_store(
-    folder: str | os.PathLike[str], model_name: str, hops: int, log: StoredLog, model: Module
+    folder: str | os.PathLike[str],
+    model_name: str,
+    hops: int,
+    log: StoredLog,
+    model: Module,
+    program: Program | None,
+    compiled: Compiled | None,
 ) -> str:
     r"""Writes a :class:`~mag.online.Snapshot` as of the end of the log of a store, which is its
     last cutoff.
@@ -52,6 +58,8 @@ def write_store(
         hops: How many hops of the rows of all nodes it reads.
         log: The log.
         model: The model.
+        program: The program that it is exported as.
+        compiled: Its native code.
 
     Raises:
         FileNotFoundError: If a file of the log is missing.
@@ -59,15 +67,14 @@ def write_store(
     """
     store = log.store
     of_type = {
-        node: [of.name for of in store.resolutions if of.node_type == node]
-        for node in store.num_nodes
+        node: [of for of in store.resolutions if of.node_type == node] for node in store.num_nodes
     }
     layout = RowLayout(
         store.num_recent,
-        {node: [store.num_clusters[name] for name in names] for node, names in of_type.items()},
+        {node: [store.num_clusters[of.name] for of in found] for node, found in of_type.items()},
     )
     clusters = {
-        node: np.stack([store.cluster(name) for name in names]) for node, names in of_type.items()
+        node: np.stack([store.cluster(of.name) for of in found]) for node, found in of_type.items()
     }
     counts = count(layout, clusters, {}, store_events(store))
     attributes = {
@@ -82,6 +89,7 @@ def write_store(
         checksum=counts.checksum,
         time=log.end - 1,
         layout=layout,
+        resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},
         clusters=clusters,
         rows=counts.rows,
         hop_2=hop_2(layout, counts.rows, counts.pairs) if hops > 1 else {},
@@ -91,5 +99,7 @@ def write_store(
         attributes=attributes,
         contexts=log.contexts,
         weights=model.state_dict(),
+        program=program,
+        compiled=compiled,
         shares_without_cluster=False,
     )

@@ -278,3 +278,22 @@ def count_by_loop() -> Callable[..., Any]:
         }
 
     return count
+
+
+@pytest.fixture(scope='session')
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    r"""Two certificates of localhost that stand on nothing but themselves, and their keys."""
+    folder, made = tmp_path_factory.mktemp('certificates'), []
+    for name in ('one', 'two'):
+        certificate, key = (str(folder / f'{name}.{kind}.pem') for kind in ('certificate', 'key'))
+        command = [
+            'openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256',
+            '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext',
+            'subjectAltName=DNS:localhost,IP:127.0.0.1', '-keyout', key, '-out', certificate,
+        ]  # fmt: skip
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip('there is no openssl, which makes certificates')
+        made.append((certificate, key))
+    return made

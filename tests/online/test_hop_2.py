@@ -10,6 +10,7 @@ from mag.datasets import IdMap
 from mag.online import EVENT, Replica, RowLayout, Snapshot, SqliteStream, checksum_of
 from mag.online.pair_runs import PairRuns, pack_pairs, unpack_pairs
 from mag.online.snapshot import write_snapshot
+from mag.schema import NEIGHBOR_TYPE
 
 LAST = 2**31 - 1
 NODES = {
@@ -86,6 +87,7 @@ def start(
         checksum=checksum_of(events),
         time=0,
         layout=layout,
+        resolutions={node: ['cluster'] for node in NEIGHBOR_TYPE},
         clusters={node: of[None] for node, of in cluster.items()},
         rows=rows,
         hop_2={

@@ -104,7 +104,8 @@ def test_what_is_refused_leaves_no_trace(
     replica.follow(10)
     row = replica.rows('user', np.array([0]))
     row['seen'] = 2**32 - 1
-    replica._moved['user'].put(np.array([0]), row, replica.hop_2('user', np.array([0])))
+    hop_2 = replica.hop_2('user', np.array([0]))
+    replica._moved['user'].put(np.array([0]), row, hop_2, replica.position)
     before = [
         *(replica.rows(node, of).tobytes() for node, of in nodes.items()),
         *(replica.hop_2(node, of).tobytes() for node, of in nodes.items()),
@@ -162,3 +163,31 @@ def test_the_past_of_the_snapshot_must_be_that_of_the_log(
         replica = Replica(replica.snapshot, other)
         assert replica.follow() == 0
         assert replica.diverged
+
+
+@pytest.mark.parametrize('limit', [3, 8192])
+def test_rows_move_with_their_own_events(
+    limit: int,
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    tmp_path: Path,
+) -> None:
+    pipeline = shop('macgnn')
+    replica, stream = start(pipeline, tmp_path)
+    later, history = later_events(pipeline, 30), replica.position
+    stream.append(later, history)
+    assert replica.follow(12) == 12
+    while replica.follow(limit) > 0:
+        pass
+    for node, number in replica.snapshot.num_nodes.items():
+        nodes = np.arange(-1, number)
+        for position, moved in (
+            (-1, nodes),
+            (history, later[node]),
+            (history + 12, later[12:][node]),
+        ):
+            found = replica.moved_since(node, nodes, np.full(len(nodes), position))
+            np.testing.assert_array_equal(found, np.isin(nodes, moved))
+        assert not replica.moved_since(node, nodes, np.full(len(nodes), replica.position)).any()
+        with pytest.raises(IndexError, match=f'{node} ids from {number} to {number}'):
+            replica.moved_since(node, np.array([number]), np.array([0]))

