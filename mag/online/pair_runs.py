@@ -61,6 +61,12 @@ class PairRuns:
         owners, items = zip(*found)
         return np.concatenate(owners), np.concatenate(items)
 
+    def pairs(self) -> np.ndarray:
+        r"""All pairs, ascending, shape :obj:`[P]`."""
+        merged = np.concatenate([np.empty(0, np.int64), *self._runs])
+        merged.sort(kind='stable')
+        return merged
+
     def copy(self) -> 'PairRuns':
         r"""A set of the same pairs, which takes no memory, and grows for itself."""
         copied = PairRuns()

@@ -369,6 +369,15 @@ class Scorer:
         counts = np.empty((size, len(views), 2))
         for place, (seen, clicked) in enumerate(views):
             counts[:, place, 0], counts[:, place, 1] = seen, clicked
+        if not self.snapshot.shares_without_cluster:
+            no_user, no_item = (
+                [column == number for column, number in zip(found, layout.num_clusters[node])]
+                for node, found in (('user', user_cluster), ('item', item_cluster))
+            )
+            both = [one | other for one in no_user for other in no_item]
+            # The first two are of the nodes themselves.
+            for place, is_without in enumerate([*no_item, *no_user, *both], 2):
+                counts[np.broadcast_to(is_without, size), place] = 0
         return counts
 
     def _graph(self) -> HeteroData:

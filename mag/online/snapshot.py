@@ -29,7 +29,7 @@ _VERSION = 2
 _FACTS = (
     'format', 'version', 'mag', 'torch', 'model', 'batch', 'position', 'log_checksum', 'time',
     'num_recent', 'num_clusters', 'num_nodes', 'num_pairs', 'resolutions', 'hops', 'id_maps',
-    'attributes', 'contexts', 'program', 'compiled', 'sizes',
+    'attributes', 'contexts', 'program', 'compiled', 'shares_without_cluster', 'sizes',
 )  # fmt: skip
 # What the models of mag read that snapshots are made of.
 _READS = {'count_net': 'ExposureBatch', 'macgnn': 'PairBatch'}
@@ -142,6 +142,9 @@ class Snapshot:
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
         resolutions (dict[str, list[str]]): What their clusters are named at each resolution.
+        shares_without_cluster (bool): Whether the model reads of a node that is in no cluster the
+            counts of all that are in none, as in a log in memory; if not, it reads 0, as in a
+            store.
     """
 
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
@@ -154,6 +157,7 @@ class Snapshot:
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
         self.resolutions: dict[str, list[str]] = manifest['resolutions']
+        self.shares_without_cluster: bool = manifest['shares_without_cluster']
         folder = _Folder(path)
 
         def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
@@ -310,6 +314,7 @@ def write_snapshot(
     weights: Mapping[str, Tensor],
     program: 'Program | None' = None,
     compiled: 'Compiled | None' = None,
+    shares_without_cluster: bool = True,
 ) -> str:
     r"""Writes a :class:`Snapshot`, under a temporary name that is changed at the end.
 
@@ -333,6 +338,7 @@ def write_snapshot(
         weights: The weights of the model.
         program: The program that takes them. (default: :obj:`None`)
         compiled: Its native code. (default: :obj:`None`)
+        shares_without_cluster: As :attr:`Snapshot.shares_without_cluster`.
 
     Returns:
         The path of the snapshot.
@@ -368,7 +374,7 @@ def write_snapshot(
         arrays[f'clusters_{node}'] = np.asarray(clusters[node]).astype('<i4')
         arrays[f'rows_{node}'] = rows[node]
         if hop_2:
-            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8')
+            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8', copy=False)
         for name, value in attributes[node].items():
             arrays[f'attribute_{node}_{name}'] = value.astype('<i8')
     for (s, t), table in cells.items():
@@ -412,6 +418,7 @@ def write_snapshot(
                 'batch': _READS[model] if program is None else program.facts['batch'],
                 'program': None if program is None else program.facts,
                 'compiled': None if compiled is None else compiled.facts,
+                'shares_without_cluster': shares_without_cluster,
                 'sizes': {name: osp.getsize(osp.join(partial, name)) for name in written},
             },
         )

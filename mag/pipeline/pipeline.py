@@ -4,7 +4,7 @@ import os
 import os.path as osp
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +33,7 @@ from mag.pipeline.saved import (
     write_safetensors,
     writing,
 )
-from mag.pipeline.snapshot import events_of, require_served
+from mag.pipeline.snapshot import events_of, pieces_of, require_served
 from mag.pipeline.snapshot import write as write_snapshot_of
 from mag.pipeline.stored_log import StoredLog
 from mag.transforms import TemporalSplit
@@ -492,7 +492,8 @@ class Pipeline:
     ) -> str:
         r"""Writes all that :mod:`mag.online` scores by, as of the end of the log, to a folder in
         :obj:`folder` that is named by its content, and returns its path, see
-        :class:`~mag.online.Snapshot`.
+        :class:`~mag.online.Snapshot`. The log of a store is read in pieces; memory is that of the
+        rows of all nodes and of the distinct clicks.
 
         Of a stream, the events after those that the pipeline knows are read first, as by
         :meth:`update`, with users and items that are new. They are taken in the order of the
@@ -521,10 +522,11 @@ class Pipeline:
         Raises:
             RuntimeError: If the pipeline has not been fitted, it cannot be compiled, or what was
                 made does not agree with the model to 1e-6.
-            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log is
-                in a store, or it tells queries, domains or features; the stream has no such
-                position, or other events or ids than the pipeline; or one of :obj:`log`,
-                :obj:`register` and :obj:`at` lacks another. Then nothing has changed.
+            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, or the log
+                tells queries, domains or features, or is that of a store, which was changed, or
+                cannot go on by a stream; the stream has no such position, or other events or ids
+                than the pipeline; or one of :obj:`log`, :obj:`register` and :obj:`at` lacks
+                another. Then nothing has changed.
         """
         known = self._known()
         if (log is None) != (register is None) or (log is None and at is not None):
@@ -533,7 +535,12 @@ class Pipeline:
         if log is not None and register is not None:
             # Not after a log was read.
             require_served(self.model_name, known)
-            grown = follow(cast(RawLog, known), log, register, at)
+            if not isinstance(known, RawLog):
+                raise ValueError(
+                    f'{log!r} cannot be read by a pipeline of a store: build a store of the longer '
+                    f'log, and write a snapshot of that.'
+                )
+            grown = follow(known, log, register, at)
             # Its own times, which may go back.
             checksum = log.checksum(grown.num_events)
             if grown is not known:
@@ -560,8 +567,22 @@ class Pipeline:
         """
         log = self._known()
         if not isinstance(log, RawLog):
-            raise ValueError('A pipeline that was fitted on a store holds no events: read its log.')
+            raise ValueError(
+                'A pipeline that was fitted on a store holds no events: read them in pieces, by '
+                'event_pieces.'
+            )
         return events_of(log)
+
+    def event_pieces(self) -> Iterator[np.ndarray]:
+        r"""The :meth:`events` in pieces, of which those of a store are read from its log one after
+        the other, so that they need not fit in memory.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            FileNotFoundError: If a file of the log of a store is missing.
+            ValueError: If one is another than the one that the store was built from.
+        """
+        return pieces_of(self._known())
 
     def export(self, path: str | os.PathLike[str]) -> None:
         r"""Writes the model as a program of :func:`torch.export.export`, which takes what

@@ -31,12 +31,14 @@ from mag.online import (
     connect,
     load_program,
 )
-from mag.pipeline.followed_log import num_shared, share_ids
+from mag.pipeline.followed_log import share_ids
+from mag.pipeline.known_log import KnownLog
 from mag.pipeline.pipeline import Pipeline
 from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.saved import read_whole
-from mag.pipeline.snapshot import events_of
+from mag.pipeline.snapshot import pieces_of
+from mag.pipeline.stored_log import StoredLog
 
 if TYPE_CHECKING:
     from mag.online import Server
@@ -275,19 +277,21 @@ class SnapshotLoader:
                 f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '
                 f'mag snapshot, or a snapshot with a program.'
             )
+        pieces: Callable[[], Iterator[np.ndarray]] | None = None
         if has_program or self.trust_compiled:
             model: Module = load_program(snapshot, self.trust_compiled, self.fall_back)
-            events = read_whole(beside, _events) if has_pipeline else None
+            if has_pipeline:
+                pieces = partial(pieces_of, read_whole(beside, _log))
         else:
             pipeline = Pipeline.load(beside)
-            model, events = pipeline.model, pipeline.events()
+            model, pieces = pipeline.model, pipeline.event_pieces
             model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
             with ExitStack() as opened:
                 stream = opened.enter_context(open_log(self.log))
                 register = opened.enter_context(open_register(self.log))
-                _fill(stream, snapshot, events if fill else None)
+                _fill(stream, snapshot, pieces if fill else None)
                 if not register.has_begun:
                     _require_known(stream, snapshot)
                 share_ids(register, snapshot.id_maps)
@@ -301,27 +305,34 @@ class SnapshotLoader:
         return ranker
 
 
-def _fill(stream: EventStream, snapshot: Snapshot, events: np.ndarray | None) -> None:
+def _fill(
+    stream: EventStream, snapshot: Snapshot, pieces: Callable[[], Iterator[np.ndarray]] | None
+) -> None:
     r"""Appends what a log lacks of the events before a snapshot, if they are told. What it has is
     compared by its checksum, when it is read on."""
     if (end := stream.end) >= snapshot.position:
         return
-    if events is None:
+    if pieces is None:
         raise ValueError(
             f'The log ends at position {end}, but {snapshot!r} is as of a later one, and '
             f'no pipeline beside it is asked for the events between.'
         )
+    position = 0
     try:
-        stream.append(events[num_shared(stream, events) :], end)
+        for events in pieces():
+            stream.append(events, position)
+            position += len(events)
     except ValueError as error:
         raise ValueError(
             f'The log must begin with the events before {snapshot!r}, but does not: {error}'
         ) from error
 
 
-def _events(folder: str, manifest: dict[str, Any]) -> np.ndarray:
-    r"""The events of a saved pipeline, without its model."""
-    return events_of(RawLog.load(folder, manifest))
+def _log(folder: str, manifest: dict[str, Any]) -> KnownLog:
+    r"""The log of a saved pipeline, without its model."""
+    if 'store' in manifest:
+        return StoredLog.load(folder, manifest, ())
+    return RawLog.load(folder, manifest)
 
 
 def _require_known(stream: EventStream, snapshot: Snapshot) -> None:
