@@ -342,9 +342,11 @@ def compare(
     totals: dict[str, int],
 ) -> dict[int, int]:
     r"""Counts rows, and those that differ, and returns the positions of shards."""
-    held, last = [], stream.end
-    while (position := sum(map(len, held))) < last:
+    held: list[np.ndarray] = []
+    last, position = stream.end, 0
+    while position < last:
         held.append(stream.read(position))
+        position += len(held[-1])
     if b''.join(of.tobytes() for of in held) != log[:last].tobytes():
         raise RuntimeError(f'{stream!r} holds other events than those that were sent.')
     positions = center.positions()
@@ -422,7 +424,8 @@ async def swaps(folder: Path, seed: int, args: argparse.Namespace) -> Record:
         return position
 
     async with AsyncClient(f'127.0.0.1:{server.port}') as client:
-        tasks = [asyncio.create_task(act) for act in (record(), ask(1), ask(2), ask(3))]
+        recorder = asyncio.create_task(record())
+        askers = [asyncio.create_task(ask(number)) for number in (1, 2, 3)]
         for number in range(args.swaps):
             await asyncio.sleep(args.seconds)
             try:
@@ -433,7 +436,8 @@ async def swaps(folder: Path, seed: int, args: argparse.Namespace) -> Record:
                 failures.append(repr(error))
         await asyncio.sleep(args.seconds)
         ended.set()
-        position, *_ = await asyncio.gather(*tasks)
+        position = await recorder
+        await asyncio.gather(*askers)
     await server.stop()
     farthest = 0.0
     with SqliteStream(folder / 'log', 'second') as stream:
@@ -502,6 +506,7 @@ async def _outages(
         async def ask(kind: str, number: int) -> None:
             for place in range(number):
                 begun = perf_counter()
+                answer: Any
                 try:
                     answer = await client.rank(
                         place % NUM_NODES['user'], items.tolist(), timeout=20

@@ -77,12 +77,11 @@ def write_served(
         RuntimeError: If the pipeline has not been fitted, or cannot be compiled.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
-    programs = {'program': program, 'compile': compile}
     if log is None:
-        path = pipeline.snapshot(root, at=at, **programs)
+        path = pipeline.snapshot(root, at=at, program=program, compile=compile)
     else:
         with open_log(log) as stream, open_register(log) as register, _readable(log):
-            path = pipeline.snapshot(root, stream, register, at, **programs)
+            path = pipeline.snapshot(root, stream, register, at, program, compile)
     pipeline.save(path + PIPELINE)
     return path
 
