@@ -19,6 +19,7 @@ NAMES = (
     'accuracy.fairness',
     'accuracy.flip',
     'accuracy.fresh',
+    'accuracy.freshness',
     'accuracy.hop_2_age',
     'accuracy.macro_nodes',
     'accuracy.neighbors',

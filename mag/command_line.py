@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
 _ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
 _PORT = click.IntRange(0, 65535)
-_SERVER = '127.0.0.1:50051'
+_SERVER, _ADMIN = '127.0.0.1:50051', '127.0.0.1:50052'
 _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 # Seconds that an answer may take.
 _PATIENCE = 10.0
@@ -186,24 +186,89 @@ def inspect(folder: str, figure: str | None) -> None:
 @click.option('--out', required=True, type=click.Path(file_okay=False), help='Gets the snapshot.')
 @click.option('--program', is_flag=True, help='With what the model does, so that it is not needed.')
 @click.option('--compile', is_flag=True, help='And its native code, for processors as this one.')
-def snapshot(folder: str, out: str, program: bool, compile: bool) -> None:
+@click.option('--log', help='The events of a server: those that the pipeline lacks are read first.')
+@click.option(
+    '--at', type=click.IntRange(0), help='The position in the log that it is as of.  [default: end]'
+)
+def snapshot(
+    folder: str, out: str, program: bool, compile: bool, log: str | None, at: int | None
+) -> None:
     r"""Write all that a server needs of the pipeline in FOLDER to a folder in --out that is named
     by its content, and show its path, and the hash of native code."""
+    if at is not None and log is None:
+        raise click.UsageError("'--at' is a position in a '--log', which was not given.")
     with _explained():
         from mag.online import Snapshot
         from mag.pipeline import Pipeline
         from mag.pipeline.serving import write_served
 
-        path = write_served(Pipeline.load(folder), out, program, compile)
+        path = write_served(Pipeline.load(folder), out, log, at, program, compile)
         click.echo(path)
         if compile:
             facts = Snapshot.open(path).manifest['compiled']
             click.echo(f'mag serve --trust-compiled {facts["sha256"]}', err=True)
 
 
+@main.command('swap')
+@click.argument('snapshot')
+@click.option('--admin', default=_ADMIN, show_default=True, metavar='HOST:PORT')
+def swap(snapshot: str, admin: str) -> None:
+    r"""Have a server answer by another SNAPSHOT, a name or a path, of the folder of its first."""
+    with _explained(RuntimeError):
+        from mag.online import swap as swap_to
+
+        swap_to(admin, os.path.basename(os.path.normpath(snapshot)))
+
+
+@main.command('refresh')
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option('--out', required=True, type=click.Path(file_okay=False), help='That of snapshots.')
+@_log_option
+@click.option(
+    '--admin', multiple=True, default=(_ADMIN,), show_default=True, metavar='HOST:PORT',
+    help='Of each server.',
+)  # fmt: skip
+@click.option(
+    '--every', type=click.IntRange(1), help='Again each so many seconds.  [default: once]'
+)
+@click.option(
+    '--keep', type=click.IntRange(1), default=3, show_default=True,
+    help='Snapshots that stay, the one that is served among them.',
+)  # fmt: skip
+def refresh(
+    folder: str, out: str, log: str, admin: tuple[str, ...], every: int | None, keep: int
+) -> None:
+    r"""Write a snapshot of the pipeline in FOLDER and a log as of now, have servers answer by it,
+    and delete older ones. The link --out/latest is the one that is served."""
+    import time
+
+    with _explained(RuntimeError):
+        from mag.pipeline import Pipeline
+        from mag.pipeline.refresh import refresh as refresh_served
+
+        pipeline = Pipeline.load(folder)
+        while True:
+            begun = time.monotonic()
+            try:
+                click.echo(refresh_served(pipeline, out, log, admin, keep))
+                # Who started it may read from a pipe.
+                sys.stdout.flush()
+            except (OSError, RuntimeError) as error:
+                if every is None:
+                    raise
+                # A server that is down now is there the next time.
+                click.echo(f'Error: {error}', err=True)
+            if every is None:
+                return
+            time.sleep(max(0.0, begun + every - time.monotonic()))
+
+
 @main.command('serve')
 @click.argument('snapshot', type=click.Path(file_okay=False))
-@_log_option
+@click.option(
+    '--log', envvar='MAG_LOG',
+    help='The events: a file of SQLite, or redis://host:port. Only a pipeline needs none.',
+)  # fmt: skip
 @click.option('--host', default='127.0.0.1', show_default=True)
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
@@ -221,14 +286,14 @@ def snapshot(folder: str, out: str, program: bool, compile: bool) -> None:
 )  # fmt: skip
 def serve(
     snapshot: str,
-    log: str,
+    log: str | None,
     tls_cert: str | None,
     tls_key: str | None,
     tls_clients: str | None,
     **where: Any,
 ) -> None:
-    r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
-    the snapshot are appended to the log where it lacks them."""
+    r"""Serve a SNAPSHOT that mag snapshot wrote, or the folder of a pipeline of any model, and
+    record events, until SIGTERM. Events before it are appended to the log where it lacks them."""
     with _explained():
         import logging
 
@@ -243,7 +308,9 @@ def serve(
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        files: dict[str, Any] = {
+            'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients,
+        }  # fmt: skip
         server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:

@@ -7,18 +7,21 @@ from mag.online.consumer import Consumer
 from mag.online.event_stream import Diverged, EventStream
 from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
+from mag.online.id_register import IdRegister, Registered
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
 from mag.online.program import Compiled, Program, load_program
 from mag.online.ranker import Explained, Explainer, MacroEdges, Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
+from mag.online.redis_id_register import RedisIdRegister
 from mag.online.redis_stream import RedisStream
 from mag.online.replica import Replica
 from mag.online.scorer import Answer, Scorer
 from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.snapshot_ranker import SnapshotRanker
 from mag.online.sqlite_center import SqliteCenter
+from mag.online.sqlite_id_register import SqliteIdRegister
 from mag.online.sqlite_stream import SqliteStream
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
     'Explanation',
     'FeatureCenter',
     'Fenced',
+    'IdRegister',
     'JsonFormatter',
     'MacroEdges',
     'Overloaded',
@@ -48,7 +52,9 @@ __all__ = [
     'Ranker',
     'Ranking',
     'RedisCenter',
+    'RedisIdRegister',
     'RedisStream',
+    'Registered',
     'Replica',
     'RowLayout',
     'Scorer',
@@ -56,6 +62,7 @@ __all__ = [
     'Snapshot',
     'SnapshotRanker',
     'SqliteCenter',
+    'SqliteIdRegister',
     'SqliteStream',
     'check_events',
     'checksum_of',

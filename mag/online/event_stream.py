@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from mag.checks import check_integers
-from mag.online.events import EVENT, check_events
+from mag.online.events import EVENT, check_events, checksum_of
 
 _T = TypeVar('_T', bound='EventStream')
 # What is compared at once, where a producer repeats itself.
@@ -128,6 +128,32 @@ class EventStream(ABC):
                     f'the events between are trimmed.'
                 )
             return events
+
+    def checksum(self, position: int) -> int:
+        r"""The checksum of all events before a position.
+
+        Args:
+            position (int): The position.
+
+        Raises:
+            ValueError: If it is beyond the end, or in what is trimmed.
+        """
+        check_integers(0, _BEYOND, position=position)
+        if position == 0:
+            return 0
+        batches = self._batches(position - 1, 1)
+        if not batches:
+            raise ValueError(f'{self!r} ends at position {self.end}, before {position}.')
+        end, checksum, packed = batches[0]
+        if end == position:
+            return checksum
+        start = end - len(packed) // EVENT.itemsize
+        if start >= position:
+            raise ValueError(
+                f'{self!r} starts at position {start}: the events before {position} are trimmed.'
+            )
+        events = np.frombuffer(packed, EVENT)[: position - start]
+        return checksum_of(events, self.checksum(start))
 
     def trim(self, position: int) -> None:
         r"""Forgets events before a position that nobody reads again. They go in the batches that

@@ -98,9 +98,15 @@ class ItemTable:
         r"""A copy of the states of some items, shape :obj:`[B, C]`.
 
         Args:
-            items (numpy.ndarray): Items of the snapshot, int64, :obj:`-1` for an unknown one, shape
-                :obj:`[B]`.
+            items (numpy.ndarray): Items, int64, :obj:`-1` for an unknown one, shape
+                :obj:`[B]`. One that came later is unknown to the model, and its row is read anew.
         """
+        is_new = items >= len(self._as_of) - 1
+        if is_new.any():
+            with torch.inference_mode():
+                states = self.states(np.where(is_new, -1, items))
+                states[torch.from_numpy(is_new)] = self._states(items[is_new])
+                return states
         if self._num_restarts != self._replica.num_restarts:
             self._num_restarts = self._replica.num_restarts
             self._as_of.fill(-1)
@@ -116,7 +122,8 @@ class ItemTable:
     def _states(self, items: np.ndarray) -> Tensor:
         hops, recent = self._read('item', items)
         with torch.inference_mode():
-            return self._model.item_state(torch.from_numpy(items), hops, recent)
+            known = np.where(items < self._replica.snapshot.num_nodes['item'], items, -1)
+            return self._model.item_state(torch.from_numpy(known), hops, recent)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self._replica!r}, num_bytes={self.num_bytes})'

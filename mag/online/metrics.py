@@ -55,7 +55,10 @@ class Metrics:
         self._degraded = counter(
             'mag_degraded', 'Answers that could be better, by reason.', ['reason']
         )
-        self.unknown_ids = counter('mag_unknown_ids', 'Ids of requests that nothing is known of.')
+        self.unknown_ids = counter(
+            'mag_unknown_ids', 'Ids of requests that the snapshot does not have.'
+        )
+        self.new_ids = counter('mag_new_ids', 'Ids that were given a number.')
         self._hop_2_events = gauge(
             'mag_hop_2_age_events',
             'Events after the snapshot, which hop 2 of items has of their own clicks alone.',

@@ -195,13 +195,17 @@ class Replica:
         after._pairs = self._pairs.copy()
         event = np.empty(1, EVENT)
         for node, number in (('user', user), ('item', item)):
-            event[node] = self._unused(node) if number < 0 else number
+            event[node] = self.unused(node) if number < 0 else number
         event['time'], event['clicked'] = self.time, 1
         after._count(event)
         return after
 
-    def _unused(self, node_type: str) -> int:
-        r"""The last number to which nothing has happened."""
+    def unused(self, node_type: str) -> int:
+        r"""The last number to which nothing has happened.
+
+        Args:
+            node_type (str): :obj:`"user"` or :obj:`"item"`.
+        """
         number = _BEYOND - 1
         while self.rows(node_type, np.array([number]))['seen'][0] > 0:
             number -= 1

@@ -1,6 +1,7 @@
 r"""From a request to probabilities."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from mag.context_values import encode_context, for_each
 from mag.loader import ExposureBatch, ExposureLoader, PairBatch
 from mag.logits import Logits, as_logits, probabilities
 from mag.macro_graph import target_views
+from mag.online.id_register import IdRegister, NewIds
 from mag.online.item_table import ItemTable, SplitBatch, SplitModel
 from mag.online.replica import Replica
 from mag.online.snapshot import Snapshot
 from mag.schema import CLICKS, NEIGHBOR_TYPE
 
+_LOGGER = logging.getLogger(__name__)
 _MOST_ITEMS = 2000
 # Of states of items.
 _MAX_BYTES = 2**30
@@ -53,7 +56,9 @@ class Scorer:
     A batch is what :meth:`Pipeline.batch <mag.pipeline.Pipeline.batch>` makes of the same request
     after the same events. Two things differ. What "now" is follows from the position in the log, so
     that events of the very second of the request are read, too. And users and items that came after
-    the snapshot are unknown, also as recent neighbors, until there is a new one.
+    the snapshot are unknown to the model, also as recent neighbors, until there is a new one: where
+    a register knows their ids, what was counted of them is read, and in which cluster they are is
+    not known yet.
 
     Where the model scores in two steps, as :class:`~mag.models.MacGNN` does (see
     :class:`~mag.online.item_table.SplitModel`), what it reads of items alone is kept until their
@@ -67,6 +72,8 @@ class Scorer:
             :func:`load_program` reads, or the one that
             :meth:`Pipeline.export <mag.pipeline.Pipeline.export>` wrote. Its weights stay as they
             are.
+        register (IdRegister, optional): Where ids that came after the snapshot are found. It is
+            read in the thread that asks. (default: :obj:`None`)
         max_bytes (int, optional): What the states of items may take; if all together took more,
             none is kept. (default: 1 GiB)
 
@@ -82,7 +89,12 @@ class Scorer:
     """
 
     def __init__(
-        self, snapshot: Snapshot, replica: Replica, model: Module, max_bytes: int = _MAX_BYTES
+        self,
+        snapshot: Snapshot,
+        replica: Replica,
+        model: Module,
+        register: IdRegister | None = None,
+        max_bytes: int = _MAX_BYTES,
     ) -> None:
         check_integers(0, max_bytes=max_bytes)
         if snapshot.path != replica.snapshot.path:
@@ -108,6 +120,12 @@ class Scorer:
                 f'reads {snapshot.batch!r}.'
             )
         self.snapshot, self.replica, self.model = snapshot, replica, model
+        self.register = register
+        self._new_ids = None if register is None else NewIds(register, snapshot.num_nodes)
+        # As of which position, after how many restarts, they were read.
+        self._ids_as_of = (-1, 0)
+        # What one more click would give a number, see after_click().
+        self._clicked: dict[str, tuple[str, int]] = {}
         self._make = makers[snapshot.batch]
         self._contexts: list[str] = snapshot.manifest['contexts']
         # At each resolution, the cluster of each node as a column, and that of who is in none at
@@ -169,8 +187,8 @@ class Scorer:
         of_user, item, _ = self._encode(user, items, context)
         hops, recent = self._rows('user', np.array([of_user]))
         return SplitBatch(
-            torch.tensor([of_user]),
-            torch.from_numpy(item),
+            torch.from_numpy(self._known('user', np.array([of_user]))),
+            torch.from_numpy(self._known('item', item)),
             hops,
             recent,
             self.table.states(item),
@@ -197,17 +215,25 @@ class Scorer:
         """
         return self._make(self, *self._encode(user, items, context))
 
-    def _encode(
-        self, user: Any, items: Sequence[Any], context: Mapping[str, Any] | None
-    ) -> tuple[int, np.ndarray, dict[str, Tensor]]:
-        r"""The nodes of a request, and the numbers of the names of its context."""
-        item = self.snapshot.id_maps['item'].encode(items)
+    def nodes(self, user: Any, items: Sequence[Any]) -> tuple[int, np.ndarray]:
+        r"""The numbers of a user and of items, shape :obj:`[B]`; :obj:`-1` for who is unknown.
+
+        Args and errors are those of :meth:`score`.
+        """
+        item = self._numbers('item', items)
         if item.ndim != 1 or len(item) > _MOST_ITEMS:
             raise ValueError(
                 f"'items' must be a list of at most {_MOST_ITEMS} ids, but got shape "
                 f'{list(item.shape)}.'
             )
-        return self._number('user', user), item, self._read(context, len(item))
+        return self._number('user', user), item
+
+    def _encode(
+        self, user: Any, items: Sequence[Any], context: Mapping[str, Any] | None
+    ) -> tuple[int, np.ndarray, dict[str, Tensor]]:
+        r"""The nodes of a request, and the numbers of the names of its context."""
+        of_user, item = self.nodes(user, items)
+        return of_user, item, self._read(context, len(item))
 
     def after_click(self, user: Any, item: Any) -> 'Scorer':
         r"""A scorer of what this one would score after one more click, which is recorded nowhere.
@@ -223,16 +249,49 @@ class Scorer:
             ValueError: If there is not one user, or not one item.
         """
         after = copy.copy(self)
-        after.replica = self.replica.after_click(
-            self._number('user', user), self._number('item', item)
-        )
+        numbers = {'user': self._number('user', user), 'item': self._number('item', item)}
+        for node, raw in (('user', user), ('item', item)):
+            if numbers[node] < 0:
+                numbers[node] = self.replica.unused(node)
+                # A register would give it a number.
+                if self.register is not None:
+                    after._clicked = {**after._clicked, node: (str(raw), numbers[node])}
+        after.replica = self.replica.after_click(**numbers)
         after.table = None
         return after
 
-    def _number(self, node: str, raw: Any) -> int:
+    def _number(self, node_type: str, raw: Any) -> int:
         if not isinstance(raw, (str, bytes)) and np.ndim(raw) > 0:
-            raise ValueError(f"'{node}' must be the id of one {node}, but got {raw!r}.")
-        return int(self.snapshot.id_maps[node].encode([raw])[0])
+            raise ValueError(f"'{node_type}' must be the id of one {node_type}, but got {raw!r}.")
+        return int(self._numbers(node_type, [raw])[0])
+
+    def _numbers(self, node_type: str, raw: Any) -> np.ndarray:
+        r"""The numbers of raw ids, of the snapshot or of the register."""
+        numbers = self.snapshot.id_maps[node_type].encode(raw)
+        if self._new_ids is not None and numbers.ndim == 1 and (is_new := numbers < 0).any():
+            self._follow_ids(self._new_ids)
+            new = np.array(raw, dtype=object)[is_new].tolist()
+            found = self._new_ids.find(node_type, new)
+            text, number = self._clicked.get(node_type, ('', -1))
+            found[(found < 0) & (np.array(list(map(str, new)), dtype=object) == text)] = number
+            numbers[is_new] = found
+        return numbers
+
+    def _follow_ids(self, new_ids: NewIds) -> None:
+        # An id without a new event has nothing to be read.
+        as_of = (self.replica.position, self.replica.num_restarts)
+        if as_of == self._ids_as_of:
+            return
+        self._ids_as_of = as_of
+        try:
+            new_ids.follow()
+        # As of the log, each register has errors of its own, and what is known goes on.
+        except Exception as error:
+            _LOGGER.warning('failed to read ids', extra={'reason': str(error)})
+
+    def _known(self, node_type: str, nodes: np.ndarray) -> np.ndarray:
+        r"""Nodes as the model knows them: none that has come since."""
+        return np.where(nodes < self.snapshot.num_nodes[node_type], nodes, -1)
 
     def _read(self, context: Mapping[str, Any] | None, number: int) -> dict[str, Tensor]:
         r"""The numbers of the names of a context."""
@@ -256,8 +315,8 @@ class Scorer:
         item_hops, item_recent = self._rows('item', item)
         size = len(item)
         return PairBatch(
-            torch.full((size,), user),
-            torch.from_numpy(item),
+            torch.from_numpy(self._known('user', np.array([user])).repeat(size)),
+            torch.from_numpy(self._known('item', item)),
             tuple(hop.repeat(size, 1) for hop in user_hops),
             item_hops,
             user_recent.repeat(size, 1),
@@ -271,14 +330,16 @@ class Scorer:
         hops = [_floats(rows['pairs'][:, : self.snapshot.layout.num_clusters[neighbor][0]])]
         if self.snapshot.hop_2:
             hops.append(_floats(self.replica.hop_2(node, of_node)))
-        found = rows['recent']
-        # The model knows nothing of who has come since.
-        is_known = found < self.snapshot.num_nodes[neighbor]
-        return tuple(hops), torch.from_numpy(np.where(is_known, found, -1).astype(np.int64))
+        recent = self._known(neighbor, rows['recent']).astype(np.int64)
+        return tuple(hops), torch.from_numpy(recent)
 
     def _exposures(self, user: int, item: np.ndarray, contexts: dict[str, Tensor]) -> ExposureBatch:
+        (known,) = self._known('user', np.array([user]))
         return self._loader.request(
-            user, torch.from_numpy(item), counts=_floats(self._counts(user, item)), **contexts
+            int(known),
+            torch.from_numpy(self._known('item', item)),
+            counts=_floats(self._counts(user, item)),
+            **contexts,
         )
 
     def _counts(self, user: int, item: np.ndarray) -> np.ndarray:
@@ -287,9 +348,9 @@ class Scorer:
         layout = self.snapshot.layout
         of_user = self.replica.rows('user', np.array([user]))
         of_item = self.replica.rows('item', item)
-        # That of an unknown node is the last, of who is in none.
-        user_cluster = [of[user] for of in self._clusters['user']]
-        item_cluster = [of[item] for of in self._clusters['item']]
+        # That of an unknown node, and of one that has come since, is the last, of who is in none.
+        user_cluster = [of[min(user, len(of) - 1)] for of in self._clusters['user']]
+        item_cluster = [of[np.minimum(item, len(of) - 1)] for of in self._clusters['item']]
         size = len(item)
         views = [
             [np.broadcast_to(total, size) for total in _totals(of_user, layout.columns('user', 0))],

@@ -26,6 +26,7 @@ from mag.checks import check_booleans, check_integers, check_numbers
 from mag.online.answers import explain_response, rank_response, what_if_response
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
+from mag.online.id_register import IdRegister
 from mag.online.messages import MAX_MESSAGE, decoded, read_context, read_id, read_ids
 from mag.online.metrics import Metrics
 from mag.online.ranker import Explained, Offers, Ranked, Ranker
@@ -155,6 +156,9 @@ class Server:
         nodes (Callable[[str, Sequence], numpy.ndarray], optional): The nodes of raw ids of
             :obj:`"user"` or :obj:`"item"`, int64, :obj:`-1` for those it does not know.
             (default: :obj:`None`)
+        open_register (Callable[[], IdRegister], optional): Opens what gives ids that
+            :obj:`nodes` does not know a number, in the same thread. Without one, :obj:`Record`
+            refuses them. (default: :obj:`None`)
         metrics_port (int, optional): Where Prometheus finds metrics, at the same address.
             (default: :obj:`None`)
         page_port (int, optional): Where a browser finds a page that shows rankings and what moves
@@ -184,6 +188,7 @@ class Server:
         admin_port: int | None = None,
         open_stream: Callable[[], EventStream] | None = None,
         nodes: Callable[[str, Sequence[Any]], np.ndarray] | None = None,
+        open_register: Callable[[], IdRegister] | None = None,
         metrics_port: int | None = None,
         page_port: int | None = None,
         max_items: int = 2000,
@@ -193,6 +198,8 @@ class Server:
         _check_together(certificate=certificate, key=key)
         _check_together(load=load, admin_port=admin_port)
         _check_together(open_stream=open_stream, nodes=nodes)
+        if open_register is not None and open_stream is None:
+            raise ValueError("'open_register' must come with 'open_stream', which was not given.")
         num_cores = len(os.sched_getaffinity(0))
         max_in_flight = 2 * num_cores if max_in_flight is None else max_in_flight
         check_integers(1, max_items=max_items, max_in_flight=max_in_flight)
@@ -227,6 +234,8 @@ class Server:
         self._recorder = ThreadPoolExecutor(1, 'mag-record')
         self._loader = ThreadPoolExecutor(1, 'mag-load')
         self._stream: EventStream | None = None
+        self._open_register = open_register
+        self._register: IdRegister | None = None
         self._servers: list[grpc.aio.Server] = []
         self._exporter: Any = None
         self._has_begun = False
@@ -248,6 +257,10 @@ class Server:
         try:
             if self._open_stream is not None:
                 self._stream = await self._loop.run_in_executor(self._recorder, self._open_stream)
+            if self._open_register is not None:
+                self._register = await self._loop.run_in_executor(
+                    self._recorder, self._open_register
+                )
             server = self._add_server(
                 _RANKING,
                 {
@@ -358,6 +371,8 @@ class Server:
             self._exporter.server_close()
         # Last: a log tells here of what it could not keep.
         try:
+            if (register := self._register) is not None:
+                self._recorder.submit(register.close).result()
             if (stream := self._stream) is not None:
                 self._recorder.submit(stream.close).result()
         finally:
@@ -602,10 +617,11 @@ class Server:
         r"""Appends the events of a message, and returns the end of the log and, where the producer
         says positions, that of its next event."""
         message = decoded(RecordRequest, request)
-        events = self._events(message)
         if message.HasField('position'):
             position = message.position
         try:
+            # First: an id without events is nobody's loss, an event without ids is.
+            events = self._events(message)
             before = stream.end
             first = before if position is None else position
             if first > before:
@@ -614,7 +630,7 @@ class Server:
         except ValueError:
             raise
         except Exception as error:
-            _LOGGER.exception('failed to append', extra={'num_events': len(events)})
+            _LOGGER.exception('failed to append', extra={'num_events': len(message.times)})
             raise _Refused(
                 grpc.StatusCode.UNAVAILABLE,
                 f'The log takes no events now, and some of these may be there: go on from its end. '
@@ -646,6 +662,9 @@ class Server:
                 f'have {lengths[0]}, {lengths[1]}, {lengths[2]} and {lengths[3]}.'
             )
         events = np.empty(lengths[0], EVENT)
+        events['time'] = message.times
+        events['clicked'] = message.clicked
+        unknown = {}
         for node_type, ids in raw.items():
             try:
                 nodes = self._nodes(node_type, ids)  # type: ignore[misc]
@@ -655,13 +674,20 @@ class Server:
             if is_unknown.any():
                 self.metrics.unknown_ids.inc(int(is_unknown.sum()))
                 row = int(is_unknown.argmax())
-                raise ValueError(
-                    f"'{node_type}s' must be known, but {int(is_unknown.sum())} of {len(ids)} are "
-                    f'not, such as {ids[row]!r} in row {row}.'
-                )
+                if self._register is None:
+                    raise ValueError(
+                        f"'{node_type}s' must be known, but {int(is_unknown.sum())} of {len(ids)} "
+                        f'are not, such as {ids[row]!r} in row {row}.'
+                    )
+                unknown[node_type] = is_unknown
             events[node_type] = nodes
-        events['time'] = message.times
-        events['clicked'] = message.clicked
+        if unknown and self._register is not None:
+            given = self._register.add(
+                {node: np.array(raw[node], object)[rows].tolist() for node, rows in unknown.items()}
+            )
+            for node_type, rows in unknown.items():
+                events[node_type][rows] = given.numbers[node_type]
+            self.metrics.new_ids.inc(given.num_new)
         return events
 
 

@@ -126,8 +126,12 @@ class SnapshotRanker:
 
         def read(scorer: Scorer) -> tuple[Any, dict[str, Any], list[EdgeCounts]]:
             batch, facts = self._read(scorer, scorer.batch, user, items, context)
-            nodes = {'user': batch.user[:1], 'item': batch.item}
-            counts = [edge_counts(scorer.replica, name, of.numpy()) for name, of in nodes.items()]
+            # The batch does not know who is new.
+            of_user, of_items = scorer.nodes(user, items)
+            counts = [
+                edge_counts(scorer.replica, 'user', np.array([of_user])),
+                edge_counts(scorer.replica, 'item', of_items),
+            ]
             return batch, facts, counts
 
         batch, facts, counts = self._asked(read)
@@ -198,7 +202,12 @@ class SnapshotRanker:
             self._is_closed = True
             self._jobs.put(None)
         self._thread.join()
+        self._close_register()
         self._reader.close()
+
+    def _close_register(self) -> None:
+        if self.scorer.register is not None:
+            self.scorer.register.close()
 
     def _begin(self, make: Callable[[], Scorer]) -> Replica:
         self.scorer = make()
@@ -211,6 +220,7 @@ class SnapshotRanker:
                 raise ValueError(self._of_another_past(replica))
         except BaseException:
             replica.stream.close()
+            self._close_register()
             raise
         return replica
 

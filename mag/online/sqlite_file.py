@@ -27,7 +27,8 @@ def open_file(path: str, caller: str, application: int, tables: str) -> sqlite3.
     """
     # Two that make the file at once would get in each other's way.
     with locked(f'{path}.mag-lock'):
-        database = sqlite3.connect(path, _PATIENCE, isolation_level=None)
+        # What one thread opens another may use, after it.
+        database = sqlite3.connect(path, _PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             _prepare(database, application, tables)
         except sqlite3.OperationalError:

@@ -4,19 +4,20 @@ import os
 import os.path as osp
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn import Module
 
 from mag.online import (
-    EVENT,
     Consumer,
     EventStream,
     FeatureCenter,
+    IdRegister,
     RedisCenter,
+    RedisIdRegister,
     RedisStream,
     Replica,
     RowLayout,
@@ -24,22 +25,25 @@ from mag.online import (
     Snapshot,
     SnapshotRanker,
     SqliteCenter,
+    SqliteIdRegister,
     SqliteStream,
     connect,
     load_program,
 )
+from mag.pipeline.followed_log import num_shared, share_ids
 from mag.pipeline.known_log import KnownLog
 from mag.pipeline.pipeline import Pipeline
+from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.saved import read_whole
-from mag.pipeline.snapshot import pieces_of
+from mag.pipeline.snapshot import events_of, pieces_of
 from mag.pipeline.stored_log import StoredLog
 
 if TYPE_CHECKING:
     from mag.online import Server
 
-# Behind the name of a snapshot.
-_PIPELINE = '.pipeline'
+#: Behind the name of a snapshot.
+PIPELINE = '.pipeline'
 # Seconds between looks at the end of a log.
 _IDLE = 0.02
 
@@ -47,6 +51,8 @@ _IDLE = 0.02
 def write_served(
     pipeline: Pipeline,
     root: str | os.PathLike[str],
+    log: str | None = None,
+    at: int | None = None,
     program: bool = False,
     compile: bool = False,
 ) -> str:
@@ -56,6 +62,9 @@ def write_served(
     Args:
         pipeline (Pipeline): One that was fitted.
         root (str): The folder that gets both, which is made if there is none.
+        log (str, optional): A log, see :func:`open_log`, whose later events the pipeline reads
+            first. (default: :obj:`None`)
+        at (int, optional): The position in it that the snapshot is as of. By default its end.
         program (bool, optional): See :meth:`Pipeline.snapshot`. (default: :obj:`False`)
         compile (bool, optional): See there. (default: :obj:`False`)
 
@@ -63,12 +72,35 @@ def write_served(
         The path of the snapshot.
 
     Raises:
+        OSError: If the log cannot be read.
         RuntimeError: If the pipeline has not been fitted, or cannot be compiled.
         ValueError: If there can be no snapshot, see :meth:`Pipeline.snapshot`.
     """
-    path = pipeline.snapshot(root, program, compile)
-    pipeline.save(path + _PIPELINE)
+    programs: dict[str, Any] = {'program': program, 'compile': compile}
+    if log is None:
+        path = pipeline.snapshot(root, at=at, **programs)
+    else:
+        with open_log(log) as stream, open_register(log) as register, _readable(log):
+            path = pipeline.snapshot(root, stream, register, at, **programs)
+    pipeline.save(path + PIPELINE)
     return path
+
+
+@contextmanager
+def _readable(log: str) -> Iterator[None]:
+    r"""Tells of a log that cannot be read in a sentence."""
+    import sqlite3
+
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_redis_errors())
+    try:
+        yield
+    except errors as error:
+        raise OSError(f'The log {_shown(log)!r} cannot be read: {error}') from error
+
+
+def _shown(url: str) -> str:
+    # Before the host there may be a password.
+    return url.rpartition('@')[2]
 
 
 def open_log(where: str) -> EventStream:
@@ -82,6 +114,16 @@ def open_log(where: str) -> EventStream:
     if '://' not in where:
         return _opened('log', where, SqliteStream)
     return RedisStream(_connected('log', where))
+
+
+def open_register(where: str) -> IdRegister:
+    r"""Opens the register of ids beside a log.
+
+    Args and errors are those of :func:`open_log`.
+    """
+    if '://' not in where:
+        return _opened('log', where, SqliteIdRegister)
+    return RedisIdRegister(_connected('log', where))
 
 
 def open_center(where: str, layout: RowLayout) -> FeatureCenter:
@@ -116,9 +158,8 @@ def _connected(kind: str, url: str) -> Any:
     try:
         return connect(url)
     except _redis_errors() as error:
-        # Before the host there may be a password.
         raise ConnectionError(
-            f'The {kind} in Redis at {url.rpartition("@")[2]!r} cannot be opened: {error}'
+            f'The {kind} in Redis at {_shown(url)!r} cannot be opened: {error}'
         ) from error
 
 
@@ -185,9 +226,8 @@ def consume(
 class SnapshotLoader:
     r"""Loads the snapshots of a folder by their names, for a server whose events are in one log.
 
-    Events before a snapshot are the first of the log. They are compared, so that no snapshot is
-    served by the log of another: with those of the pipeline beside it, or where there is none, at
-    least its time with that of the last of them.
+    Events before a snapshot are the first of the log. They are compared by their checksum, so that
+    no snapshot is served by the log of another.
 
     A snapshot with a program is answered by it, or by its native code if that is trusted, and needs
     no pipeline where the log has the events before it; others by the model of the pipeline.
@@ -228,7 +268,7 @@ class SnapshotLoader:
                 f'A snapshot is named as its folder in {self.root!r}, but got {name!r}.'
             )
         snapshot = Snapshot.open(osp.join(self.root, name)).verify()
-        beside = snapshot.path + _PIPELINE
+        beside = snapshot.path + PIPELINE
         has_program = snapshot.manifest['program'] is not None
         has_pipeline = osp.isdir(beside)
         if not has_pipeline and not has_program:
@@ -236,59 +276,54 @@ class SnapshotLoader:
                 f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '
                 f'mag snapshot, or a snapshot with a program.'
             )
-        pieces: Callable[[], Iterator[np.ndarray]] | None = None
         if has_program or self.trust_compiled:
             model: Module = load_program(snapshot, self.trust_compiled, self.fall_back)
-            if has_pipeline:
-                pieces = partial(pieces_of, read_whole(beside, _log))
         else:
-            pipeline = Pipeline.load(beside)
-            model, pieces = pipeline.model, pipeline.event_pieces
+            model = Pipeline.load(beside).model
             model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
-            stream = open_log(self.log)
-            try:
-                self._compare(snapshot, stream, pieces, fill)
-                return Scorer(snapshot, Replica(snapshot, stream), model)
-            except BaseException:
-                stream.close()
-                raise
+            with ExitStack() as opened:
+                stream = opened.enter_context(open_log(self.log))
+                register = opened.enter_context(open_register(self.log))
+                _fill(stream, snapshot, beside if fill and has_pipeline else None)
+                if not register.has_begun:
+                    _require_known(stream, snapshot)
+                share_ids(register, snapshot.id_maps)
+                scorer = Scorer(snapshot, Replica(snapshot, stream), model, register)
+                # They are closed with it.
+                opened.pop_all()
+            return scorer
 
         ranker = SnapshotRanker(make)
         self.maps = snapshot.id_maps
         return ranker
 
-    def _compare(
-        self,
-        snapshot: Snapshot,
-        stream: EventStream,
-        pieces: Callable[[], Iterator[np.ndarray]] | None,
-        fill: bool,
-    ) -> None:
-        r"""Raises unless a log begins with the events before a snapshot."""
-        position = snapshot.position
-        if (end := stream.end) < position and (pieces is None or not fill):
-            reason = '' if pieces is not None else ', and no pipeline is beside it to append them'
-            raise ValueError(
-                f'The log ends at position {end}, but {snapshot!r} is as of a later one{reason}.'
-            )
-        wrong = f'The log must begin with the events before {snapshot!r}, but does not'
-        if pieces is None:
-            last = stream.read(position - 1, position) if position > 0 else np.empty(0, EVENT)
-            if len(last) > 0 and last['time'][0] != snapshot.time:
-                raise ValueError(
-                    f'{wrong}: the last of them is of time {last["time"][0]}, and not of '
-                    f'{snapshot.time}.'
-                )
+
+def _fill(stream: EventStream, snapshot: Snapshot, pipeline: str | None) -> None:
+    r"""Appends what a log lacks of the events before a snapshot, if a saved pipeline tells them.
+    What it has is compared by its checksum, when it is read on."""
+    if (end := stream.end) >= snapshot.position:
+        return
+    if pipeline is None:
+        raise ValueError(
+            f'The log ends at position {end}, but {snapshot!r} is as of a later one, and '
+            f'no pipeline beside it is asked for the events between.'
+        )
+    log, position = read_whole(pipeline, _log), 0
+    try:
+        if isinstance(log, RawLog):
+            events = events_of(log)
+            stream.append(events[num_shared(stream, events) :], end)
             return
-        position = 0
-        try:
-            for events in pieces():
-                stream.append(events, position)
-                position += len(events)
-        except ValueError as error:
-            raise ValueError(f'{wrong}: {error}') from error
+        # Nothing was read into a store from a log, so that times are the same.
+        for events in pieces_of(log):
+            stream.append(events, position)
+            position += len(events)
+    except ValueError as error:
+        raise ValueError(
+            f'The log must begin with the events before {snapshot!r}, but does not: {error}'
+        ) from error
 
 
 def _log(folder: str, manifest: dict[str, Any]) -> KnownLog:
@@ -298,19 +333,36 @@ def _log(folder: str, manifest: dict[str, Any]) -> KnownLog:
     return RawLog.load(folder, manifest)
 
 
+def _require_known(stream: EventStream, snapshot: Snapshot) -> None:
+    r"""Raises a :class:`ValueError` if later events are of users or items that a snapshot, which
+    is the first for a register, does not have: their numbers would be given to others."""
+    position = max(snapshot.position, stream.start)
+    while len(events := stream.read(position, 2**16)) > 0:
+        for node, number in snapshot.num_nodes.items():
+            if (most := int(events[node].max())) >= number:
+                raise ValueError(
+                    f'The log has events of {node} {most}, but {snapshot!r} has {number} {node}s, '
+                    f'and nothing tells the ids of others: serve the latest snapshot first.'
+                )
+        position += len(events)
+
+
 def make_server(
     snapshot: str | os.PathLike[str],
-    log: str,
+    log: str | None = None,
     trust_compiled: Sequence[str] = (),
     fall_back: bool = False,
     **options: Any,
 ) -> 'Server':
-    r"""A server that answers by a snapshot that :func:`write_served` wrote and records to a log.
-    What the log lacks of the events before the snapshot is appended to it.
+    r"""A server that answers by a snapshot that :func:`write_served` wrote, or by a pipeline of any
+    model, and records to a log. What the log lacks of the events before is appended to it.
 
     Args:
-        snapshot (str): The folder of the snapshot; a swap names others beside it.
-        log (str): The log, see :func:`open_log`.
+        snapshot (str): The folder of the snapshot, or of a pipeline, see
+            :func:`~mag.pipeline.pipeline_ranker.make_pipeline_server`; a swap names others beside
+            it.
+        log (str, optional): The log, see :func:`open_log`; a pipeline is served without one, too,
+            and records no events then. (default: :obj:`None`)
         trust_compiled (Sequence[str], optional): See :func:`~mag.online.load_program`.
             (default: :obj:`()`)
         fall_back (bool, optional): See there. (default: :obj:`False`)
@@ -325,6 +377,14 @@ def make_server(
     """
     from mag.online import Server
 
+    if is_pipeline(snapshot):
+        open_stream = None if log is None else partial(open_log, log)
+        return make_pipeline_server(snapshot, open_stream, **options)
+    if log is None:
+        raise ValueError(
+            f"'log' must tell where the events after a snapshot are, but was not given for "
+            f'{os.fspath(snapshot)!r}, which is no saved pipeline.'
+        )
     root, name = osp.split(osp.realpath(osp.expanduser(snapshot)))
     load = SnapshotLoader(root, log, trust_compiled, fall_back)
     ranker = load(name, fill=True)
@@ -335,6 +395,7 @@ def make_server(
             ranker,
             open_stream=lambda: open_log(log),
             nodes=lambda node_type, raw: load.maps[node_type].encode(raw),
+            open_register=lambda: open_register(log),
             **options,
         )
     except BaseException:

@@ -45,20 +45,8 @@ def pieces_of(log: KnownLog) -> Iterator[np.ndarray]:
             yield events[first : first + PIECE]
 
 
-def write(
-    folder: str | os.PathLike[str],
-    model_name: str,
-    log: Any,
-    recipe: Any,
-    model: Module,
-    make: Callable[[], tuple[Program | None, Compiled | None]],
-) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
-    made once all else can be written.
-
-    Raises:
-        ValueError: If the model, or what the log tells, is not served yet.
-    """
+def require_served(model_name: str, log: Any) -> None:
+    r"""Raises a :class:`ValueError` if a model, or what a log tells, is not served yet."""
     if model_name not in _HOPS:
         raise ValueError(f'A snapshot is made of {" and ".join(_HOPS)}, but not of {model_name}.')
     told = {'query', 'domain'}.intersection(log.contexts)
@@ -67,6 +55,27 @@ def write(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
+
+
+def write(
+    folder: str | os.PathLike[str],
+    model_name: str,
+    log: Any,
+    recipe: Any,
+    model: Module,
+    make: Callable[[], tuple[Program | None, Compiled | None]],
+    checksum: int | None = None,
+) -> str:
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
+    made once all else can be written.
+
+    Args:
+        checksum: That of the events of the stream, if their times are not those of the log.
+
+    Raises:
+        ValueError: If the model, or what the log tells, is not served yet.
+    """
+    require_served(model_name, log)
     program, compiled = make()
     if isinstance(log, StoredLog):
         return write_store(folder, model_name, _HOPS[model_name], log, model, program, compiled)
@@ -100,7 +109,7 @@ def write(
         folder,
         model=model_name,
         position=counts.position,
-        checksum=counts.checksum,
+        checksum=counts.checksum if checksum is None else checksum,
         time=log.end - 1,
         layout=layout,
         resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},

@@ -16,7 +16,13 @@ pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it
 pytest.importorskip('fastapi', reason='FastAPI is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
-from mag.online import Client, Snapshot, SqliteCenter, SqliteStream  # noqa: E402
+from mag.online import (  # noqa: E402
+    Client,
+    Snapshot,
+    SqliteCenter,
+    SqliteIdRegister,
+    SqliteStream,
+)
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader  # noqa: E402
@@ -106,9 +112,16 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     check(end + 5)
     shown = run(*command, '--position', end - 5, exit_code=1)
     assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
-    later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
-    assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
     check_explanations(pipeline, items, address)
+    # Who is new is counted at once.
+    later.write_text(f'user,item,time,clicked\nnobody,m3,{time + 9},1\n')
+    assert run('record', later, '--server', address).stdout == f'{end + 6}\n'
+    with SqliteStream(log) as stream, SqliteIdRegister(log) as register:
+        assert register.read('user', 60) == ['nobody'] and register.read('item', 40) == []
+        assert stream.read(end + 5)['user'].tolist() == [60]
+    asked = 'rank', 'nobody', 'm3', 'm5', '--context', 'device=phone', '--server', address
+    other = 'rank', 'somebody', *asked[2:]
+    assert ranked(run(*asked)) != ranked(run(*other))
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert shown.stderr == "Error: 'context' must tell ['device'], but told nothing.\n"
     process.send_signal(signal.SIGTERM)
@@ -170,7 +183,13 @@ def test_what_cannot_be_served_is_told_in_a_sentence(
     with SqliteStream(tmp_path / 'others.db') as stream:
         stream.append(events, 0)
     shown = refused(path, '--log', tmp_path / 'others.db')
-    assert 'must begin with the events before' in shown and 'at position 0' in shown
+    assert 'does not have the events that' in shown and 'open the log of the snapshot' in shown
+    # Those that it has are compared before those that it lacks are appended.
+    with SqliteStream(tmp_path / 'fewer.db') as stream:
+        stream.append(events[:9], 0)
+        shown = refused(path, '--log', tmp_path / 'fewer.db')
+        assert 'must begin with the events before' in shown and 'at position 0' in shown
+        assert stream.end == 9
     load = SnapshotLoader(str(path.parent), str(tmp_path / 'short.db'))
     with pytest.raises(ValueError, match=f'ends at position 0, but .*position={len(events)}'):
         load(path.name)

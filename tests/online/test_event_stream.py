@@ -418,7 +418,7 @@ def test_checksums_are_those_of_all_events_whatever_the_batches(
                 stream.append(events[(end := stream.end) : end + size], end)
             for position in (0, 1, 64, 100, 8_192, 8_999, 9_000):
                 checksum = zlib.crc32(events[:position].tobytes())
-                assert checksum_of(events[:position]) == checksum
+                assert checksum_of(events[:position]) == stream.checksum(position) == checksum
                 for limit in (1, 8_192):
                     found = stream.read(position, limit, checksum)
                     np.testing.assert_array_equal(found, events[position : position + limit])
@@ -458,6 +458,13 @@ def test_what_is_trimmed_is_in_the_checksum_of_what_is_left(
     for position in (450, 475, 500, 1_000):
         found = stream.read(position, checksum=checksum_of(events[:position]))
         np.testing.assert_array_equal(found, events[position:])
+    for position in (500, 1_000):
+        assert stream.checksum(position) == checksum_of(events[:position])
+    # Within the first batch that is held nothing tells what was before it.
+    with pytest.raises(ValueError, match='starts at position 450: the events before 450 are'):
+        stream.checksum(475)
+    with pytest.raises(ValueError, match='ends at position 1000, before 1001'):
+        stream.checksum(1_001)
 
 
 def test_an_event_that_is_not_what_was_appended_is_noticed(

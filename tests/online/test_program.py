@@ -92,8 +92,10 @@ def write(root: Path, program: Program | None, **changes: Any) -> Snapshot:
     facts: dict[str, Any] = {
         'model': 'shelf',
         'position': 0,
+        'checksum': 0,
         'time': 1000,
         'layout': layout,
+        'resolutions': {node: ['cluster'] for node in nodes},
         'clusters': {
             'user': np.arange(NUM_USERS)[None] % 2,
             'item': np.arange(NUM_ITEMS)[None] % 3,
@@ -246,7 +248,7 @@ def test_a_snapshot_with_a_program_is_served_without_its_pipeline(
     log = str(tmp_path / 'events.db')
     load = SnapshotLoader(str(tmp_path), log)
     shutil.move(f'{path}.pipeline', tmp_path / 'elsewhere')
-    with pytest.raises(ValueError, match='ends at position 0, but .*, and no pipeline is beside'):
+    with pytest.raises(ValueError, match='ends at position 0, but .*, and no pipeline beside it'):
         load(path.name, fill=True)
     with SqliteStream(log) as stream:
         stream.append(pipeline.events(), 0)
@@ -264,13 +266,13 @@ def test_a_snapshot_with_a_program_is_served_without_its_pipeline(
     assert isinstance(ranker.scorer.model, Program)
     assert ranker.scorer.replica.position == len(pipeline.events())
     ranker.close()
-    # A log of others is found by the time of its last event.
+    # A log of others is found by its checksum.
     others = pipeline.events()
     others['time'] += 1
     with SqliteStream(tmp_path / 'third.db') as stream:
         stream.append(others, 0)
     shutil.rmtree(f'{path}.pipeline')
-    with pytest.raises(ValueError, match='must begin with the events before .*: the last of them'):
+    with pytest.raises(ValueError, match='does not have the events that'):
         SnapshotLoader(str(tmp_path), str(tmp_path / 'third.db'))(path.name)
 
 
