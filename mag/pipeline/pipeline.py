@@ -522,11 +522,11 @@ class Pipeline:
         Raises:
             RuntimeError: If the pipeline has not been fitted, it cannot be compiled, or what was
                 made does not agree with the model to 1e-6.
-            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log
-                tells queries, domains or features, or that of a store was changed, or is to read a
-                stream; the stream has no such position, or other events or ids than the pipeline;
-                or one of :obj:`log`, :obj:`register` and :obj:`at` lacks another. Then nothing has
-                changed.
+            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, or the log
+                tells queries, domains or features, or is that of a store, which was changed, or
+                cannot go on by a stream; the stream has no such position, or other events or ids
+                than the pipeline; or one of :obj:`log`, :obj:`register` and :obj:`at` lacks
+                another. Then nothing has changed.
         """
         known = self._known()
         if (log is None) != (register is None) or (log is None and at is not None):
@@ -537,8 +537,8 @@ class Pipeline:
             require_served(self.model_name, known)
             if not isinstance(known, RawLog):
                 raise ValueError(
-                    "A pipeline that was fitted on a store reads no later events of a 'log': build "
-                    'a store of the longer log, and fit on that.'
+                    f'{log!r} cannot be read by a pipeline of a store: build a store of the longer '
+                    f'log, and write a snapshot of that.'
                 )
             grown = follow(known, log, register, at)
             # Its own times, which may go back.
