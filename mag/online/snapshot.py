@@ -127,9 +127,10 @@ class Snapshot:
     ====================================== =======================================================
 
     Exposures and clicks, in rows and cells, were counted by the clusters that neighbors had when
-    they happened, as :class:`~mag.transforms.TargetCounts` counts them; pairs, by the clusters that
-    they have now, as :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code,
-    but :obj:`compiled.pt2`, which is read only where its hash is told.
+    they happened, as :class:`~mag.transforms.TargetCounts` counts them, or in a snapshot of a store
+    by those that they have now; pairs, by the clusters that they have now, as
+    :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code, but
+    :obj:`compiled.pt2`, which is read only where its hash is told.
 
     Attributes:
         path (str): The folder.

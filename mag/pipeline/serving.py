@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn import Module
 
@@ -31,13 +30,13 @@ from mag.online import (
     connect,
     load_program,
 )
-from mag.pipeline.followed_log import share_ids
+from mag.pipeline.followed_log import num_shared, share_ids
 from mag.pipeline.known_log import KnownLog
 from mag.pipeline.pipeline import Pipeline
 from mag.pipeline.pipeline_ranker import is_pipeline, make_pipeline_server
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.saved import read_whole
-from mag.pipeline.snapshot import pieces_of
+from mag.pipeline.snapshot import events_of, pieces_of
 from mag.pipeline.stored_log import StoredLog
 
 if TYPE_CHECKING:
@@ -276,21 +275,17 @@ class SnapshotLoader:
                 f'There is no folder {beside!r} with the pipeline of the snapshot: write both by '
                 f'mag snapshot, or a snapshot with a program.'
             )
-        pieces: Callable[[], Iterator[np.ndarray]] | None = None
         if has_program or self.trust_compiled:
             model: Module = load_program(snapshot, self.trust_compiled, self.fall_back)
-            if has_pipeline:
-                pieces = partial(pieces_of, read_whole(beside, _log))
         else:
-            pipeline = Pipeline.load(beside)
-            model, pieces = pipeline.model, pipeline.event_pieces
+            model = Pipeline.load(beside).model
             model.load_state_dict(snapshot.weights())
 
         def make() -> Scorer:
             with ExitStack() as opened:
                 stream = opened.enter_context(open_log(self.log))
                 register = opened.enter_context(open_register(self.log))
-                _fill(stream, snapshot, pieces if fill else None)
+                _fill(stream, snapshot, beside if fill and has_pipeline else None)
                 if not register.has_begun:
                     _require_known(stream, snapshot)
                 share_ids(register, snapshot.id_maps)
@@ -304,21 +299,24 @@ class SnapshotLoader:
         return ranker
 
 
-def _fill(
-    stream: EventStream, snapshot: Snapshot, pieces: Callable[[], Iterator[np.ndarray]] | None
-) -> None:
-    r"""Appends what a log lacks of the events before a snapshot, if they are told. What it has is
-    compared by its checksum, when it is read on."""
+def _fill(stream: EventStream, snapshot: Snapshot, pipeline: str | None) -> None:
+    r"""Appends what a log lacks of the events before a snapshot, if a saved pipeline tells them.
+    What it has is compared by its checksum, when it is read on."""
     if (end := stream.end) >= snapshot.position:
         return
-    if pieces is None:
+    if pipeline is None:
         raise ValueError(
             f'The log ends at position {end}, but {snapshot!r} is as of a later one, and '
             f'no pipeline beside it is asked for the events between.'
         )
-    position = 0
+    log, position = read_whole(pipeline, _log), 0
     try:
-        for events in pieces():
+        if isinstance(log, RawLog):
+            events = events_of(log)
+            stream.append(events[num_shared(stream, events) :], end)
+            return
+        # Nothing was read into a store from a log, so that times are the same.
+        for events in pieces_of(log):
             stream.append(events, position)
             position += len(events)
     except ValueError as error:

@@ -111,6 +111,8 @@ def test_learned_clusters_count_all_events_and_scores_are_those_of_the_store(
     load = SnapshotLoader(str(tmp_path / 'snapshots'), str(tmp_path / 'events.db'))
     ranker = load(Path(path).name, fill=True)
     ranker.close()
+    with pytest.raises(ValueError, match='cannot be read by a pipeline of a store: build a store'):
+        write_served(pipeline, tmp_path / 'snapshots', str(tmp_path / 'events.db'))
     snapshot = Snapshot.open(path)
     with SqliteStream(tmp_path / 'events.db') as stream:
         assert stream.end == snapshot.position == 1500
