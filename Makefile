@@ -1,5 +1,6 @@
 # make demo   train CountNet and MacGNN on MovieLens-100K and show what counts bring
-# make online fit a model on the first part of MovieLens-100K, serve it, and replay the rest as a live stream
+# make online fit a model on the first part of MovieLens-100K, serve it, and replay the rest as a
+#             live stream, on a page to look at
 # make test   run the tests, and while torch-scatter and torch-sparse compile those that need neither
 # make test-spark run the tests that need Spark itself, a download of half a gigabyte
 # make lint   run ruff and mypy
