@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -35,7 +34,6 @@ import torch
 from records import Record, made_here, make_parser, publish, select, table
 from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from mag.datasets import IdMap
@@ -48,6 +46,7 @@ from mag.online import (
     EventStream,
     FeatureCenter,
     Overloaded,
+    Program,
     RedisCenter,
     RedisStream,
     Replica,
@@ -61,6 +60,7 @@ from mag.online import (
     checksum_of,
     connect,
     count_events,
+    load_program,
     write_snapshot,
 )
 from mag.online.node_rows import columns_of
@@ -132,9 +132,14 @@ def make_model(name: str, num_nodes: dict[str, int], numbers: dict[str, int]) ->
 
 
 def snapshot_of(
-    folder: Path, name: str, events: np.ndarray, num_nodes: dict[str, int], numbers: dict[str, int]
+    folder: Path,
+    name: str,
+    events: np.ndarray,
+    num_nodes: dict[str, int],
+    numbers: dict[str, int],
+    **programs: Any,
 ) -> Snapshot:
-    r"""A snapshot of a model that holds the counts of events."""
+    r"""A snapshot of a model, and of its programs, that holds the counts of events."""
     layout = RowLayout(NUM_RECENT, {node: [number] for node, number in numbers.items()})
     clusters = draw_clusters(num_nodes, numbers)
     nodes = {node: events[node].astype(np.int64) for node in NEIGHBOR_TYPE}
@@ -184,6 +189,7 @@ def snapshot_of(
         },
         contexts=[],
         weights=make_model(name, num_nodes, numbers).state_dict(),
+        **programs,
     )
     return Snapshot.open(path)
 
@@ -196,14 +202,17 @@ def scorer_of(snapshot: Snapshot, log: Path) -> Scorer:
     return Scorer(snapshot, Replica(snapshot, SqliteStream(log, 'second')), model)
 
 
-def program_of(model: torch.nn.Module, batch: Any) -> torch.nn.Module:
-    r"""The program of a model that takes batches of any size."""
-    size = torch.export.Dim('batch', min=2)
-    shapes = tree_map(lambda value: {0: size} if isinstance(value, Tensor) else None, batch)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning)
-        program = torch.export.export(model, (batch,), dynamic_shapes=(shapes,))
-    return program.module(check_guards=False)
+def programs_of(
+    model: torch.nn.Module, batch: Any, write: Callable[..., Snapshot]
+) -> dict[str, torch.nn.Module]:
+    r"""The program of a model and its native code, as a server reads them of a snapshot."""
+    program = Program.export(model, batch)
+    native = program.to_native(batch)
+    snapshot = write(program=program, compiled=native)
+    return {
+        'program': load_program(snapshot),
+        'compiled': load_program(snapshot, [native.facts['sha256']]),
+    }
 
 
 @contextmanager
@@ -391,7 +400,8 @@ def score(
     r"""The records of scoring in this process."""
     sizes = dict(zip(NEIGHBOR_TYPE, numbers, strict=True))
     num_nodes = {'user': args.served_users, 'item': args.served_items}
-    snapshot = snapshot_of(folder, name, events, num_nodes, sizes)
+    write = partial(snapshot_of, folder, name, events, num_nodes, sizes)
+    snapshot = write()
     kept = scorer_of(snapshot, folder / 'log.db')
     stream = kept.replica.stream
     with stream:
@@ -400,7 +410,10 @@ def score(
         follow(kept.replica)
         eager = Scorer(snapshot, kept.replica, kept.model, max_bytes=0)
         example = eager.batch(0, [0, 1])
-        program = Scorer(snapshot, kept.replica, program_of(kept.model, example))
+        others = {
+            way: Scorer(snapshot, kept.replica, model)
+            for way, model in programs_of(kept.model, example, write).items()
+        }
         records = []
         for number in args.candidates:
             user, candidates = request_of(num_nodes, number)
@@ -408,7 +421,7 @@ def score(
             ways: dict[str, tuple[Callable[[], Any], float]] = {
                 'batch': (partial(eager.batch, user, items), 0),
                 'eager': (partial(eager.score, user, items), 0),
-                'program': (partial(program.score, user, items), 0),
+                **{way: (partial(of.score, user, items), 0) for way, of in others.items()},
             }
             if kept.table is not None:
                 for way, share in SHARES.items():
@@ -420,7 +433,7 @@ def score(
                     if share > 0:
                         move(kept.replica, candidates[: int(share * number)])
                     times[way].append(cost_of(act).here)
-            for way, scorer in (('eager', eager), ('program', program), ('tables', kept)):
+            for way, scorer in {'eager': eager, **others, 'tables': kept}.items():
                 scores[way] = scorer.score(user, items).probabilities['click']
                 if not torch.allclose(scores[way], scores['eager'], rtol=0, atol=1e-6):
                     raise RuntimeError(f'{name} scores {number} candidates otherwise by its {way}.')
@@ -660,21 +673,22 @@ def render(
     yield ''
     yield (
         f'Milliseconds of the processor, the median of {args.repeats} in turn: what the model '
-        f'reads of a request alone, and with the scores of the model, of its exported program, or '
-        f'by item tables, which agree to 1e-6. Of the candidates none, a tenth, or all have had '
-        f'an event since their items were computed. {args.served_users:,} users and '
+        f'reads of a request alone, and with the scores of the model, of its exported program, '
+        f'of native code that AOTInductor makes of that, or by item tables, which agree to 1e-6. '
+        f'Of the candidates none, a tenth, or all have had an event since their items were '
+        f'computed. {args.served_users:,} users and '
         f'{args.served_items:,} items; MacGNN with two hops.'
     )
     yield ''
     yield from table(
-        ['model', 'macro nodes', 'candidates', 'read', 'eager', 'program',
+        ['model', 'macro nodes', 'candidates', 'read', 'eager', 'program', 'compiled',
          *(f'item tables, {way}' for way in SHARES)],
         [
             [
                 MODELS[of['model']],
                 ' x '.join(map(str, of['macro'])),
                 thousands(of['candidates']),
-                *(f'{of[name]:.2f}' for name in ('batch', 'eager', 'program')),
+                *(f'{of[name]:.2f}' for name in ('batch', 'eager', 'program', 'compiled')),
                 *(f'{of[way]:.2f}' if way in of else '' for way in SHARES),
             ]
             for of in select(records, part='score')
