@@ -37,6 +37,7 @@ NAMES = (
     'speed.macro_rows',
     'speed.macro_state',
     'speed.online',
+    'speed.online_rivals',
     'speed.scale',
     'speed.second_hop',
     'speed.srjgraph',
