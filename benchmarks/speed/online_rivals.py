@@ -2,8 +2,8 @@ r"""What a request costs by gRPC, by FastAPI and JSON, and with DIN in place of 
 
 Four servers, each in a process of its own with one thread of torch, rank the same candidates for
 the same users: MacGNN behind :class:`mag.online.Server`; the same ranker behind FastAPI and
-uvicorn, asked by httpx over connections that are kept; the model of counts at the target; and DIN of
-deepctr-torch, which attends to the last clicks of the user, repeated for each candidate, behind
+uvicorn, asked by httpx over connections that are kept; the model of counts at the target; and DIN
+of deepctr-torch, which attends to the last clicks of the user, repeated for each candidate, behind
 :class:`mag.online.Server` again. DIN's histories are in memory and do not follow the log. Weights
 are random. Servers take turns, round by round, and medians of rounds are told.
 
@@ -288,7 +288,8 @@ def render(
         f'{args.asked:,} candidates, {args.macro} x {args.macro} macro nodes, {args.users:,} users '
         f'and {args.items:,} items, DIN with the last {args.history} clicks. Medians of '
         f'{args.rounds} rounds of {args.requests} requests, in milliseconds: from question to '
-        f'answer, of which p99 is nearly the slowest of a round, and of the processor of the server and of all clients for each answer. Ratios '
+        f'answer, of which p99 is nearly the slowest of a round, '
+        f'and of the processor of the server and of all clients for each answer. Ratios '
         f'are to MacGNN by gRPC with as many clients. The machine was not quiet: on average '
         f'{load[0]:.1f} programs wanted its {os.cpu_count()} cores in the minute before, and '
         f'{load[1]:.1f} in the last one, these among them.'
