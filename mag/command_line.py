@@ -4,26 +4,46 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mag.online import Ranking
 
 # Here, too, so that help waits for none of them.
 MODELS = ('count_net', 'macgnn', 'gmcm', 'srjgraph', 'hyperctr', 'simcen')
 _ERRORS = (IndexError, ModuleNotFoundError, OSError, TypeError, ValueError)
 _PORT = click.IntRange(0, 65535)
-_SERVER = '127.0.0.1:50051'
+_SERVER, _ADMIN = '127.0.0.1:50051', '127.0.0.1:50052'
 _AUTHORITY = 'A file of PEM that the certificate of the server stands on.'
 # Seconds that an answer may take.
 _PATIENCE = 10.0
+# Parts of what a model reads that are shown of each item.
+_NUM_MOVES = 3
 
 
 _log_option = click.option(
     '--log', required=True, envvar='MAG_LOG',
     help='The events: a file of SQLite, or redis://host:port.',
 )  # fmt: skip
+
+
+def _question(command: Callable[..., None]) -> Callable[..., None]:
+    r"""What each question about items asks, and whom."""
+    for decorate in (
+        click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY),
+        click.option(
+            '--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.'
+        ),
+        click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT'),
+        click.argument('items', nargs=-1, required=True),
+        click.argument('user'),
+    ):
+        command = decorate(command)
+    return command
 
 
 @click.group()
@@ -164,23 +184,100 @@ def inspect(folder: str, figure: str | None) -> None:
 @main.command('snapshot')
 @click.argument('folder', type=click.Path(file_okay=False))
 @click.option('--out', required=True, type=click.Path(file_okay=False), help='Gets the snapshot.')
-def snapshot(folder: str, out: str) -> None:
+@click.option('--program', is_flag=True, help='With what the model does, so that it is not needed.')
+@click.option('--compile', is_flag=True, help='And its native code, for processors as this one.')
+@click.option('--log', help='The events of a server: those that the pipeline lacks are read first.')
+@click.option(
+    '--at', type=click.IntRange(0), help='The position in the log that it is as of.  [default: end]'
+)
+def snapshot(
+    folder: str, out: str, program: bool, compile: bool, log: str | None, at: int | None
+) -> None:
     r"""Write all that a server needs of the pipeline in FOLDER to a folder in --out that is named
-    by its content, and show its path."""
+    by its content, and show its path, and the hash of native code."""
+    if at is not None and log is None:
+        raise click.UsageError("'--at' is a position in a '--log', which was not given.")
     with _explained():
+        from mag.online import Snapshot
         from mag.pipeline import Pipeline
         from mag.pipeline.serving import write_served
 
-        click.echo(write_served(Pipeline.load(folder), out))
+        path = write_served(Pipeline.load(folder), out, log, at, program, compile)
+        click.echo(path)
+        if compile:
+            facts = Snapshot.open(path).manifest['compiled']
+            click.echo(f'mag serve --trust-compiled {facts["sha256"]}', err=True)
+
+
+@main.command('swap')
+@click.argument('snapshot')
+@click.option('--admin', default=_ADMIN, show_default=True, metavar='HOST:PORT')
+def swap(snapshot: str, admin: str) -> None:
+    r"""Have a server answer by another SNAPSHOT, a name or a path, of the folder of its first."""
+    with _explained(RuntimeError):
+        from mag.online import swap as swap_to
+
+        swap_to(admin, os.path.basename(os.path.normpath(snapshot)))
+
+
+@main.command('refresh')
+@click.argument('folder', type=click.Path(file_okay=False))
+@click.option('--out', required=True, type=click.Path(file_okay=False), help='That of snapshots.')
+@_log_option
+@click.option(
+    '--admin', multiple=True, default=(_ADMIN,), show_default=True, metavar='HOST:PORT',
+    help='Of each server.',
+)  # fmt: skip
+@click.option(
+    '--every', type=click.IntRange(1), help='Again each so many seconds.  [default: once]'
+)
+@click.option(
+    '--keep', type=click.IntRange(1), default=3, show_default=True,
+    help='Snapshots that stay, the one that is served among them.',
+)  # fmt: skip
+def refresh(
+    folder: str, out: str, log: str, admin: tuple[str, ...], every: int | None, keep: int
+) -> None:
+    r"""Write a snapshot of the pipeline in FOLDER and a log as of now, have servers answer by it,
+    and delete older ones. The link --out/latest is the one that is served."""
+    import time
+
+    with _explained(RuntimeError):
+        from mag.pipeline import Pipeline
+        from mag.pipeline.refresh import refresh as refresh_served
+
+        pipeline = Pipeline.load(folder)
+        while True:
+            begun = time.monotonic()
+            try:
+                click.echo(refresh_served(pipeline, out, log, admin, keep))
+                # Who started it may read from a pipe.
+                sys.stdout.flush()
+            except (OSError, RuntimeError) as error:
+                if every is None:
+                    raise
+                # A server that is down now is there the next time.
+                click.echo(f'Error: {error}', err=True)
+            if every is None:
+                return
+            time.sleep(max(0.0, begun + every - time.monotonic()))
 
 
 @main.command('serve')
 @click.argument('snapshot', type=click.Path(file_okay=False))
-@_log_option
+@click.option(
+    '--log', envvar='MAG_LOG',
+    help='The events: a file of SQLite, or redis://host:port. Only a pipeline needs none.',
+)  # fmt: skip
 @click.option('--host', default='127.0.0.1', show_default=True)
 @click.option('--port', type=_PORT, default=50051, show_default=True, help='0: one that is free.')
 @click.option('--admin-port', type=_PORT, help='Where snapshots are swapped, on this machine.')
 @click.option('--metrics-port', type=_PORT, help='Where Prometheus finds metrics.')
+@click.option('--page-port', type=_PORT, help='Where a browser finds the page.')
+@click.option(
+    '--trust-compiled', multiple=True, metavar='SHA256', help='Native code that may run here.'
+)
+@click.option('--fall-back', is_flag=True, help='Without it where it is for other machines.')
 @click.option('--tls-cert', type=click.Path(dir_okay=False), help='A file of PEM.')
 @click.option('--tls-key', type=click.Path(dir_okay=False), help='Its key.')
 @click.option(
@@ -189,14 +286,14 @@ def snapshot(folder: str, out: str) -> None:
 )  # fmt: skip
 def serve(
     snapshot: str,
-    log: str,
+    log: str | None,
     tls_cert: str | None,
     tls_key: str | None,
     tls_clients: str | None,
     **where: Any,
 ) -> None:
-    r"""Serve a SNAPSHOT that mag snapshot wrote, and record events, until SIGTERM. Events before
-    the snapshot are appended to the log where it lacks them."""
+    r"""Serve a SNAPSHOT that mag snapshot wrote, or the folder of a pipeline of any model, and
+    record events, until SIGTERM. Events before it are appended to the log where it lacks them."""
     with _explained():
         import logging
 
@@ -211,7 +308,9 @@ def serve(
         handler.setFormatter(JsonFormatter())
         logging.getLogger('mag').addHandler(handler)
         logging.getLogger('mag').setLevel(logging.INFO)
-        files = {'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients}
+        files: dict[str, Any] = {
+            'certificate': tls_cert, 'key': tls_key, 'client_authority': tls_clients,
+        }  # fmt: skip
         server = make_server(snapshot, log, **files, **where)
 
         def show() -> None:
@@ -220,6 +319,9 @@ def serve(
             others = [
                 f', {name} at port {port}' for name, port in ports.items() if port is not None
             ]
+            if server.page_port is not None:
+                scheme = 'http' if tls_cert is None else 'https'
+                others.append(f', page at {scheme}://{host}:{server.page_port}')
             click.echo(f'Serves {snapshot} at {host}:{server.port}{"".join(others)}')
             # Who started it may read from a pipe.
             sys.stdout.flush()
@@ -257,19 +359,42 @@ def consume(snapshot: str, log: str, center: str, shard: int, num_shards: int) -
 
 
 @main.command('rank')
-@click.argument('user')
-@click.argument('items', nargs=-1, required=True)
-@click.option('--server', default=_SERVER, show_default=True, metavar='HOST:PORT')
-@click.option('--context', multiple=True, metavar='NAME=VALUE', help='Such as device=phone.')
-@click.option('--tls-authority', type=click.Path(dir_okay=False), help=_AUTHORITY)
+@_question
+@click.option('--what-if', metavar='ITEM', help='Show what a click on this one would change, too.')
 def rank(
     user: str,
     items: tuple[str, ...],
     server: str,
     context: tuple[str, ...],
     tls_authority: str | None,
+    what_if: str | None,
 ) -> None:
     r"""Rank ITEMS for a USER, by raw ids, the likeliest click first."""
+    told = dict(_pair('--context', text) for text in context)
+    with _explained(RuntimeError):
+        from mag.online import Client
+
+        with Client(server, tls_authority) as client:
+            if what_if is None:
+                ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
+                rankings: tuple[Ranking, ...] = (ranking,)
+            else:
+                rankings = client.what_if(user, items, what_if, context=told, timeout=_PATIENCE)
+        columns = {name: _digits(of) for name, of in zip(('click', 'after'), rankings)}
+        _show_ranking(rankings[0], columns)
+
+
+@main.command('explain')
+@_question
+def explain(
+    user: str,
+    items: tuple[str, ...],
+    server: str,
+    context: tuple[str, ...],
+    tls_authority: str | None,
+) -> None:
+    r"""Rank ITEMS for a USER, and show which parts of what the model reads move each probability
+    most, and by how much."""
     told = dict(_pair('--context', text) for text in context)
     with _explained(RuntimeError):
         import numpy as np
@@ -277,14 +402,12 @@ def rank(
         from mag.online import Client
 
         with Client(server, tls_authority) as client:
-            ranking = client.rank(user, items, context=told, timeout=_PATIENCE)
-        width = max(map(len, ('item', *items)))
-        click.echo(f'{"item":{width}}  click')
-        for place in ranking.order:
-            shown = np.format_float_positional(ranking.probability[place])
-            click.echo(f'{items[place]:{width}}  {shown}')
-        reasons = ''.join(f', {reason}' for reason in ranking.degraded)
-        click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
+            found = client.explain(user, items, 0, context=told, timeout=_PATIENCE)
+        moves = []
+        for moved in found.moved:
+            most = np.argsort(-np.abs(moved), kind='stable')[:_NUM_MOVES]
+            moves.append(', '.join(f'{found.blocks[place]} {moved[place]:+.4f}' for place in most))
+        _show_ranking(found.ranking, {'click': _digits(found.ranking), 'moved by': moves})
 
 
 @main.command('record')
@@ -329,6 +452,24 @@ def _described(path: str) -> Any:
     from mag.datasets import LogSchema
 
     return LogSchema.load(path)
+
+
+def _digits(ranking: 'Ranking') -> list[str]:
+    import numpy as np
+
+    return [np.format_float_positional(probability) for probability in ranking.probability]
+
+
+def _show_ranking(ranking: 'Ranking', columns: Mapping[str, list[str]]) -> None:
+    r"""The items of a ranking, the likeliest first, and what is told of each."""
+    table = {'item': ranking.items, **columns}
+    widths = [max(map(len, (name, *column))) for name, column in table.items()]
+    rows = ([column[place] for column in table.values()] for place in ranking.order)
+    for row in ([*table], *rows):
+        cells = (f'{cell:{width}}' for cell, width in zip(row, widths))
+        click.echo('  '.join(cells).rstrip())
+    reasons = ''.join(f', {reason}' for reason in ranking.degraded)
+    click.echo(f'as of position {ranking.position}, by {ranking.snapshot}{reasons}', err=True)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

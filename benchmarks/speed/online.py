@@ -58,6 +58,7 @@ from mag.online import (
     SnapshotRanker,
     SqliteCenter,
     SqliteStream,
+    checksum_of,
     connect,
     count_events,
     write_snapshot,
@@ -74,6 +75,8 @@ NUM_CATEGORIES = 50
 CLICK_SHARE = 0.3
 # Candidates of a request to the server, and of one that reads rows.
 NUM_CANDIDATES = 1000
+# Of the candidates, those that have had an event since they were scored.
+SHARES = {'none moved': 0.0, 'a tenth moved': 0.1, 'all moved': 1.0}
 # Seconds that one who was turned away waits.
 PAUSE = 0.01
 TICKS = os.sysconf('SC_CLK_TCK')
@@ -162,8 +165,10 @@ def snapshot_of(
         folder,
         model=name,
         position=len(events),
+        checksum=checksum_of(events),
         time=int(events['time'][-1]),
         layout=layout,
+        resolutions={node: ['cluster'] for node in numbers},
         clusters=clusters,
         rows=rows,
         hop_2=hop_2 if name == 'macgnn' else {},
@@ -387,26 +392,38 @@ def score(
     sizes = dict(zip(NEIGHBOR_TYPE, numbers, strict=True))
     num_nodes = {'user': args.served_users, 'item': args.served_items}
     snapshot = snapshot_of(folder, name, events, num_nodes, sizes)
-    eager = scorer_of(snapshot, folder / 'none.db')
-    with eager.replica.stream:
+    kept = scorer_of(snapshot, folder / 'log.db')
+    stream = kept.replica.stream
+    with stream:
+        if stream.end == 0:
+            stream.append(events, 0)
+        follow(kept.replica)
+        eager = Scorer(snapshot, kept.replica, kept.model, max_bytes=0)
         example = eager.batch(0, [0, 1])
-        program = Scorer(snapshot, eager.replica, program_of(eager.model, example))
+        program = Scorer(snapshot, kept.replica, program_of(kept.model, example))
         records = []
         for number in args.candidates:
             user, candidates = request_of(num_nodes, number)
             items = candidates.tolist()
-            one, other = (of.score(user, items).probabilities['click'] for of in (eager, program))
-            if not torch.allclose(one, other, rtol=0, atol=1e-6):
-                raise RuntimeError(f'The program of {name} scores {number} candidates otherwise.')
-            ways = {
-                'batch': partial(eager.batch, user, items),
-                'eager': partial(eager.score, user, items),
-                'program': partial(program.score, user, items),
+            ways: dict[str, tuple[Callable[[], Any], float]] = {
+                'batch': (partial(eager.batch, user, items), 0),
+                'eager': (partial(eager.score, user, items), 0),
+                'program': (partial(program.score, user, items), 0),
             }
+            if kept.table is not None:
+                for way, share in SHARES.items():
+                    ways[way] = partial(kept.score, user, items), share
             times: dict[str, list[float]] = {way: [] for way in ways}
+            scores: dict[str, Tensor] = {}
             for _ in range(args.repeats):
-                for way, act in ways.items():
+                for way, (act, share) in ways.items():
+                    if share > 0:
+                        move(kept.replica, candidates[: int(share * number)])
                     times[way].append(cost_of(act).here)
+            for way, scorer in (('eager', eager), ('program', program), ('tables', kept)):
+                scores[way] = scorer.score(user, items).probabilities['click']
+                if not torch.allclose(scores[way], scores['eager'], rtol=0, atol=1e-6):
+                    raise RuntimeError(f'{name} scores {number} candidates otherwise by its {way}.')
             medians = {way: 1000 * float(np.median(of)) for way, of in times.items()}
             records.append(
                 {
@@ -418,6 +435,20 @@ def score(
                 }  # fmt: skip
             )
     return records
+
+
+def follow(replica: Replica) -> None:
+    while replica.follow() > 0:
+        pass
+
+
+def move(replica: Replica, items: np.ndarray) -> None:
+    r"""An event of each item, which is counted."""
+    events = np.zeros(len(items), EVENT)
+    events['user'], events['item'] = items % replica.snapshot.num_nodes['user'], items
+    events['time'], events['clicked'] = replica.time, 1
+    replica.stream.append(events, replica.position)
+    follow(replica)
 
 
 def server_of(path: str, log: Path) -> Server:
@@ -629,24 +660,27 @@ def render(
     yield ''
     yield (
         f'Milliseconds of the processor, the median of {args.repeats} in turn: what the model '
-        f'reads of a request alone, and with the scores of the model or its exported program, '
-        f'which agree to 1e-6. {args.served_users:,} users and {args.served_items:,} items; '
-        f'MacGNN with two hops.'
+        f'reads of a request alone, and with the scores of the model, of its exported program, or '
+        f'by item tables, which agree to 1e-6. Of the candidates none, a tenth, or all have had '
+        f'an event since their items were computed. {args.served_users:,} users and '
+        f'{args.served_items:,} items; MacGNN with two hops.'
     )
     yield ''
     yield from table(
-        ['model', 'macro nodes', 'candidates', 'read', 'eager', 'program'],
+        ['model', 'macro nodes', 'candidates', 'read', 'eager', 'program',
+         *(f'item tables, {way}' for way in SHARES)],
         [
             [
                 MODELS[of['model']],
                 ' x '.join(map(str, of['macro'])),
                 thousands(of['candidates']),
                 *(f'{of[name]:.2f}' for name in ('batch', 'eager', 'program')),
+                *(f'{of[way]:.2f}' if way in of else '' for way in SHARES),
             ]
             for of in select(records, part='score')
         ],
         '---:',
-    )
+    )  # fmt: skip
     asked = select(records, part='answer')
     yield ''
     yield '## Requests by gRPC'

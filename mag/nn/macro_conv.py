@@ -221,48 +221,104 @@ class MacroConv(MessagePassing):
             weight = weight / total.index_select(0, index)
         return weight.to(x_j.dtype).unsqueeze(-1) * x_j
 
+    def weigh(self, counts: Tensor) -> Tensor:
+        r"""The weights :math:`w_{vq}` of eq. 6, which no embedding has a part in: what counts say
+        can be kept while they stay as they are. Of the form :obj:`"twin"` there are none.
+
+        Args:
+            counts (torch.Tensor): Counts as a dense matrix of floats, shape :obj:`[B, M]`.
+
+        Returns:
+            Shape :obj:`[B, M]`; zero for macro nodes that are left out.
+
+        Raises:
+            TypeError: If the counts are no floats.
+            ValueError: If the shape is another, or one softmax takes in the attention.
+        """
+        if self.form == 'twin':
+            raise ValueError(f"{self} has no weights of counts alone: take form='paper'.")
+        check_tensor(self, 'counts', counts, ('B', 'M'), 'floats')
+        weight = self._masked_softmax(self._log_weight(counts), counts > 0)
+        # A target without any count keeps the zero vector.
+        return weight * (counts > 0) if self.mask_zero else weight
+
+    def combine(
+        self,
+        x_macro: Tensor,
+        x_target: Tensor,
+        weight: Tensor,
+        present: Tensor,
+        x_attention: OptTensor = None,
+    ) -> Tensor:
+        r"""The sum of eq. 8 and 11 by weights of :meth:`weigh`. One row of targets stands for each
+        row of weights, and one row of weights for each target.
+
+        Args:
+            x_macro (torch.Tensor): Embeddings of the macro nodes, shape :obj:`[M, d]`.
+            x_target (torch.Tensor): Embeddings of the targets, shape :obj:`[B, d]` or
+                :obj:`[1, d]`.
+            weight (torch.Tensor): The weights, shape :obj:`[B, M]` or :obj:`[1, M]`.
+            present (torch.Tensor): Which counts are above 0, of the same shape.
+            x_attention (torch.Tensor, optional): See :meth:`forward`. (default: :obj:`None`)
+
+        Returns:
+            Shape :obj:`[B, d']`.
+        """
+        if self.form == 'paper':
+            score = self._score(x_macro if x_attention is None else x_attention, x_target)
+            weight = weight * self._masked_softmax(score, present)
+        return self._sum(x_macro, weight)
+
     def attend(
         self, x: Tensor, x_target: Tensor, mask: Tensor, x_attention: OptTensor = None
     ) -> Tensor:
         r"""Plain attention over a short list of neighbors a target, without counts: the recent
-        interactions of eq. 12 and 13.
+        interactions of eq. 12 and 13. One target stands for each list, and one list for each
+        target.
 
         Args:
-            x (torch.Tensor): Embeddings of the neighbors, shape :obj:`[B, R, d]`.
-            x_target (torch.Tensor): Embeddings of the targets, shape :obj:`[B, d]`.
-            mask (torch.Tensor): Which neighbors there are, shape :obj:`[B, R]`. The paddings are
-                left out of the softmax, unless :obj:`mask_zero=False`, which takes them in and
-                drops them after, as the released code does.
+            x (torch.Tensor): Embeddings of the neighbors, shape :obj:`[B, R, d]` or
+                :obj:`[1, R, d]`.
+            x_target (torch.Tensor): Embeddings of the targets, shape :obj:`[B, d]` or
+                :obj:`[1, d]`.
+            mask (torch.Tensor): Which neighbors there are, shape :obj:`[B, R]` or :obj:`[1, R]`.
+                The paddings are left out of the softmax, unless :obj:`mask_zero=False`, which takes
+                them in and drops them after, as the released code does.
             x_attention (torch.Tensor, optional): What the attention reads in the place of
-                :obj:`x`, shape :obj:`[B, R, d]`. (default: :obj:`None`)
+                :obj:`x`, of the same shape. (default: :obj:`None`)
 
         Returns:
             Shape :obj:`[B, d']`; zero for a target without neighbors.
         """
         if self.form != 'released':
-            # Not bmm, whose backward takes twice as long for matrices as small as these.
             attended = x if x_attention is None else x_attention
-            score = (attended * self._query(x_target).unsqueeze(1)).sum(dim=-1)
+            if attended.size(0) == 1:
+                score = self._score(attended[0], x_target)
+            else:
+                # Not bmm, whose backward takes twice as long for matrices as small as these.
+                score = (attended * self._query(x_target).unsqueeze(1)).sum(dim=-1)
             weight = self._masked_softmax(score, mask) * mask
         else:
             weight = mask.to(x.dtype)
+        if x.size(0) == 1:
+            return self.lin_value(weight @ x[0])
         return self.lin_value((weight.unsqueeze(-1) * x).sum(dim=1))
 
     def _forward_dense(
         self, x_macro: Tensor, x_target: Tensor, counts: Tensor, x_attention: OptTensor
     ) -> Tensor:
         present = counts > 0
-        log_weight = self._log_weight(counts)
-        if self.form != 'released':
-            score = self._query(x_target) @ (x_macro if x_attention is None else x_attention).t()
-        if self.form == 'twin':
-            log_weight = score + log_weight
-        weight = self._masked_softmax(log_weight, present)
-        if self.mask_zero:
-            # A target without any count keeps the zero vector.
-            weight = weight * present
-        if self.form == 'paper':
-            weight = weight * self._masked_softmax(score, present)
+        if self.form != 'twin':
+            return self.combine(x_macro, x_target, self.weigh(counts), present, x_attention)
+        score = self._score(x_macro if x_attention is None else x_attention, x_target)
+        weight = self._masked_softmax(score + self._log_weight(counts), present) * present
+        return self._sum(x_macro, weight)
+
+    def _score(self, x_attention: Tensor, x_target: Tensor) -> Tensor:
+        r"""How much each target attends to each of the same neighbors, shape :obj:`[B, M]`."""
+        return self._query(x_target) @ x_attention.t()
+
+    def _sum(self, x_macro: Tensor, weight: Tensor) -> Tensor:
         if self.renormalize:
             total = weight.sum(dim=-1, keepdim=True)
             weight = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)

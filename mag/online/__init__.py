@@ -4,24 +4,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mag.online.consumer import Consumer
-from mag.online.event_stream import EventStream
-from mag.online.events import EVENT, check_events
+from mag.online.event_stream import Diverged, EventStream
+from mag.online.events import EVENT, check_events, checksum_of
 from mag.online.feature_center import Claim, FeatureCenter, Fenced
+from mag.online.id_register import IdRegister, Registered
 from mag.online.json_formatter import JsonFormatter
 from mag.online.node_rows import RowLayout, count_events
-from mag.online.ranker import Ranked, Ranker
+from mag.online.program import Compiled, Program, load_program
+from mag.online.ranker import Explained, Explainer, MacroEdges, Ranked, Ranker
 from mag.online.redis_center import RedisCenter
 from mag.online.redis_client import connect
+from mag.online.redis_id_register import RedisIdRegister
 from mag.online.redis_stream import RedisStream
 from mag.online.replica import Replica
 from mag.online.scorer import Answer, Scorer
 from mag.online.snapshot import Snapshot, write_snapshot
 from mag.online.snapshot_ranker import SnapshotRanker
 from mag.online.sqlite_center import SqliteCenter
+from mag.online.sqlite_id_register import SqliteIdRegister
 from mag.online.sqlite_stream import SqliteStream
 
 if TYPE_CHECKING:
-    from mag.online.client import AsyncClient, Client, Overloaded, Ranking, swap
+    from mag.online.client import AsyncClient, Client, Explanation, Overloaded, Ranking, swap
     from mag.online.server import Server
 
 __all__ = [
@@ -29,18 +33,28 @@ __all__ = [
     'Answer',
     'AsyncClient',
     'Claim',
+    'Compiled',
     'Client',
     'Consumer',
+    'Diverged',
     'EventStream',
+    'Explained',
+    'Explainer',
+    'Explanation',
     'FeatureCenter',
     'Fenced',
+    'IdRegister',
     'JsonFormatter',
+    'MacroEdges',
     'Overloaded',
+    'Program',
     'Ranked',
     'Ranker',
     'Ranking',
     'RedisCenter',
+    'RedisIdRegister',
     'RedisStream',
+    'Registered',
     'Replica',
     'RowLayout',
     'Scorer',
@@ -48,10 +62,13 @@ __all__ = [
     'Snapshot',
     'SnapshotRanker',
     'SqliteCenter',
+    'SqliteIdRegister',
     'SqliteStream',
     'check_events',
+    'checksum_of',
     'connect',
     'count_events',
+    'load_program',
     'swap',
     'write_snapshot',
 ]
@@ -59,6 +76,7 @@ __all__ = [
 _FILES = {
     'AsyncClient': 'client',
     'Client': 'client',
+    'Explanation': 'client',
     'Overloaded': 'client',
     'Ranking': 'client',
     'Server': 'server',

@@ -1,29 +1,40 @@
 r"""What asks a server, in a thread that waits or in an event loop."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
 
 from mag.checks import check_integers, check_numbers
 from mag.online.messages import MAX_MESSAGE, context_messages, id_message, ids_message
+from mag.online.ranker import MacroEdges
 from mag.online.ranking_pb2 import (
     DESCRIPTOR,
+    ExplainRequest,
+    ExplainResponse,
     RankRequest,
     RankResponse,
     RecordRequest,
     RecordResponse,
     SwapRequest,
     SwapResponse,
+    WhatIfRequest,
+    WhatIfResponse,
 )
 
 _T = TypeVar('_T', bound='Client')
 _S = TypeVar('_S', bound='AsyncClient')
-_RESPONSES: dict[str, Any] = {'Rank': RankResponse, 'Record': RecordResponse, 'Swap': SwapResponse}
+_RESPONSES: dict[str, Any] = {
+    'Rank': RankResponse,
+    'Explain': ExplainResponse,
+    'WhatIf': WhatIfResponse,
+    'Record': RecordResponse,
+    'Swap': SwapResponse,
+}
 _INTEGERS = range(-(2**63), 2**63)
 # Events in a message.
 _NUM_TOGETHER = 8192
@@ -68,6 +79,40 @@ class Ranking:
         return np.argsort(-self.probability, kind='stable')
 
 
+@dataclass(frozen=True)
+class Explanation:
+    r"""What a server answered, and what moves it.
+
+    Args:
+        ranking (Ranking): The probabilities of the items.
+        blocks (tuple[str, ...]): The names of the parts of what the model reads.
+        without (numpy.ndarray): How likely each item would be clicked without each block, float32
+            of shape :obj:`[N, len(blocks)]`.
+        user (MacroEdges): The clusters in which the user has the most clicked items.
+        items (tuple[MacroEdges, ...]): Those in which each item has the most users.
+    """
+
+    ranking: Ranking
+    blocks: tuple[str, ...]
+    without: np.ndarray
+    user: MacroEdges
+    items: tuple[MacroEdges, ...]
+
+    @property
+    def moved(self) -> np.ndarray:
+        r"""How much each block adds to each probability, float32 of shape
+        :obj:`[N, len(blocks)]`."""
+        return self.ranking.probability[:, None] - self.without
+
+
+class _Call(NamedTuple):
+    r"""What both clients ask, and what they make of the answer."""
+
+    method: str
+    request: Any
+    read: Callable[[Any], Any]
+
+
 class Client:
     r"""Asks a server, and waits for its answer. It may be used by several threads.
 
@@ -98,7 +143,7 @@ class Client:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
         else:
             self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
-        self._rank, self._record = _method(self._channel, 'Rank'), _method(self._channel, 'Record')
+        self._methods = {name: _method(self._channel, name) for name in _RESPONSES}
 
     def rank(
         self,
@@ -126,12 +171,53 @@ class Client:
             TypeError: If ids are neither integers nor texts, or a context neither text nor number.
             ValueError: If the server refuses the request.
         """
-        check_numbers('(0, inf)', timeout=timeout)
-        request = _rank_request(user, items, time, context)
-        try:
-            return _ranking(items, self._rank(request, timeout=timeout))
-        except grpc.RpcError as error:
-            raise _translated(error, self.address, timeout) from error
+        return self._ask(_rank(user, items, time, context), timeout)
+
+    def explain(
+        self,
+        user: Any,
+        items: Sequence[Any],
+        num_edges: int = 10,
+        time: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 10.0,
+    ) -> Explanation:
+        r"""How likely a user clicks each of some items, and what moves it.
+
+        Args and errors are those of :meth:`rank`.
+
+        Args:
+            num_edges (int, optional): How many macro edges of each node are told at most.
+                (default: :obj:`10`)
+
+        Raises:
+            NotImplementedError: If what scores there cannot tell.
+            ValueError: If the answer would be longer than a message may be.
+        """
+        return self._ask(_explain(user, items, num_edges, time, context), timeout)
+
+    def what_if(
+        self,
+        user: Any,
+        items: Sequence[Any],
+        clicked: Any,
+        time: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 1.0,
+    ) -> tuple[Ranking, Ranking]:
+        r"""How likely a user clicks each of some items as things are, and as they were after one
+        more click, which is recorded nowhere.
+
+        Args and errors are those of :meth:`rank`.
+
+        Args:
+            clicked (int or str): The raw id of the item that is clicked, one of :obj:`items` or
+                another.
+
+        Raises:
+            NotImplementedError: If what scores there cannot tell.
+        """
+        return self._ask(_what_if(user, items, clicked, time, context), timeout)
 
     def record(
         self,
@@ -162,10 +248,12 @@ class Client:
             ValueError: If lengths differ, an id is not known, events before :obj:`position` are
                 missing, or others are there.
         """
+        return self._ask(_record(users, items, times, clicked, position), timeout)
+
+    def _ask(self, call: _Call, timeout: float) -> Any:
         check_numbers('(0, inf)', timeout=timeout)
-        requests = _record_requests(users, items, times, clicked, position)
         try:
-            return self._record(iter(requests), timeout=timeout).end
+            return call.read(self._methods[call.method](call.request, timeout=timeout))
         except grpc.RpcError as error:
             raise _translated(error, self.address, timeout) from error
 
@@ -215,7 +303,7 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(address, _OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, _OPTIONS)
-        self._rank, self._record = _method(self._channel, 'Rank'), _method(self._channel, 'Record')
+        self._methods = {name: _method(self._channel, name) for name in _RESPONSES}
 
     async def rank(
         self,
@@ -226,12 +314,31 @@ class AsyncClient:
         timeout: float = 1.0,
     ) -> Ranking:
         r"""As :meth:`Client.rank`."""
-        check_numbers('(0, inf)', timeout=timeout)
-        request = _rank_request(user, items, time, context)
-        try:
-            return _ranking(items, await self._rank(request, timeout=timeout))
-        except grpc.RpcError as error:
-            raise _translated(error, self.address, timeout) from error
+        return await self._ask(_rank(user, items, time, context), timeout)
+
+    async def explain(
+        self,
+        user: Any,
+        items: Sequence[Any],
+        num_edges: int = 10,
+        time: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 10.0,
+    ) -> Explanation:
+        r"""As :meth:`Client.explain`."""
+        return await self._ask(_explain(user, items, num_edges, time, context), timeout)
+
+    async def what_if(
+        self,
+        user: Any,
+        items: Sequence[Any],
+        clicked: Any,
+        time: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 1.0,
+    ) -> tuple[Ranking, Ranking]:
+        r"""As :meth:`Client.what_if`."""
+        return await self._ask(_what_if(user, items, clicked, time, context), timeout)
 
     async def record(
         self,
@@ -243,10 +350,12 @@ class AsyncClient:
         timeout: float = 10.0,
     ) -> int:
         r"""As :meth:`Client.record`."""
+        return await self._ask(_record(users, items, times, clicked, position), timeout)
+
+    async def _ask(self, call: _Call, timeout: float) -> Any:
         check_numbers('(0, inf)', timeout=timeout)
-        requests = _record_requests(users, items, times, clicked, position)
         try:
-            return (await self._record(iter(requests), timeout=timeout)).end
+            return call.read(await self._methods[call.method](call.request, timeout=timeout))
         except grpc.RpcError as error:
             raise _translated(error, self.address, timeout) from error
 
@@ -334,6 +443,67 @@ def _rank_request(
     )
 
 
+def _rank(
+    user: Any, items: Sequence[Any], time: int | None, context: Mapping[str, Any] | None
+) -> _Call:
+    request = _rank_request(user, items, time, context)
+    return _Call('Rank', request, lambda response: _ranking(items, response))
+
+
+def _explain(
+    user: Any,
+    items: Sequence[Any],
+    num_edges: int,
+    time: int | None,
+    context: Mapping[str, Any] | None,
+) -> _Call:
+    check_integers(0, 2**31, num_edges=num_edges)
+    request = ExplainRequest(request=_rank_request(user, items, time, context), num_edges=num_edges)
+
+    def read(response: ExplainResponse) -> Explanation:
+        blocks = tuple(response.blocks)
+        shape = len(response.ranking.probabilities), len(blocks)
+        without = np.array(response.without, np.float32).reshape(shape)
+        of_items = tuple(map(_edges, response.items))
+        ranking = _ranking(items, response.ranking)
+        return Explanation(ranking, blocks, without, _edges(response.user), of_items)
+
+    return _Call('Explain', request, read)
+
+
+def _what_if(
+    user: Any,
+    items: Sequence[Any],
+    clicked: Any,
+    time: int | None,
+    context: Mapping[str, Any] | None,
+) -> _Call:
+    request = WhatIfRequest(
+        request=_rank_request(user, items, time, context), clicked=id_message('clicked', clicked)
+    )
+
+    def read(response: WhatIfResponse) -> tuple[Ranking, Ranking]:
+        return _ranking(items, response.before), _ranking(items, response.after)
+
+    return _Call('WhatIf', request, read)
+
+
+def _record(
+    users: Sequence[Any],
+    items: Sequence[Any],
+    times: Sequence[int],
+    clicked: Sequence[bool],
+    position: int | None,
+) -> _Call:
+    requests = _record_requests(users, items, times, clicked, position)
+    return _Call('Record', iter(requests), lambda response: response.end)
+
+
+def _edges(message: Any) -> MacroEdges:
+    columns = message.clusters, message.stock, message.live
+    return MacroEdges(*(np.array(column, np.int64) for column in columns))
+
+
 def _ranking(items: Sequence[Any], response: RankResponse) -> Ranking:
     probability = np.array(response.probabilities, np.float32)
     return Ranking(
@@ -396,4 +566,6 @@ def _translated(error: Any, address: str, timeout: float) -> Exception:
         return ConnectionError(f'The server at {address} cannot be reached, or ends: {sentence}')
     if status == codes.INVALID_ARGUMENT:
         return ValueError(sentence)
+    if status == codes.UNIMPLEMENTED:
+        return NotImplementedError(f'The server at {address} does not do that: {sentence}')
     return RuntimeError(f'The server at {address} failed with {status.name}: {sentence}')

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mag.checks import check_ids, check_integers, check_keys, check_tensor
 from mag.macro_graph.key_table import KeyTable
-from mag.online.event_stream import EventStream
+from mag.online.event_stream import Diverged, EventStream
+from mag.online.events import checksum_of
 from mag.online.feature_center import FeatureCenter
 from mag.online.node_rows import RowLayout, columns_of, count_events
+from mag.online.pair_runs import pack_pairs
 from mag.schema import NEIGHBOR_TYPE
 
 
@@ -102,11 +104,19 @@ class Consumer:
             limit (int, optional): How many at most. (default: :obj:`8192`)
 
         Raises:
+            Diverged: If the log has lost events that were counted, and got others.
             Fenced: If another has claimed the shard since.
             OverflowError: If a row would have had more events than 32 bits count.
             ValueError: If the log does not hold the events from :attr:`position` on.
         """
-        events = self.stream.read(self.position, limit)
+        try:
+            events = self.stream.read(self.position, limit, self._claim.checksum)
+        except Diverged as error:
+            raise Diverged(
+                f'{self.center!r} has rows of {self.position} events that are not all those of '
+                f'{self.stream!r}, which has lost some and got others, or is another one. They '
+                f'cannot be taken back: count the log anew in another centre.'
+            ) from error
         if len(events) == 0:
             return 0
         nodes = {node_type: events[node_type].astype(np.int64) for node_type in NEIGHBOR_TYPE}
@@ -132,7 +142,8 @@ class Consumer:
             column = columns[np.minimum(neighbor, len(columns) - 1)]
             count_events(rows, place, neighbor, column, clicked[own], is_new_pair[own])
             moved[node_type] = (touched, rows)
-        self._claim = self.center.commit(self._claim, self.position + len(events), moved, pairs)
+        end, checksum = self.position + len(events), checksum_of(events, self._claim.checksum)
+        self._claim = self.center.commit(self._claim, end, moved, pairs, checksum)
         for node_type, (_, rows) in moved.items():
             self._rows[node_type].put(places[node_type], rows)
         return len(events)
@@ -154,7 +165,7 @@ class Consumer:
     ) -> np.ndarray:
         r"""Of clicks, those that are the first of their pair."""
         node, neighbor = (nodes[name][clicks] for name in (node_type, NEIGHBOR_TYPE[node_type]))
-        _, first = np.unique(node << 32 | neighbor, return_index=True)
+        _, first = np.unique(pack_pairs(node, neighbor), return_index=True)
         is_there = self.center.has_pairs(node_type, node[first], neighbor[first])
         return clicks[first[~is_there]]
 

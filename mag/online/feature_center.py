@@ -9,6 +9,7 @@ import numpy as np
 
 from mag.checks import check_choice, check_integers
 from mag.online.node_rows import RowLayout
+from mag.online.pair_runs import pack_pairs
 from mag.schema import NEIGHBOR_TYPE
 
 _T = TypeVar('_T', bound='FeatureCenter')
@@ -29,11 +30,13 @@ class Claim(NamedTuple):
         epoch (str): What tells this claim from all others, also from those that a power cut has
             taken back.
         position (int): The position in the log that the rows of the shard are as of.
+        checksum (int): That of the events before it, by which who goes on knows the log.
     """
 
     shard: int
     epoch: str
     position: int
+    checksum: int = 0
 
 
 class FeatureCenter(ABC):
@@ -147,6 +150,7 @@ class FeatureCenter(ABC):
         position: int,
         rows: Mapping[str, tuple[np.ndarray, np.ndarray]],
         pairs: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+        checksum: int = 0,
     ) -> Claim:
         r"""Writes rows, pairs and the position that they are as of, all or nothing, and returns the
         claim as of there.
@@ -161,6 +165,8 @@ class FeatureCenter(ABC):
                 rows, each node once.
             pairs (Mapping[str, tuple[numpy.ndarray, numpy.ndarray]], optional): By node type, nodes
                 and the neighbors that they have a click with. (default: :obj:`None`)
+            checksum (int, optional): That of the events before the position, see
+                :func:`~mag.online.checksum_of`. (default: :obj:`0`, that of none)
 
         Raises:
             Fenced: If another has claimed the shard since, or its rows are as of another position.
@@ -169,6 +175,7 @@ class FeatureCenter(ABC):
             ValueError: If the position is before that of the claim.
         """
         check_integers(claim.position, 2**62, position=position)
+        check_integers(0, 2**32, checksum=checksum)
         packed = {}
         for node_type, (nodes, of_nodes) in rows.items():
             check_choice(NEIGHBOR_TYPE, **{'node type of rows': node_type})
@@ -188,8 +195,9 @@ class FeatureCenter(ABC):
         for node_type, (node, neighbor) in (pairs or {}).items():
             check_choice(NEIGHBOR_TYPE, **{'node type of pairs': node_type})
             packed_pairs[node_type] = _pack_pairs(node, neighbor)
-        self._commit(claim, position, packed, packed_pairs)
-        return claim._replace(position=position)
+        moved = claim._replace(position=position, checksum=checksum)
+        self._commit(claim, moved, packed, packed_pairs)
+        return moved
 
     @abstractmethod
     def positions(self) -> dict[int, int]:
@@ -205,7 +213,8 @@ class FeatureCenter(ABC):
 
     @abstractmethod
     def _claim(self, shard: int) -> Claim:
-        r"""Sets an epoch that there never was, and returns it with the position, at once."""
+        r"""Sets an epoch that there never was, and returns it, the position and the checksum, at
+        once."""
 
     @abstractmethod
     def _read(self, node_type: str, nodes: list[int]) -> list[bytes | None]:
@@ -219,12 +228,13 @@ class FeatureCenter(ABC):
     def _commit(
         self,
         claim: Claim,
-        position: int,
+        moved: Claim,
         rows: dict[str, tuple[list[int], list[bytes]]],
         pairs: dict[str, np.ndarray],
     ) -> None:
-        r"""Writes all of it, or raises :class:`Fenced` and writes nothing, unless epoch and
-        position are those of the claim until then."""
+        r"""Writes all of it, with the position and the checksum of :obj:`moved`, or raises
+        :class:`Fenced` and writes nothing, unless epoch and position are those of the claim until
+        then."""
 
     def _fenced(self, claim: Claim) -> Fenced:
         return Fenced(
@@ -254,7 +264,7 @@ def _pack_pairs(node: np.ndarray, neighbor: np.ndarray) -> np.ndarray:
             f'Pairs must have a neighbor for each node, but got {node.shape} nodes and '
             f'{neighbor.shape} neighbors.'
         )
-    return node.astype('<i8') << 32 | neighbor.astype('<i8')
+    return pack_pairs(node, neighbor)
 
 
 def _check_nodes(name: str, nodes: np.ndarray, first: int = 0) -> None:

@@ -1,6 +1,7 @@
 r"""What a server tells Prometheus."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,21 @@ _SECONDS = (
 )  # fmt: skip
 
 
+# Requests that a page tells the latency of.
+_NUM_LATENCIES = 1000
+
+
 class Metrics:
-    r"""What happens in one server, in a registry of its own."""
+    r"""What happens in one server, in a registry of its own.
+
+    Attributes:
+        last (Ranked or None): The last answer.
+        latencies (collections.deque): What the last rankings took, in seconds.
+    """
 
     def __init__(self) -> None:
+        self.last: Ranked | None = None
+        self.latencies: deque[float] = deque(maxlen=_NUM_LATENCIES)
         self.registry = CollectorRegistry()
         gauge = partial(Gauge, registry=self.registry)
         counter = partial(Counter, registry=self.registry)
@@ -35,16 +47,29 @@ class Metrics:
         self.in_flight = gauge('mag_in_flight', 'Rankings that wait or are scored.')
         self.shed = counter('mag_shed', 'Requests beyond what is taken at once.')
         self.recorded = counter('mag_recorded_events', 'Events that were appended.')
+        self.duplicates = counter('mag_duplicate_events', 'Events that the log had already.')
+        self.gaps = counter('mag_gaps', 'Events that were refused, as those before are missing.')
         self._position = gauge('mag_log_position', 'The position in the log of the last answer.')
         self._lag = gauge('mag_lag_events', 'Events after that position.')
         self._lag_seconds = gauge('mag_lag_seconds', 'How long the first of them has been there.')
         self._degraded = counter(
             'mag_degraded', 'Answers that could be better, by reason.', ['reason']
         )
-        self.unknown_ids = counter('mag_unknown_ids', 'Ids of requests that nothing is known of.')
+        self.unknown_ids = counter(
+            'mag_unknown_ids', 'Ids of requests that the snapshot does not have.'
+        )
+        self.new_ids = counter('mag_new_ids', 'Ids that were given a number.')
+        self._hop_2_events = gauge(
+            'mag_hop_2_age_events',
+            'Events after the snapshot, which hop 2 of items has of their own clicks alone.',
+        )
+        self._hop_2_age = gauge('mag_hop_2_age_seconds', 'Of how many seconds these events are.')
+        self._hop_2_own = counter(
+            'mag_hop_2_own_clicks', 'Answers to users with too many items for an exact hop 2.'
+        )
         # Unlike 0, nothing is known of them yet.
-        self._lag.set(float('nan'))
-        self._lag_seconds.set(float('nan'))
+        for unknown in (self._lag, self._lag_seconds, self._hop_2_events, self._hop_2_age):
+            _tell(unknown, None)
         self._snapshot_time = float('nan')
         age = gauge('mag_snapshot_age_seconds', 'How old the last event of the snapshot is.')
         age.set_function(lambda: time.time() - self._snapshot_time)
@@ -62,12 +87,21 @@ class Metrics:
 
     def answered(self, answer: Ranked) -> None:
         r"""Counts what an answer tells."""
+        self.last = answer
         self._position.set(answer.position)
         self.unknown_ids.inc(answer.num_unknown)
         for reason in answer.degraded:
             self._degraded.labels(reason).inc()
-        # What is not known any more is not what it was.
-        self._lag.set(float('nan') if answer.lag is None else answer.lag)
-        self._lag_seconds.set(float('nan') if answer.lag_seconds is None else answer.lag_seconds)
+        _tell(self._lag, answer.lag)
+        _tell(self._lag_seconds, answer.lag_seconds)
+        _tell(self._hop_2_events, answer.hop_2_events)
+        _tell(self._hop_2_age, answer.hop_2_age)
+        if answer.has_exact_hop_2 is False:
+            self._hop_2_own.inc()
         if answer.snapshot_time is not None:
             self._snapshot_time = answer.snapshot_time
+
+
+def _tell(gauge: Gauge, value: float | None) -> None:
+    # What is not known any more is not what it was.
+    gauge.set(float('nan') if value is None else value)

@@ -21,10 +21,16 @@ class Ranked:
             (default: :obj:`0`)
         lag (int, optional): How many events of the log come after :obj:`position`, where that is
             known. (default: :obj:`None`)
-        lag_seconds (float, optional): For how long the first of them has been there, in seconds.
-            (default: :obj:`None`)
+        lag_seconds (float, optional): For how long the first of them has been there, in seconds,
+            as far as is known. (default: :obj:`None`)
         snapshot_time (float, optional): The time of the last event that the snapshot was made of,
             in seconds since 1970. (default: :obj:`None`)
+        hop_2_events (int, optional): Of a model that reads hop 2, how many events before
+            :obj:`position` have moved that of items by their own clicks alone: those after the
+            snapshot. (default: :obj:`None`)
+        hop_2_age (float, optional): Of how many seconds these events are. (default: :obj:`None`)
+        has_exact_hop_2 (bool, optional): Whether hop 2 of the user is as of :obj:`position`, or,
+            as it has too many items, such as that of an item. (default: :obj:`None`)
     """
 
     probability: np.ndarray
@@ -35,6 +41,9 @@ class Ranked:
     lag: int | None = None
     lag_seconds: float | None = None
     snapshot_time: float | None = None
+    hop_2_events: int | None = None
+    hop_2_age: float | None = None
+    has_exact_hop_2: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,22 @@ class Explained:
     without: np.ndarray
     user: MacroEdges
     items: tuple[MacroEdges, ...]
+
+
+@dataclass(frozen=True)
+class Offers:
+    r"""What a page offers to be asked.
+
+    Args:
+        users (Sequence[int or str]): Raw ids, those with the most clicks first.
+        items (Sequence[int or str]): Likewise.
+        contexts (Mapping[str, Sequence[int or str]]): Of each context that a request must tell,
+            some of its values.
+    """
+
+    users: Sequence[int | str]
+    items: Sequence[int | str]
+    contexts: Mapping[str, Sequence[int | str]]
 
 
 class Ranker(Protocol):
@@ -133,4 +158,11 @@ class Explainer(Ranker, Protocol):
 
         Args:
             clicked (int or str): The raw id of the item that is clicked.
+        """
+
+    def offers(self, number: int) -> Offers:
+        r"""What a page offers to be asked.
+
+        Args:
+            number (int): How many values of a kind at most.
         """

@@ -79,9 +79,14 @@ class RedisCenter(FeatureCenter):
             pipeline.sadd(f'{self.name}:shards', shard)
             pipeline.hset(key, 'epoch', epoch)
             pipeline.hsetnx(key, 'position', 0)
-            pipeline.hget(key, 'position')
-            position = int(pipeline.execute()[-1])
-        return Claim(shard, epoch, position)
+            pipeline.hmget(key, 'position', 'checksum')
+            position, checksum = pipeline.execute()[-1]
+        if checksum is None and int(position) > 0:
+            raise ValueError(
+                f'{self!r} has rows of an earlier mag, which kept no checksum of the log: count it '
+                f'anew in another centre.'
+            )
+        return Claim(shard, epoch, int(position), int(checksum or 0))
 
     def _read(self, node_type: str, nodes: list[int]) -> list[bytes | None]:
         found: Any = self.client.mget(self._of_rows(node_type, nodes))
@@ -100,7 +105,7 @@ class RedisCenter(FeatureCenter):
     def _commit(
         self,
         claim: Claim,
-        position: int,
+        moved: Claim,
         rows: dict[str, tuple[list[int], list[bytes]]],
         pairs: dict[str, np.ndarray],
     ) -> None:
@@ -123,7 +128,7 @@ class RedisCenter(FeatureCenter):
                     pipeline.sadd(
                         self._of_pairs(node_type), *members[start : start + _NUM_TOGETHER]
                     )
-            pipeline.hset(key, 'position', position)
+            pipeline.hset(key, mapping={'position': moved.position, 'checksum': moved.checksum})
             try:
                 pipeline.execute()
             except WatchError as error:

@@ -1,11 +1,14 @@
 r"""Connections to Redis."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mag.checks import check_numbers
 
 if TYPE_CHECKING:
     from redis import Redis
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def connect(
@@ -17,6 +20,7 @@ def connect(
     **options: Any,
 ) -> 'Redis':
     r"""A client of a Redis server that neither repeats a command by itself nor waits without end.
+    One that keeps no append-only file is warned of in the log of :mod:`mag.online.redis_client`.
 
     A command that was sent and got no answer may have been done. What mag sends can be sent again,
     by who knows what it was: a client that did so unseen would hide that the server was started
@@ -76,12 +80,21 @@ def connect(
         given = {'ssl_check_hostname': True, **given}
     client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, **given)
     policy = client.info('memory').get('maxmemory_policy')
+    place = client.connection_pool.connection_kwargs
+    where = place.get('path', place.get('host'))
     if policy != 'noeviction':
         client.close()
-        where = client.connection_pool.connection_kwargs
         raise ValueError(
-            f'The Redis server at {where.get("path", where.get("host"))!r} must keep what it '
-            f'holds, but its maxmemory-policy is {policy!r}: set it to noeviction, so that it '
-            f'refuses to write when its memory is full.'
+            f'The Redis server at {where!r} must keep what it holds, but its maxmemory-policy is '
+            f'{policy!r}: set it to noeviction, so that it refuses to write when its memory is '
+            f'full.'
+        )
+    kept = client.info('persistence')
+    # While it reads its files, it says that it keeps none.
+    if not kept.get('aof_enabled') and not kept.get('loading'):
+        _LOGGER.warning(
+            'The Redis server at %r loses all since its last dump when it ends: set appendonly to '
+            'yes, so that what was answered is kept.',
+            where,
         )
     return client

@@ -2,6 +2,7 @@ r"""The server that ranks and records."""
 
 import asyncio
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -10,7 +11,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,27 +23,38 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
 from mag.checks import check_booleans, check_integers, check_numbers
+from mag.online.answers import explain_response, rank_response, what_if_response
 from mag.online.event_stream import EventStream
 from mag.online.events import EVENT
+from mag.online.id_register import IdRegister
 from mag.online.messages import MAX_MESSAGE, decoded, read_context, read_id, read_ids
 from mag.online.metrics import Metrics
-from mag.online.ranker import Ranker
+from mag.online.ranker import Explained, Offers, Ranked, Ranker
 from mag.online.ranking_pb2 import (
     DESCRIPTOR,
+    ExplainRequest,
     RankRequest,
-    RankResponse,
     RecordRequest,
     RecordResponse,
     SwapRequest,
     SwapResponse,
+    WhatIfRequest,
 )
 
 _LOGGER = logging.getLogger(__name__)
+# What each method asks a ranker, and how its answer is said.
+_ASKED: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
+    'Rank': ('rank', rank_response),
+    'Explain': ('explain', explain_response),
+    'WhatIf': ('what_if', what_if_response),
+}
 _RANKING, _ADMIN = (DESCRIPTOR.services_by_name[name].full_name for name in ('Ranking', 'Admin'))
 # Each waits for its next events most of the time.
 _MAX_RECORDING = 64
 # Events that one message appends.
 _MAX_EVENTS = 65_536
+# Users, items and values of a context that the page offers.
+_NUM_OFFERS = 50
 # Requests that a ranker answers before it serves.
 _NUM_WARM = 8
 # Headers, in which a status travels with three bytes for one, end at 8 KiB.
@@ -100,8 +114,8 @@ class _Health(health_pb2_grpc.HealthServicer):
 
 
 class Server:
-    r"""Serves the services of :obj:`mag/online/ranking.proto` by gRPC: ranks items, records events,
-    and swaps what scores them, with no request that fails for it.
+    r"""Serves the services of :obj:`mag/online/ranking.proto` by gRPC: ranks items, explains how,
+    records events, and swaps what scores them, with no request that fails for it.
 
     .. code-block:: python
 
@@ -122,8 +136,9 @@ class Server:
     or refused.
 
     Args:
-        ranker (Ranker): What scores, from several threads at once. It is closed with the server, or
-            after it was swapped.
+        ranker (Ranker): What scores, from several threads at once; of one that is an
+            :class:`~mag.online.Explainer`, :obj:`Explain` and :obj:`WhatIf` are served, too.
+            It is closed with the server, or after it was swapped.
         host (str, optional): The address that it listens at. (default: :obj:`"127.0.0.1"`)
         port (int, optional): The port, or :obj:`0` for one that is free. (default: :obj:`50051`)
         certificate (str or os.PathLike, optional): A file of PEM with the certificate of the host
@@ -141,14 +156,20 @@ class Server:
         nodes (Callable[[str, Sequence], numpy.ndarray], optional): The nodes of raw ids of
             :obj:`"user"` or :obj:`"item"`, int64, :obj:`-1` for those it does not know.
             (default: :obj:`None`)
+        open_register (Callable[[], IdRegister], optional): Opens what gives ids that
+            :obj:`nodes` does not know a number, in the same thread. Without one, :obj:`Record`
+            refuses them. (default: :obj:`None`)
         metrics_port (int, optional): Where Prometheus finds metrics, at the same address.
             (default: :obj:`None`)
+        page_port (int, optional): Where a browser finds a page that shows rankings and what moves
+            them, at the same address. (default: :obj:`None`)
         max_items (int, optional): How many items a request may have. (default: :obj:`2000`)
         max_in_flight (int, optional): How many requests are taken at once. (default: two a core)
         reflection (bool, optional): Whether it tells its services to tools that ask.
             (default: :obj:`False`)
 
     Raises:
+        ModuleNotFoundError: If there is to be a page, and what serves it is not installed.
         OSError: If a file cannot be read.
         ValueError: If others can see the connection and it is not encrypted, files are no
             certificate and its key, or one argument lacks another.
@@ -167,7 +188,9 @@ class Server:
         admin_port: int | None = None,
         open_stream: Callable[[], EventStream] | None = None,
         nodes: Callable[[str, Sequence[Any]], np.ndarray] | None = None,
+        open_register: Callable[[], IdRegister] | None = None,
         metrics_port: int | None = None,
+        page_port: int | None = None,
         max_items: int = 2000,
         max_in_flight: int | None = None,
         reflection: bool = False,
@@ -175,11 +198,14 @@ class Server:
         _check_together(certificate=certificate, key=key)
         _check_together(load=load, admin_port=admin_port)
         _check_together(open_stream=open_stream, nodes=nodes)
+        if open_register is not None and open_stream is None:
+            raise ValueError("'open_register' must come with 'open_stream', which was not given.")
         num_cores = len(os.sched_getaffinity(0))
         max_in_flight = 2 * num_cores if max_in_flight is None else max_in_flight
         check_integers(1, max_items=max_items, max_in_flight=max_in_flight)
         for name, value in (
             ('port', port), ('admin_port', admin_port), ('metrics_port', metrics_port),
+            ('page_port', page_port),
         ):  # fmt: skip
             if value is not None:
                 check_integers(0, 2**16, **{name: value})
@@ -189,8 +215,8 @@ class Server:
                 f"'host' must be of this machine alone, such as '127.0.0.1', or come with "
                 f"'certificate' and 'key', but got {host!r}: others could read what it answers."
             )
-        self.host, self.port, self.admin_port, self.metrics_port = (
-            host, port, admin_port, metrics_port,
+        self.host, self.port, self.admin_port, self.metrics_port, self.page_port = (
+            host, port, admin_port, metrics_port, page_port,
         )  # fmt: skip
         self.max_items, self.max_in_flight, self.reflection = max_items, max_in_flight, reflection
         self._files = None if certificate is None or key is None else (certificate, key)
@@ -208,8 +234,14 @@ class Server:
         self._recorder = ThreadPoolExecutor(1, 'mag-record')
         self._loader = ThreadPoolExecutor(1, 'mag-load')
         self._stream: EventStream | None = None
+        self._open_register = open_register
+        self._register: IdRegister | None = None
         self._servers: list[grpc.aio.Server] = []
         self._exporter: Any = None
+        self._has_begun = False
+        self._page: Any = None
+        if page_port is not None:
+            _page_module()
         self.metrics = Metrics()
 
     async def start(self) -> None:
@@ -217,17 +249,25 @@ class Server:
 
         Raises:
             OSError: If a port is taken.
+            RuntimeError: If it was started or stopped before.
         """
-        self._loop = asyncio.get_running_loop()
-        self._swapping = asyncio.Lock()
-        self._draining = self._loop.create_future()
+        if self._has_begun:
+            raise RuntimeError('The server was started or stopped before: make another one.')
+        self._begin()
         try:
             if self._open_stream is not None:
                 self._stream = await self._loop.run_in_executor(self._recorder, self._open_stream)
+            if self._open_register is not None:
+                self._register = await self._loop.run_in_executor(
+                    self._recorder, self._open_register
+                )
             server = self._add_server(
                 _RANKING,
                 {
-                    'Rank': grpc.unary_unary_rpc_method_handler(partial(self._answer, 'Rank')),
+                    **{
+                        name: grpc.unary_unary_rpc_method_handler(partial(self._answer, name))
+                        for name in _ASKED
+                    },
                     'Record': grpc.stream_unary_rpc_method_handler(partial(self._answer, 'Record')),
                 },
             )
@@ -253,8 +293,20 @@ class Server:
                     client_auth_required=self._client_authority is not None,
                 )
                 self.metrics_port = self._exporter.server_port
+            if self.page_port is not None:
+                module = _page_module()
+                self._page = module.PageServer(
+                    module.make_page(self._answer, self._state, self.host, self._files is not None),
+                    self.host,
+                    self.page_port,
+                    *map(_path, self._files or (None, None)),
+                    _path(self._client_authority),
+                )
+                self.page_port = self._page.port
             for started in self._servers:
                 await started.start()
+            if self._page is not None:
+                self._page.start()
         except BaseException:
             await self.stop(0)
             raise
@@ -267,14 +319,23 @@ class Server:
                 (default: :obj:`10.0`)
         """
         check_numbers('[0, inf)', grace=grace)
+        if not self._has_begun:
+            self._begin()
         if self._draining.done():
             return
         self._draining.set_result(None)
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        pages = [] if self._page is None else [self._page]
+        await asyncio.gather(*(server.stop(grace) for server in [*self._servers, *pages]))
         self._servers = []
         await asyncio.to_thread(self._scorers.shutdown, cancel_futures=True)
         async with self._swapping:
             await asyncio.to_thread(self._close)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._loop = asyncio.get_running_loop()
+        self._swapping = asyncio.Lock()
+        self._draining = self._loop.create_future()
 
     def run(self, grace: float = 10.0, started: Callable[[], None] | None = None) -> None:
         r"""Serves until the process is told to end by :obj:`SIGTERM` or :obj:`SIGINT`, and answers
@@ -310,6 +371,8 @@ class Server:
             self._exporter.server_close()
         # Last: a log tells here of what it could not keep.
         try:
+            if (register := self._register) is not None:
+                self._recorder.submit(register.close).result()
             if (stream := self._stream) is not None:
                 self._recorder.submit(stream.close).result()
         finally:
@@ -334,8 +397,11 @@ class Server:
         that the server has failed."""
         begun = time.perf_counter()
         answers: dict[str, Callable[[Any, Any], Awaitable[bytes]]] = {
-            'Rank': self._rank, 'Record': self._record, 'Swap': self._swap,
-        }  # fmt: skip
+            **{name: partial(self._ask, name) for name in _ASKED},
+            'Record': self._record,
+            'Swap': self._swap,
+            'Offers': self._offers,
+        }
         status, sentence = grpc.StatusCode.OK, ''
         try:
             return await answers[method](request, context)
@@ -353,6 +419,8 @@ class Server:
             sentence = 'The server failed to answer; its log says why.'
         finally:
             self.metrics.requests.labels(method, status.name).inc()
+            if status == grpc.StatusCode.OK and method in _ASKED:
+                self.metrics.latencies.append(time.perf_counter() - begun)
             if _LOGGER.isEnabledFor(logging.DEBUG):
                 facts = {'method': method, 'status': status.name, 'peer': context.peer()}
                 facts['seconds'] = round(time.perf_counter() - begun, 6)
@@ -360,7 +428,7 @@ class Server:
         short = sentence.encode()[:_MAX_SENTENCE].decode(errors='ignore')
         return await context.abort(status, short)
 
-    async def _rank(self, request: bytes, context: Any) -> bytes:
+    async def _ask(self, method: str, request: bytes, context: Any) -> bytes:
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
         if self._num_in_flight >= self.max_in_flight:
@@ -371,13 +439,18 @@ class Server:
                 f'another one, or later.',
             )
         with self.metrics.stage('parse'):
-            question = self._question(request)
+            question, more = self._question(method, request)
         serving = self._serving
+        if (ask := getattr(serving.ranker, _ASKED[method][0], None)) is None:
+            raise _Refused(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f'What scores here answers Rank, but no {method}: ask another server.',
+            )
         serving.num_pinned += 1
         self._num_in_flight += 1
         self.metrics.in_flight.set(self._num_in_flight)
         job = self._scorers.submit(
-            self._score, serving.ranker, question, deadline, time.perf_counter()
+            self._score, method, ask, question, more, deadline, time.perf_counter()
         )
         # When its thread has ended, which who asked may not wait for.
         job.add_done_callback(partial(self._in_loop, self._release, serving))
@@ -385,17 +458,34 @@ class Server:
         self._warm.append(question)
         return response
 
-    def _question(self, request: bytes) -> _Question:
-        message = decoded(RankRequest, request)
-        return _Question(
+    def _question(self, method: str, request: bytes) -> tuple[_Question, tuple[Any, ...]]:
+        r"""What all methods ask, and what this one does more."""
+        more: tuple[Any, ...] = ()
+        if method == 'Rank':
+            message = decoded(RankRequest, request)
+        elif method == 'Explain':
+            explain = decoded(ExplainRequest, request)
+            check_integers(0, num_edges=explain.num_edges)
+            message, more = explain.request, (explain.num_edges,)
+        else:
+            what_if = decoded(WhatIfRequest, request)
+            message, more = what_if.request, (read_id('clicked', what_if.clicked),)
+        question = _Question(
             read_id('user', message.user),
             read_ids('items', message.items, self.max_items),
             message.time if message.HasField('time') else int(time.time()),
             read_context(message.context),
         )
+        return question, more
 
     def _score(
-        self, ranker: Ranker, question: _Question, deadline: float | None, submitted: float
+        self,
+        method: str,
+        ask: Callable[..., Any],
+        question: _Question,
+        more: tuple[Any, ...],
+        deadline: float | None,
+        submitted: float,
     ) -> bytes:
         self.metrics.took('wait', time.perf_counter() - submitted)
         if deadline is not None and time.monotonic() >= deadline:
@@ -404,22 +494,36 @@ class Server:
             )
         # What may be switched off is so for each thread.
         with self.metrics.stage('score'), torch.inference_mode():
-            answer = ranker.rank(*question)
+            answer = ask(*question, *more)
         with self.metrics.stage('serialise'):
-            probability = np.asarray(answer.probability, np.float32)
-            if probability.shape != (len(question.items),) or not np.isfinite(probability).all():
-                raise RuntimeError(
-                    f'{ranker!r} must answer with {len(question.items)} finite numbers, but '
-                    f'answered with {probability}.'
-                )
-            response = RankResponse(
-                probabilities=probability.tolist(),
-                position=answer.position,
-                snapshot=answer.snapshot,
-                degraded=answer.degraded,
-            ).SerializeToString()
-        self.metrics.answered(answer)
+            _, respond = _ASKED[method]
+            response = respond(answer, len(question.items)).SerializeToString()
+        self.metrics.answered(_ranked(answer))
         return response
+
+    async def _offers(self, request: bytes, context: Any) -> bytes:
+        r"""What the page offers, as JSON."""
+        if (offer := getattr(self._serving.ranker, 'offers', None)) is None:
+            return json.dumps(asdict(Offers((), (), {}))).encode()
+        offers = await self._loop.run_in_executor(self._scorers, offer, _NUM_OFFERS)
+        return json.dumps(asdict(offers)).encode()
+
+    def _state(self) -> dict[str, Any]:
+        r"""What the page tells of the last answer and of the last requests."""
+        answer, latencies = self.metrics.last, self.metrics.latencies
+        p50, p99 = np.quantile(latencies, (0.5, 0.99)).tolist() if latencies else (None, None)
+        facts = {
+            name: getattr(answer, name, None)
+            for name in ('snapshot', 'position', 'lag', 'lag_seconds')
+        }
+        return facts | {
+            'degraded': [] if answer is None else list(answer.degraded),
+            'p50': p50,
+            'p99': p99,
+            'in_flight': self._num_in_flight,
+            'max_in_flight': self.max_in_flight,
+            'records': self._stream is not None,
+        }
 
     def _in_loop(self, call: Callable[..., None], *arguments: Any) -> None:
         # A loop that has ended has nobody who waits.
@@ -513,21 +617,28 @@ class Server:
         r"""Appends the events of a message, and returns the end of the log and, where the producer
         says positions, that of its next event."""
         message = decoded(RecordRequest, request)
-        events = self._events(message)
         if message.HasField('position'):
             position = message.position
         try:
-            end = stream.append(events, stream.end if position is None else position)
+            # First: an id without events is nobody's loss, an event without ids is.
+            events = self._events(message)
+            before = stream.end
+            first = before if position is None else position
+            if first > before:
+                self.metrics.gaps.inc()
+            end = stream.append(events, first)
         except ValueError:
             raise
         except Exception as error:
-            _LOGGER.exception('failed to append', extra={'num_events': len(events)})
+            _LOGGER.exception('failed to append', extra={'num_events': len(message.times)})
             raise _Refused(
                 grpc.StatusCode.UNAVAILABLE,
                 f'The log takes no events now, and some of these may be there: go on from its end. '
                 f'{error}',
             ) from error
-        self.metrics.recorded.inc(len(events))
+        num_there = min(max(before - first, 0), len(events))
+        self.metrics.duplicates.inc(num_there)
+        self.metrics.recorded.inc(len(events) - num_there)
         return end, None if position is None else position + len(events)
 
     def _end_of(self, stream: EventStream) -> int:
@@ -551,6 +662,9 @@ class Server:
                 f'have {lengths[0]}, {lengths[1]}, {lengths[2]} and {lengths[3]}.'
             )
         events = np.empty(lengths[0], EVENT)
+        events['time'] = message.times
+        events['clicked'] = message.clicked
+        unknown = {}
         for node_type, ids in raw.items():
             try:
                 nodes = self._nodes(node_type, ids)  # type: ignore[misc]
@@ -560,14 +674,38 @@ class Server:
             if is_unknown.any():
                 self.metrics.unknown_ids.inc(int(is_unknown.sum()))
                 row = int(is_unknown.argmax())
-                raise ValueError(
-                    f"'{node_type}s' must be known, but {int(is_unknown.sum())} of {len(ids)} are "
-                    f'not, such as {ids[row]!r} in row {row}.'
-                )
+                if self._register is None:
+                    raise ValueError(
+                        f"'{node_type}s' must be known, but {int(is_unknown.sum())} of {len(ids)} "
+                        f'are not, such as {ids[row]!r} in row {row}.'
+                    )
+                unknown[node_type] = is_unknown
             events[node_type] = nodes
-        events['time'] = message.times
-        events['clicked'] = message.clicked
+        if unknown and self._register is not None:
+            given = self._register.add(
+                {node: np.array(raw[node], object)[rows].tolist() for node, rows in unknown.items()}
+            )
+            for node_type, rows in unknown.items():
+                events[node_type][rows] = given.numbers[node_type]
+            self.metrics.new_ids.inc(given.num_new)
         return events
+
+
+def _page_module() -> Any:
+    try:
+        return import_module('mag.online.page')
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'Server(page_port=...) needs {error.name}, which is not installed: pip install '
+            f"'pyg-mag[page]'."
+        ) from error
+
+
+def _ranked(answer: Any) -> Ranked:
+    r"""The scores of an answer, as things are."""
+    if isinstance(answer, tuple):
+        return answer[0]
+    return answer.ranked if isinstance(answer, Explained) else answer
 
 
 def _close_ranker(ranker: Ranker) -> None:

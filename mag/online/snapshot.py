@@ -6,7 +6,7 @@ import os.path as osp
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,15 +17,22 @@ from mag.checks import check_integers, check_keys
 from mag.folder import Folder
 from mag.id_map import IdMap
 from mag.online.node_rows import RowLayout, columns_of
+from mag.online.pair_runs import spans
 from mag.schema import NEIGHBOR_TYPE
+
+if TYPE_CHECKING:
+    from mag.online.program import Compiled, Program
 
 _FORMAT = 'mag.snapshot'
 #: Raised by one whenever a folder holds something else.
-_VERSION = 1
+_VERSION = 2
 _FACTS = (
-    'format', 'version', 'mag', 'torch', 'model', 'position', 'time', 'num_recent', 'num_clusters',
-    'num_nodes', 'num_pairs', 'hops', 'id_maps', 'attributes', 'contexts', 'sizes',
+    'format', 'version', 'mag', 'torch', 'model', 'batch', 'position', 'log_checksum', 'time',
+    'num_recent', 'num_clusters', 'num_nodes', 'num_pairs', 'resolutions', 'hops', 'id_maps',
+    'attributes', 'contexts', 'program', 'compiled', 'shares_without_cluster', 'sizes',
 )  # fmt: skip
+# What the models of mag read that snapshots are made of.
+_READS = {'count_net': 'ExposureBatch', 'macgnn': 'PairBatch'}
 
 
 class _Folder(Folder):
@@ -113,29 +120,45 @@ class Snapshot:
                                            :obj:`start[u + 1]`
     :obj:`attribute_<type>_<name>.npy`     the categorical attributes of nodes
     :obj:`model.safetensors`               the weights
+    :obj:`program.pt2`                     where asked for, the :class:`Program` of the model, which
+                                           takes these weights
+    :obj:`compiled.pt2`                    where asked for, its native code, which
+                                           :func:`load_program` runs if it is trusted
     ====================================== =======================================================
 
     Exposures and clicks, in rows and cells, were counted by the clusters that neighbors had when
-    they happened, as :class:`~mag.transforms.TargetCounts` counts them; pairs, by the clusters that
-    they have now, as :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code.
+    they happened, as :class:`~mag.transforms.TargetCounts` counts them, or in a snapshot of a store
+    by those that they have now; pairs, by the clusters that they have now, as
+    :class:`~mag.transforms.MacroCoarsen` does. Nothing that is read can run code, but
+    :obj:`compiled.pt2`, which is read only where its hash is told.
 
     Attributes:
         path (str): The folder.
         manifest (dict[str, Any]): What :obj:`manifest.json` says.
         model (str): The name of the model.
+        batch (str): The name of the class of the batches that it reads.
         position (int): The position in the log that all is as of.
+        checksum (int): That of the events before it, see :func:`~mag.online.checksum_of`.
         time (int): The time of the last event before it.
         layout (RowLayout): How rows are packed.
         num_nodes (dict[str, int]): How many users and items there are.
+        resolutions (dict[str, list[str]]): What their clusters are named at each resolution.
+        shares_without_cluster (bool): Whether the model reads of a node that is in no cluster the
+            counts of all that are in none, as in a log in memory; if not, it reads 0, as in a
+            store.
     """
 
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
         self.model: str = manifest['model']
+        self.batch: str = manifest['batch']
         self.position: int = manifest['position']
+        self.checksum: int = manifest['log_checksum']
         self.time: int = manifest['time']
         self.layout = RowLayout(manifest['num_recent'], manifest['num_clusters'])
         self.num_nodes: dict[str, int] = manifest['num_nodes']
+        self.resolutions: dict[str, list[str]] = manifest['resolutions']
+        self.shares_without_cluster: bool = manifest['shares_without_cluster']
         folder = _Folder(path)
 
         def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
@@ -197,6 +220,15 @@ class Snapshot:
                 pass
         return self
 
+    def read(self, name: str) -> bytes:
+        r"""The content of a file.
+
+        Raises:
+            ValueError: If it is missing or another than the one that was written.
+        """
+        with _Folder(self.path).opening(self.manifest, name) as path, open(path, 'rb') as file:
+            return file.read()
+
     @cached_property
     def id_maps(self) -> dict[str, IdMap]:
         r"""The ids of users and items, and the names of the values of attributes."""
@@ -229,10 +261,8 @@ class Snapshot:
             user (numpy.ndarray): Users, which need not be here, int64, shape :obj:`[B]`.
             item (numpy.ndarray): An item for each.
         """
-        is_here = user < self.num_nodes['user']
-        at = np.where(is_here, user, 0)
-        low, high = self._pair_start[at], self._pair_start[at + 1]
-        end = high = np.where(is_here, high, low)
+        low, high = self._pairs_of(user)
+        end = high
         # All are looked for at once, each in the items of its own user.
         while (low < high).any():
             middle = (low + high) // 2
@@ -244,6 +274,23 @@ class Snapshot:
         found[found] = self._pair_item[low[found]] == item[found]
         return cast(np.ndarray, found)
 
+    def items_of(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""The items that users have clicked, each once: the place of its user for each, and the
+        item, int64, shape :obj:`[P]` each.
+
+        Args:
+            user (numpy.ndarray): Users, which need not be here, int64, shape :obj:`[B]`.
+        """
+        owner, place = spans(*self._pairs_of(user))
+        return owner, self._pair_item[place].astype(np.int64)
+
+    def _pairs_of(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""From where to where the pairs of users are."""
+        is_here = (user >= 0) & (user < self.num_nodes['user'])
+        # Where nobody is here, a span of no pairs.
+        low = self._pair_start[np.where(is_here, user, -1)]
+        return low, self._pair_start[np.where(is_here, user + 1, -1)]
+
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r}, position={self.position})'
 
@@ -253,8 +300,10 @@ def write_snapshot(
     *,
     model: str,
     position: int,
+    checksum: int,
     time: int,
     layout: RowLayout,
+    resolutions: Mapping[str, Sequence[str]],
     clusters: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     hop_2: Mapping[str, np.ndarray],
@@ -264,15 +313,20 @@ def write_snapshot(
     attributes: Mapping[str, Mapping[str, np.ndarray]],
     contexts: Sequence[str],
     weights: Mapping[str, Tensor],
+    program: 'Program | None' = None,
+    compiled: 'Compiled | None' = None,
+    shares_without_cluster: bool = True,
 ) -> str:
     r"""Writes a :class:`Snapshot`, under a temporary name that is changed at the end.
 
     Args:
         root: The folder that gets one named by its content.
-        model: The name of the model.
+        model: The name of the model, any where there is a program.
         position: The position that all is as of.
+        checksum: That of the events before it, see :func:`~mag.online.checksum_of`.
         time: The time of the last event before it.
         layout: How rows are packed.
+        resolutions: As :attr:`Snapshot.resolutions`.
         clusters: As :attr:`Snapshot.clusters`.
         rows: As :attr:`Snapshot.rows`.
         hop_2: As :attr:`Snapshot.hop_2`, empty if the model does not read it.
@@ -283,18 +337,34 @@ def write_snapshot(
         attributes: The categorical attributes of nodes, by node type and name.
         contexts: The names of those of exposures.
         weights: The weights of the model.
+        program: The program that takes them. (default: :obj:`None`)
+        compiled: Its native code. (default: :obj:`None`)
+        shares_without_cluster: As :attr:`Snapshot.shares_without_cluster`.
 
     Returns:
         The path of the snapshot.
 
     Raises:
         OSError: If the disk is full; it tells where.
+        ValueError: If nothing says what the model reads, or the program takes other weights, is
+            lacking, or is not the one that was compiled.
     """
     # Here, because nothing else online needs it.
     from safetensors.torch import save_file
 
     check_integers(0, position=position)
     check_keys(('user', 'item'), clusters=clusters, rows=rows, attributes=attributes)
+    if program is None and model not in _READS:
+        raise ValueError(
+            f'A snapshot of {model!r} needs a program: pass program=Program.export(model, batch), '
+            f'or take {" or ".join(_READS)}.'
+        )
+    if program is not None and set(program.facts['weights']) != set(weights):
+        raise ValueError(f"'weights' must be those that the program of {model!r} takes.")
+    if compiled is not None and (
+        program is None or compiled.facts['program'] != program.fingerprint
+    ):
+        raise ValueError(f"'compiled' must be made of the program of {model!r} that is passed.")
     num_nodes = {node: len(of_node) for node, of_node in rows.items()}
     sizes = np.bincount(pairs[0], minlength=num_nodes['user'])
     arrays: dict[str, np.ndarray] = {
@@ -305,7 +375,7 @@ def write_snapshot(
         arrays[f'clusters_{node}'] = np.asarray(clusters[node]).astype('<i4')
         arrays[f'rows_{node}'] = rows[node]
         if hop_2:
-            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8')
+            arrays[f'hop_2_{node}'] = hop_2[node].astype('<i8', copy=False)
         for name, value in attributes[node].items():
             arrays[f'attribute_{node}_{name}'] = value.astype('<i8')
     for (s, t), table in cells.items():
@@ -321,6 +391,10 @@ def write_snapshot(
             name: value.detach().cpu().contiguous().clone() for name, value in weights.items()
         }
         save_file(tensors, osp.join(partial, 'model.safetensors'))
+        for name, code in (('program', program), ('compiled', compiled)):
+            if code is not None:
+                with open(osp.join(partial, f'{name}.pt2'), 'wb') as file:
+                    file.write(code.content)
         written = sorted(os.listdir(partial))
         folder.write_manifest(
             partial,
@@ -331,15 +405,21 @@ def write_snapshot(
                 'torch': torch.__version__,
                 'model': model,
                 'position': position,
+                'log_checksum': checksum,
                 'time': time,
                 'num_recent': layout.num_recent,
                 'num_clusters': layout.num_clusters,
                 'num_nodes': num_nodes,
                 'num_pairs': pairs.shape[1],
+                'resolutions': {node: list(resolutions[node]) for node in ('user', 'item')},
                 'hops': 2 if hop_2 else 1,
                 'id_maps': list(id_maps),
                 'attributes': {node: list(attributes[node]) for node in ('user', 'item')},
                 'contexts': list(contexts),
+                'batch': _READS[model] if program is None else program.facts['batch'],
+                'program': None if program is None else program.facts,
+                'compiled': None if compiled is None else compiled.facts,
+                'shares_without_cluster': shares_without_cluster,
                 'sizes': {name: osp.getsize(osp.join(partial, name)) for name in written},
             },
         )

@@ -16,7 +16,10 @@ from mag.online.sqlite_file import open_file
 _APPLICATION = 0x6D616763
 _TABLES = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE claim (shard INTEGER PRIMARY KEY, epoch TEXT NOT NULL, position INTEGER NOT NULL);
+CREATE TABLE claim (
+    shard INTEGER PRIMARY KEY, epoch TEXT NOT NULL, position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+);
 CREATE TABLE user_row (node INTEGER PRIMARY KEY, row BLOB NOT NULL);
 CREATE TABLE item_row (node INTEGER PRIMARY KEY, row BLOB NOT NULL);
 CREATE TABLE user_pair (pair INTEGER PRIMARY KEY);
@@ -82,14 +85,14 @@ class SqliteCenter(FeatureCenter):
         epoch = uuid.uuid4().hex
         with self._transaction():
             self._database.execute(
-                'INSERT INTO claim VALUES (?, ?, 0) '
+                'INSERT INTO claim VALUES (?, ?, 0, 0) '
                 'ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch',
                 (shard, epoch),
             )
-            ((position,),) = self._database.execute(
-                'SELECT position FROM claim WHERE shard = ?', (shard,)
+            ((position, checksum),) = self._database.execute(
+                'SELECT position, checksum FROM claim WHERE shard = ?', (shard,)
             ).fetchall()
-        return Claim(shard, epoch, position)
+        return Claim(shard, epoch, position, checksum)
 
     def _read(self, node_type: str, nodes: list[int]) -> list[bytes | None]:
         query = (
@@ -108,17 +111,18 @@ class SqliteCenter(FeatureCenter):
     def _commit(
         self,
         claim: Claim,
-        position: int,
+        moved: Claim,
         rows: dict[str, tuple[list[int], list[bytes]]],
         pairs: dict[str, np.ndarray],
     ) -> None:
         with self._transaction():
             # The first write, so that nothing is written where it finds no row.
-            moved = self._database.execute(
-                'UPDATE claim SET position = ? WHERE shard = ? AND epoch = ? AND position = ?',
-                (position, claim.shard, claim.epoch, claim.position),
+            found = self._database.execute(
+                'UPDATE claim SET position = ?, checksum = ? '
+                'WHERE shard = ? AND epoch = ? AND position = ?',
+                (moved.position, moved.checksum, claim.shard, claim.epoch, claim.position),
             )
-            if moved.rowcount == 0:
+            if found.rowcount == 0:
                 raise self._fenced(claim)
             for node_type, (nodes, packed) in rows.items():
                 self._database.executemany(

@@ -6,6 +6,8 @@ from mag.files import locked
 
 # Seconds that another process may take to write.
 _PATIENCE = 5.0
+#: Raised by one whenever files hold something else.
+_VERSION = 1
 
 
 def open_file(path: str, caller: str, application: int, tables: str) -> sqlite3.Connection:
@@ -19,13 +21,14 @@ def open_file(path: str, caller: str, application: int, tables: str) -> sqlite3.
         tables (str): The SQL that makes what it holds.
 
     Raises:
-        ValueError: If the file is another one.
+        ValueError: If the file is another one, or of another version.
         sqlite3.OperationalError: If it cannot be opened, or another process holds it for more than
             five seconds.
     """
     # Two that make the file at once would get in each other's way.
     with locked(f'{path}.mag-lock'):
-        database = sqlite3.connect(path, _PATIENCE, isolation_level=None)
+        # What one thread opens another may use, after it.
+        database = sqlite3.connect(path, _PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             _prepare(database, application, tables)
         except sqlite3.OperationalError:
@@ -36,6 +39,13 @@ def open_file(path: str, caller: str, application: int, tables: str) -> sqlite3.
             raise ValueError(
                 f"'path' must be a file that {caller} made, or none, but {path!r} is another one."
             ) from error
+        ((version,),) = database.execute('PRAGMA user_version')
+        if version != _VERSION:
+            database.close()
+            raise ValueError(
+                f'{path!r} was written in version {version} of the format of {caller}, but this '
+                f'mag reads version {_VERSION}: make it anew.'
+            )
     return database
 
 
@@ -47,4 +57,7 @@ def _prepare(database: sqlite3.Connection, application: int, tables: str) -> Non
     if found or num_others:
         raise ValueError('it has tables of others')
     database.execute('PRAGMA journal_mode = WAL')
-    database.executescript(f'BEGIN; {tables} PRAGMA application_id = {application}; COMMIT;')
+    database.executescript(
+        f'BEGIN; {tables} PRAGMA application_id = {application}; '
+        f'PRAGMA user_version = {_VERSION}; COMMIT;'
+    )

@@ -9,14 +9,16 @@ import numpy as np
 from mag.checks import check_choice
 from mag.files import flush
 from mag.online.event_stream import EventStream
-from mag.online.events import EVENT
+from mag.online.events import EVENT, checksum_of
 from mag.online.sqlite_file import open_file
 
 # 'mags': what tells the file from others of SQLite.
 _APPLICATION = 0x6D616773
 # A reader of some events loads whole batches.
 _NUM_TOGETHER = 8192
-_TABLES = 'CREATE TABLE batch ("end" INTEGER PRIMARY KEY, events BLOB NOT NULL);'
+_TABLES = """
+CREATE TABLE batch ("end" INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, events BLOB NOT NULL);
+"""
 
 
 class SqliteStream(EventStream):
@@ -59,31 +61,32 @@ class SqliteStream(EventStream):
         self._database.close()
         self._raise_failure()
 
-    def _bounds(self) -> tuple[int, int]:
+    def _bounds(self) -> tuple[int, int, int]:
         with closing(
             self._database.execute(
-                'SELECT "end" - length(events) / ?, (SELECT max("end") FROM batch) FROM batch '
-                'ORDER BY "end" LIMIT 1',
+                'SELECT first."end" - length(first.events) / ?, last."end", last.checksum '
+                'FROM batch first, batch last '
+                'WHERE first."end" = (SELECT min("end") FROM batch) '
+                'AND last."end" = (SELECT max("end") FROM batch)',
                 (EVENT.itemsize,),
             )
         ) as rows:
-            return rows.fetchone() or (0, 0)
+            return rows.fetchone() or (0, 0, 0)
 
     def _extend(self, events: np.ndarray, position: int) -> int:
         self._raise_failure()
-        batches = (
-            (
-                position + min(row + _NUM_TOGETHER, len(events)),
-                events[row : row + _NUM_TOGETHER].tobytes(),
-            )
-            for row in range(0, len(events), _NUM_TOGETHER)
-        )
         # The end that is read stays the end until what follows is there.
         self._database.execute('BEGIN IMMEDIATE')
         try:
-            ((end,),) = self._database.execute('SELECT coalesce(max("end"), 0) FROM batch')
+            _, end, checksum = self._bounds()
             if end == position:
-                self._database.executemany('INSERT INTO batch VALUES (?, ?)', batches)
+                for row in range(0, len(events), _NUM_TOGETHER):
+                    batch = events[row : row + _NUM_TOGETHER]
+                    checksum = checksum_of(batch, checksum)
+                    self._database.execute(
+                        'INSERT INTO batch VALUES (?, ?, ?)',
+                        (position + row + len(batch), checksum, batch.tobytes()),
+                    )
             self._database.execute('COMMIT')
         except BaseException:
             if self._database.in_transaction:
@@ -111,16 +114,17 @@ class SqliteStream(EventStream):
         if failure is not None:
             raise failure
 
-    def _batches(self, position: int, limit: int) -> list[tuple[int, bytes]]:
+    def _batches(self, position: int, limit: int) -> list[tuple[int, int, bytes]]:
         batches = []
         with closing(
             self._database.execute(
-                'SELECT "end", events FROM batch WHERE "end" > ? ORDER BY "end"', (position,)
+                'SELECT "end", checksum, events FROM batch WHERE "end" > ? ORDER BY "end"',
+                (position,),
             )
         ) as rows:
-            for end, events in rows:
-                batches.append((end, events))
-                if end >= position + limit:
+            for batch in rows:
+                batches.append(batch)
+                if batch[0] >= position + limit:
                     break
         return batches
 

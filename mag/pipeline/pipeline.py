@@ -4,7 +4,7 @@ import os
 import os.path as osp
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +20,8 @@ from mag.checks import check_choice, check_integers
 from mag.datasets import ClickDataset, EventLog, LogSchema
 from mag.files import replacing
 from mag.logits import Logits, as_logits, log_both, probabilities
+from mag.online import Compiled, Program
+from mag.pipeline.followed_log import follow
 from mag.pipeline.known_log import KnownLog
 from mag.pipeline.raw_log import RawLog
 from mag.pipeline.recipes import RECIPES, STORE_RECIPES, Recipe
@@ -31,15 +33,18 @@ from mag.pipeline.saved import (
     write_safetensors,
     writing,
 )
-from mag.pipeline.snapshot import events_of
+from mag.pipeline.snapshot import events_of, pieces_of, require_served
 from mag.pipeline.snapshot import write as write_snapshot_of
 from mag.pipeline.stored_log import StoredLog
 from mag.transforms import TemporalSplit
 
 if TYPE_CHECKING:
+    from mag.online import EventStream, IdRegister
     from mag.store import Store
 
 _BATCH = 8192
+# What a program is compared by is drawn from so many rows.
+_NUM_EXAMPLES = 97
 _NODES = ('user', 'item')
 
 
@@ -341,8 +346,11 @@ class Pipeline:
             ValueError: If they cannot be read, one is earlier than the last event that is known, or
                 the pipeline was fitted on a store. Then nothing has changed.
         """
+        return self._take(self._known().extend(self._read(events, progress)))
+
+    def _take(self, log: KnownLog) -> 'Pipeline':
+        r"""Knows a log that has grown from the one that was known."""
         known = self._known()
-        log = known.extend(self._read(events, progress))
         recipe = self._recipe.keep(log)
         served, model = self._served, self._model
         if not served.update(recipe, log, known.num_events):
@@ -473,10 +481,24 @@ class Pipeline:
         self._known()
         return self._model
 
-    def snapshot(self, folder: str | os.PathLike[str]) -> str:
+    def snapshot(
+        self,
+        folder: str | os.PathLike[str],
+        log: 'EventStream | None' = None,
+        register: 'IdRegister | None' = None,
+        at: int | None = None,
+        program: bool = False,
+        compile: bool = False,
+    ) -> str:
         r"""Writes all that :mod:`mag.online` scores by, as of the end of the log, to a folder in
         :obj:`folder` that is named by its content, and returns its path, see
-        :class:`~mag.online.Snapshot`.
+        :class:`~mag.online.Snapshot`. The log of a store is read in pieces; memory is that of the
+        rows of all nodes and of the distinct clicks.
+
+        Of a stream, the events after those that the pipeline knows are read first, as by
+        :meth:`update`, with users and items that are new. They are taken in the order of the
+        stream: one whose time is before that of an earlier one is taken to have happened with it.
+        A stream tells no contexts or attributes, so that those are unknown.
 
         The position of the snapshot is the number of exposures that the pipeline knows: they are
         the first events of the :class:`~mag.online.EventStream` that goes on from there, see
@@ -484,14 +506,56 @@ class Pipeline:
 
         Args:
             folder (str): The folder, which is made if there is none.
+            log (EventStream, optional): What goes on from the events that the pipeline knows. The
+                pipeline knows those before :obj:`at` afterwards. (default: :obj:`None`)
+            register (IdRegister, optional): The ids of users and items of the stream that came
+                after the first snapshot. (default: :obj:`None`)
+            at (int, optional): The position in the stream that the snapshot is as of. By default
+                its end.
+            program (bool, optional): If set to :obj:`True`, the snapshot holds a
+                :class:`~mag.online.Program`, too, so that a server needs no model, which takes
+                seconds. (default: :obj:`False`)
+            compile (bool, optional): If set to :obj:`True`, it holds a program and its native code
+                for processors such as this one, which takes a minute and a compiler of C++.
+                (default: :obj:`False`)
 
         Raises:
-            RuntimeError: If the pipeline has not been fitted.
-            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, the log is
-                in a store, or it tells queries, domains or features.
+            RuntimeError: If the pipeline has not been fitted, it cannot be compiled, or what was
+                made does not agree with the model to 1e-6.
+            ValueError: If the model is neither :obj:`"count_net"` nor :obj:`"macgnn"`, or the log
+                tells queries, domains or features, or is that of a store, which was changed, or
+                cannot go on by a stream; the stream has no such position, or other events or ids
+                than the pipeline; or one of :obj:`log`, :obj:`register` and :obj:`at` lacks
+                another. Then nothing has changed.
         """
-        log = self._known()
-        return write_snapshot_of(folder, self.model_name, log, self._recipe, self._model)
+        known = self._known()
+        if (log is None) != (register is None) or (log is None and at is not None):
+            raise ValueError("'log' and 'register' are told together, and 'at' with them.")
+        checksum = None
+        if log is not None and register is not None:
+            # Not after a log was read.
+            require_served(self.model_name, known)
+            if not isinstance(known, RawLog):
+                raise ValueError(
+                    f'{log!r} cannot be read by a pipeline of a store: build a store of the longer '
+                    f'log, and write a snapshot of that.'
+                )
+            grown = follow(known, log, register, at)
+            # Its own times, which may go back.
+            checksum = log.checksum(grown.num_events)
+            if grown is not known:
+                self._take(grown)
+
+        def make() -> tuple[Program | None, Compiled | None]:
+            if not program and not compile:
+                return None, None
+            batch = self._served.batch(example_of(self._known(), _NUM_EXAMPLES))
+            found = Program.export(self._model, batch)
+            return found, found.to_native(batch) if compile else None
+
+        return write_snapshot_of(
+            folder, self.model_name, self._known(), self._recipe, self._model, make, checksum
+        )
 
     def events(self) -> np.ndarray:
         r"""The exposures that the pipeline knows as the events that :mod:`mag.online` reads, by the
@@ -503,8 +567,22 @@ class Pipeline:
         """
         log = self._known()
         if not isinstance(log, RawLog):
-            raise ValueError('A pipeline that was fitted on a store holds no events: read its log.')
+            raise ValueError(
+                'A pipeline that was fitted on a store holds no events: read them in pieces, by '
+                'event_pieces.'
+            )
         return events_of(log)
+
+    def event_pieces(self) -> Iterator[np.ndarray]:
+        r"""The :meth:`events` in pieces, of which those of a store are read from its log one after
+        the other, so that they need not fit in memory.
+
+        Raises:
+            RuntimeError: If the pipeline has not been fitted.
+            FileNotFoundError: If a file of the log of a store is missing.
+            ValueError: If one is another than the one that the store was built from.
+        """
+        return pieces_of(self._known())
 
     def export(self, path: str | os.PathLike[str]) -> None:
         r"""Writes the model as a program of :func:`torch.export.export`, which takes what

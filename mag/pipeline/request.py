@@ -121,16 +121,16 @@ def request_of(log: KnownLog, events: Mapping[str, Tensor], rows: Tensor) -> Req
     return Request(user, item, time, contexts, x)
 
 
-def example_of(log: KnownLog) -> Request:
-    r"""Two candidates, as a program is made of: it would take a size of one for a constant."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('user', 'item', *log.contexts), (2,))
+def example_of(log: KnownLog, number: int = 2) -> Request:
+    r"""Users and items, of which a program is made: it would take a size of one for a constant."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(log.contexts, (number,))
     if 'query' in shapes:
-        shapes['query'] = (2, log.query_width)
+        shapes['query'] = (number, log.query_width)
     # Each of its own, as a program tells inputs apart by their memory.
     contexts = {name: torch.zeros(shape, dtype=torch.long) for name, shape in shapes.items()}
-    user, item = contexts.pop('user'), contexts.pop('item')
-    x = torch.zeros(2, len(log.features)) if log.features else None
-    return Request(user, item, torch.full((2,), log.end), contexts, x)
+    user, item = (torch.arange(number) % len(log.maps[node]) for node in ('user', 'item'))
+    x = torch.zeros(number, len(log.features)) if log.features else None
+    return Request(user, item, torch.full((number,), log.end), contexts, x)
 
 
 def _complete(log: KnownLog, contexts: dict[str, Tensor]) -> None:

@@ -1,23 +1,23 @@
 r"""What a pipeline knows, as :mod:`mag.online` reads it."""
 
 import os
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-import scipy
 from torch.nn import Module
 
 from mag.macro_graph import target_views
-from mag.online import EVENT, RowLayout, count_events
-from mag.online.node_rows import columns_of, count_cells
+from mag.online import EVENT, Compiled, Program, RowLayout
 from mag.online.snapshot import write_snapshot
+from mag.pipeline.known_log import KnownLog
 from mag.pipeline.raw_log import RawLog
-from mag.schema import NEIGHBOR_TYPE
+from mag.pipeline.snapshot_counts import PIECE, count, hop_2
+from mag.pipeline.store_snapshot import store_events, write_store
+from mag.pipeline.stored_log import StoredLog
 
 # What RecentNeighbors is told in recipes.
 _NUM_RECENT = 20
-# Events that are counted at once.
-_PIECE = 2**16
 # Of each model, how many hops of the rows of all nodes it reads.
 _HOPS = {'count_net': 1, 'macgnn': 2}
 
@@ -35,26 +35,50 @@ def events_of(log: RawLog) -> np.ndarray:
     return events
 
 
-def write(
-    folder: str | os.PathLike[str], model_name: str, log: Any, recipe: Any, model: Module
-) -> str:
-    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log.
+def pieces_of(log: KnownLog) -> Iterator[np.ndarray]:
+    r"""The same in pieces, of which those of a store need not fit in memory together."""
+    if isinstance(log, StoredLog):
+        yield from store_events(log.store)
+    elif isinstance(log, RawLog):
+        events = events_of(log)
+        for first in range(0, len(events), PIECE):
+            yield events[first : first + PIECE]
 
-    Raises:
-        ValueError: If the model, or what the log tells, is not served yet.
-    """
-    if model_name not in _HOPS or not isinstance(log, RawLog):
-        raise ValueError(
-            f'A snapshot is made of {" and ".join(_HOPS)} with a log that fits in memory, but not '
-            f'of {model_name} with {type(log).__name__}.'
-        )
+
+def require_served(model_name: str, log: Any) -> None:
+    r"""Raises a :class:`ValueError` if a model, or what a log tells, is not served yet."""
+    if model_name not in _HOPS:
+        raise ValueError(f'A snapshot is made of {" and ".join(_HOPS)}, but not of {model_name}.')
     told = {'query', 'domain'}.intersection(log.contexts)
     if told or log.features:
         raise ValueError(
             f'A snapshot holds names of contexts, but neither queries, domains nor features, as '
             f'this log has: {sorted({*told, *log.features})}. Fit without them.'
         )
-    events = events_of(log)
+
+
+def write(
+    folder: str | os.PathLike[str],
+    model_name: str,
+    log: Any,
+    recipe: Any,
+    model: Module,
+    make: Callable[[], tuple[Program | None, Compiled | None]],
+    checksum: int | None = None,
+) -> str:
+    r"""Writes a :class:`~mag.online.Snapshot` as of the end of a log, with the programs that are
+    made once all else can be written.
+
+    Args:
+        checksum: That of the events of the stream, if their times are not those of the log.
+
+    Raises:
+        ValueError: If the model, or what the log tells, is not served yet.
+    """
+    require_served(model_name, log)
+    program, compiled = make()
+    if isinstance(log, StoredLog):
+        return write_store(folder, model_name, _HOPS[model_name], log, model, program, compiled)
     part = recipe.coarsen(log.part())
     of_type: dict[str, list[Any]] = {'user': [], 'item': []}
     for of in recipe.coarsen.resolutions:
@@ -80,26 +104,20 @@ def write(
         )
         for node, found in of_type.items()
     }
-    rows, pairs, cells = _count(layout, clusters, since, events)
-    hop_2 = {}
-    if _HOPS[model_name] > 1:
-        shape = len(rows['user']), len(rows['item'])
-        of_users = scipy.sparse.csr_matrix((np.ones(pairs.shape[1], np.int64), pairs), shape)
-        for node, matrix in (('user', of_users), ('item', of_users.T)):
-            neighbor = NEIGHBOR_TYPE[node]
-            columns = slice(0, layout.num_clusters[node][0])
-            hop_2[node] = matrix @ rows[neighbor]['pairs'][:, columns].astype(np.int64)
+    counts = count(layout, clusters, since, pieces_of(log))
     return write_snapshot(
         folder,
         model=model_name,
-        position=len(events),
+        position=counts.position,
+        checksum=counts.checksum if checksum is None else checksum,
         time=log.end - 1,
         layout=layout,
+        resolutions={node: [of.cluster for of in found] for node, found in of_type.items()},
         clusters=clusters,
-        rows=rows,
-        hop_2=hop_2,
-        cells=cells,
-        pairs=pairs,
+        rows=counts.rows,
+        hop_2=hop_2(layout, counts.rows, counts.pairs) if _HOPS[model_name] > 1 else {},
+        cells=counts.cells,
+        pairs=counts.pairs,
         id_maps=log.maps,
         attributes={
             node: {name: value.numpy() for name, value in found.items()}
@@ -107,52 +125,11 @@ def write(
         },
         contexts=log.contexts,
         weights=model.state_dict(),
+        program=program,
+        compiled=compiled,
     )
 
 
 def _since(since: Any, num_nodes: int) -> np.ndarray:
     r"""Since when the cluster of each node is known; of attributes, always."""
     return np.full(num_nodes, np.iinfo(np.int64).min) if since is None else since.numpy()
-
-
-def _count(
-    layout: RowLayout,
-    clusters: dict[str, np.ndarray],
-    since: dict[str, np.ndarray],
-    events: np.ndarray,
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[tuple[int, int], np.ndarray]]:
-    r"""The rows of all nodes, the pairs that have clicked and the counts between clusters."""
-    numbers = layout.num_clusters
-    rows = {node: layout.empty(node, clusters[node].shape[1]) for node in NEIGHBOR_TYPE}
-    columns = {node: columns_of(layout, node, clusters[node]) for node in NEIGHBOR_TYPE}
-    cells = {
-        (s, t): np.zeros((of_user + 1, of_item + 1, 2), np.int64)
-        for s, of_user in enumerate(numbers['user'])
-        for t, of_item in enumerate(numbers['item'])
-    }
-    for first in range(0, len(events), _PIECE):
-        piece = events[first : first + _PIECE]
-        clicked = piece['clicked'] == 1
-        column = {}
-        for node in NEIGHBOR_TYPE:
-            # Before its cluster was known, a node was in none.
-            is_known = piece['time'][:, None] >= since[node][:, piece[node]].T
-            column[node] = np.where(is_known, columns[node][piece[node]], columns[node][-1])
-        for node, neighbor in NEIGHBOR_TYPE.items():
-            count_events(
-                rows[node],
-                piece[node],
-                piece[neighbor],
-                column[neighbor],
-                clicked,
-                np.zeros(len(piece), bool),
-            )
-        count_cells(cells, layout, column, clicked)
-    clicks = events[events['clicked'] == 1]
-    key = np.unique(clicks['user'].astype(np.int64) << 32 | clicks['item'])
-    pairs = np.stack([key >> 32, key & 0xFFFFFFFF])
-    for (node, neighbor), (own, other) in zip(
-        NEIGHBOR_TYPE.items(), (pairs, cast(np.ndarray, pairs[::-1])), strict=True
-    ):
-        np.add.at(rows[node]['pairs'], (own[:, None], columns[neighbor][other]), 1)
-    return rows, pairs, cells

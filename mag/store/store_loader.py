@@ -169,6 +169,66 @@ class _StoreReader(RowReader):
         return self.reads.latest(exposures.user, exposures.item, exposures.contexts, x)
 
 
+def log_files(store: Store) -> tuple[list[str], list[Any]]:
+    r"""The paths and the metadata of the Parquet files of the log of a store, in its order.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ModuleNotFoundError: If pyarrow is not installed.
+        ValueError: If one is another than the one that the store was built from.
+    """
+    parquet = _parquet()
+    # Files that are read where they were have paths that begin at the root.
+    paths = [osp.join(store.path, file) for file in store.manifest['log']['files']]
+    for path in paths:
+        if not osp.exists(path):
+            raise FileNotFoundError(
+                f'The log of the store in {store.path!r} lacks {path!r}: put it back, or build '
+                f'the store again.'
+            )
+    metadata = [parquet.read_metadata(path) for path in paths]
+    found = sum(of.num_rows for of in metadata)
+    if found != store.manifest['num_rows']:
+        raise ValueError(
+            f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
+            f'but its log has {found:,} now: build it again.'
+        )
+    built = store.manifest['plan']['files']
+    for path in paths:
+        # A file of the store itself is none of these.
+        if path in built and file_state(path) != built[path]:
+            raise ValueError(
+                f'{path!r} was changed since the store in {store.path!r} was built from it: '
+                f'put it back as it was, or build the store again.'
+            )
+    return paths, metadata
+
+
+def stream_events(store: Store, num_rows: int) -> Iterator[tuple[np.ndarray, ...]]:
+    r"""All exposures in the log of a store, in its order: users, items, times in seconds, and
+    whether they were clicked, by pieces of up to some rows.
+
+    Args:
+        store: The store.
+        num_rows: How many rows a piece has at most.
+
+    Raises:
+        FileNotFoundError: If a file of the log is missing.
+        ModuleNotFoundError: If pyarrow is not installed.
+        ValueError: If one is another than the one that the store was built from.
+    """
+    columns = store.manifest['log']['columns']
+    names = [columns[name] for name in ('user', 'item', 'time', 'click')]
+    told = [name for name in names if name is not None]
+    for path in log_files(store)[0]:
+        with _parquet().ParquetFile(path) as reader:
+            for piece in reader.iter_batches(num_rows, columns=[*dict.fromkeys(told)]):
+                user, item, time, *click = (
+                    piece.column(name).to_numpy(zero_copy_only=False) for name in told
+                )
+                yield user, item, time, click[0] > 0 if click else np.ones(len(time), np.bool_)
+
+
 class _Log:
     r"""The rows of some windows in the Parquet files of a store, by row group.
 
@@ -185,9 +245,7 @@ class _Log:
         contexts: Sequence[str],
         features: Sequence[str],
     ) -> None:
-        parquet = _parquet()
-        facts = store.manifest['log']
-        self._columns: dict[str, str | None] = facts['columns']
+        self._columns: dict[str, str | None] = store.manifest['log']['columns']
         self._names = [self._columns[name] for name in ('user', 'item', 'time')]
         if self._columns['click'] is not None:
             self._names.append(self._columns['click'])
@@ -198,31 +256,12 @@ class _Log:
         self._is_asked = np.zeros(len(self._cutoffs) + 1, np.bool_)
         self._is_asked[windows] = True
         self._first = {name: store.first_windows(name) for name in store.num_nodes}
-        # Paths of files that are read where they were.
-        self._paths = [osp.join(store.path, file) for file in facts['files']]
-        self._metadata, self._groups = [], []
-        for place, path in enumerate(self._paths):
-            if not osp.exists(path):
-                raise FileNotFoundError(
-                    f'The log of the store in {store.path!r} lacks {path!r}: put it back, or build '
-                    f'the store again.'
-                )
-            self._metadata.append(parquet.read_metadata(path))
-            self._groups += [(place, group) for group in range(self._metadata[-1].num_row_groups)]
-        found = sum(metadata.num_rows for metadata in self._metadata)
-        if found != store.manifest['num_rows']:
-            raise ValueError(
-                f'The store in {store.path!r} was built from {store.manifest["num_rows"]:,} rows, '
-                f'but its log has {found:,} now: build it again.'
-            )
-        built = store.manifest['plan']['files']
-        for path in self._paths:
-            # A file of the store itself is none of these.
-            if path in built and file_state(path) != built[path]:
-                raise ValueError(
-                    f'{path!r} was changed since the store in {store.path!r} was built from it: '
-                    f'put it back as it was, or build the store again.'
-                )
+        self._paths, self._metadata = log_files(store)
+        self._groups = [
+            (place, group)
+            for place, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+        ]
         self.num_asked = np.zeros(len(self._groups), np.int64)
         self.num_rows = np.zeros(len(self._groups), np.int64)
         self.num_clicks = np.zeros(len(self._groups), np.int64)

@@ -540,3 +540,65 @@ def test_batches_that_do_not_fit_the_model(toy_graph: HeteroData) -> None:
         model(batch)
     with pytest.raises(ValueError, match=r'counts of shape \[12, 5\] for 12 targets'):
         MacGNN(3, 4, 2, 5).eval()(batch)
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        {},
+        RELEASED,
+        {'num_hops': 1},
+        {'num_hops': 3, 'renormalize': True},
+        {'recent': False, 'weighting': False},
+        {'item_graph': False},
+        {'temperature': 0.02},
+        {'mask_zero': False},
+    ],
+    ids=str,
+)
+def test_states_of_items_and_one_user_give_the_logits_of_all_pairs(
+    click_log: HeteroData, kwargs: dict[str, Any]
+) -> None:
+    data = coarse(click_log, num_hops=3)
+    loader = PairLoader(data)
+    model = MacGNN.from_data(data, **{'num_hops': 2, **kwargs}).eval().double()
+    items = torch.arange(-1, 15)
+    for user in (-1, 0, 7):
+        batch = _doubles(loader.request(user, items))
+        # A count so high that the weights of others round to 0.
+        batch.item_hops[0][3, :1] = 1e9
+        state = model.item_state(batch.item, batch.item_hops, batch.item_recent)
+        of_user = batch.user[:1], tuple(of[:1] for of in batch.user_hops), batch.user_recent[:1]
+        for rows in (torch.arange(16), torch.tensor([3, 3, 0]), torch.tensor([5, 2])):
+            expected = model(_rows(batch, rows))
+            torch.testing.assert_close(
+                model.score_request(*of_user, state[rows]), expected, rtol=0, atol=1e-12
+            )
+        # A state is that of its row alone.
+        again = model.item_state(
+            batch.item[3:5], tuple(of[3:5] for of in batch.item_hops), batch.item_recent[3:5]
+        )
+        torch.testing.assert_close(again, state[3:5], rtol=0, atol=1e-15)
+
+
+def _doubles(batch: PairBatch) -> PairBatch:
+    return batch._replace(
+        user_hops=tuple(of.double() for of in batch.user_hops),
+        item_hops=tuple(of.double() for of in batch.item_hops),
+    )
+
+
+def _rows(batch: PairBatch, rows: Tensor) -> PairBatch:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda of: of[rows], batch)
+
+
+def test_states_that_are_none_of_the_model(click_log: HeteroData) -> None:
+    data = coarse(click_log)
+    model = MacGNN.from_data(data).eval()
+    batch = PairLoader(data).request(0, torch.arange(4))
+    of_user = batch.user[:1], tuple(of[:1] for of in batch.user_hops), batch.user_recent[:1]
+    state = model.item_state(batch.item, batch.item_hops, batch.item_recent)
+    with pytest.raises(ValueError, match=rf'item_state made, but got shape \[4, {14}\]'):
+        model.score_request(*of_user, state[:, :14])
+    with pytest.raises(TypeError, match="expects 'state' of floats, but got torch.int64"):
+        model.score_request(*of_user, state.long())

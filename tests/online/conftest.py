@@ -193,8 +193,8 @@ def later_events() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope='session')
 def count_by_loop() -> Callable[..., Any]:
-    r"""Rows of the nodes that are asked for, hop 2 by own increments, and counts between clusters,
-    by a loop over all events of a log."""
+    r"""Rows of the nodes that are asked for, hop 2 by own increments and that of users as it is,
+    and counts between clusters, by a loop over all events of a log."""
     from mag.online import RowLayout
     from mag.schema import NEIGHBOR_TYPE
 
@@ -260,7 +260,12 @@ def count_by_loop() -> Callable[..., Any]:
                     for node, at, other in (('user', u, ('item', i)), ('item', i, ('user', u))):
                         total = hop_2[node, at]
                         total += rows[other][0]['pairs'][: len(total)]
+        exact = {of: np.zeros_like(total) for of, total in hop_2.items()}
+        for u, i in pairs:
+            total = exact['user', u]
+            total += rows['item', i][0]['pairs'][: len(total)]
         return {
+            'exact_hop_2_user': np.stack([exact['user', at] for at in nodes['user'].tolist()]),
             **{
                 node: np.concatenate([rows[node, at] for at in nodes[node].tolist()])
                 for node in ('user', 'item')
@@ -273,3 +278,22 @@ def count_by_loop() -> Callable[..., Any]:
         }
 
     return count
+
+
+@pytest.fixture(scope='session')
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    r"""Two certificates of localhost that stand on nothing but themselves, and their keys."""
+    folder, made = tmp_path_factory.mktemp('certificates'), []
+    for name in ('one', 'two'):
+        certificate, key = (str(folder / f'{name}.{kind}.pem') for kind in ('certificate', 'key'))
+        command = [
+            'openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256',
+            '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext',
+            'subjectAltName=DNS:localhost,IP:127.0.0.1', '-keyout', key, '-out', certificate,
+        ]  # fmt: skip
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip('there is no openssl, which makes certificates')
+        made.append((certificate, key))
+    return made

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
+pytest.importorskip('fastapi', reason='FastAPI is not installed: make test installs it')
 
 from mag.command_line import main  # noqa: E402
-from mag.online import Snapshot, SqliteCenter, SqliteStream  # noqa: E402
+from mag.online import (  # noqa: E402
+    Client,
+    Snapshot,
+    SqliteCenter,
+    SqliteIdRegister,
+    SqliteStream,
+)
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader  # noqa: E402
@@ -54,15 +62,18 @@ def served(written: tuple[Pipeline, Path]) -> Iterator[tuple[subprocess.Popen[st
     _, path = written
     log = path.parent / 'events.db'
     process = subprocess.Popen(
-        [*MAG, 'serve', str(path), '--log', str(log), '--port', '0'],
+        [*MAG, 'serve', str(path), '--log', str(log), '--port', '0', '--page-port', '0'],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    start, _, address = line.rpartition(' ')
+    serves, _, page = line.removesuffix('\n').partition(', page at ')
+    start, _, address = serves.rpartition(' ')
     assert start == f'Serves {path} at'
-    yield process, address.strip(), log
+    with urllib.request.urlopen(page, timeout=60) as response:
+        assert b'<title>mag online</title>' in response.read()
+    yield process, address, log
     process.kill()
     process.wait()
     process.stdout.close()
@@ -101,14 +112,48 @@ def test_what_is_served_is_what_a_pipeline_scores_and_sees_what_is_recorded(
     check(end + 5)
     shown = run(*command, '--position', end - 5, exit_code=1)
     assert shown.stderr.startswith('Error: ') and 'two producers append' in shown.stderr
-    later.write_text('user,item,time,clicked\nnobody,m3,9,1\n')
-    assert 'nobody' in run('record', later, '--server', address, exit_code=1).stderr
+    check_explanations(pipeline, items, address)
+    # Who is new is counted at once.
+    later.write_text(f'user,item,time,clicked\nnobody,m3,{time + 9},1\n')
+    assert run('record', later, '--server', address).stdout == f'{end + 6}\n'
+    with SqliteStream(log) as stream, SqliteIdRegister(log) as register:
+        assert register.read('user', 60) == ['nobody'] and register.read('item', 40) == []
+        assert stream.read(end + 5)['user'].tolist() == [60]
+    asked = 'rank', 'nobody', 'm3', 'm5', '--context', 'device=phone', '--server', address
+    other = 'rank', 'somebody', *asked[2:]
+    assert ranked(run(*asked)) != ranked(run(*other))
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert shown.stderr == "Error: 'context' must tell ['device'], but told nothing.\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     shown = run('rank', 'm7', 'm3', '--server', address, exit_code=1)
     assert f'The server at {address} cannot be reached' in shown.stderr
+
+
+def check_explanations(pipeline: Pipeline, items: list[str], address: str) -> None:
+    r"""What commands show is what a client is told."""
+    context = {'device': 'phone'}
+    asked = 'm7', *items, '--context', 'device=phone', '--server', address
+    with Client(address) as client:
+        told = client.explain('m7', items, context=context, timeout=60)
+        rankings = client.what_if('m7', items, 'm5', context=context, timeout=60)
+    scores = pipeline.score('m7', items, context=context).numpy()
+    np.testing.assert_allclose(told.ranking.probability, scores, rtol=1e-6)
+    moved_of_item = dict(zip(items, told.moved.tolist()))
+    header, *lines = run('explain', *asked).stdout.splitlines()
+    assert header.split() == ['item', 'click', 'moved', 'by'] and len(lines) == len(items)
+    for line, place in zip(lines, told.ranking.order):
+        item, click, moves = line.split(maxsplit=2)
+        assert (item, np.float32(click)) == (items[place], told.ranking.probability[place])
+        moved = moved_of_item[item]
+        heaviest = sorted(range(len(moved)), key=lambda block: -abs(moved[block]))[:3]
+        want = [f'{told.blocks[block]} {moved[block]:+.4f}' for block in heaviest]
+        assert moves.split(', ') == want
+    header, *lines = run('rank', *asked, '--what-if', 'm5').stdout.splitlines()
+    assert header.split() == ['item', 'click', 'after']
+    found = {item: tuple(map(np.float32, numbers)) for item, *numbers in map(str.split, lines)}
+    assert [*found] == [items[place] for place in rankings[0].order]
+    assert [found[item] for item in items] == list(zip(*(of.probability for of in rankings)))
 
 
 def test_what_cannot_be_served_is_told_in_a_sentence(
@@ -138,7 +183,13 @@ def test_what_cannot_be_served_is_told_in_a_sentence(
     with SqliteStream(tmp_path / 'others.db') as stream:
         stream.append(events, 0)
     shown = refused(path, '--log', tmp_path / 'others.db')
-    assert 'must begin with the events before' in shown and 'at position 0' in shown
+    assert 'does not have the events that' in shown and 'open the log of the snapshot' in shown
+    # Those that it has are compared before those that it lacks are appended.
+    with SqliteStream(tmp_path / 'fewer.db') as stream:
+        stream.append(events[:9], 0)
+        shown = refused(path, '--log', tmp_path / 'fewer.db')
+        assert 'must begin with the events before' in shown and 'at position 0' in shown
+        assert stream.end == 9
     load = SnapshotLoader(str(path.parent), str(tmp_path / 'short.db'))
     with pytest.raises(ValueError, match=f'ends at position 0, but .*position={len(events)}'):
         load(path.name)
@@ -202,6 +253,7 @@ def test_without_grpc_the_extra_is_named(
     _, path = written
     for command in (
         ('rank', 'm7', 'm3'),
+        ('explain', 'm7', 'm3'),
         ('record', path / 'manifest.json'),
         ('serve', path, '--log', path.parent / 'none.db'),
     ):

@@ -16,6 +16,7 @@ import torch
 
 from mag.online import (
     Consumer,
+    Diverged,
     FeatureCenter,
     Fenced,
     RowLayout,
@@ -290,6 +291,29 @@ def test_a_log_that_ends_before_the_rows_is_refused_until_it_is_told_again(place
     again.append(LOG[60:150], 60)
     assert consumer.step() == 50
     assert check_rows(center) == {0: 150}
+
+
+def test_rows_of_events_that_the_log_has_no_more_are_refused(place: Place) -> None:
+    r"""Not where the same events came again in other batches."""
+    stream, center = place.open()
+    stream.append(LOG[:100], 0)
+    place.consumer().run()
+    kind, where, name = place.arguments
+    logs = [SHARED['open_both'](kind, where, f'{name}-{number}')[0] for number in range(2)]
+    logs[0].append(LOG[:40], 0)
+    logs[0].append(LOG[40:150], 40)
+    logs[1].append(LOG[:99], 0)
+    logs[1].append(LOG[100:200], 99)
+    for _ in range(2):
+        with pytest.raises(
+            Diverged, match='has rows of 100 events that are not all those of .* co'
+        ):
+            Consumer(logs[1], center, LAYOUT, CLUSTERS).step()
+    assert check_rows(center) == {0: 100}
+    assert Consumer(logs[0], center, LAYOUT, CLUSTERS).step() == 50
+    assert check_rows(center) == {0: 150}
+    with pytest.raises(Diverged, match='count the log anew in another centre'):
+        Consumer(logs[1], center, LAYOUT, CLUSTERS).step()
 
 
 def test_what_the_rows_were_not_counted_with_is_refused_and_fences_nobody(place: Place) -> None:

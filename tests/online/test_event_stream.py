@@ -2,6 +2,7 @@ r"""One suite for all streams, as they promise one thing."""
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mag.online import EVENT, EventStream, RedisStream, SqliteStream, connect
+from mag.online import (
+    EVENT,
+    Diverged,
+    EventStream,
+    RedisStream,
+    SqliteStream,
+    checksum_of,
+    connect,
+)
 
 Events = Callable[[int, int], np.ndarray]
 # How another process opens a stream: what it gets as its first argument, in JSON.
@@ -397,3 +406,75 @@ def test_a_killed_producer_loses_and_repeats_nothing(
         # What was on its way when the last one was killed may have come since.
         assert stream.end >= ends[-1]
         np.testing.assert_array_equal(read_all(stream), events_between(0, stream.end))
+
+
+def test_checksums_are_those_of_all_events_whatever_the_batches(
+    new_place: Callable[[], Place], events_between: Events
+) -> None:
+    events = events_between(0, 9_000)
+    for sizes in ((9_000,), (1, 63, 64, 65, 8_807)):
+        with new_place().open() as stream:
+            for size in sizes:
+                stream.append(events[(end := stream.end) : end + size], end)
+            for position in (0, 1, 64, 100, 8_192, 8_999, 9_000):
+                checksum = zlib.crc32(events[:position].tobytes())
+                assert checksum_of(events[:position]) == stream.checksum(position) == checksum
+                for limit in (1, 8_192):
+                    found = stream.read(position, limit, checksum)
+                    np.testing.assert_array_equal(found, events[position : position + limit])
+                with pytest.raises(Diverged, match=f'other events before position {position} than'):
+                    stream.read(position, checksum=checksum ^ 1)
+
+
+@pytest.mark.parametrize('is_longer', [False, True])
+def test_a_log_that_was_filled_again_with_other_events_is_noticed(
+    new_place: Callable[[], Place], events_between: Events, is_longer: bool
+) -> None:
+    r"""Also where only one event, long ago, is another one."""
+    events = events_between(0, 10_000)
+    again = events.copy()
+    again['item'][3] += 1
+    length = 10_000 if is_longer else 5_000
+    with new_place().open() as stream:
+        stream.append(again[:length], 0)
+        checksum = checksum_of(events[:5_000])
+        with pytest.raises(Diverged, match='it has lost some and got others, or is another one'):
+            stream.read(5_000, 100, checksum)
+        # Nobody is told who does not ask.
+        np.testing.assert_array_equal(stream.read(5_000), again[5_000:length])
+        checksum = checksum_of(again[:5_000])
+        np.testing.assert_array_equal(stream.read(5_000, checksum=checksum), again[5_000:length])
+
+
+def test_what_is_trimmed_is_in_the_checksum_of_what_is_left(
+    stream: EventStream, events_between: Events
+) -> None:
+    events = events_between(0, 1_000)
+    for start in range(0, 500, 50):
+        stream.append(events[start : start + 50], start)
+    stream.trim(500)
+    stream.append(events[500:], 500)
+    assert stream.start == 450
+    for position in (450, 475, 500, 1_000):
+        found = stream.read(position, checksum=checksum_of(events[:position]))
+        np.testing.assert_array_equal(found, events[position:])
+    for position in (500, 1_000):
+        assert stream.checksum(position) == checksum_of(events[:position])
+    # Within the first batch that is held nothing tells what was before it.
+    with pytest.raises(ValueError, match='starts at position 450: the events before 450 are'):
+        stream.checksum(475)
+    with pytest.raises(ValueError, match='ends at position 1000, before 1001'):
+        stream.checksum(1_001)
+
+
+def test_an_event_that_is_not_what_was_appended_is_noticed(
+    stream: EventStream, events_between: Events
+) -> None:
+    for start in (0, 10, 20):
+        stream.append(events_between(start, start + 10), start)
+    batches = stream._batches(0, 100)
+    end, checksum, content = batches[1]
+    batches[1] = end, checksum, content[:-1] + bytes([content[-1] ^ 1])
+    stream._batches = lambda position, limit: batches  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match='the events before position 20 are not those that were'):
+        stream.read(0)

@@ -114,8 +114,11 @@ def test_later_rows_take_the_place_of_earlier_ones(center: FeatureCenter) -> Non
         claim = center.commit(claim, seed, {'user': (ids(seed, 3), rows)}, pairs)
         assert center.read('user', ids(seed, 3)).tobytes() == rows.tobytes()
     # A commit may also tell of no more than how far the log was read.
-    center.commit(claim, 100, {})
-    assert center.positions() == {0: 100}
+    claim = center.commit(claim, 100, {}, checksum=2**32 - 1)
+    assert (claim.position, claim.checksum) == (100, 2**32 - 1)
+    assert center.claim(0)[2:] == (100, 2**32 - 1)
+    assert center.claim(1)[2:] == (0, 0)
+    assert center.positions() == {0: 100, 1: 0}
     assert center.read('user', ids(3)).tobytes() == rows[1:].tobytes()
 
 

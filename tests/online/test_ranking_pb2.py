@@ -42,7 +42,7 @@ def test_numbers_of_fields_stay() -> None:
         for message in DESCRIPTOR.message_types_by_name.values()
         for field in message.fields
     }
-    text, real, number, flag, message, single = 9, 1, 3, 8, 11, 2
+    text, real, number, small, flag, message, single = 9, 1, 3, 5, 8, 11, 2
     assert fields == {
         'Id.text': (1, text),
         'Id.number': (2, number),
@@ -61,6 +61,20 @@ def test_numbers_of_fields_stay() -> None:
         'RankResponse.position': (2, number),
         'RankResponse.snapshot': (3, text),
         'RankResponse.degraded': (4, text),
+        'ExplainRequest.request': (1, message),
+        'ExplainRequest.num_edges': (2, small),
+        'ExplainResponse.ranking': (1, message),
+        'ExplainResponse.blocks': (2, text),
+        'ExplainResponse.without': (3, single),
+        'ExplainResponse.user': (4, message),
+        'ExplainResponse.items': (5, message),
+        'MacroEdges.clusters': (1, small),
+        'MacroEdges.stock': (2, number),
+        'MacroEdges.live': (3, number),
+        'WhatIfRequest.request': (1, message),
+        'WhatIfRequest.clicked': (2, message),
+        'WhatIfResponse.before': (1, message),
+        'WhatIfResponse.after': (2, message),
         'RecordRequest.position': (1, number),
         'RecordRequest.users': (2, message),
         'RecordRequest.items': (3, message),

@@ -112,6 +112,20 @@ def test_a_server_that_evicts_is_refused(redis_server: Any, client: Any, policy:
     connect(redis_server.url, timeout=30).close()
 
 
+def test_a_server_that_keeps_no_file_is_warned_of(
+    redis_server: Any, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect(redis_server.url, timeout=30).close()
+    assert caplog.records == []
+    client.config_set('appendonly', 'no')
+    try:
+        connect(redis_server.url, timeout=30).close()
+    finally:
+        client.config_set('appendonly', 'yes')
+    (record,) = caplog.records
+    assert 'loses all since its last dump when it ends: set appendonly to yes' in record.message
+
+
 @pytest.fixture
 def user(client: Any) -> Iterator[str]:
     r"""A user who may do what a stream does, and nothing else."""

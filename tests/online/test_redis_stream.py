@@ -1,11 +1,12 @@
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mag.online import RedisStream, connect
+from mag.online import Diverged, RedisStream, checksum_of, connect
 
 redis = pytest.importorskip('redis', reason='redis-py is not installed: make test installs it')
 Events = Callable[[int, int], np.ndarray]
@@ -15,7 +16,13 @@ def test_entries_have_the_position_after_them_as_id(client: Any, events_between:
     stream = RedisStream(client)
     stream.append(events_between(0, 150), 0)
     assert client.xrange('mag:events') == [
-        (f'{end}-0'.encode(), {b'events': events_between(start, end).tobytes()})
+        (
+            f'{end}-0'.encode(),
+            {
+                b'checksum': str(zlib.crc32(events_between(0, end).tobytes())).encode(),
+                b'events': events_between(start, end).tobytes(),
+            },
+        )
         for start, end in ((0, 64), (64, 128), (128, 150))
     ]
     assert client.keys() == [b'mag:events']
@@ -176,3 +183,61 @@ def test_bad_arguments_are_refused(redis_server: Any, client: Any) -> None:
         pytest.raises(ValueError, match="'client' must return bytes"),
     ):
         RedisStream(other)
+
+
+def test_what_was_read_in_parts_across_a_restart_is_read_again(
+    client: Any, events_between: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, other = RedisStream(client), RedisStream(client, 'other')
+    for start in range(0, 1_000, 10):
+        stream.append(events_between(start, start + 10), start)
+    other.append(events_between(0, 50), 0)
+    batches = stream._batches(0, 1_000)
+    # As if the server came back with fewer events while it was read, and got them in other batches.
+    mixed = [*batches[:3], *other._batches(40, 1_000), *batches[5:]]
+    reads = iter([mixed, batches])
+    monkeypatch.setattr(stream, '_batches', lambda position, limit: next(reads))
+    np.testing.assert_array_equal(stream.read(0, 1_000), events_between(0, 1_000))
+    monkeypatch.setattr(stream, '_batches', lambda position, limit: mixed)
+    with pytest.raises(ValueError, match='is damaged: from position 0 to 1000 it should hold'):
+        stream.read(0, 1_000)
+
+
+def test_a_server_that_went_back_and_got_other_events_is_noticed(
+    redis_server: Any, client: Any, events_between: Events
+) -> None:
+    stream = RedisStream(client)
+    client.config_set('appendfsync', 'always')
+    stream.append(events_between(0, 100), 0)
+    length = redis_server.append_only_file.stat().st_size
+    stream.append(events_between(100, 200), 100)
+    read = stream.read(0)
+    redis_server.lose_power(length)
+    # The producer forgot them, too, and has others.
+    assert stream.append(events_between(300, 600), 100) == 400
+    for position in (101, 164, 200):
+        with pytest.raises(Diverged, match=f'has other events before position {position} than'):
+            stream.read(position, checksum=checksum_of(read[:position]))
+    np.testing.assert_array_equal(
+        stream.read(100, checksum=checksum_of(read[:100])), events_between(300, 600)
+    )
+
+
+def test_streams_without_checksums_are_refused(client: Any, events_between: Events) -> None:
+    client.xadd('mag:events', {'events': events_between(0, 10).tobytes()}, id='10-0')
+    stream = RedisStream(client)
+    for call in (
+        lambda: stream.end,
+        lambda: stream.read(0),
+        lambda: stream.append(events_between(10, 20), 10),
+    ):
+        with pytest.raises(ValueError, match='or an earlier mag, without checksums. Append its'):
+            call()
+    assert client.xlen('mag:events') == 1
+
+
+def test_two_who_append_in_turn_keep_one_checksum(client: Any, events_between: Events) -> None:
+    streams = [RedisStream(client), RedisStream(client)]
+    for turn in range(10):
+        streams[turn % 2].append(events_between(10 * turn, 10 * turn + 10), 10 * turn)
+    streams[0].read(100, checksum=checksum_of(events_between(0, 100)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mag.online import Consumer, Replica, Snapshot, SqliteCenter, SqliteStream
+from mag.online import Consumer, Replica, Snapshot, SqliteCenter, SqliteStream, checksum_of
 
 
 def start(pipeline: Any, folder: Path) -> tuple[Replica, SqliteStream]:
@@ -27,9 +27,10 @@ def all_nodes(pipeline: Any) -> dict[str, np.ndarray]:
 def check(replica: Replica, expected: dict[str, Any], nodes: dict[str, np.ndarray]) -> None:
     for node in ('user', 'item'):
         assert replica.rows(node, nodes[node]).tobytes() == expected[node].tobytes()
-        if replica.snapshot.hop_2:
-            found = replica.hop_2(node, nodes[node])
-            np.testing.assert_array_equal(found, expected[f'hop_2_{node}'])
+    if replica.snapshot.hop_2:
+        found = {node: replica.hop_2(node, nodes[node]) for node in ('user', 'item')}
+        np.testing.assert_array_equal(found['user'], expected['exact_hop_2_user'])
+        np.testing.assert_array_equal(found['item'], expected['hop_2_item'])
     for place, table in replica.cells.items():
         np.testing.assert_array_equal(table, expected['cells'][place])
 
@@ -103,7 +104,8 @@ def test_what_is_refused_leaves_no_trace(
     replica.follow(10)
     row = replica.rows('user', np.array([0]))
     row['seen'] = 2**32 - 1
-    replica._moved['user'].put(np.array([0]), row, replica.hop_2('user', np.array([0])))
+    hop_2 = replica.hop_2('user', np.array([0]))
+    replica._moved['user'].put(np.array([0]), row, hop_2, replica.position)
     before = [
         *(replica.rows(node, of).tobytes() for node, of in nodes.items()),
         *(replica.hop_2(node, of).tobytes() for node, of in nodes.items()),
@@ -118,3 +120,74 @@ def test_what_is_refused_leaves_no_trace(
         replica.cells[0, 0].tobytes(),
         replica.position,
     ]
+
+
+@pytest.mark.parametrize('model', ['count_net', 'macgnn'])
+def test_a_log_that_diverged_is_counted_again_from_the_snapshot(
+    model: str,
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    count_by_loop: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    pipeline = shop(model)
+    replica, stream = start(pipeline, tmp_path)
+    history, nodes = pipeline.events(), all_nodes(pipeline)
+    lost, came = later_events(pipeline, 100), later_events(pipeline, 200, seed=1)
+    stream.append(lost, len(history))
+    assert replica.follow(70) == 70
+    with SqliteStream(tmp_path / 'again.db') as other:
+        other.append(np.concatenate([history, lost[:30], came]), 0)
+        replica.stream = other
+        for _ in range(2):
+            assert replica.follow() == 0
+            assert (replica.position, replica.diverged) == (len(history) + 70, True)
+            assert 'has other events before position' in str(replica.degraded)
+        replica.restart()
+        assert (replica.position, replica.diverged) == (len(history), False)
+        assert replica.follow() == 230
+        log = np.concatenate([history, lost[:30], came])
+        assert replica.checksum == checksum_of(log)
+        check(replica, count_by_loop(pipeline, log, len(history), nodes), nodes)
+
+
+def test_the_past_of_the_snapshot_must_be_that_of_the_log(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline = shop('count_net')
+    replica, _ = start(pipeline, tmp_path)
+    history = pipeline.events()
+    history['clicked'][5] ^= 1
+    with SqliteStream(tmp_path / 'another.db') as other:
+        other.append(history, 0)
+        replica = Replica(replica.snapshot, other)
+        assert replica.follow() == 0
+        assert replica.diverged
+
+
+@pytest.mark.parametrize('limit', [3, 8192])
+def test_rows_move_with_their_own_events(
+    limit: int,
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    tmp_path: Path,
+) -> None:
+    pipeline = shop('macgnn')
+    replica, stream = start(pipeline, tmp_path)
+    later, history = later_events(pipeline, 30), replica.position
+    stream.append(later, history)
+    assert replica.follow(12) == 12
+    while replica.follow(limit) > 0:
+        pass
+    for node, number in replica.snapshot.num_nodes.items():
+        nodes = np.arange(-1, number)
+        for position, moved in (
+            (-1, nodes),
+            (history, later[node]),
+            (history + 12, later[12:][node]),
+        ):
+            found = replica.moved_since(node, nodes, np.full(len(nodes), position))
+            np.testing.assert_array_equal(found, np.isin(nodes, moved))
+        assert not replica.moved_since(node, nodes, np.full(len(nodes), replica.position)).any()
+        with pytest.raises(IndexError, match=f'{node} ids from {number} to {number}'):
+            replica.moved_since(node, np.array([number]), np.array([0]))

@@ -37,7 +37,7 @@ def ids(pipeline: Pipeline, node: str) -> list[Any]:
 
 
 @pytest.mark.parametrize('model', MODELS)
-def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_bit(
+def test_right_after_the_snapshot_batches_and_scores_are_those_of_the_pipeline(
     model: str, shop: Callable[[str], Any], tmp_path: Path
 ) -> None:
     pipeline = shop(model)
@@ -52,7 +52,9 @@ def test_right_after_the_snapshot_scores_are_those_of_the_pipeline_to_the_last_b
                 assert one.dtype == other.dtype and torch.equal(one, other), name
         answer = scorer.score(user, items, CONTEXT[model])
         scores = pipeline.score(user, items, context=CONTEXT[model])
-        assert torch.equal(answer.probabilities['click'], scores)
+        # What is kept of items was computed in batches of other sizes.
+        tolerance = 1e-6 if model == 'macgnn' else 0
+        assert (answer.probabilities['click'] - scores).abs().max() <= tolerance
         assert answer.position == len(pipeline.events()) and answer.degraded is None
     # A context for each item.
     if model == 'count_net':
@@ -120,27 +122,24 @@ def test_after_further_events_scores_are_those_of_an_updated_pipeline(
 def test_after_further_events_a_pair_batch_has_the_rows_of_an_updated_pipeline(
     shop: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    r"""All but hop 2, which moves by what a node does itself."""
+    r"""All but hop 2 of items, which moves by what an item gets itself."""
     pipeline = shop('macgnn')
     scorer, stream = serve(pipeline, tmp_path)
     events = events_of_known(pipeline, 400)
     stream.append(events, stream.end)
     follow(scorer)
     update(pipeline, events, tmp_path)
-    items, is_other = ids(pipeline, 'item'), []
+    items = ids(pipeline, 'item')
     for user in ids(pipeline, 'user'):
         batch, expected = scorer.batch(user, items), pipeline.batch(user, items)
         for name in ('user', 'item', 'user_recent', 'item_recent'):
             assert torch.equal(getattr(batch, name), getattr(expected, name))
-        for one, other in (
-            (batch.user_hops, expected.user_hops),
-            (batch.item_hops, expected.item_hops),
-        ):
-            assert torch.equal(one[0], other[0])
-            # Nothing is counted that has not happened.
-            assert bool((one[1] <= other[1]).all())
-            is_other.append(not torch.equal(one[1], other[1]))
-    assert any(is_other)
+        for one, other in zip(batch.user_hops, expected.user_hops, strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(batch.item_hops[0], expected.item_hops[0])
+        # Nothing is counted that has not happened.
+        assert bool((batch.item_hops[1] <= expected.item_hops[1]).all())
+    assert not torch.equal(batch.item_hops[1], expected.item_hops[1])
 
 
 @pytest.mark.parametrize('model', MODELS)
@@ -237,10 +236,10 @@ class Gone(SqliteStream):
 
     is_gone = False
 
-    def read(self, position: int, limit: int = 8192) -> np.ndarray:
+    def read(self, position: int, limit: int = 8192, checksum: int | None = None) -> np.ndarray:
         if self.is_gone:
             raise OSError('the disk is gone')
-        return super().read(position, limit)
+        return super().read(position, limit, checksum)
 
 
 @pytest.mark.parametrize('model', MODELS)

@@ -1,11 +1,11 @@
 import asyncio
+import dataclasses
 import json
 import logging
 import os
 import re
 import signal
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -30,7 +30,9 @@ from mag.online import (  # noqa: E402
     EVENT,
     AsyncClient,
     Client,
+    Explained,
     JsonFormatter,
+    MacroEdges,
     Overloaded,
     Ranked,
     Server,
@@ -38,6 +40,8 @@ from mag.online import (  # noqa: E402
     swap,
 )
 from mag.online.ranking_pb2 import (  # noqa: E402
+    ExplainRequest,
+    ExplainResponse,
     Id,
     Ids,
     Numbers,
@@ -46,12 +50,15 @@ from mag.online.ranking_pb2 import (  # noqa: E402
     RecordRequest,
     Texts,
     Value,
+    WhatIfRequest,
+    WhatIfResponse,
 )
 
 NUM_CORES = len(os.sched_getaffinity(0))
-RANK, RECORD, SWAP = (
-    '/mag.online.v1.Ranking/Rank', '/mag.online.v1.Ranking/Record', '/mag.online.v1.Admin/Swap',
-)  # fmt: skip
+RANK, EXPLAIN, WHAT_IF, RECORD = (
+    f'/mag.online.v1.Ranking/{name}' for name in ('Rank', 'Explain', 'WhatIf', 'Record')
+)
+SWAP = '/mag.online.v1.Admin/Swap'
 
 
 def expected(version: int, user: int | str, items: Sequence[int | str]) -> np.ndarray:
@@ -64,7 +71,8 @@ def expected(version: int, user: int | str, items: Sequence[int | str]) -> np.nd
 def _patient() -> Iterator[None]:
     r"""Clients that wait for a busy machine where a test does not say how long."""
     with pytest.MonkeyPatch.context() as patch:
-        for call in (Client.rank, Client.record, AsyncClient.rank, AsyncClient.record):
+        names = 'rank', 'explain', 'what_if', 'record'
+        for call in (getattr(kind, name) for kind in (Client, AsyncClient) for name in names):
             assert call.__defaults__ is not None
             patch.setattr(call, '__defaults__', (*call.__defaults__[:-1], 60.0))
         yield
@@ -111,6 +119,33 @@ class FakeRanker:
     def close(self) -> None:
         assert not self.is_closed
         self.is_closed = True
+
+
+BLOCKS = ('user id', 'item é')
+
+
+class FakeExplainer(FakeRanker):
+    r"""Tells numbers that are different for each item."""
+
+    def explain(self, user: Any, items: Any, time: int, context: Any, num_edges: int) -> Explained:
+        ranked = self.rank(user, items, time, context)
+        self.asked[-1] += (num_edges,)
+        without = expected(9, user, items)[:, None] / np.arange(2, 2 + len(BLOCKS))
+        of_items = tuple(edges_of(int(item), num_edges) for item in items)
+        return Explained(ranked, BLOCKS, without, edges_of(int(user), num_edges), of_items)
+
+    def what_if(
+        self, user: Any, items: Any, time: int, context: Any, clicked: Any
+    ) -> tuple[Ranked, Ranked]:
+        before = self.rank(user, items, time, context)
+        self.asked[-1] += (clicked,)
+        after = expected(self.version + int(clicked), user, items)
+        return before, dataclasses.replace(before, probability=after)
+
+
+def edges_of(node: int, num_edges: int) -> MacroEdges:
+    number = np.arange(num_edges) + node
+    return MacroEdges(number % 2**31, number * 2**31, number % 3)
 
 
 @contextmanager
@@ -258,7 +293,7 @@ def test_a_scorer_that_answers_wrongly_has_failed(
 
     with asking(Wrong()) as client, pytest.raises(RuntimeError, match='failed with INTERNAL'):
         client.rank(7, [1, 2, 3])
-    assert 'must answer with 3 finite numbers' in caplog.text
+    assert 'must answer with finite numbers of shape [3]' in caplog.text
 
 
 @pytest.mark.parametrize('error', [RuntimeError('secret'), KeyError('secret'), MemoryError()])
@@ -295,6 +330,177 @@ def test_a_client_refuses_what_no_server_understands() -> None:
             client.rank(uuid.UUID(int=1), [1])
 
 
+# ---- explanations
+
+
+def test_what_moves_scores_arrives_as_it_was_told() -> None:
+    ranker = FakeExplainer(version=3)
+    items = ['30', '10', '020']
+    with serving(ranker) as server:
+        address = f'127.0.0.1:{server.port}'
+
+        async def ask() -> Any:
+            async with AsyncClient(address) as client:
+                return (
+                    await client.explain('7', items, 4, 99, {'device': 'é'}),
+                    await client.what_if('7', items, '55', 99, {'device': 'é'}),
+                )
+
+        with Client(address) as client:
+            here = (
+                client.explain('7', items, 4, 99, {'device': 'é'}),
+                client.what_if('7', items, '55', 99, {'device': 'é'}),
+            )
+            assert client.explain(7, [1], 0).items[0].clusters.tolist() == []
+            assert client.explain(7, [1]).user.clusters.tolist() == list(range(7, 17))
+        there = asyncio.run(ask())
+        sample = server.metrics.registry.get_sample_value
+        for method, number in (('Explain', 4), ('WhatIf', 2)):
+            labels = {'method': method, 'status': 'OK'}
+            assert sample('mag_requests_total', labels) == number
+        for stage in ('parse', 'wait', 'score', 'serialise'):
+            assert sample('mag_stage_seconds_count', {'stage': stage}) == 6
+        assert sample('mag_log_position') == 3000 and sample('mag_lag_events') == 12
+    asked = ('7', items, 99, {'device': 'é'})
+    assert ranker.asked[:2] == [(*asked, 4), (*asked, '55')] == ranker.asked[4:]
+    assert ranker.modes == {True}
+    for explanation, change in (here, there):
+        without = (expected(9, '7', items)[:, None] / np.array([2, 3])).astype(np.float32)
+        np.testing.assert_array_equal(explanation.without, without)
+        np.testing.assert_array_equal(explanation.moved, expected(3, '7', items)[:, None] - without)
+        assert explanation.without.dtype == np.float32 and explanation.blocks == BLOCKS
+        for node, edges in zip((7, 30, 10, 20), (explanation.user, *explanation.items)):
+            for name, column in vars(edges_of(node, 4)).items():
+                assert getattr(edges, name).dtype == np.int64
+                np.testing.assert_array_equal(getattr(edges, name), column)
+        for ranking, version in ((explanation.ranking, 3), (change[0], 3), (change[1], 58)):
+            np.testing.assert_array_equal(ranking.probability, expected(version, '7', items))
+            assert (ranking.items, ranking.position, ranking.snapshot) == (items, 3000, 'v3')
+
+
+def test_an_answer_that_no_message_holds_is_refused_in_a_sentence() -> None:
+    with asking(FakeExplainer()) as client:
+        with pytest.raises(ValueError, match='2000 items would take .* ask for up to ') as caught:
+            client.explain(7, range(2000), 300)
+        found = re.search(
+            r'ask for up to (\d+) items at once, or for fewer edges', str(caught.value)
+        )
+        assert found is not None
+        most = int(found[1])
+        assert 1000 < most < 2000
+        # That many are answered, as these numbers take no more than those did.
+        assert len(client.explain(7, range(most), 300).items) == most
+
+
+@pytest.mark.parametrize(
+    ('method', 'packed', 'sentence'),
+    [
+        (EXPLAIN, b'\xff', 'must be a message mag.online.v1.ExplainRequest'),
+        (EXPLAIN, b'', "'user' must be an id, a text or a number, but none was given."),
+        (
+            EXPLAIN,
+            ExplainRequest(request=request_of(items=[])).SerializeToString(),
+            "'items' must be 1 to 5 ids, but got 0.",
+        ),
+        (
+            EXPLAIN,
+            ExplainRequest(request=request_of(), num_edges=-1).SerializeToString(),
+            "'num_edges' must be at least 0, but got -1.",
+        ),
+        (WHAT_IF, b'\xff', 'must be a message mag.online.v1.WhatIfRequest'),
+        (
+            WHAT_IF,
+            WhatIfRequest(request=request_of()).SerializeToString(),
+            "'clicked' must be an id, a text or a number, but none was given.",
+        ),
+        (
+            WHAT_IF,
+            WhatIfRequest(
+                request=request_of(items=range(6)), clicked=Id(number=1)
+            ).SerializeToString(),
+            "'items' must be 1 to 5 ids, but got 6.",
+        ),
+    ],
+)
+def test_a_bad_question_is_told_what_must_be(method: str, packed: bytes, sentence: str) -> None:
+    ranker = FakeExplainer()
+    with serving(ranker, max_items=5) as server:
+        status, said = status_of(f'127.0.0.1:{server.port}', method, packed)
+    assert (status, ranker.asked) == (grpc.StatusCode.INVALID_ARGUMENT, [])
+    assert sentence in said
+
+
+def test_what_only_ranks_says_so() -> None:
+    with asking(FakeRanker()) as client:
+        with pytest.raises(NotImplementedError, match='answers Rank, but no Explain'):
+            client.explain(7, [1])
+        with pytest.raises(NotImplementedError, match='answers Rank, but no WhatIf'):
+            client.what_if(7, [1], 2)
+        assert len(client.rank(7, [1]).probability) == 1
+
+
+def test_a_client_refuses_questions_that_no_server_understands() -> None:
+    with Client('127.0.0.1:1') as client:
+        with pytest.raises(ValueError, match="'num_edges' must be at least 0, but got -1"):
+            client.explain(7, [1], -1)
+        with pytest.raises(TypeError, match="'clicked' must have integers or texts as ids"):
+            client.what_if(7, [1], None)
+        for call in (client.explain, client.what_if):
+            with pytest.raises(ValueError, match="'timeout' must"):
+                call(7, [1], 2, timeout=0)
+            with pytest.raises(ConnectionError, match='127.0.0.1:1 cannot be reached'):
+                call(7, [1], 2)
+
+
+@pytest.mark.parametrize('wrong', ['without', 'items', 'ranked'])
+def test_an_explainer_that_answers_wrongly_has_failed(
+    wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(FakeExplainer):
+        def explain(self, *arguments: Any) -> Explained:
+            explained = super().explain(*arguments)
+            others: dict[str, Any] = {
+                'without': explained.without * np.nan,
+                'items': explained.items[1:],
+                'ranked': dataclasses.replace(explained.ranked, probability=np.zeros(2)),
+            }
+            return dataclasses.replace(explained, **{wrong: others[wrong]})
+
+    with asking(Wrong()) as client, pytest.raises(RuntimeError, match='failed with INTERNAL'):
+        client.explain(7, [1, 2, 3])
+    assert 'A ranker must' in caplog.text
+
+
+def test_all_questions_share_one_limit_and_late_ones_are_not_scored() -> None:
+    ranker = FakeExplainer()
+    ranker.may_answer.clear()
+    with (
+        serving(ranker, max_in_flight=NUM_CORES + 2) as server,
+        Client(f'127.0.0.1:{server.port}') as client,
+        ThreadPoolExecutor(NUM_CORES + 2) as threads,
+    ):
+        first = [threads.submit(client.explain, 7, [1]) for _ in range(NUM_CORES)]
+        wait_until(lambda: len(ranker.asked) == NUM_CORES)
+        late = [
+            threads.submit(client.explain, 8, [1], timeout=2),
+            threads.submit(client.what_if, 8, [1], 2, timeout=2),
+        ]
+        wait_until(lambda: server._num_in_flight == NUM_CORES + 2)
+        for call in (lambda: client.explain(9, [1]), lambda: client.what_if(9, [1], 2)):
+            with pytest.raises(Overloaded, match='requests are in flight, as many as this'):
+                call()
+        for answer in late:
+            with pytest.raises(TimeoutError):
+                answer.result()
+        wait_until(lambda: server._num_in_flight == NUM_CORES)
+        ranker.may_answer.set()
+        for answer in first:
+            assert answer.result().blocks == BLOCKS
+        wait_until(lambda: server._num_in_flight == 0)
+        assert server.metrics.registry.get_sample_value('mag_shed_total') == 2
+    assert {user for user, *_ in ranker.asked} == {7}
+
+
 # ---- whatever is sent
 
 MESSAGES = st.builds(
@@ -312,7 +518,15 @@ MESSAGES = st.builds(
         | st.builds(Value, integer=st.integers(-(2**63), 2**63 - 1)),
         max_size=3,
     ),
-).map(lambda message: message.SerializeToString())
+)
+EXPLAINS = st.builds(
+    ExplainRequest, request=MESSAGES, num_edges=st.integers(-1, 9) | st.integers(-(2**31), 10**4)
+)
+WHAT_IFS = st.builds(
+    WhatIfRequest,
+    request=MESSAGES,
+    clicked=st.builds(Id, number=st.integers(0, 9)) | st.builds(Id, text=st.text()),
+)
 RECORDS = st.builds(
     RecordRequest,
     position=st.none() | st.integers(-(2**63), 2**63 - 1),
@@ -320,10 +534,11 @@ RECORDS = st.builds(
     items=st.builds(Ids, numbers=st.builds(Numbers, values=st.lists(st.integers(-9, 9)))),
     times=st.lists(st.integers(-(2**63), 2**63 - 1)),
     clicked=st.lists(st.booleans()),
-).map(lambda message: message.SerializeToString())
+)
 
 
-def mutated(packed: bytes, cuts: list[tuple[int, int, bytes]]) -> bytes:
+def mutated(message: Any, cuts: list[tuple[int, int, bytes]]) -> bytes:
+    packed = message.SerializeToString()
     for start, length, instead in cuts:
         start = start % (len(packed) + 1)
         packed = packed[:start] + instead + packed[start + length :]
@@ -335,9 +550,16 @@ CUTS = st.lists(
 )
 
 
-class Wordless(FakeRanker):
+class Wordless(FakeExplainer):
     def rank(self, user: Any, items: Any, time: int, context: Any) -> Ranked:
         return Ranked(np.zeros(len(items)), 0, 'v0')
+
+    def explain(self, user: Any, items: Any, time: int, context: Any, num_edges: int) -> Explained:
+        edges, ranked = edges_of(0, num_edges), self.rank(user, items, time, context)
+        return Explained(ranked, BLOCKS, np.zeros((len(items), 2)), edges, (edges,) * len(items))
+
+    def what_if(self, *asked: Any) -> tuple[Ranked, Ranked]:
+        return (self.rank(*asked[:-1]),) * 2
 
 
 @pytest.fixture(scope='module')
@@ -368,6 +590,35 @@ def test_whatever_is_sent_to_rank_is_answered_or_refused(channel: Any, packed: b
         request = RankRequest.FromString(packed)
         values = getattr(request.items, request.items.WhichOneof('kind')).values
         assert len(response.probabilities) == len(values) > 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.tuples(st.just(EXPLAIN), st.builds(mutated, EXPLAINS, CUTS))
+    | st.tuples(st.just(WHAT_IF), st.builds(mutated, WHAT_IFS, CUTS))
+)
+def test_whatever_else_is_asked_is_answered_or_refused(
+    channel: Any, question: tuple[str, bytes]
+) -> None:
+    method, packed = question
+    try:
+        answer = channel.unary_unary(method)(packed, timeout=60)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+        assert error.details().endswith('.'), error.details()
+        return
+    if method == EXPLAIN:
+        request, response = ExplainRequest.FromString(packed), ExplainResponse.FromString(answer)
+        number = len(response.ranking.probabilities)
+        assert len(response.without) == 2 * number and len(response.items) == number
+        for edges in (response.user, *response.items):
+            assert len(edges.clusters) == len(edges.stock) == len(edges.live) == request.num_edges
+    else:
+        request, changed = WhatIfRequest.FromString(packed), WhatIfResponse.FromString(answer)
+        number = len(changed.before.probabilities)
+        assert len(changed.after.probabilities) == number
+    items = request.request.items
+    assert len(getattr(items, items.WhichOneof('kind')).values) == number > 0
 
 
 @settings(deadline=None, max_examples=200)
@@ -755,6 +1006,21 @@ def test_a_client_refuses_events_that_do_not_match() -> None:
             client.record([1], [1], [1], [1], position=-1)
 
 
+def test_a_server_that_never_started_gives_back_what_it_has(tmp_path: Path) -> None:
+    ranker = FakeRanker()
+    arguments = {'open_stream': lambda: SqliteStream(tmp_path / 'a.db'), 'nodes': nodes}
+
+    async def main() -> None:
+        server = Server(ranker, port=0, **arguments)
+        await server.stop()
+        assert ranker.is_closed
+        await server.stop()
+        with pytest.raises(RuntimeError, match='was started or stopped before: make another one'):
+            await server.start()
+
+    asyncio.run(main())
+
+
 def test_a_server_without_a_log_records_nothing() -> None:
     with asking(FakeRanker()) as client, pytest.raises(RuntimeError, match='records no events'):
         client.record([1], [1], [1], [1])
@@ -950,25 +1216,6 @@ def test_arguments_that_make_no_server_are_refused(
         Server(FakeRanker(), **arguments)
 
 
-@pytest.fixture(scope='module')
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    r"""Two certificates of localhost that stand on nothing but themselves, and their keys."""
-    folder, made = tmp_path_factory.mktemp('certificates'), []
-    for name in ('one', 'two'):
-        certificate, key = (str(folder / f'{name}.{kind}.pem') for kind in ('certificate', 'key'))
-        command = [
-            'openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256',
-            '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext',
-            'subjectAltName=DNS:localhost,IP:127.0.0.1', '-keyout', key, '-out', certificate,
-        ]  # fmt: skip
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except FileNotFoundError:
-            pytest.skip('there is no openssl, which makes certificates')
-        made.append((certificate, key))
-    return made
-
-
 def test_tls_lets_in_who_knows_the_certificate(certificates: list[tuple[str, str]]) -> None:
     (certificate, key), (other, other_key) = certificates
     arguments = {'certificate': certificate, 'key': key, 'metrics_port': 0}
@@ -1083,16 +1330,22 @@ def test_metrics_say_what_happened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match='1 to 2000'):
             client.rank(7, [])
         client.record([1, 1], [2, 3], [4, 4], [1, 0])
+        # One is there, and two come; then those between are missing.
+        client.record([1, 1, 1], [3, 4, 5], [4, 5, 6], [0, 0, 0], position=1)
+        with pytest.raises(ValueError, match='append those from position 4 first'):
+            client.record([1], [3], [4], [0], position=6)
         samples = scraped()
     assert sample('mag_requests_total', method='Rank', status='OK') == 2
     assert sample('mag_requests_total', method='Rank', status='INVALID_ARGUMENT') == 1
-    assert sample('mag_requests_total', method='Record', status='OK') == 1
+    assert sample('mag_requests_total', method='Record', status='OK') == 2
     for stage in ('parse', 'wait', 'score', 'serialise'):
         assert sample('mag_stage_seconds_count', stage=stage) == 2
         assert 0 < sample('mag_stage_seconds_sum', stage=stage) < 5  # type: ignore[operator]
     assert sample('mag_degraded_total', reason='log unreachable') == 1
     assert samples['mag_unknown_ids_total'] == 2
-    assert samples['mag_recorded_events_total'] == 2
+    assert samples['mag_recorded_events_total'] == 4
+    assert samples['mag_duplicate_events_total'] == 1
+    assert samples['mag_gaps_total'] == 1
     assert samples['mag_log_position'] == 2000
     assert (samples['mag_lag_events'], samples['mag_lag_seconds']) == (12, 0.25)
     assert samples['mag_snapshot_age_seconds'] == pytest.approx(time.time() - 1000, abs=60)

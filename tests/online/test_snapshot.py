@@ -156,7 +156,7 @@ def test_a_snapshot_under_the_name_of_another_is_not_opened(path: Path) -> None:
 @pytest.mark.parametrize(
     ('facts', 'message'),
     [
-        ({'version': 2}, "was written in version 2 of the format by mag '"),
+        ({'version': 1}, "was written in version 1 of the format by mag '"),
         ({'format': 'mag.pipeline'}, 'is no snapshot: its manifest.json is that of another'),
         ({'num_recent': 7}, 'rows_user.npy cannot be read: it holds '),
         ({'num_pairs': 7}, 'pair_item.npy cannot be read: it holds int32 of shape '),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mag.online import SqliteStream, sqlite_file, sqlite_stream
+from mag.online import Diverged, SqliteStream, checksum_of, sqlite_file, sqlite_stream
 
 Events = Callable[[int, int], np.ndarray]
 
@@ -187,3 +187,30 @@ def test_a_closed_stream_leaves_one_file(tmp_path: Path, events_between: Events)
     stream.close()
     assert os.listdir(tmp_path) == ['log']
     assert repr(stream) == f'SqliteStream({str(tmp_path / "log")!r})'
+
+
+def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path, events_between: Events) -> None:
+    with SqliteStream(tmp_path / 'log') as stream:
+        stream.append(events_between(0, 5), 0)
+        stream._database.execute('PRAGMA user_version = 0')
+    for _ in range(2):
+        with pytest.raises(ValueError, match='in version 0 of the format of SqliteStream, but'):
+            SqliteStream(tmp_path / 'log')
+
+
+def test_a_file_that_went_back_and_got_other_events_is_noticed(
+    tmp_path: Path, events_between: Events
+) -> None:
+    with SqliteStream(tmp_path / 'log', 'second') as stream:
+        stream.append(events_between(0, 100), 0)
+        size = os.path.getsize(tmp_path / 'log-wal')
+        stream.append(events_between(100, 200), 100)
+        read = stream.read(0)
+        shutil.copy(tmp_path / 'log', tmp_path / 'left')
+        shutil.copy(tmp_path / 'log-wal', tmp_path / 'left-wal')
+    os.truncate(tmp_path / 'left-wal', size)
+    with SqliteStream(tmp_path / 'left') as stream:
+        assert stream.append(events_between(300, 600), 100) == 400
+        with pytest.raises(Diverged, match='has other events before position 200 than those that'):
+            stream.read(200, checksum=checksum_of(read))
+        stream.read(100, checksum=checksum_of(read[:100]))

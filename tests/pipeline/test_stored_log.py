@@ -14,7 +14,9 @@ from click.testing import CliRunner
 
 from mag.command_line import main
 from mag.datasets import LogSchema
+from mag.online import SqliteStream
 from mag.pipeline import Pipeline
+from mag.pipeline.pipeline_ranker import PipelineLoader
 from mag.pipeline.recipes.macgnn import MacGNNRecipe
 from mag.pipeline.recipes.store_recipe import StoreRecipe
 from mag.store import BuildPlan, Store, build
@@ -260,6 +262,16 @@ def test_what_a_store_cannot_do_is_refused(
         fit(name, 3)
     with pytest.raises(ValueError, match="'gmcm' does not read a store, as count_net and macgnn"):
         Pipeline('gmcm').fit(files.store)
+
+
+def test_it_is_served_without_a_log(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save(tmp_path / 'shop')
+    ranker = PipelineLoader(str(tmp_path))('shop')
+    found = ranker.rank('u7', [3, 30, 117, 1], 0, CONTEXT[pipeline.model_name])
+    np.testing.assert_array_equal(found.probability, probe(pipeline)[0].numpy())
+    assert (found.position, found.num_unknown, found.lag) == (NUM_ROWS, 1, None)
+    with pytest.raises(ValueError, match="'shop' is served without a log: .* holds no events"):
+        PipelineLoader(str(tmp_path), lambda: SqliteStream(tmp_path / 'events.db'))('shop')
 
 
 def test_the_command_fits_a_store(files: Files, tmp_path: Path) -> None:

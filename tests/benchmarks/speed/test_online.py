@@ -87,7 +87,11 @@ def test_all_parts_are_measured_in_process(tmp_path: Path, monkeypatch: pytest.M
     applied = select(records, part='apply', batch=8192)
     # One step at least, and none is counted twice.
     assert all(8192 <= of['events'] <= 9000 for of in applied)
-    assert [of['candidates'] for of in select(records, part='score')] == [2, 9]
+    # Once exported is enough.
+    monkeypatch.setattr(online, 'program_of', lambda model, batch: model)
+    records += online.score(tmp_path, 'macgnn', (4, 5), events, args)
+    assert [of['candidates'] for of in select(records, part='score')] == [2, 9, 2, 9]
+    assert [('all moved' in of) for of in select(records, part='score')] == [False] * 2 + [True] * 2
 
 
 def test_every_request_is_answered_or_shed_and_every_event_seen(
@@ -129,7 +133,11 @@ def test_the_tables_hold_what_was_measured(
         {'part': 'read', 'way': 'C', 'rows': 10, 'here': 0.5, 'there': 0.125, **times},
         {
             'part': 'score', 'model': 'macgnn', 'macro': [4, 5], 'candidates': 1000, 'batch': 0.5,
-            'eager': 6.0, 'program': 5.0,
+            'eager': 6.0, 'program': 5.0, 'none moved': 2.0, 'a tenth moved': 2.5, 'all moved': 4.0,
+        },
+        {
+            'part': 'score', 'model': 'count_net', 'macro': [4, 5], 'candidates': 10, 'batch': 0.5,
+            'eager': 1.0, 'program': 1.5,
         },
         {
             'part': 'answer', 'model': 'macgnn', 'macro': [4, 5], 'clients': 2, 'candidates': 9,
@@ -146,7 +154,8 @@ def test_the_tables_hold_what_was_measured(
         '| A | 64 | 6,400 | 12,346 | 100 | 25% |',
         '| B | 8,192 | 6,400 | 12,346 | 100 | 0% |',
         '| C | 1.25 | 2.50 | 0.50 | 0.12 |',
-        '| MacGNN | 4 x 5 | 1,000 | 0.50 | 6.00 | 5.00 |',
+        '| MacGNN | 4 x 5 | 1,000 | 0.50 | 6.00 | 5.00 | 2.00 | 2.50 | 4.00 |',
+        '| CountNet | 4 x 5 | 10 | 0.50 | 1.00 | 1.50 |  |  |  |',
         '| MacGNN | 2 | 1,000 | 3 | 1.2 | 2.5 | 3.8 | 50 | 7.5 | 1.5 |',
         '| MacGNN | 1.2 | 2.5 | 1.0 |',
     ):
@@ -168,5 +177,7 @@ def test_a_program_that_scores_otherwise_ends_the_run(
 
     monkeypatch.setattr(online, 'program_of', other)
     args = argparse.Namespace(**ARGUMENTS)
-    with pytest.raises(RuntimeError, match='The program of count_net scores 2 candidates'):
+    with pytest.raises(
+        RuntimeError, match='count_net scores 2 candidates otherwise by its program'
+    ):
         online.score(tmp_path, 'count_net', (4, 5), events, args)
