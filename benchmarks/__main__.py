@@ -40,6 +40,7 @@ NAMES = (
     'speed.macro_state',
     'speed.online',
     'speed.online_drills',
+    'speed.online_rivals',
     'speed.scale',
     'speed.second_hop',
     'speed.srjgraph',
