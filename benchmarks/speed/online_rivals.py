@@ -249,7 +249,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Record], dict[str, np.ndarra
     history = histories(events, args.users, args.history)
     context = multiprocessing.get_context('spawn')
     processes: dict[str, Any] = {}
-    ports = {}
+    ends: dict[str, Any] = {}
+    ports: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix='mag-rivals-') as temporary:
         folder = Path(temporary)
         paths = {
@@ -267,6 +268,8 @@ def measure(args: argparse.Namespace) -> tuple[list[Record], dict[str, np.ndarra
                     target=serve, args=(way, path, log, history, args.items, tell), daemon=True
                 )
                 process.start()
+                ends[way] = told
+            for way, told in ends.items():
                 if not told.poll(300):
                     raise RuntimeError(f'The server of {WAYS[way]} did not start.')
                 ports[way] = told.recv()
