@@ -254,6 +254,13 @@ def processor_seconds(process: int | None) -> float:
     return (int(times[11]) + int(times[12])) / TICKS
 
 
+def memory(process: int | None) -> dict[str, float]:
+    r"""What a process holds for itself and what it has mapped of files, in MiB."""
+    lines = Path('/proc', str(process or 'self'), 'status').read_text().splitlines()
+    found = dict(line.split(':', 1) for line in lines)
+    return {name: int(found[name].split()[0]) / 1024 for name in ('RssAnon', 'RssFile')}
+
+
 def cost_of(act: Callable[[], Any], process: int | None = None) -> Cost:
     r"""What a call takes, here and in another process."""
     there, here, wall = processor_seconds(process), process_time(), perf_counter()
@@ -578,6 +585,7 @@ async def ask(
                 'events': args.events,
                 **quantiles(visible),
                 'appended': quantiles(appended)['p50'],
+                **memory(process),
             }  # fmt: skip
         )
     return records
@@ -734,6 +742,22 @@ def render(
         ['model', 'p50', 'p99', 'of which recorded, p50'],
         [
             [MODELS[of['model']], *(f'{of[name]:.1f}' for name in ('p50', 'p99', 'appended'))]
+            for of in select(records, part='visible')
+        ],
+        '---:',
+    )
+    yield ''
+    yield '## Memory of the server'
+    yield ''
+    yield (
+        'After all that, in MiB: its own, with what Python and the libraries take, and what it has '
+        'mapped of files, the snapshot and those libraries.'
+    )
+    yield ''
+    yield from table(
+        ['model', 'own', 'mapped'],
+        [
+            [MODELS[of['model']], *(f'{of[name]:.0f}' for name in ('RssAnon', 'RssFile'))]
             for of in select(records, part='visible')
         ],
         '---:',

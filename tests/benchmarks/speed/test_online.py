@@ -148,7 +148,7 @@ def test_the_tables_hold_what_was_measured(
             **times,
         },
         {'part': 'visible', 'model': 'macgnn', 'macro': [4, 5], 'events': 2, 'appended': 1.0,
-         **times},
+         'RssAnon': 250.6, 'RssFile': 99.4, **times},
     ]  # fmt: skip
     monkeypatch.setattr(online, 'measure', lambda args: records)
     online.main(['--json', str(tmp_path / 'online.json')])
@@ -161,6 +161,7 @@ def test_the_tables_hold_what_was_measured(
         '| CountNet | 4 x 5 | 10 | 0.50 | 1.00 | 1.50 | 0.75 |  |  |  |',
         '| MacGNN | 2 | 1,000 | 3 | 1.2 | 2.5 | 3.8 | 50 | 7.5 | 1.5 |',
         '| MacGNN | 1.2 | 2.5 | 1.0 |',
+        '| MacGNN | 251 | 99 |',
     ):
         assert line in told
     assert json.loads((tmp_path / 'online.json').read_text()) == records
