@@ -281,13 +281,16 @@ class SnapshotRanker:
             replica.count(events)
         except Exception as error:
             # Some of these events may be counted, and would be once more.
-            self._failure, self._is_behind = error, False
-            _LOGGER.exception('failed to count the log', extra={'position': replica.position})
+            self._fail(replica, error)
             return
         self._is_behind = len(events) == NUM_TOGETHER
         self._lag.look(replica.position, self._reader.end, time.monotonic())
         self._is_late &= self._reader.seconds > _BUDGET
         self._went_back &= self._is_behind
+
+    def _fail(self, replica: Replica, error: Exception) -> None:
+        self._failure, self._is_behind = error, False
+        _LOGGER.exception('failed to count the log', extra={'position': replica.position})
 
     def _miss(self, replica: Replica, error: Exception) -> None:
         replica.miss(error)
@@ -299,7 +302,12 @@ class SnapshotRanker:
             _LOGGER.error('the log went back', extra={'position': replica.position})
         self._went_back = True
         if replica.position > replica.snapshot.position:
-            replica.restart()
+            try:
+                replica.restart()
+            except Exception as failure:
+                # Some of it may be as of the snapshot, and some as of what was lost.
+                self._fail(replica, failure)
+                return
             self._reader.seek(replica.position, replica.checksum)
         else:
             replica.degraded = self._of_another_past(replica)
@@ -316,9 +324,10 @@ class SnapshotRanker:
         is_now = self._follow(_BUDGET)
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
+        replica, snapshot = scorer.replica, scorer.snapshot
+        scorer.asks_register = is_now and replica.degraded is None
         with _refusing():
             found = read(user, items, context)
-        replica, snapshot = scorer.replica, scorer.snapshot
         facts: dict[str, Any] = {
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
