@@ -26,6 +26,7 @@ from mag.online import (  # noqa: E402
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
 from mag.pipeline.followed_log import num_shared  # noqa: E402
+from mag.pipeline.pipeline_ranker import PipelineLoader  # noqa: E402
 from mag.pipeline.serving import SnapshotLoader, write_served  # noqa: E402
 
 MAG = [sys.executable, '-c', 'from mag.command_line import main; main(prog_name="mag")']
@@ -231,6 +232,12 @@ def test_a_log_whose_times_went_back_is_filled_by_a_snapshot_of_the_pipeline_alo
         events['time'] += [9, 4, 12, 12]
         assert stream.append(events, end) == end + 4
     later = Path(write_served(pipeline, root, lost))
+    # The log begins with the events of that pipeline, as it was read.
+    served = PipelineLoader(str(root), lambda: SqliteStream(lost))(f'{later.name}.pipeline')
+    try:
+        assert served.rank('m7', ['m3'], 0, {'device': 'phone'}).lag == 0
+    finally:
+        served.close()
     load = SnapshotLoader(str(root), str(tmp_path / 'new.db'))
     with SqliteStream(tmp_path / 'new.db') as stream:
         with pytest.raises(ValueError, match='from position 0 on whose times went back, .* alone'):
