@@ -148,9 +148,10 @@ class EventStream(ABC):
         if end == position:
             return checksum
         start = end - len(packed) // EVENT.itemsize
-        if start >= position:
+        if start >= position or 0 < start == self.start:
             raise ValueError(
-                f'{self!r} starts at position {start}: the events before {position} are trimmed.'
+                f'{self!r} starts at position {start} and tells no checksum at {position}, as '
+                f'earlier events are trimmed: take position {end} or a later one.'
             )
         events = np.frombuffer(packed, EVENT)[: position - start]
         return checksum_of(events, self.checksum(start))

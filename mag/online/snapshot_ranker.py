@@ -332,7 +332,7 @@ class SnapshotRanker:
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
-            'num_unknown': int((found.item < 0).sum()) + int(found.user[0] < 0),
+            'num_unknown': int((found.item < 0).sum()) + int((found.user[:1] < 0).sum()),
             'lag': self._lag.events,
             'lag_seconds': self._lag.seconds,
         }
@@ -346,7 +346,7 @@ class SnapshotRanker:
             facts |= {
                 'hop_2_events': replica.position - snapshot.position,
                 'hop_2_age': float(replica.time - snapshot.time),
-                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy())[0]),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy()).all()),
             }
         return found, facts
 
