@@ -82,6 +82,7 @@ class SnapshotRanker:
         # Nothing is asked after the end.
         self._asking = threading.Lock()
         self._failure: Exception | None = None
+        self._offers: dict[int, Offers] = {}
         self._reader = LogReader(partial(self._begin, make))
         # A process that ends otherwise than by close() does not wait for it.
         self._thread = threading.Thread(target=self._run, name='mag-follow', daemon=True)
@@ -184,6 +185,12 @@ class SnapshotRanker:
 
     def offers(self, number: int) -> Offers:
         r"""The users and items with the most clicks in the snapshot, and values of its contexts."""
+        # A snapshot never changes, and all of its rows are read.
+        if number not in self._offers:
+            self._offers[number] = self._most_clicked(number)
+        return self._offers[number]
+
+    def _most_clicked(self, number: int) -> Offers:
         snapshot = self.scorer.snapshot
         found = {}
         for node, rows in snapshot.rows.items():
