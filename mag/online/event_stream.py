@@ -63,18 +63,22 @@ class EventStream(ABC):
         r"""The position that the next event gets: how many there have been."""
         return self._bounds()[1]
 
-    def append(self, events: np.ndarray, position: int) -> int:
+    def append(self, events: np.ndarray, position: int | None = None) -> int:
         r"""Appends events and returns the end of the stream. Those that are there are passed over,
         and compared as far as they are held.
 
         Args:
             events (numpy.ndarray): Events of shape :obj:`[N]` and type :obj:`EVENT`.
-            position (int): The position of the first of them, at most :attr:`end`.
+            position (int, optional): The position of the first of them, at most :attr:`end`. By
+                default they are new, and go after whatever other producers append meanwhile, some
+                of which may come between them. (default: :obj:`None`)
 
         Raises:
             ValueError: If events before :obj:`position` are missing, or others are there.
         """
         check_events(events)
+        if position is None:
+            return self._append_next(events)
         check_integers(0, _BEYOND, position=position)
         at, stop = position, position + len(events)
         while True:
@@ -88,6 +92,16 @@ class EventStream(ABC):
             at += len(some) if end == at else self._num_repeated(some[: end - at], at)
             if at == stop:
                 return max(end, stop)
+
+    def _append_next(self, events: np.ndarray) -> int:
+        end, done = self.end, 0
+        while done < len(events):
+            some = events[done:][: self._num_at_once]
+            # Where others were faster, nothing is there.
+            if (found := self._extend(some, end)) == end:
+                done, found = done + len(some), end + len(some)
+            end = found
+        return end
 
     def read(self, position: int, limit: int = 8192, checksum: int | None = None) -> np.ndarray:
         r"""The events from a position on, of shape :obj:`[N]` and type :obj:`EVENT`: as many as
@@ -148,9 +162,10 @@ class EventStream(ABC):
         if end == position:
             return checksum
         start = end - len(packed) // EVENT.itemsize
-        if start >= position:
+        if start >= position or 0 < start == self.start:
             raise ValueError(
-                f'{self!r} starts at position {start}: the events before {position} are trimmed.'
+                f'{self!r} starts at position {start} and tells no checksum at {position}, as '
+                f'earlier events are trimmed: take position {end} or a later one.'
             )
         events = np.frombuffer(packed, EVENT)[: position - start]
         return checksum_of(events, self.checksum(start))

@@ -33,7 +33,8 @@ def check_events(events: Any) -> None:
 
     Raises:
         TypeError: If it is no array of that type.
-        ValueError: If it is not of that shape, or :obj:`clicked` is neither 0 nor 1.
+        ValueError: If it is not of that shape, a time is the last of 64 bits, or :obj:`clicked` is
+            neither 0 nor 1.
         IndexError: If a user or an item is negative.
     """
     if not isinstance(events, np.ndarray) or events.dtype != EVENT:
@@ -43,6 +44,9 @@ def check_events(events: Any) -> None:
         raise ValueError(f"'events' must be of shape [N], but got shape {list(events.shape)}.")
     for name in ('user', 'item'):
         _check(IndexError, f'{name}s from 0', events[name], events[name] < 0)
+    # What comes after the last event has a second of its own.
+    is_last = events['time'] == np.iinfo(np.int64).max
+    _check(ValueError, 'times before 9223372036854775807', events['time'], is_last)
     _check(ValueError, "'clicked' of 0 or 1", events['clicked'], events['clicked'] > 1)
 
 

@@ -92,14 +92,14 @@ def without_blocks(
         blanked (Iterator): What :func:`blank_blocks` yields.
         size (int): The rows of a batch.
     """
-    together = max(1, _MOST_ROWS // size)
+    together = max(1, _MOST_ROWS // max(size, 1))
     names: list[str] = []
     parts = []
     while some := list(islice(blanked, together)):
         names += [name for name, _ in some]
         batches = [batch for _, batch in some]
         joined = type(batches[0])(*map(_joined, zip(*batches)))
-        parts.append(click_probability(model, joined).reshape(-1, size))
+        parts.append(click_probability(model, joined).reshape(len(some), size))
     return tuple(names), np.concatenate(parts).T
 
 

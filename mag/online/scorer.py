@@ -79,6 +79,8 @@ class Scorer:
 
     Attributes:
         table (ItemTable or None): What is kept of items.
+        asks_register (bool): Whether ids that nobody has asked for yet are looked for in the
+            register, which may hang with the log.
         fields (tuple[str, ...]): The names of the categorical fields of a batch of exposures.
         views (tuple[str, ...]): Those of its counts at the target.
 
@@ -121,6 +123,7 @@ class Scorer:
             )
         self.snapshot, self.replica, self.model = snapshot, replica, model
         self.register = register
+        self.asks_register = True
         self._new_ids = None if register is None else NewIds(register, snapshot.num_nodes)
         # As of which position, after how many restarts, they were read.
         self._ids_as_of = (-1, 0)
@@ -269,7 +272,8 @@ class Scorer:
         r"""The numbers of raw ids, of the snapshot or of the register."""
         numbers = self.snapshot.id_maps[node_type].encode(raw)
         if self._new_ids is not None and numbers.ndim == 1 and (is_new := numbers < 0).any():
-            self._follow_ids(self._new_ids)
+            if self.asks_register:
+                self._follow_ids()
             new = np.array(raw, dtype=object)[is_new].tolist()
             found = self._new_ids.find(node_type, new)
             text, number = self._clicked.get(node_type, ('', -1))
@@ -277,14 +281,17 @@ class Scorer:
             numbers[is_new] = found
         return numbers
 
-    def _follow_ids(self, new_ids: NewIds) -> None:
+    def _follow_ids(self) -> None:
         # An id without a new event has nothing to be read.
         as_of = (self.replica.position, self.replica.num_restarts)
-        if as_of == self._ids_as_of:
+        if self.register is None or self._new_ids is None or as_of == self._ids_as_of:
             return
+        if as_of[1] != self._ids_as_of[1]:
+            # A log that went back may have lost ids, too, whose numbers others have got.
+            self._new_ids = NewIds(self.register, self.snapshot.num_nodes)
         self._ids_as_of = as_of
         try:
-            new_ids.follow()
+            self._new_ids.follow()
         # As of the log, each register has errors of its own, and what is known goes on.
         except Exception as error:
             _LOGGER.warning('failed to read ids', extra={'reason': str(error)})

@@ -151,8 +151,8 @@ class Server:
             :obj:`Admin.Swap` names. (default: :obj:`None`)
         admin_port (int, optional): The port of :obj:`Admin`, on loopback. (default: :obj:`None`)
         open_stream (Callable[[], EventStream], optional): Opens the log that :obj:`Record` appends
-            to, in the thread that does so. Where producers say no positions, nobody else may append
-            to it. (default: :obj:`None`)
+            to, in the thread that does so. Of producers that say positions, no other may append to
+            it; others may be many, of several servers. (default: :obj:`None`)
         nodes (Callable[[str, Sequence], numpy.ndarray], optional): The nodes of raw ids of
             :obj:`"user"` or :obj:`"item"`, int64, :obj:`-1` for those it does not know.
             (default: :obj:`None`)
@@ -622,11 +622,10 @@ class Server:
         try:
             # First: an id without events is nobody's loss, an event without ids is.
             events = self._events(message)
-            before = stream.end
-            first = before if position is None else position
-            if first > before:
+            before = 0 if position is None else stream.end
+            if position is not None and position > before:
                 self.metrics.gaps.inc()
-            end = stream.append(events, first)
+            end = stream.append(events, position)
         except ValueError:
             raise
         except Exception as error:
@@ -636,7 +635,7 @@ class Server:
                 f'The log takes no events now, and some of these may be there: go on from its end. '
                 f'{error}',
             ) from error
-        num_there = min(max(before - first, 0), len(events))
+        num_there = 0 if position is None else min(max(before - position, 0), len(events))
         self.metrics.duplicates.inc(num_there)
         self.metrics.recorded.inc(len(events) - num_there)
         return end, None if position is None else position + len(events)

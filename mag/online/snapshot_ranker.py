@@ -82,6 +82,7 @@ class SnapshotRanker:
         # Nothing is asked after the end.
         self._asking = threading.Lock()
         self._failure: Exception | None = None
+        self._offers: dict[int, Offers] = {}
         self._reader = LogReader(partial(self._begin, make))
         # A process that ends otherwise than by close() does not wait for it.
         self._thread = threading.Thread(target=self._run, name='mag-follow', daemon=True)
@@ -184,6 +185,12 @@ class SnapshotRanker:
 
     def offers(self, number: int) -> Offers:
         r"""The users and items with the most clicks in the snapshot, and values of its contexts."""
+        # A snapshot never changes, and all of its rows are read.
+        if number not in self._offers:
+            self._offers[number] = self._most_clicked(number)
+        return self._offers[number]
+
+    def _most_clicked(self, number: int) -> Offers:
         snapshot = self.scorer.snapshot
         found = {}
         for node, rows in snapshot.rows.items():
@@ -281,13 +288,16 @@ class SnapshotRanker:
             replica.count(events)
         except Exception as error:
             # Some of these events may be counted, and would be once more.
-            self._failure, self._is_behind = error, False
-            _LOGGER.exception('failed to count the log', extra={'position': replica.position})
+            self._fail(replica, error)
             return
         self._is_behind = len(events) == NUM_TOGETHER
         self._lag.look(replica.position, self._reader.end, time.monotonic())
         self._is_late &= self._reader.seconds > _BUDGET
         self._went_back &= self._is_behind
+
+    def _fail(self, replica: Replica, error: Exception) -> None:
+        self._failure, self._is_behind = error, False
+        _LOGGER.exception('failed to count the log', extra={'position': replica.position})
 
     def _miss(self, replica: Replica, error: Exception) -> None:
         replica.miss(error)
@@ -299,7 +309,12 @@ class SnapshotRanker:
             _LOGGER.error('the log went back', extra={'position': replica.position})
         self._went_back = True
         if replica.position > replica.snapshot.position:
-            replica.restart()
+            try:
+                replica.restart()
+            except Exception as failure:
+                # Some of it may be as of the snapshot, and some as of what was lost.
+                self._fail(replica, failure)
+                return
             self._reader.seek(replica.position, replica.checksum)
         else:
             replica.degraded = self._of_another_past(replica)
@@ -316,14 +331,15 @@ class SnapshotRanker:
         is_now = self._follow(_BUDGET)
         if self._failure is not None:
             raise RuntimeError(f'{self!r} could not count the log.') from self._failure
+        replica, snapshot = scorer.replica, scorer.snapshot
+        scorer.asks_register = is_now and replica.degraded is None
         with _refusing():
             found = read(user, items, context)
-        replica, snapshot = scorer.replica, scorer.snapshot
         facts: dict[str, Any] = {
             'position': replica.position,
             'snapshot': os.path.basename(snapshot.path),
             'snapshot_time': float(snapshot.time),
-            'num_unknown': int((found.item < 0).sum()) + int(found.user[0] < 0),
+            'num_unknown': int((found.item < 0).sum()) + int((found.user[:1] < 0).sum()),
             'lag': self._lag.events,
             'lag_seconds': self._lag.seconds,
         }
@@ -337,7 +353,7 @@ class SnapshotRanker:
             facts |= {
                 'hop_2_events': replica.position - snapshot.position,
                 'hop_2_age': float(replica.time - snapshot.time),
-                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy())[0]),
+                'has_exact_hop_2': bool(replica.has_exact_hop_2(found.user[:1].numpy()).all()),
             }
         return found, facts
 

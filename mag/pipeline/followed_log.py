@@ -121,6 +121,11 @@ def _events(stream: EventStream, start: int, stop: int) -> np.ndarray:
     pieces = [np.empty(0, EVENT)]
     while start < stop:
         pieces.append(stream.read(start, min(_PIECE, stop - start)))
+        if len(pieces[-1]) == 0:
+            raise ValueError(
+                f'{stream!r} ended at position {stop} a moment ago, and ends at {start} now: it '
+                f'has lost events. Try again once they, or others, are there.'
+            )
         start += len(pieces[-1])
     return np.concatenate(pieces)
 

@@ -14,6 +14,7 @@ from mag.folder import checksum_of
 from mag.logits import probabilities
 from mag.online import EventStream, Ranked
 from mag.online.lag import Lag
+from mag.pipeline.followed_log import num_shared
 from mag.pipeline.pipeline import Pipeline
 from mag.pipeline.saved import SavedPipeline, read_whole
 
@@ -180,7 +181,9 @@ class PipelineLoader:
                 raise ValueError(f'{name!r} is served without a log: {error}') from error
             with self.open_stream() as stream:
                 try:
-                    stream.append(events, 0)
+                    # Their times may have been raised since the log got them.
+                    position = num_shared(stream, events)
+                    stream.append(events[position:], position)
                 except ValueError as error:
                     raise ValueError(
                         f'The log must begin with the events of the pipeline {name!r}, but does '

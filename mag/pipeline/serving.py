@@ -3,11 +3,12 @@ r"""Snapshots that a server loads by their names, each with the pipeline that it
 import os
 import os.path as osp
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn import Module
 
@@ -27,6 +28,7 @@ from mag.online import (
     SqliteCenter,
     SqliteIdRegister,
     SqliteStream,
+    checksum_of,
     connect,
     load_program,
 )
@@ -302,7 +304,13 @@ class SnapshotLoader:
 def _fill(stream: EventStream, snapshot: Snapshot, pipeline: str | None) -> None:
     r"""Appends what a log lacks of the events before a snapshot, if a saved pipeline tells them.
     What it has is compared by its checksum, when it is read on."""
-    if (end := stream.end) >= snapshot.position:
+    start, end = stream.start, stream.end
+    if start > snapshot.position:
+        raise ValueError(
+            f'The log starts at position {start}, but {snapshot!r} is as of an earlier one, and '
+            f'the events between are trimmed: serve a later snapshot.'
+        )
+    if end >= snapshot.position:
         return
     if pipeline is None:
         raise ValueError(
@@ -313,16 +321,27 @@ def _fill(stream: EventStream, snapshot: Snapshot, pipeline: str | None) -> None
     try:
         if isinstance(log, RawLog):
             events = events_of(log)
-            stream.append(events[num_shared(stream, events) :], end)
-            return
-        # Nothing was read into a store from a log, so that times are the same.
-        for events in pieces_of(log):
+            # Another server may fill it at the same time.
+            position = num_shared(stream, events)
+            lacking = events[position:]
+            is_known = checksum_of(lacking, stream.checksum(position)) == snapshot.checksum
+            pieces: Iterable[np.ndarray] = [lacking] if is_known else []
+        else:
+            # Nothing was read into a store from a log, so that times are the same.
+            is_known, pieces = True, pieces_of(log)
+        for events in pieces:
             stream.append(events, position)
             position += len(events)
     except ValueError as error:
         raise ValueError(
             f'The log must begin with the events before {snapshot!r}, but does not: {error}'
         ) from error
+    if not is_known:
+        raise ValueError(
+            f'The log lacks events from position {position} on whose times went back, which '
+            f'{pipeline!r} has raised: write a snapshot of that pipeline alone for a new log, and '
+            f'serve it.'
+        )
 
 
 def _log(folder: str, manifest: dict[str, Any]) -> KnownLog:

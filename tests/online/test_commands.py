@@ -25,7 +25,9 @@ from mag.online import (  # noqa: E402
 )
 from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.event_file import read_events  # noqa: E402
-from mag.pipeline.serving import SnapshotLoader  # noqa: E402
+from mag.pipeline.followed_log import num_shared  # noqa: E402
+from mag.pipeline.pipeline_ranker import PipelineLoader  # noqa: E402
+from mag.pipeline.serving import SnapshotLoader, write_served  # noqa: E402
 
 MAG = [sys.executable, '-c', 'from mag.command_line import main; main(prog_name="mag")']
 COLUMNS = 'user=uid,item=sku,time=ts,clicked=clicked'
@@ -215,6 +217,79 @@ def test_a_snapshot_is_loaded_by_its_name_after_the_log_went_on(
     finally:
         ranker.close()
     assert load.maps['user'].encode(['m7', 'nobody'])[1] == -1
+
+
+def test_a_log_whose_times_went_back_is_filled_by_a_snapshot_of_the_pipeline_alone(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    _, path = written
+    root, lost = tmp_path / 'snapshots', str(tmp_path / 'lost.db')
+    pipeline = Pipeline.load(f'{path}.pipeline')
+    with SqliteStream(lost) as stream, SqliteIdRegister(lost) as register:
+        end = stream.append(pipeline.events(), 0)
+        register.begin(pipeline._known().maps)
+        events = stream.read(end - 4)
+        events['time'] += [9, 4, 12, 12]
+        assert stream.append(events, end) == end + 4
+    later = Path(write_served(pipeline, root, lost))
+    # The log begins with the events of that pipeline, as it was read.
+    served = PipelineLoader(str(root), lambda: SqliteStream(lost))(f'{later.name}.pipeline')
+    try:
+        assert served.rank('m7', ['m3'], 0, {'device': 'phone'}).lag == 0
+    finally:
+        served.close()
+    load = SnapshotLoader(str(root), str(tmp_path / 'new.db'))
+    with SqliteStream(tmp_path / 'new.db') as stream:
+        with pytest.raises(ValueError, match='from position 0 on whose times went back, .* alone'):
+            load(later.name, fill=True)
+        assert stream.end == 0
+        # What the log still has as it was, is.
+        stream.append(pipeline.events()[:end], 0)
+        stream.append(events[:3], end)
+        load(later.name, fill=True).close()
+        assert stream.end == end + 4
+    alone = Path(write_served(Pipeline.load(f'{later}.pipeline'), root))
+    load = SnapshotLoader(str(root), str(tmp_path / 'another.db'))
+    load(alone.name, fill=True).close()
+    with SqliteStream(tmp_path / 'another.db') as stream:
+        assert stream.read(end)['time'].tolist() == np.maximum.accumulate(events['time']).tolist()
+
+
+def test_servers_that_start_at_once_fill_a_log_together(
+    written: tuple[Pipeline, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, path = written
+    events, log = pipeline.events(), tmp_path / 'events.db'
+
+    def shared(stream: SqliteStream, known: np.ndarray) -> int:
+        with SqliteStream(log) as other:
+            other.append(events[:700], 0)
+        found = num_shared(stream, known)
+        with SqliteStream(log) as other:
+            other.append(events[700:900], 700)
+        return found
+
+    monkeypatch.setattr('mag.pipeline.serving.num_shared', shared)
+    SnapshotLoader(str(path.parent), str(log))(path.name, fill=True).close()
+    with SqliteStream(log) as stream:
+        np.testing.assert_array_equal(stream.read(0, len(events) + 1), events)
+
+
+def test_a_log_that_was_trimmed_after_a_snapshot_is_told(
+    written: tuple[Pipeline, Path], tmp_path: Path
+) -> None:
+    pipeline, path = written
+    log, end = tmp_path / 'events.db', Snapshot.open(path).position
+    with SqliteStream(log) as stream:
+        stream.append(pipeline.events(), 0)
+        stream.append(pipeline.events()[-3:], end)
+        stream.append(pipeline.events()[-5:], end + 3)
+        stream.trim(end)
+        load = SnapshotLoader(str(path.parent), str(log))
+        load(path.name, fill=True).close()
+        stream.trim(end + 3)
+        with pytest.raises(ValueError, match=f'starts at position {end + 3}, but .* trimmed'):
+            load(path.name, fill=True)
 
 
 @pytest.mark.parametrize('name', ['events.csv', 'events.parquet'])

@@ -115,6 +115,34 @@ def test_what_is_appended_is_read(stream: EventStream, events_between: Events) -
     assert (nothing.dtype, nothing.shape) == (EVENT, (0,))
 
 
+def test_producers_without_positions_append_all_of_theirs_together(
+    place: Place, events_between: Events
+) -> None:
+    r"""Also events that are equal, and of which the end was told before others came."""
+    with place.open() as one, place.open() as other:
+        assert one.append(events_between(0, 3)) == 3
+        assert one.append(events_between(0, 3)) == 6
+        assert one.append(events_between(0, 0)) == 6
+        extend, num_faster = type(one)._extend, 0
+
+        def late(stream: EventStream, events: np.ndarray, position: int) -> int:
+            nonlocal num_faster
+            if stream is one and num_faster < 3:
+                num_faster += 1
+                extend(other, events_between(0, 1), position)
+            return extend(stream, events, position)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(one), '_extend', late)
+            assert one.append(events_between(0, 9000)) == 6 + 3 + 9000
+        assert num_faster == 3
+        again = events_between(0, 1)
+        expected = [events_between(0, 3)] * 2 + [again] * 3 + [events_between(0, 9000)]
+        np.testing.assert_array_equal(read_all(other), np.concatenate(expected))
+        position = one.end
+        assert one.read(position, checksum=one.checksum(position)).size == 0
+
+
 def test_what_is_read_can_be_written_to_and_is_nobody_elses(
     stream: EventStream, events_between: Events
 ) -> None:
@@ -461,7 +489,7 @@ def test_what_is_trimmed_is_in_the_checksum_of_what_is_left(
     for position in (500, 1_000):
         assert stream.checksum(position) == checksum_of(events[:position])
     # Within the first batch that is held nothing tells what was before it.
-    with pytest.raises(ValueError, match='starts at position 450: the events before 450 are'):
+    with pytest.raises(ValueError, match='at 475, .* take position 500 or a later one'):
         stream.checksum(475)
     with pytest.raises(ValueError, match='ends at position 1000, before 1001'):
         stream.checksum(1_001)

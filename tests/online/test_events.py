@@ -12,7 +12,7 @@ def test_an_event_is_17_bytes_in_one_order_everywhere() -> None:
 
 
 def test_events_pass() -> None:
-    check_events(np.array([(0, 2**31 - 1, -(2**63), 0), (5, 0, 2**63 - 1, 1)], EVENT))
+    check_events(np.array([(0, 2**31 - 1, -(2**63), 0), (5, 0, 2**63 - 2, 1)], EVENT))
     check_events(np.empty(0, EVENT))
     check_events(np.zeros(10, EVENT)[::2])
 
@@ -34,6 +34,11 @@ def test_events_pass() -> None:
             np.array([(1, -2, 3, 0)], EVENT),
             IndexError,
             'must have items from 0, but 1 of 1 has not, such as -2 in row 0',
+        ),
+        (
+            np.array([(1, 2, 3, 1), (1, 2, 2**63 - 1, 1)], EVENT),
+            ValueError,
+            'must have times before 9223372036854775807, but 1 of 2 has not, such as 9223372036854',
         ),
         (
             np.array([(1, 2, 3, 1), (1, 2, 3, 2)], EVENT),

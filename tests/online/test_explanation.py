@@ -127,6 +127,16 @@ def test_without_a_block_a_score_is_that_of_a_batch_without_it(
                 assert np.abs(want - explained.ranked.probability).max() > 1e-6, block
 
 
+def test_a_question_about_no_items_has_an_empty_answer(
+    served: Served, ranker: SnapshotRanker
+) -> None:
+    assert ranker.rank('m7', [], 0, served.context).probability.shape == (0,)
+    explained = ranker.explain('m7', [], 0, served.context, 3)
+    assert explained.without.shape == (0, len(explained.blocks)) and explained.items == ()
+    before, after = ranker.what_if('m7', [], 0, served.context, 'm1')
+    assert before.probability.shape == after.probability.shape == (0,)
+
+
 def _but_probability(ranked: Any, other: Any) -> Any:
     r"""Another ranking with the array of the first, as arrays are not compared by one word. Where
     states of items are kept, what is ranked is rounded otherwise."""

@@ -43,6 +43,14 @@ class Log(NamedTuple):
         return self.stream.append(events, self.stream.end)
 
 
+class Shrinking(SqliteStream):
+    r"""A log that has lost events since it told its end."""
+
+    @property
+    def end(self) -> int:
+        return super().end + 5
+
+
 @pytest.fixture(params=['sqlite', 'redis'])
 def log(request: Any, tmp_path: Path) -> Iterator[Log]:
     if request.param == 'redis':
@@ -278,6 +286,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
         events['clicked'][3] ^= 1
         stream.append(events, 0)
         refused('at position 3, where the pipeline has', stream)
+    with Shrinking(tmp_path / 'shrinking.db') as shrinking:
+        shrinking.append(log.stream.read(0, number + 1), 0)
+        refused(
+            f'ended at position {number + 6} a moment ago, and ends at {number + 1} now', shrinking
+        )
     # An event whose number nobody gave.
     event = np.zeros(1, EVENT)
     event['item'] = 1000

@@ -4,7 +4,7 @@ import multiprocessing
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from mag.online import (
     IdRegister,
     RedisIdRegister,
     RedisStream,
+    Replica,
+    Scorer,
+    Snapshot,
     SqliteIdRegister,
     SqliteStream,
     connect,
@@ -281,3 +284,19 @@ def test_what_a_power_cut_takes_are_ids_with_their_events(redis_server: Any, cli
         np.testing.assert_array_equal(meant[held['user'] - 2], held['time'])
         # As one finds it, and as the other.
         assert register.add({'user': ids}).num_new == 0
+
+
+def test_a_log_that_went_back_has_its_ids_read_anew(
+    shop: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pipeline, log = shop('count_net'), tmp_path / 'events.db'
+    snapshot = Snapshot.open(pipeline.snapshot(tmp_path / 'snapshots'))
+    with SqliteStream(log) as stream, SqliteIdRegister(log) as register:
+        stream.append(pipeline.events(), 0)
+        register.begin(snapshot.id_maps)
+        scorer = Scorer(snapshot, Replica(snapshot, stream), pipeline.model, register)
+        for names in (['ann', 'bob', 'cy'], ['bob', 'ann', 'cy']):
+            register._database.execute('DELETE FROM id')
+            numbers = register.add({'user': names}).numbers['user'].tolist()
+            assert [scorer.nodes(name, ['m1'])[0] for name in names] == numbers
+            scorer.replica.restart()

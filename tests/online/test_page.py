@@ -265,6 +265,7 @@ def test_a_snapshot_offers_what_has_the_most_clicks(shop: Any, tmp_path: Path) -
     path = write_served(pipeline, tmp_path)
     server = make_server(path, str(tmp_path / 'events.db'))
     offers = server._serving.ranker.offers(3)
+    assert server._serving.ranker.offers(3) is offers
     server._serving.ranker.close()
     events = pipeline.events()
     clicks = events[events['clicked'] == 1]

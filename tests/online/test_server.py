@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -929,11 +930,32 @@ def test_what_was_sent_before_a_bad_message_is_there(tmp_path: Path) -> None:
         assert stream.read(0)['user'].tolist() == [1, 2]
 
 
+def test_servers_that_record_to_one_log_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    r"""Nor of what both are told in the same words."""
+
+    def record(client: Client) -> None:
+        for second in range(40):
+            client.record([1, 2], [3, 3], [second, second], [True, False], timeout=60)
+
+    path = tmp_path / 'events.db'
+    arguments = {'open_stream': lambda: SqliteStream(path, 'second'), 'nodes': nodes}
+    with (
+        asking(FakeRanker(), **arguments) as one,
+        asking(FakeRanker(), **arguments) as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        list(threads.map(record, (one, other)))
+    with SqliteStream(path) as stream:
+        events = stream.read(0, 1000)
+    found = Counter(map(tuple, events[['user', 'time']].tolist()))
+    assert found == {(user, second): 2 for user in (1, 2) for second in range(40)}
+
+
 def test_a_log_that_takes_nothing_is_no_fault_of_who_sent() -> None:
     class Full:
         end = 0
 
-        def append(self, events: np.ndarray, position: int) -> int:
+        def append(self, events: np.ndarray, position: int | None = None) -> int:
             raise OSError('no space left on device')
 
         def close(self) -> None:

@@ -22,6 +22,7 @@ from mag.online import (  # noqa: E402
     Server,
     Snapshot,
     SnapshotRanker,
+    SqliteIdRegister,
     SqliteStream,
     connect,
     snapshot_ranker,
@@ -417,4 +418,76 @@ def test_a_log_that_cannot_be_counted_is_not_counted_twice(
         with pytest.raises(RuntimeError, match='could not count the log'):
             ranker.rank('m7', ids(pipeline, 'item'), 0, CONTEXT['count_net'])
     finally:
+        ranker.close()
+
+
+def test_a_replica_that_cannot_start_again_answers_no_more(
+    shop: Callable[[str], Any],
+    later_events: Callable[..., np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = shop('count_net')
+    name, history = written(pipeline, tmp_path), pipeline.events()
+    with SqliteStream(tmp_path / 'events.db') as stream:
+        stream.append(later_events(pipeline, 9), len(history))
+        ranker = loader(pipeline, tmp_path)(name)
+        try:
+
+            def restart() -> None:
+                raise MemoryError('no memory is left')
+
+            monkeypatch.setattr(ranker.scorer.replica, 'restart', restart)
+            stream._database.execute('DELETE FROM batch WHERE "end" > ?', (len(history),))
+            stream.append(later_events(pipeline, 99, seed=1), len(history))
+            deadline = time.monotonic() + 60
+            while ranker._failure is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match='could not count the log'):
+                    ranker.rank('m7', ids(pipeline, 'item'), 0, CONTEXT['count_net'])
+        finally:
+            ranker.close()
+
+
+def test_no_request_waits_for_a_register_that_hangs_with_its_log(
+    shop: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, hangs_until = shop('count_net'), threading.Event()
+    name, context = written(pipeline, tmp_path), CONTEXT['count_net']
+    monkeypatch.setattr(Breaking, 'hangs_until', None)
+
+    class Register(SqliteIdRegister):
+        num_reads = 0
+
+        def read(self, *given: Any) -> list[str]:
+            type(self).num_reads += 1
+            if Breaking.hangs_until is not None:
+                Breaking.hangs_until.wait(60)
+            return super().read(*given)
+
+    def make() -> Scorer:
+        snapshot = Snapshot.open(tmp_path / 'snapshots' / name)
+        stream = Breaking(tmp_path / 'events.db')
+        register = Register(tmp_path / 'events.db')
+        register.begin(snapshot.id_maps)
+        return Scorer(snapshot, Replica(snapshot, stream), pipeline.model, register)
+
+    ranker = SnapshotRanker(make)
+    try:
+        snapshot_ranker._BUDGET = 0.05
+        Breaking.hangs_until = hangs_until
+        for _ in range(2):
+            answer = ranker.rank('nobody', ['m1'], 0, context)
+            assert (answer.degraded, answer.num_unknown) == (('log unreachable',), 1)
+        assert Register.num_reads == 0
+        snapshot_ranker._BUDGET = 20.0
+        hangs_until.set()
+        deadline = time.monotonic() + 60
+        while ranker.rank('nobody', ['m1'], 0, context).degraded:
+            assert time.monotonic() < deadline
+        assert Register.num_reads > 0
+    finally:
+        hangs_until.set()
         ranker.close()
