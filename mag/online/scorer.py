@@ -273,7 +273,7 @@ class Scorer:
         numbers = self.snapshot.id_maps[node_type].encode(raw)
         if self._new_ids is not None and numbers.ndim == 1 and (is_new := numbers < 0).any():
             if self.asks_register:
-                self._follow_ids()
+                self.follow_ids()
             new = np.array(raw, dtype=object)[is_new].tolist()
             found = self._new_ids.find(node_type, new)
             text, number = self._clicked.get(node_type, ('', -1))
@@ -281,7 +281,8 @@ class Scorer:
             numbers[is_new] = found
         return numbers
 
-    def _follow_ids(self) -> None:
+    def follow_ids(self) -> None:
+        r"""Reads the ids that the register has got since, if the replica has gone on."""
         # An id without a new event has nothing to be read.
         as_of = (self.replica.position, self.replica.num_restarts)
         if self.register is None or self._new_ids is None or as_of == self._ids_as_of:

@@ -225,6 +225,8 @@ class SnapshotRanker:
                 pass
             if replica.diverged:
                 raise ValueError(self._of_another_past(replica))
+            # There may be millions, for which the first request would wait.
+            self.scorer.follow_ids()
         except BaseException:
             replica.stream.close()
             self._close_register()
