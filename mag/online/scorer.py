@@ -54,8 +54,9 @@ class Scorer:
         scorer.score('ann', ['tea', 'rice'], {'device': 'phone'}).probabilities['click']
 
     A batch is what :meth:`Pipeline.batch <mag.pipeline.Pipeline.batch>` makes of the same request
-    after the same events. Two things differ. What "now" is follows from the position in the log, so
-    that events of the very second of the request are read, too. And users and items that came after
+    after the same events. Three things differ. What "now" is follows from the position in the log,
+    so that events of the very second of the request are read, too. Hop 2 of items is that of the
+    snapshot and what their own clicks have added. And users and items that came after
     the snapshot are unknown to the model, also as recent neighbors, until there is a new one: where
     a register knows their ids, what was counted of them is read, and in which cluster they are is
     not known yet.
