@@ -47,7 +47,7 @@ class EventStream(ABC):
 
     A stream is used by the thread that made it; others, and other processes, make their own of the
     same log. Several may append: where two say the same position, the second is told that other
-    events are there.
+    events are there; where they say none, one comes after the other.
     """
 
     # The most events that :meth:`_extend` takes.
