@@ -86,6 +86,11 @@ def follow(known: RawLog, stream: EventStream, register: IdRegister, at: int | N
             ids, or others than the log has.
     """
     number, end = known.num_events, stream.end
+    if at is None and end < number:
+        raise ValueError(
+            f'{stream!r} ends at position {end}, but must begin with the {number} events that the '
+            f'pipeline knows: it is another log, or lacks some, which a server appends.'
+        )
     at = end if at is None else at
     check_integers(0, at=at)
     if at > end:

@@ -286,6 +286,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
         events['clicked'][3] ^= 1
         stream.append(events, 0)
         refused('at position 3, where the pipeline has', stream)
+    with SqliteStream(tmp_path / 'short.db') as short:
+        refused(f'ends at position 0, but must begin with the {number} events that', short)
     with Shrinking(tmp_path / 'shrinking.db') as shrinking:
         shrinking.append(log.stream.read(0, number + 1), 0)
         refused(
