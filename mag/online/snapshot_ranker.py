@@ -209,8 +209,10 @@ class SnapshotRanker:
             self._is_closed = True
             self._jobs.put(None)
         self._thread.join()
-        self._close_register()
-        self._reader.close()
+        try:
+            self._close_register()
+        finally:
+            self._reader.close()
 
     def _close_register(self) -> None:
         if self.scorer.register is not None:
