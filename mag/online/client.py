@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 
 from mag.checks import check_integers, check_numbers
+from mag.online.closing import Closing
 from mag.online.messages import MAX_MESSAGE, context_messages, id_message, ids_message
 from mag.online.ranker import MacroEdges
 from mag.online.ranking_pb2 import (
@@ -26,7 +27,6 @@ from mag.online.ranking_pb2 import (
     WhatIfResponse,
 )
 
-_T = TypeVar('_T', bound='Client')
 _S = TypeVar('_S', bound='AsyncClient')
 _RESPONSES: dict[str, Any] = {
     'Rank': RankResponse,
@@ -113,7 +113,7 @@ class _Call(NamedTuple):
     read: Callable[[Any], Any]
 
 
-class Client:
+class Client(Closing):
     r"""Asks a server, and waits for its answer. It may be used by several threads.
 
     .. code-block:: python
@@ -260,17 +260,6 @@ class Client:
     def close(self) -> None:
         r"""Closes the connection."""
         self._channel.close()
-
-    def __enter__(self: _T) -> _T:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.address!r})'

@@ -1,16 +1,14 @@
 r"""The log of events that everything online follows."""
 
 import zlib
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import TypeVar
+from abc import abstractmethod
 
 import numpy as np
 
 from mag.checks import check_integers
+from mag.online.closing import Closing
 from mag.online.events import EVENT, check_events, checksum_of
 
-_T = TypeVar('_T', bound='EventStream')
 # What is compared at once, where a producer repeats itself.
 _NUM_COMPARED = 8192
 # What all streams can count to.
@@ -22,7 +20,7 @@ class Diverged(ValueError):
     and others came in their place."""
 
 
-class EventStream(ABC):
+class EventStream(Closing):
     r"""A log of events in the order in which they are appended, each with its *position*: its
     number, from 0.
 
@@ -190,10 +188,6 @@ class EventStream(ABC):
         self._trim(position)
 
     @abstractmethod
-    def close(self) -> None:
-        r"""Gives back what the stream holds open."""
-
-    @abstractmethod
     def _bounds(self) -> tuple[int, int, int]:
         r"""The positions of the first event and after the last one, and the checksum of all events
         before the latter."""
@@ -265,14 +259,3 @@ class EventStream(ABC):
                 f'{given[row]} for it: two producers append, or one does not repeat itself.'
             )
         return min(start - position + len(given), len(events))
-
-    def __enter__(self: _T) -> _T:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -1,18 +1,17 @@
 r"""The rows of all nodes, which one writer a shard moves and all read."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mag.checks import check_choice, check_integers
+from mag.online.closing import Closing
 from mag.online.node_rows import RowLayout
 from mag.online.pair_runs import pack_pairs
 from mag.schema import NEIGHBOR_TYPE
 
-_T = TypeVar('_T', bound='FeatureCenter')
 # Of nodes, as those of events.
 _BEYOND = 2**31
 
@@ -39,7 +38,7 @@ class Claim(NamedTuple):
     checksum: int = 0
 
 
-class FeatureCenter(ABC):
+class FeatureCenter(Closing):
     r"""The rows of all nodes, as of a position in the log, and the pairs that have clicked.
 
     Nodes are shared out among shards, and each shard has one writer. It claims the shard, which
@@ -204,10 +203,6 @@ class FeatureCenter(ABC):
         r"""The position that the rows of each shard are as of that was claimed."""
 
     @abstractmethod
-    def close(self) -> None:
-        r"""Gives back what the centre holds open."""
-
-    @abstractmethod
     def _keep_settings(self, settings: dict[str, str]) -> dict[str, str]:
         r"""Keeps those that are not there yet, and returns what is there."""
 
@@ -242,17 +237,6 @@ class FeatureCenter(ABC):
             f'{claim.position}: another has claimed it since, or its rows are as of another '
             f'position. Claim it anew.'
         )
-
-    def __enter__(self: _T) -> _T:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _pack_pairs(node: np.ndarray, neighbor: np.ndarray) -> np.ndarray:

@@ -1,18 +1,17 @@
 r"""The numbers of ids that came after the first snapshot."""
 
 import uuid
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mag.checks import check_choice, check_integers, check_keys
 from mag.id_map import IdMap
+from mag.online.closing import Closing
 from mag.schema import NEIGHBOR_TYPE
 
-_T = TypeVar('_T', bound='IdRegister')
 # Of an id in UTF-8.
 _MOST_BYTES = 256
 # Of nodes, as events hold them.
@@ -34,7 +33,7 @@ class Registered(NamedTuple):
     num_new: int
 
 
-class IdRegister(ABC):
+class IdRegister(Closing):
     r"""Gives users and items that came after the first snapshot of a log the numbers by which its
     events name them: those after the numbers of the snapshot, in the order in which they come.
 
@@ -143,10 +142,6 @@ class IdRegister(ABC):
         return [raw.decode() for raw in self._read(node_type, number, limit)]
 
     @abstractmethod
-    def close(self) -> None:
-        r"""Gives back what the register holds open."""
-
-    @abstractmethod
     def _begin(self, fingerprints: dict[str, str]) -> dict[str, str]:
         r"""Keeps the fingerprints of users and items if there are none; returns those that are
         there then."""
@@ -163,17 +158,6 @@ class IdRegister(ABC):
     @abstractmethod
     def _read(self, node_type: str, number: int, limit: int) -> list[bytes]:
         r"""At most :obj:`limit` ids from a number on."""
-
-    def __enter__(self: _T) -> _T:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class NewIds:
