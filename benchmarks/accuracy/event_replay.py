@@ -16,6 +16,7 @@ from mag.id_map import IdMap
 from mag.loader import PairBatch
 from mag.macro_graph import Seen, TargetKeys, target_counts, target_views
 from mag.online import EVENT, Replica, RowLayout, Snapshot, SqliteStream, write_snapshot
+from mag.online.pair_runs import pack_pairs, unpack_pairs
 from mag.schema import CLICKS, MACRO, NEIGHBOR_TYPE
 
 NODES = ('user', 'item')
@@ -185,9 +186,9 @@ def first_clicks(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""The pairs that have clicked, ascending, shape :obj:`[2, P]`, and the position of the first
     click of each, shape :obj:`[P]`."""
     clicks = np.flatnonzero(events['clicked'])
-    key = events['user'][clicks].astype(np.int64) << 32 | events['item'][clicks]
+    key = pack_pairs(events['user'][clicks], events['item'][clicks])
     pair, first = np.unique(key, return_index=True)
-    return np.stack([pair >> 32, pair & 0xFFFFFFFF]), clicks[first]
+    return np.stack(unpack_pairs(pair)), clicks[first]
 
 
 class _Neighbors:

