@@ -1,6 +1,6 @@
 import copy
 import math
-import threading
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
 
-import asyncio  # noqa: E402
 
 from mag.online import (  # noqa: E402
     EVENT,
@@ -26,6 +25,9 @@ from mag.online import (  # noqa: E402
     SqliteStream,
 )
 from mag.online.lag import Lag  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from server_thread import in_thread  # noqa: E402
 
 
 class Breaking(SqliteStream):
@@ -61,25 +63,15 @@ def serving(pipeline: Any, folder: Path) -> Iterator[tuple[Client, Callable[[], 
         return Scorer(snapshot, Replica(snapshot, Breaking(folder / 'events.db')), model)
 
     server = Server(SnapshotRanker(make), port=0, metrics_port=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
 
-        def scrape() -> dict[str, float]:
-            url = f'http://127.0.0.1:{server.metrics_port}/metrics'
-            lines = urllib.request.urlopen(url, timeout=60).read().decode().splitlines()
-            samples = (line.rpartition(' ') for line in lines if not line.startswith('#'))
-            return {name: float(value) for name, _, value in samples}
+    def scrape() -> dict[str, float]:
+        url = f'http://127.0.0.1:{server.metrics_port}/metrics'
+        lines = urllib.request.urlopen(url, timeout=60).read().decode().splitlines()
+        samples = (line.rpartition(' ') for line in lines if not line.startswith('#'))
+        return {name: float(value) for name, _, value in samples}
 
-        with Client(f'127.0.0.1:{server.port}') as client:
-            yield client, scrape
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with in_thread(server), Client(f'127.0.0.1:{server.port}') as client:
+        yield client, scrape
 
 
 def test_metrics_tell_how_old_hop_2_is(

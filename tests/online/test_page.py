@@ -27,6 +27,9 @@ pytest.importorskip('uvicorn', reason='uvicorn is not installed: make test insta
 from mag.online import Client, Overloaded, Ranked, Server, SqliteStream, swap  # noqa: E402
 from mag.online.ranker import Explained, MacroEdges, Offers  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).parent))
+from server_thread import in_thread  # noqa: E402
+
 NUM_USERS, NUM_ITEMS, NUM_CLUSTERS = 6, 12, 5
 BLOCKS = ('user', 'item', 'user x item')
 
@@ -127,19 +130,8 @@ def serving(ranker: CountingRanker, records: bool = True, **arguments: Any) -> I
     if records:
         arguments |= {'open_stream': lambda: SqliteStream(ranker.path), 'nodes': nodes}
     server = Server(ranker, port=0, page_port=0, **arguments)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
-        try:
-            yield server
-        finally:
-            asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(30)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with in_thread(server):
+        yield server
 
 
 @pytest.fixture

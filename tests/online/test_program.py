@@ -1,9 +1,8 @@
-import asyncio
 import io
 import json
 import re
 import shutil
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,8 @@ from mag.online import (
 from mag.online import program as programs
 from mag.online.snapshot import _name_of
 from mag.pipeline.serving import SnapshotLoader, write_served
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 NUM_USERS, NUM_ITEMS = 12, 9
 OWN = {'archive_version', 'byteorder', '.data/version', '.data/serialization_id'}
@@ -120,21 +121,15 @@ def write(root: Path, program: Program | None, **changes: Any) -> Snapshot:
 def client_of(ranker: SnapshotRanker) -> Iterator[Any]:
     r"""A client of a server in a thread."""
     pytest.importorskip('grpc', reason='gRPC is not installed: make test installs it')
+    from server_thread import in_thread
+
     from mag.online import Client, Server
 
-    server = Server(ranker, port=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
-        with Client(f'127.0.0.1:{server.port}') as client:
-            yield client
-        asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(60)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with (
+        in_thread(Server(ranker, port=0)) as server,
+        Client(f'127.0.0.1:{server.port}') as client,
+    ):
+        yield client
 
 
 def close_to(found: Any, expected: Any) -> None:

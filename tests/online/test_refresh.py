@@ -1,5 +1,5 @@
-import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +19,9 @@ from mag.pipeline import Pipeline  # noqa: E402
 from mag.pipeline.refresh import delete_older, refresh  # noqa: E402
 from mag.pipeline.serving import make_server, write_served  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).parent))
+from server_thread import in_thread  # noqa: E402
+
 
 def run(*arguments: Any, exit_code: int = 0) -> Result:
     result = CliRunner().invoke(main, list(map(str, arguments)))
@@ -30,19 +33,8 @@ def run(*arguments: Any, exit_code: int = 0) -> Result:
 def serving(snapshot: str, log: Path) -> Iterator[Server]:
     r"""A server in a thread."""
     server = make_server(snapshot, str(log), port=0, admin_port=0)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
-        try:
-            yield server
-        finally:
-            asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(60)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with in_thread(server):
+        yield server
 
 
 @contextmanager

@@ -55,6 +55,9 @@ from mag.online.ranking_pb2 import (  # noqa: E402
     WhatIfResponse,
 )
 
+sys.path.insert(0, str(Path(__file__).parent))
+from server_thread import in_thread  # noqa: E402
+
 NUM_CORES = len(os.sched_getaffinity(0))
 RANK, EXPLAIN, WHAT_IF, RECORD = (
     f'/mag.online.v1.Ranking/{name}' for name in ('Rank', 'Explain', 'WhatIf', 'Record')
@@ -153,19 +156,8 @@ def edges_of(node: int, num_edges: int) -> MacroEdges:
 def serving(ranker: FakeRanker, **arguments: Any) -> Iterator[Server]:
     r"""A server in a thread."""
     server = Server(ranker, port=0, **arguments)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
-        try:
-            yield server
-        finally:
-            asyncio.run_coroutine_threadsafe(server.stop(5), loop).result(30)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with in_thread(server):
+        yield server
 
 
 @contextmanager
